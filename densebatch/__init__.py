@@ -1,0 +1,1 @@
+"""Whole-slide cell segmentation of dense, multiplexed tissue."""

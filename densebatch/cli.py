@@ -1,0 +1,89 @@
+"""The command line: thin commands; errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from densebatch.errors import DensebatchError, PartialRunError
+
+# Commands in modules of their own, imported when they are called: `score` must start without
+# torch, and `--help` without anything.
+_COMMANDS = {
+    "segment": ("densebatch.cli_segment", "Segment a slide into OME-Zarr labels."),
+    "plan": ("densebatch.cli_segment", "Show what a segmentation would do, and do nothing."),
+    "demo": ("densebatch.cli_demo", "Simulate a slide, segment it, score it, show it."),
+    "score": ("densebatch.cli_score", "Compare label images with ground truth."),
+    "train": ("densebatch.cli_train", "Train a network on annotated images."),
+    "models": ("densebatch.cli_train", "List the bundled models."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="densebatch")
+def cli() -> None:
+    """Whole-slide cell segmentation of dense, multiplexed tissue.
+
+    \b
+    Exit codes: 0 done; 1 unexpected failure; 2 input or settings that cannot work;
+    3 done except for tiles that failed.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    console = Console(stderr=True)
+    try:
+        result: Any = cli.main(args=arguments, standalone_mode=False)
+    except DensebatchError as error:
+        kind = "partial" if isinstance(error, PartialRunError) else "error"
+        click.echo(f"{kind}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command continues the run", err=True)
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001  the last resort; the trace is kept for a report
+        console.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
+        click.echo(f"unexpected failure: {type(error).__name__}: {error}", err=True)
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def print_json(document: Any, target: str) -> None:  # noqa: ANN401
+    """Write a JSON document to a file, or to standard output for `-`."""
+    text = json.dumps(document, indent=1)
+    if target == "-":
+        click.echo(text)
+    else:
+        Path(target).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

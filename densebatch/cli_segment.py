@@ -1,0 +1,173 @@
+"""`densebatch segment` and `densebatch plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from densebatch.config import SegmentSettings, load_settings
+from densebatch.errors import PartialRunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from densebatch.pipeline import SegmentResult
+    from densebatch.plan import Plan
+
+
+def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else None
+
+
+_OPTIONS = [
+    click.option("--membrane", callback=_channels, metavar="A,B,...",
+                 help="Membrane or cytoplasm channels, by name or index; several are combined."),
+    click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
+    click.option("--model", metavar="MODEL", help="Bundled model or checkpoint file.  [dense]"),
+    click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),
+    click.option("--diameter", type=float, metavar="PX", help="Cell diameter; sets the scale."),
+    click.option("--flow-threshold", type=float, help="Largest flow error; 0 keeps all.  [0.4]"),
+    click.option("--cellprob-threshold", type=float, help="Foreground has a larger logit.  [0]"),
+    click.option("--min-size", type=int, metavar="PX", help="Smallest cell.  [15]"),
+    click.option("--max-size", type=int, metavar="PX", help="Largest cell."),
+    click.option("--skip-background/--no-skip-background", default=None,
+                 help="Skip patches without signal.  [skip]"),
+    click.option("--ngff", type=click.Choice(["0.4", "0.5"]), help="OME-Zarr version.  [0.5]"),
+    click.option("--image", type=click.Choice(["auto", "copy", "none"]),
+                 help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),
+    click.option("--in-place", is_flag=True, default=None, help="Write into the OME-Zarr slide."),
+    click.option("--tile", type=int, metavar="PX", help="Tracing tile; no effect on labels.  [2048]"),
+    click.option("--workers", type=int, metavar="N", help="Dask workers; 0: in this process."),
+    click.option("--scheduler-address", metavar="ADDRESS", help="A running Dask scheduler."),
+    click.option("--scheduler-file", type=click.Path(path_type=Path), help="Its scheduler file."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Of the network."),
+    click.option("--config", type=click.Path(path_type=Path), help="Settings as YAML."),
+]  # fmt: skip
+
+
+def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def wrapper(*args: Any, config: Path | None, **options: Any) -> Any:  # noqa: ANN401
+        known = {k: options.pop(k) for k in list(options) if k in SegmentSettings.model_fields}
+        return command(*args, settings=load_settings(config, **known), **options)
+
+    for option in reversed(_OPTIONS):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+@click.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_settings_options
+@click.option("--keep-flows", is_flag=True, default=None, help="Leave the flow field in OUT/work.")
+@click.option("--restart", is_flag=True, help="Remove an earlier run's results from OUT first.")
+def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **kept: Any) -> None:  # noqa: ANN401
+    """Segment SLIDE (OME-Zarr, OME-TIFF, TIFF or PNG) and write results to OUT.
+
+    The same command continues an interrupted run.
+    """
+    from densebatch.pipeline import segment as run_segment
+    from densebatch.progress import TerminalProgress
+
+    if kept.get("keep_flows"):
+        settings = settings.model_copy(update={"keep_flows": True})
+    with TerminalProgress(Console(stderr=True)) as progress:
+        result = run_segment(slide, out, settings, restart=restart, progress=progress)
+    print_summary(result)
+    if result.failed_tiles:
+        first = result.failed_tiles[0]
+        raise PartialRunError(
+            f"{len(result.failed_tiles)} tiles have no labels, the first at pixels "
+            f"{first['region']} ({first['reason']}); the same command tries them again"
+        )
+
+
+def print_summary(result: SegmentResult) -> None:
+    """Say what was found, where it is and how to look at it."""
+    report = result.report
+    seconds = report["seconds"]
+    click.echo(
+        f"{result.cells} cells in {report['slide_px'] / 1e6:.2f} Mpx, {seconds['total']:.1f} s "
+        f"({report['mpx_per_second']:.3g} Mpx/s); network on {report['network_patches']} patches, "
+        f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
+    )
+    click.echo(f"labels  {result.labels}")
+    click.echo(f"cells   {result.table}")
+    click.echo(f"record  {result.out / 'run.json'}")
+    click.echo(f"look    napari --plugin napari-ome-zarr {report['view']}")
+
+
+@click.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_settings_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
+    """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
+    from densebatch.pipeline import choose_workers
+    from densebatch.plan import build_plan, check_capacity, estimate
+    from densebatch.tracing import tile_grid
+
+    built = build_plan(slide, settings)
+    needs = estimate(built, settings.tile)
+    workers = choose_workers(settings, built)
+    facts = {
+        "slide_px": built.shape[0] * built.shape[1],
+        "network_patches": built.network_patches,
+        "network_px": built.network_px,
+        "network_covered_px": built.covered_px,
+        "predict_tasks": len(built.groups),
+        "trace_tiles": len(tile_grid(built, settings.tile)),
+        "workers": workers,
+        "worker_mb": needs.worker_mb,
+        "worst_task": needs.worst_task,
+        "disk_mb": needs.disk_mb,
+        "fingerprint": built.fingerprint,
+    }
+    if as_json:
+        document = json.loads(built.to_json())
+        document.pop("active")
+        click.echo(json.dumps({**facts, "plan": document}, indent=1))
+    else:
+        for line in _describe(built, facts):
+            click.echo(line)
+    sys.stdout.flush()
+    check_capacity(needs, workers, out.absolute())
+
+
+def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
+    info = built.slide
+    size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
+    cores = built.lattice.cores
+    lines = [
+        f"slide      {info.path}",
+        f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
+        f"channels {', '.join(info.channels)}",
+        f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
+        f"scale      {built.rescale:.4g} ({built.rescale_reason})",
+    ]
+    named = [("membrane", b) for b in built.membrane]
+    named += [("nuclei", built.nuclei)] if built.nuclei else []
+    lines += [
+        f"{role:<10} {b.name}: {b.low:g} to {b.high:g} becomes 0 to 1 "
+        f"(tissue is {b.tissue_fraction:.0%} of the slide)"
+        for role, b in named
+    ]
+    lines += [
+        f"network    {facts['network_patches']} of {len(cores)} patches of "
+        f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
+        f"{facts['network_px'] / 1e6:.1f} Mpx, "
+        f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
+        f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
+        f"{facts['workers']} workers",
+        f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
+        f"disk       up to {facts['disk_mb']} MB",
+    ]
+    return lines

@@ -1,0 +1,292 @@
+"""Sparse contingency tables: which truth cell and which prediction share how many pixels.
+
+Every overlap metric follows from one table of (truth id, prediction id, pixel count), background
+included. Tables add, so that a slide is scored block by block, in any order and with any chunking
+of either side, and the integers come out the same. Memory grows with the number of touching pairs
+of cells, never with pixels or with cells squared.
+
+Runs of equal pairs along a row are counted at once: a cell of 30 pixels costs one table look-up
+per row instead of 30. The table of a block is a small open-addressing hash table that stays in the
+processor's cache; it is sorted once, when the block is done, so that adding tables is merging.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numba
+import numpy as np
+
+from densebatch.errors import InputError
+from densebatch.geometry import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import ArrayLike, NDArray
+
+MAX_LABEL = 2**32 - 1
+
+
+class PixelSource(Protocol):
+    """What can be counted: a NumPy array, a zarr array, a label image of `label_io`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> object:
+        """Pixels of a rectangle."""
+
+
+def as_labels(array: object, where: str = "the label image") -> NDArray[np.uint32]:
+    """Labels as contiguous uint32, or the reason why these are no labels.
+
+    Parameters
+    ----------
+    array
+        Integers of any type, 0 for background.
+    where
+        Names the source in the error.
+
+    Raises
+    ------
+    InputError
+        For floats, booleans, negative ids and ids above 2^32-1.
+
+    Examples
+    --------
+    >>> as_labels(np.array([[0, 7]], dtype=np.int16))
+    array([[0, 7]], dtype=uint32)
+    """
+    labels = np.asarray(array)
+    kind = labels.dtype.kind
+    if kind not in "iu":
+        found = "a yes/no mask (bool)" if kind == "b" else f"values of type {labels.dtype}"
+        raise InputError(
+            f"{where} holds {found}; a label image has one whole number per cell and 0 for "
+            "background"
+        )
+    if labels.size and labels.dtype.itemsize > (2 if kind == "u" else 0):
+        if kind == "i" and (lowest := int(labels.min())) < 0:
+            raise InputError(
+                f"{where} holds the negative label {lowest}; labels are 0 to {MAX_LABEL}"
+            )
+        if labels.dtype.itemsize > 4 and (highest := int(labels.max())) > MAX_LABEL:
+            raise InputError(f"{where} holds the label {highest}; labels are 0 to {MAX_LABEL}")
+    return np.ascontiguousarray(labels, dtype=np.uint32)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _slot(key: int, bits: int) -> int:
+    """First place to look for a key in a table of 2^bits slots."""
+    # The mixing step of MurmurHash3: both ids reach the upper bits, which are the slot.
+    mixed = (key ^ (key >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    return mixed >> np.uint64(64 - bits)  # type: ignore[no-any-return]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _grow(
+    keys: NDArray[np.uint64], counts: NDArray[np.int64], bits: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The same pairs in a table of 2^bits slots."""
+    new_keys, new_counts = np.zeros(1 << bits, np.uint64), np.zeros(1 << bits, np.int64)
+    last = np.uint64((1 << bits) - 1)
+    for i in range(keys.size):
+        if counts[i] > 0:
+            slot = _slot(keys[i], bits)
+            while new_counts[slot] != 0:
+                slot = (slot + np.uint64(1)) & last
+            new_keys[slot], new_counts[slot] = keys[i], counts[i]
+    return new_keys, new_counts
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _tally(
+    truth: NDArray[np.uint32],
+    pred: NDArray[np.uint32],
+    y0: int,
+    x0: int,
+    y1: int,
+    x1: int,
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Pairs (truth << 32 | pred) of a rectangle and their pixel counts, unordered."""
+    bits = 10
+    keys = np.zeros(1 << bits, np.uint64)
+    # A pair in the table has at least one pixel: a count of zero marks a free slot.
+    counts = np.zeros(1 << bits, np.int64)
+    last = np.uint64((1 << bits) - 1)
+    used = 0
+    for y in range(y0, y1):
+        truth_row, pred_row = truth[y, x0:x1], pred[y, x0:x1]
+        n = truth_row.size
+        x = 0
+        while x < n:
+            t, p = truth_row[x], pred_row[x]
+            start = x
+            x += 1
+            while x < n and truth_row[x] == t and pred_row[x] == p:
+                x += 1
+            key = (np.uint64(t) << np.uint64(32)) | np.uint64(p)
+            slot = _slot(key, bits)
+            while counts[slot] != 0 and keys[slot] != key:
+                slot = (slot + np.uint64(1)) & last
+            if counts[slot] == 0:
+                keys[slot] = key
+                used += 1
+            counts[slot] += x - start
+            if 2 * used > (1 << bits):
+                bits += 2
+                keys, counts = _grow(keys, counts, bits)
+                last = np.uint64((1 << bits) - 1)
+    taken = np.nonzero(counts)[0]
+    return keys[taken], counts[taken]
+
+
+@dataclass(frozen=True, eq=False)
+class Contingency:
+    """Pixel counts of the pairs of labels that occur together; one row for each pair.
+
+    Rows are sorted by (truth, pred), each pair occurs once and has at least one pixel.
+
+    Attributes
+    ----------
+    truth, pred
+        Label ids, 0 for background.
+    count
+        Pixels that carry both.
+
+    Examples
+    --------
+    >>> a = Contingency.from_arrays([[1, 1, 0]], [[5, 0, 0]])
+    >>> b = Contingency.from_arrays([[1]], [[5]])
+    >>> [*zip(*(column.tolist() for column in ((a + b).truth, (a + b).pred, (a + b).count)))]
+    [(0, 0, 1), (1, 0, 1), (1, 5, 2)]
+    """
+
+    truth: NDArray[np.uint32]
+    pred: NDArray[np.uint32]
+    count: NDArray[np.int64]
+
+    @classmethod
+    def from_rows(
+        cls, truth: NDArray[np.uint32], pred: NDArray[np.uint32], count: NDArray[np.int64]
+    ) -> Contingency:
+        """Sort rows and add those of the same pair."""
+        return cls._from_keys(truth.astype(np.uint64) << np.uint64(32) | pred, count)
+
+    @classmethod
+    def _from_keys(cls, key: NDArray[np.uint64], count: NDArray[np.int64]) -> Contingency:
+        # A stable sort of 64-bit keys is a merge sort that takes advantage of sorted stretches:
+        # adding sorted tables is linear.
+        order = np.argsort(key, kind="stable")
+        key, count = key[order], count[order]
+        first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1]))) if key.size else order
+        key, count = key[first], np.add.reduceat(count, first) if key.size else count
+        return cls((key >> np.uint64(32)).astype(np.uint32), key.astype(np.uint32), count)
+
+    @classmethod
+    def from_arrays(cls, truth: ArrayLike, pred: ArrayLike) -> Contingency:
+        """Count two label arrays of the same shape, of any number of dimensions."""
+        a, b = as_labels(truth, "the truth"), as_labels(pred, "the prediction")
+        check_same_shape(a, b)
+        rows = (-1, a.shape[-1] if a.ndim and a.shape[-1] else 1)
+        return cls.count_part(a.reshape(rows), b.reshape(rows))
+
+    @classmethod
+    def count_part(
+        cls, truth: NDArray[np.uint32], pred: NDArray[np.uint32], part: Region | None = None
+    ) -> Contingency:
+        """Count a rectangle of two images of contiguous uint32, by default all of it."""
+        part = part or Region(0, 0, *truth.shape)
+        return cls._from_keys(*_tally(truth, pred, part.y0, part.x0, part.y1, part.x1))
+
+    @classmethod
+    def sum(cls, tables: Iterable[Contingency]) -> Contingency:
+        """Add any number of tables."""
+        parts = list(tables)
+        if not parts:
+            return cls.from_arrays(np.zeros(0, np.uint32), np.zeros(0, np.uint32))
+        return (
+            parts[0]
+            if len(parts) == 1
+            else cls.from_rows(
+                np.concatenate([part.truth for part in parts]),
+                np.concatenate([part.pred for part in parts]),
+                np.concatenate([part.count for part in parts]),
+            )
+        )
+
+    def __add__(self, other: Contingency) -> Contingency:
+        return Contingency.sum((self, other))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contingency) and all(
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("truth", "pred", "count")
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return self.count.size
+
+    @cached_property
+    def n_px(self) -> int:
+        """All pixels, background included."""
+        return int(self.count.sum())
+
+    @cached_property
+    def truth_areas(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Ids and areas (px) of the truth's cells, ascending ids, without background."""
+        return _areas(self.truth, self.count)
+
+    @cached_property
+    def pred_areas(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Ids and areas (px) of the predicted cells, ascending ids, without background."""
+        order = np.argsort(self.pred, kind="stable")
+        return _areas(self.pred[order], self.count[order])
+
+    def drop_small(self, min_size: int) -> Contingency:
+        """Turn cells of fewer than `min_size` pixels into background, on each side by itself.
+
+        This is the size filter of Han et al. 2024 (BMC Med Inform Decis Mak 24:124): `area >= s`,
+        applied to truth and prediction independently and before any matching.
+        """
+        truth, pred = self.truth.copy(), self.pred.copy()
+        for labels, (ids, areas) in ((truth, self.truth_areas), (pred, self.pred_areas)):
+            labels[np.isin(labels, ids[areas < min_size])] = 0
+        return Contingency.from_rows(truth, pred, self.count)
+
+
+def _areas(
+    labels: NDArray[np.uint32], count: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    if not labels.size:
+        return labels, count
+    first = np.flatnonzero(np.concatenate(([True], labels[1:] != labels[:-1])))
+    ids, areas = labels[first], np.add.reduceat(count, first)
+    return (ids[1:], areas[1:]) if ids[0] == 0 else (ids, areas)
+
+
+def check_same_shape(truth: PixelSource, pred: PixelSource) -> None:
+    """Raise `InputError` for different shapes, with a hint where one is a pyramid level."""
+    if truth.shape == pred.shape:
+        return
+    hint = ""
+    if len(truth.shape) == len(pred.shape) and all((*truth.shape, *pred.shape)):
+        ratios = [max(a, b) / min(a, b) for a, b in zip(truth.shape, pred.shape, strict=True)]
+        level = round(math.log2(max(ratios)))
+        if level and all(abs(ratio - 2**level) < 0.05 * 2**level for ratio in ratios):
+            hint = f" (the smaller one looks like pyramid level {level} of the larger)"
+    names = [
+        getattr(s, "where", role) for s, role in ((truth, "the truth"), (pred, "the prediction"))
+    ]
+    sizes = ["x".join(map(str, s.shape)) for s in (truth, pred)]
+    raise InputError(
+        f"{names[1]} is {sizes[1]} px but {names[0]} is {sizes[0]} px{hint}; "
+        "both must show the same pixels"
+    )

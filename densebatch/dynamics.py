@@ -1,0 +1,493 @@
+"""Flows to cells for one tile, with a result that does not depend on the tile.
+
+The steps are Cellpose's (Stringer et al. 2021; cellpose 3.1.1.3 `dynamics.compute_masks`): follow
+the flow from each foreground pixel, find sinks in the histogram of end points, grow each sink,
+give every pixel to the sink it ended in, then drop cells whose flows disagree with their shape and
+fill holes. Five things differ, each because stock's result depends on the image's extent:
+
+- positions are an integer start plus a float32 displacement (absolute float32 coordinates round
+  differently at different offsets);
+- sinks are ordered by (count, position), never by an unstable sort;
+- the size cap is absolute, and quality control runs as many rounds as the cell itself needs;
+- a hole is filled with its cell only where no other kept cell is;
+- a pixel that travels beyond a hard limit is left unassigned and counted.
+
+How much halo makes the core exact
+----------------------------------
+Let T bound the travel of every pixel (Chebyshev distance from its start, at any time). A window's
+edge is unknown ground: a trajectory that touches it is dropped, and it could have ended up to 2T
+inside; a pixel outside the window ends at most T inside. So the end-point histogram is exact 2T
+from the edge, seeds (5x5 maxima) 2 px further, claims of seeds (11x11 windows) 5 px + 5 px
+further. A core pixel's cell has its seed within T + 5 px of the pixel, also if the pixel lies in a
+hole of the cell, and the cell's pixels are the sources of its claim. Hence `halo = 3 T + 24`.
+T is not an assumption: every tile reports the largest travel in its core, and the pipeline traces
+again, with a larger T, the tiles near a core that exceeded it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+from densebatch.diffusion import diffuse_cell
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from densebatch.geometry import Region
+
+FLOW_SCALE = np.float32(5.0)  # networks give flows at five times unit length
+_SEED_COUNT = 10  # a seed has more end points than this
+_GROW_COUNT = 2  # a claimed pixel has more end points than this
+_REACH = 5  # a claim extends this far from its seed
+_DROPPED = -1
+
+
+def halo_for_travel(travel_px: int) -> int:
+    """Halo in pixels that makes a core exact when no pixel travels further than `travel_px`."""
+    return 3 * travel_px + 24
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What decides which cells are found; nothing here depends on tiles or workers.
+
+    Attributes
+    ----------
+    cellprob_threshold : pixels with a larger cell-probability logit are foreground
+    flow_threshold : cells with a larger mean squared flow error are dropped; 0 keeps all
+    min_size_px : cells with fewer pixels are dropped
+    max_size_px : cells with more pixels are dropped (before quality control)
+    iterations : Euler steps of flow following
+    travel_limit_px : a pixel that goes further from its start is left unassigned
+    """
+
+    cellprob_threshold: float = 0.0
+    flow_threshold: float = 0.4
+    min_size_px: int = 15
+    max_size_px: int = 20_000
+    iterations: int = 200
+    travel_limit_px: int = 256
+
+
+@dataclass(frozen=True)
+class TracedTile:
+    """Cells of one tile.
+
+    Attributes
+    ----------
+    labels : `(h, w)` uint32 of the core; 0 background, else index into `keys` plus one
+    keys : int64, ascending; global linear index of each cell's seed pixel in the slide
+    max_travel_px : largest travel of a core pixel
+    dropped_px : core pixels beyond the travel limit
+    n_rejected : cells with their seed in the core that quality control or size limits dropped
+    """
+
+    labels: NDArray[np.uint32]
+    keys: NDArray[np.int64]
+    max_travel_px: float
+    dropped_px: int
+    n_rejected: int
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _follow(
+    dy: NDArray[np.float32],
+    dx: NDArray[np.float32],
+    foreground: NDArray[np.bool_],
+    bounds: tuple[int, int, int, int],
+    iterations: int,
+    limit: float,
+    ends: NDArray[np.int32],
+    travel: NDArray[np.float32],
+) -> None:
+    """End pixel (linear, in the window) and largest travel of every foreground pixel.
+
+    `bounds` are the slide's first and last row and column in window coordinates; positions are
+    clamped to them. A trajectory that needs a pixel outside the window is dropped.
+
+    A trajectory is deterministic in its position, so once it repeats a position it cycles: the
+    remaining steps are taken modulo the cycle's length (Brent's method), with the same result.
+    """
+    height, width = foreground.shape
+    first_y, first_x, last_y, last_x = bounds
+    zero = np.float32(0.0)
+    one = np.float32(1.0)
+    for y in range(height):
+        for x in range(width):
+            if not foreground[y, x]:
+                continue
+            low_y = np.float32(first_y - y)
+            high_y = np.float32(last_y - y)
+            low_x = np.float32(first_x - x)
+            high_x = np.float32(last_x - x)
+            py = zero
+            px = zero
+            mark_y = zero
+            mark_x = zero
+            mark_step = 0
+            next_mark = 1
+            far = zero
+            step = 0
+            dropped = False
+            end = iterations
+            while step < end:
+                floor_y = np.floor(py)
+                floor_x = np.floor(px)
+                iy = y + int(floor_y)
+                ix = x + int(floor_x)
+                iy1 = min(iy + 1, last_y)
+                ix1 = min(ix + 1, last_x)
+                if iy < 0 or ix < 0 or iy1 >= height or ix1 >= width:
+                    dropped = True
+                    break
+                fy = py - floor_y
+                fx = px - floor_x
+                w00 = (one - fy) * (one - fx)
+                w01 = (one - fy) * fx
+                w10 = fy * (one - fx)
+                w11 = fy * fx
+                step_y = dy[iy, ix] * w00 + dy[iy, ix1] * w01 + dy[iy1, ix] * w10 + dy[iy1, ix1] * w11
+                step_x = dx[iy, ix] * w00 + dx[iy, ix1] * w01 + dx[iy1, ix] * w10 + dx[iy1, ix1] * w11
+                py = min(high_y, max(low_y, py + step_y))
+                px = min(high_x, max(low_x, px + step_x))
+                step += 1
+                far = max(far, abs(py), abs(px))
+                if far > limit:
+                    dropped = True
+                    break
+                if py == mark_y and px == mark_x and end == iterations:
+                    cycle = step - mark_step
+                    end = step + (iterations - step) % cycle
+                elif step == next_mark:
+                    mark_y = py
+                    mark_x = px
+                    mark_step = step
+                    next_mark *= 2
+            travel[y, x] = far
+            if dropped:
+                ends[y, x] = _DROPPED
+                continue
+            iy = y + int(np.floor(py))
+            ix = x + int(np.floor(px))
+            if iy < 0 or ix < 0 or iy >= height or ix >= width:
+                ends[y, x] = _DROPPED
+            else:
+                ends[y, x] = iy * width + ix
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_ends(ends: NDArray[np.int32], foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
+    height, width = foreground.shape
+    counts = np.zeros((height, width), np.int32)
+    for y in range(height):
+        for x in range(width):
+            if foreground[y, x] and ends[y, x] >= 0:
+                counts[ends[y, x] // width, ends[y, x] % width] += 1
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_seeds(counts: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Linear indices of 5x5 maxima with enough end points, in raster order."""
+    height, width = counts.shape
+    found = []
+    for y in range(height):
+        for x in range(width):
+            here = counts[y, x]
+            if here <= _SEED_COUNT:
+                continue
+            largest = True
+            for j in range(max(0, y - 2), min(height, y + 3)):
+                for i in range(max(0, x - 2), min(width, x + 3)):
+                    if counts[j, i] > here:
+                        largest = False
+                        break
+                if not largest:
+                    break
+            if largest:
+                found.append(y * width + x)
+    seeds = np.empty(len(found), np.int32)
+    for index, seed in enumerate(found):
+        seeds[index] = seed
+    return seeds
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _claim(counts: NDArray[np.int32], seeds: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Grow each seed over 11x11 pixels; where claims meet, the later seed of the list wins.
+
+    Returns, per pixel, the index of the claiming seed plus one.
+    """
+    height, width = counts.shape
+    claims = np.zeros((height, width), np.int32)
+    side = 2 * _REACH + 1
+    grown = np.zeros((side, side), np.bool_)
+    queue_y = np.empty(side * side, np.int32)
+    queue_x = np.empty(side * side, np.int32)
+    for index in range(seeds.size):
+        sy = seeds[index] // width
+        sx = seeds[index] % width
+        grown[:] = False
+        grown[_REACH, _REACH] = True
+        queue_y[0] = _REACH
+        queue_x[0] = _REACH
+        claims[sy, sx] = index + 1
+        tail = 1
+        ring_start = 0
+        for _ in range(_REACH):
+            ring_end = tail
+            for q in range(ring_start, ring_end):
+                for j in range(queue_y[q] - 1, queue_y[q] + 2):
+                    for i in range(queue_x[q] - 1, queue_x[q] + 2):
+                        if j < 0 or i < 0 or j >= side or i >= side or grown[j, i]:
+                            continue
+                        y = sy + j - _REACH
+                        x = sx + i - _REACH
+                        if y < 0 or x < 0 or y >= height or x >= width:
+                            continue
+                        if counts[y, x] > _GROW_COUNT:
+                            grown[j, i] = True
+                            queue_y[tail] = j
+                            queue_x[tail] = i
+                            tail += 1
+                            claims[y, x] = index + 1
+            ring_start = ring_end
+    return claims
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _assign(
+    ends: NDArray[np.int32], foreground: NDArray[np.bool_], claims: NDArray[np.int32], n_seeds: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Seed index plus one per pixel; and area and bounding box per seed (area, y0, x0, y1, x1)."""
+    height, width = foreground.shape
+    labels = np.zeros((height, width), np.int32)
+    cells = np.zeros((n_seeds, 5), np.int32)
+    cells[:, 1] = height
+    cells[:, 2] = width
+    for y in range(height):
+        for x in range(width):
+            if not foreground[y, x] or ends[y, x] < 0:
+                continue
+            label = claims[ends[y, x] // width, ends[y, x] % width]
+            if label == 0:
+                continue
+            labels[y, x] = label
+            cell = cells[label - 1]
+            cell[0] += 1
+            cell[1] = min(cell[1], y)
+            cell[2] = min(cell[2], x)
+            cell[3] = max(cell[3], y + 1)
+            cell[4] = max(cell[4], x + 1)
+    return labels, cells
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _flow_error(
+    labels: NDArray[np.int32],
+    label: int,
+    box: tuple[int, int, int, int],
+    dy: NDArray[np.float32],
+    dx: NDArray[np.float32],
+) -> float:
+    """Mean squared difference between the network's unit flows and the shape's own."""
+    y0, x0, y1, x1 = box
+    inside = labels[y0:y1, x0:x1] == label
+    shape_y = np.zeros(inside.shape, np.float32)
+    shape_x = np.zeros(inside.shape, np.float32)
+    diffuse_cell(inside, shape_y, shape_x)
+    total = 0.0
+    n = 0
+    for y in range(inside.shape[0]):
+        for x in range(inside.shape[1]):
+            if inside[y, x]:
+                error_y = np.float64(shape_y[y, x]) - np.float64(dy[y0 + y, x0 + x])
+                error_x = np.float64(shape_x[y, x]) - np.float64(dx[y0 + y, x0 + x])
+                total += error_y * error_y + error_x * error_x
+                n += 1
+    return total / n
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _check(
+    labels: NDArray[np.int32],
+    cells: NDArray[np.int32],
+    core: tuple[int, int, int, int],
+    dy: NDArray[np.float32],
+    dx: NDArray[np.float32],
+    limits: tuple[int, int, float],
+) -> NDArray[np.int8]:
+    """Verdict per seed: 0 no pixels or far from the core, 1 kept, -1 rejected."""
+    min_size, max_size, flow_threshold = limits
+    verdicts = np.zeros(cells.shape[0], np.int8)
+    for index in range(cells.shape[0]):
+        area, y0, x0, y1, x1 = cells[index]
+        if area == 0 or y1 <= core[0] or x1 <= core[1] or y0 >= core[2] or x0 >= core[3]:
+            continue
+        verdicts[index] = 1
+        if area < min_size or area > max_size:
+            verdicts[index] = -1
+        elif flow_threshold > 0:
+            error = _flow_error(labels, index + 1, (y0, x0, y1, x1), dy, dx)
+            # not (error <= threshold): a NaN flow must not pass
+            if not error <= flow_threshold:
+                verdicts[index] = -1
+    return verdicts
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _fill_holes(
+    labels: NDArray[np.int32],
+    cells: NDArray[np.int32],
+    verdicts: NDArray[np.int8],
+    order: NDArray[np.int64],
+    out: NDArray[np.int32],
+) -> None:
+    """Write kept cells to `out`, then their holes where no kept cell is.
+
+    A hole is a set of pixels that 4-connected steps cannot lead out of the cell's bounding box.
+    `order` is by position; of two cells around one hole the first wins.
+    """
+    height, width = labels.shape
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label > 0 and verdicts[label - 1] == 1:
+                out[y, x] = label
+    for index in order:
+        if verdicts[index] != 1:
+            continue
+        _, y0, x0, y1, x1 = cells[index]
+        label = index + 1
+        h = y1 - y0 + 2
+        w = x1 - x0 + 2
+        outside = np.zeros((h, w), np.bool_)
+        stack = np.empty(h * w, np.int32)
+        stack[0] = 0
+        outside[0, 0] = True
+        top = 1
+        while top > 0:
+            top -= 1
+            at = stack[top]
+            j = at // w
+            i = at % w
+            for side in range(4):
+                nj = j + (side == 0) - (side == 1)
+                ni = i + (side == 2) - (side == 3)
+                if nj < 0 or ni < 0 or nj >= h or ni >= w or outside[nj, ni]:
+                    continue
+                y = y0 + nj - 1
+                x = x0 + ni - 1
+                inner = nj > 0 and ni > 0 and nj < h - 1 and ni < w - 1
+                if inner and labels[y, x] == label:
+                    continue
+                outside[nj, ni] = True
+                stack[top] = nj * w + ni
+                top += 1
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                if not outside[y - y0 + 1, x - x0 + 1] and out[y, x] == 0:
+                    out[y, x] = label
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _mask_flows(
+    flows: NDArray[np.float32], threshold: float
+) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    """Foreground, and unit flows that are zero outside of it."""
+    _, height, width = flows.shape
+    foreground = np.zeros((height, width), np.bool_)
+    dy = np.zeros((height, width), np.float32)
+    dx = np.zeros((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):
+            if flows[2, y, x] > threshold:
+                foreground[y, x] = True
+                dy[y, x] = flows[0, y, x] / FLOW_SCALE
+                dx[y, x] = flows[1, y, x] / FLOW_SCALE
+    return foreground, dy, dx
+
+
+def trace_tile(
+    flows: NDArray[np.float32],
+    window: Region,
+    core: Region,
+    slide_shape: tuple[int, int],
+    settings: TraceSettings,
+) -> TracedTile:
+    """Cells of a tile's core from the flow field of its window.
+
+    Parameters
+    ----------
+    flows
+        `(3, h, w)` float32 over `window`: dy, dx at five times unit length, and the logit.
+    window
+        The core with its halo, cut at the slide's borders; global pixels.
+    core
+        The part whose labels are wanted; global pixels.
+    slide_shape
+        Height and width of the slide.
+    settings
+        Thresholds and limits.
+
+    Returns
+    -------
+    TracedTile
+        Exact for the whole slide as long as no pixel travels further than the halo allows, see
+        the module's notes.
+
+    Raises
+    ------
+    ValueError
+        If a flow is not finite.
+    """
+    if not np.isfinite(flows).all():
+        raise ValueError(f"the flow field holds values that are not finite in {window}")
+    height, width = slide_shape
+    inner = core.shift(-window.y0, -window.x0)
+    foreground, dy, dx = _mask_flows(flows, settings.cellprob_threshold)
+    ends = np.empty(foreground.shape, np.int32)
+    travel = np.zeros(foreground.shape, np.float32)
+    bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
+    _follow(
+        dy, dx, foreground, bounds, settings.iterations, settings.travel_limit_px, ends, travel
+    )
+    counts = _count_ends(ends, foreground)
+    seeds = _find_seeds(counts)
+    rows, cols = np.divmod(seeds.astype(np.int64), foreground.shape[1])
+    # Ascending counts, so that a stronger seed takes what a weaker one claimed; of equal counts
+    # the earlier in the slide wins, so it comes last.
+    ranked = np.lexsort((-seeds, counts[rows, cols]))
+    seeds, rows, cols = seeds[ranked], rows[ranked], cols[ranked]
+    labels, cells = _assign(ends, foreground, _claim(counts, seeds), seeds.size)
+    corners = (inner.y0, inner.x0, inner.y1, inner.x1)
+    limits = (settings.min_size_px, settings.max_size_px, settings.flow_threshold)
+    verdicts = _check(labels, cells, corners, dy, dx, limits)
+    keys = (rows + window.y0) * width + cols + window.x0
+    filled = np.zeros_like(labels)
+    _fill_holes(labels, cells, verdicts, np.argsort(keys), filled)
+
+    in_core = filled[inner.slices]
+    present = np.unique(in_core)
+    present = present[present > 0]
+    by_key = present[np.argsort(keys[present - 1])]
+    compact = np.zeros(seeds.size + 1, np.uint32)
+    compact[by_key] = np.arange(1, by_key.size + 1, dtype=np.uint32)
+    owned = (
+        (rows >= inner.y0) & (rows < inner.y1) & (cols >= inner.x0) & (cols < inner.x1)
+    )
+    core_foreground = foreground[inner.slices]
+    core_travel = travel[inner.slices]
+    return TracedTile(
+        labels=compact[in_core],
+        keys=keys[by_key - 1].astype(np.int64),
+        max_travel_px=float(core_travel.max(initial=0.0)),
+        dropped_px=int(
+            np.count_nonzero(core_foreground & (core_travel > settings.travel_limit_px))
+        ),
+        n_rejected=int(np.count_nonzero((verdicts < 0) & owned)),
+    )

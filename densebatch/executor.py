@@ -1,0 +1,240 @@
+"""Run independent tasks: here, one after the other, or on Dask workers.
+
+Knows nothing of slides. Submission is windowed: at most about two tasks per worker are in the
+scheduler's hands, the rest wait here, so that a lost worker takes few tasks with it and a task
+that has become possible can go ahead of those that were waiting.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+_WINDOW = 2  # tasks per worker in flight
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task.
+
+    Attributes
+    ----------
+    name : unique
+    function, args : what to call; importable and small, they travel to the worker
+    needs : names of jobs that must be done before
+    rank : jobs of a lower rank go first among those that are ready
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    needs: tuple[str, ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job: its result, or why it failed for good."""
+
+    job: Job
+    result: Any = None
+    error: str | None = None
+
+
+class Schedule:
+    """Which jobs are ready, in which order; jobs whose needs failed fail with them."""
+
+    def __init__(self, jobs: Sequence[Job], done: frozenset[str], shuffle: int | None) -> None:
+        order = list(range(len(jobs)))
+        if shuffle is not None:
+            random.Random(shuffle).shuffle(order)
+        self._jobs = {job.name: job for job in jobs}
+        if len(self._jobs) != len(jobs):
+            raise ValueError("two jobs have one name")
+        self._order = {jobs[index].name: place for place, index in enumerate(order)}
+        self._missing = {}
+        self._waiting: dict[str, list[str]] = {}
+        self._ready: list[tuple[int, int, str]] = []
+        self._attempts: dict[str, int] = {}
+        self.unfinished = len(jobs)
+        for job in jobs:
+            open_needs = [need for need in job.needs if need not in done]
+            unknown = [need for need in open_needs if need not in self._jobs]
+            if unknown:
+                raise ValueError(f"job {job.name} needs {unknown[0]}, which nobody does")
+            self._missing[job.name] = len(open_needs)
+            for need in open_needs:
+                self._waiting.setdefault(need, []).append(job.name)
+            if not open_needs:
+                self._push(job)
+
+    def _push(self, job: Job) -> None:
+        heapq.heappush(self._ready, (job.rank, self._order[job.name], job.name))
+
+    def next(self) -> Job | None:
+        """A job that can start now, if there is one."""
+        return self._jobs[heapq.heappop(self._ready)[2]] if self._ready else None
+
+    def finish(self, job: Job) -> None:
+        """Note that a job is done; what waited for it may become ready."""
+        self.unfinished -= 1
+        for name in self._waiting.pop(job.name, []):
+            if self._missing[name] < 0:
+                continue  # lost with another of its needs
+            self._missing[name] -= 1
+            if self._missing[name] == 0:
+                self._push(self._jobs[name])
+
+    def fail(self, job: Job, error: str) -> list[Outcome]:
+        """Try a job again, or give it and all that wait for it up."""
+        self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
+        if self._attempts[job.name] < _ATTEMPTS:
+            self._push(job)
+            return []
+        lost = [Outcome(job, error=error)]
+        gone = {job.name}
+        queue = self._waiting.pop(job.name, [])
+        while queue:
+            name = queue.pop()
+            if name in gone or self._missing[name] < 0:
+                continue
+            gone.add(name)
+            lost.append(Outcome(self._jobs[name], error=f"needs {job.name}, which failed: {error}"))
+            self._missing[name] = -1  # another need that fails later must not report it again
+            queue.extend(self._waiting.pop(name, []))
+        self.unfinished -= len(lost)
+        return lost
+
+
+def _explain(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+
+
+class SerialExecutor:
+    """The reference: everything in this process, one task at a time."""
+
+    workers = 0
+
+    def run(
+        self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
+    ) -> Iterator[Outcome]:
+        """Yield an outcome per job, failures included.
+
+        Parameters
+        ----------
+        jobs
+            Tasks; those already done are left out by the caller.
+        done
+            Names that count as done in `needs`.
+        shuffle
+            Seed of a random order among ready jobs of one rank; results must not depend on it.
+        """
+        schedule = Schedule(jobs, done, shuffle)
+        while (job := schedule.next()) is not None:
+            try:
+                result = job.function(*job.args)
+            except Exception as error:  # noqa: BLE001  quarantined and reported, never swallowed
+                yield from schedule.fail(job, _explain(error))
+            else:
+                schedule.finish(job)
+                yield Outcome(job, result)
+
+
+class DaskExecutor:
+    """Tasks on the workers of a Dask scheduler."""
+
+    def __init__(self, client: Any, workers: int) -> None:  # noqa: ANN401
+        self.client = client
+        self.workers = workers
+
+    def run(
+        self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
+    ) -> Iterator[Outcome]:
+        """As `SerialExecutor.run`, in the order of completion."""
+        from distributed import as_completed
+
+        schedule = Schedule(jobs, done, shuffle)
+        running: dict[Any, Job] = {}
+        completed = as_completed()
+
+        def refill() -> None:
+            n_workers = max(1, len(self.client.nthreads()))
+            while len(running) < _WINDOW * n_workers and (job := schedule.next()) is not None:
+                future = self.client.submit(job.function, *job.args, pure=False, retries=0)
+                running[future] = job
+                completed.add(future)
+
+        refill()
+        while running:
+            future = next(completed)
+            job = running.pop(future)
+            if future.status == "finished":
+                schedule.finish(job)
+                yield Outcome(job, future.result())
+            else:
+                error = future.exception() if future.status == "error" else None
+                reason = _explain(error) if error is not None else f"task was {future.status}"
+                yield from schedule.fail(job, reason)
+            future.release()
+            refill()
+
+
+@contextmanager
+def open_executor(
+    workers: int, scheduler_address: str | None, scheduler_file: Path | None
+) -> Iterator[SerialExecutor | DaskExecutor]:
+    """The executor that the settings ask for, closed at the end.
+
+    Parameters
+    ----------
+    workers
+        Processes of a local cluster; 0 works in this process.
+    scheduler_address, scheduler_file
+        A running scheduler, which decides instead.
+
+    Raises
+    ------
+    OSError
+        If the scheduler cannot be reached within half a minute, or has no workers then.
+    """
+    if scheduler_address is None and scheduler_file is None and workers == 0:
+        yield SerialExecutor()
+        return
+    from distributed import Client, LocalCluster
+
+    if scheduler_address is not None or scheduler_file is not None:
+        where = scheduler_address if scheduler_address is not None else None
+        file = str(scheduler_file) if scheduler_file is not None and where is None else None
+        with Client(address=where, scheduler_file=file, timeout="30s") as client:
+            try:
+                client.wait_for_workers(1, timeout=30)
+            except TimeoutError as error:
+                raise OSError("the scheduler has no workers; start some and try again") from error
+            yield DaskExecutor(client, len(client.nthreads()))
+        return
+    with (
+        # workers' scratch must not land in the user's current folder
+        tempfile.TemporaryDirectory(prefix="densebatch-") as scratch,
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            local_directory=scratch,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield DaskExecutor(client, workers)

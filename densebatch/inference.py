@@ -1,0 +1,208 @@
+"""Stage 1: evaluate the network on lattice patches and keep their trusted cores.
+
+The only module that runs a network on a slide. Batches have one fixed shape, padded if need be,
+because another batch size changes bits; memory format is channels-last, which gives the same bits
+for any number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import zarr
+
+from densebatch.geometry import Region
+from densebatch.journal import Journal
+from densebatch.models import load_network
+from densebatch.normalization import normalize
+from densebatch.plan import Plan, load_plan
+from densebatch.resampling import axis_weights, reflect, resample
+from densebatch.slide import open_slide
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from densebatch.models import ModelSpec
+
+# On a CPU one patch fills the cores, and a batch of one is never padded.
+_BATCH = {"cpu": 1, "cuda": 16}
+model_loads = 0  # in this process; tests hold it to one
+
+
+class Predictor:
+    """A network on its device, ready for batches of one fixed size."""
+
+    def __init__(self, model: ModelSpec, device: str) -> None:
+        global model_loads  # noqa: PLW0603
+        model_loads += 1
+        self.device = torch.device(device)
+        network = load_network(model)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.batch = _BATCH[self.device.type]
+
+    @torch.inference_mode()
+    def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Flows and logits of `(n, 2, h, w)` patches, `(n, 3, h, w)` float32; any n."""
+        results = []
+        for start in range(0, len(patches), self.batch):
+            batch = patches[start : start + self.batch]
+            n = len(batch)
+            if n < self.batch:
+                batch = np.concatenate(
+                    [batch, np.zeros((self.batch - n, *batch.shape[1:]), np.float32)]
+                )
+            x = torch.from_numpy(np.ascontiguousarray(batch))
+            x = x.to(self.device, memory_format=torch.channels_last)
+            results.append(self.network(x)[:n].float().cpu().numpy())
+        return np.concatenate(results)
+
+
+def choose_device(requested: str) -> str:
+    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device cuda was asked for and this process sees none")
+    return requested
+
+
+_loaded: dict[tuple[str, str], Predictor] = {}
+_loading = threading.Lock()  # a Dask worker may run several tasks at once
+
+
+def get_predictor(model: ModelSpec, device: str) -> Predictor:
+    """The predictor of this process, loaded once and keyed by the weights' content."""
+    key = (model.sha256, device)
+    with _loading:
+        if key not in _loaded:
+            _loaded.clear()
+            _loaded[key] = Predictor(model, device)
+        return _loaded[key]
+
+
+def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
+    """Normalised channels of a region at the network's scale, mirrored beyond the slide's edges.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    region
+        Pixels at the network's scale; may reach outside the slide.
+
+    Returns
+    -------
+    ndarray
+        `(2, h, w)` float32: the maximum of the membrane channels, and the nuclear channel or
+        zeros.
+    """
+    slide = open_slide(plan.slide.path)
+    net_height, net_width = plan.network_shape
+    rows = axis_weights(
+        reflect(np.arange(region.y0, region.y1), net_height), plan.slide.height, net_height
+    )
+    cols = axis_weights(
+        reflect(np.arange(region.x0, region.x1), net_width), plan.slide.width, net_width
+    )
+    source = Region(rows.start, cols.start, rows.stop, cols.stop)
+    planes = np.zeros((2, *region.shape), np.float32)
+    combined: NDArray[np.float32] | None = None
+    for bounds in plan.membrane:
+        plane = resample(normalize(slide.read(bounds.channel, source), bounds), rows, cols)
+        combined = plane if combined is None else np.maximum(combined, plane)
+    if combined is not None:
+        planes[0] = combined
+    if plan.nuclei is not None:
+        plane = normalize(slide.read(plan.nuclei.channel, source), plan.nuclei)
+        planes[1] = resample(plane, rows, cols)
+    return planes
+
+
+def create_flows(plan: Plan, path: Path) -> None:
+    """Create the flow field: `(3, h, w)` float16 at the network's scale, one chunk per group.
+
+    What is not written reads as NaN, so that a lost chunk cannot pass for background.
+    """
+    if path.exists():
+        return
+    zarr.create_array(
+        str(path),
+        shape=(3, *plan.network_shape),
+        chunks=(
+            3,
+            min(plan.groups.step_y, plan.network_shape[0]),
+            min(plan.groups.step_x, plan.network_shape[1]),
+        ),
+        dtype="float16",
+        fill_value=float("nan"),
+        serializer=zarr.codecs.BytesCodec(endian="little"),
+        compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+    )
+
+
+def predict_group(
+    plan_path: str, row: int, col: int, device: str, threads: int | None
+) -> dict[str, Any]:
+    """Evaluate the active patches of one group and write its chunk of the flow field.
+
+    Parameters
+    ----------
+    plan_path
+        The run's plan; the flow field and the journal lie beside it.
+    row, col
+        Group.
+    device
+        `auto`, `cpu` or `cuda`.
+    threads
+        Of torch in this process; None leaves them. Bits do not depend on it.
+
+    Returns
+    -------
+    dict
+        Facts for the journal: patches evaluated.
+    """
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    plan = load_plan(plan_path)
+    work = Path(plan_path).parent
+    group = plan.groups[row, col]
+    cores = plan.lattice.cores
+    active = plan.active_cores
+    inside = list(cores.overlapping(group))
+    wanted = [index for index in inside if active[index]]
+    flows = np.zeros((3, *group.shape), np.float16)
+    flows[2] = plan.background_logit
+    if wanted:
+        predictor = get_predictor(plan.model, choose_device(device))
+        patches = [plan.lattice.patch(*index) for index in wanted]
+        around = Region(
+            min(p.y0 for p in patches),
+            min(p.x0 for p in patches),
+            max(p.y1 for p in patches),
+            max(p.x1 for p in patches),
+        )
+        pixels = read_network_input(plan, around)
+        margin_y, margin_x = plan.lattice.y.margin, plan.lattice.x.margin
+        for start in range(0, len(wanted), predictor.batch):
+            some = slice(start, start + predictor.batch)
+            batch = np.stack(
+                [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches[some]]
+            )
+            for index, output in zip(wanted[some], predictor(batch), strict=True):
+                core = cores[index]
+                kept = output[
+                    :, margin_y : margin_y + core.height, margin_x : margin_x + core.width
+                ]
+                flows[:, *core.shift(-group.y0, -group.x0).slices] = kept
+        if not np.isfinite(flows).all():
+            raise ValueError(f"the network gave values that are not finite in {group}")
+    array = zarr.open_array(str(work / "flows.zarr"), mode="r+")
+    array[:, *group.slices] = flows
+    chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
+    return Journal(work / "journal").record(
+        f"predict-{row}-{col}", [chunk], {"patches": len(wanted)}
+    )

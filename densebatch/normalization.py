@@ -1,0 +1,288 @@
+"""One pass over a slide's pixels: percentiles over tissue, and where there is nothing to find.
+
+Normalisation is per slide and per channel, never per tile: `(x - low) / (high - low)` with the
+percentiles of the pixels of tissue. Tissue is what has local contrast: the slide is cut into
+blocks of 32 px anchored at its origin, a block's contrast is the range of its 4x4 means, and a
+block belongs to tissue when its contrast reaches an eighth of the 99th percentile of all blocks.
+On a dense field that is nearly everything; on a slide it leaves out the glass.
+
+The percentiles are exact (those of `numpy.percentile` over the same pixels): integers of up to 16
+bits from a histogram, everything else as float32 by radix selection in two passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+from densebatch.geometry import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.geometry import Region
+    from densebatch.slide import Slide
+
+BLOCK_PX = 32
+_CELL_PX = 4  # side of the means that stand for "signal without pixel noise"
+_N_CLASSES = 128
+_CLASSES_PER_OCTAVE = 2
+_TISSUE_CLASSES = 3 * _CLASSES_PER_OCTAVE  # an eighth
+_N_BINS = 1 << 16
+_READ_PX = 2048  # a multiple of BLOCK_PX
+
+
+@dataclass(frozen=True)
+class ChannelBounds:
+    """Normalisation of one channel.
+
+    Attributes
+    ----------
+    channel : index in the slide
+    name : channel name
+    low, high : pixel values that become 0 and 1; equal if the channel is constant
+    tissue_fraction : share of the slide's blocks that count as tissue
+    nonfinite_px : pixels that are NaN or infinite
+    """
+
+    channel: int
+    name: str
+    low: float
+    high: float
+    tissue_fraction: float
+    nonfinite_px: int
+
+
+@dataclass(frozen=True)
+class ChannelSurvey:
+    """Bounds of a channel, and the extremes of the 4x4 means of each block, normalised."""
+
+    bounds: ChannelBounds
+    lowest: NDArray[np.float32]
+    highest: NDArray[np.float32]
+
+
+def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
+    """Map a channel's pixels so that `low` becomes 0 and `high` becomes 1.
+
+    NaN and minus infinity become 0, plus infinity 1; a constant channel becomes 0 everywhere.
+    """
+    if not bounds.high > bounds.low:
+        return np.zeros(pixels.shape, np.float32)
+    scaled = pixels.astype(np.float32)
+    scaled -= np.float32(bounds.low)
+    scaled *= np.float32(1.0 / (bounds.high - bounds.low))
+    if bounds.nonfinite_px:
+        np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
+    return scaled
+
+
+def _sortable(pixels: NDArray[np.generic]) -> NDArray[np.uint32]:
+    """Unsigned keys in the order of the values: the value itself, or the float32's bits."""
+    dtype = pixels.dtype
+    if dtype.kind in "iu" and dtype.itemsize <= 2:
+        return (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
+    bits = pixels.astype(np.float32).view(np.uint32)
+    # negative floats: all bits flipped; others: the sign bit set
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+
+
+def _value(key: int, dtype: np.dtype[np.generic]) -> float:
+    if dtype.kind in "iu" and dtype.itemsize <= 2:
+        return float(key + np.iinfo(dtype).min)
+    bits = np.uint32(key)
+    bits = bits & np.uint32(0x7FFFFFFF) if bits >> np.uint32(31) else ~bits
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _survey_blocks(
+    pixels: NDArray[np.float32],
+    keys: NDArray[np.uint32],
+    shift: int,
+    lowest: NDArray[np.float32],
+    highest: NDArray[np.float32],
+    classes: NDArray[np.uint8],
+    histogram: NDArray[np.int64],
+) -> int:
+    """Extremes, contrast class and histogram of each block; returns the non-finite pixels."""
+    height, width = pixels.shape
+    nonfinite = 0
+    for row in range(classes.shape[0]):
+        for col in range(classes.shape[1]):
+            y0 = row * BLOCK_PX
+            x0 = col * BLOCK_PX
+            y1 = min(y0 + BLOCK_PX, height)
+            x1 = min(x0 + BLOCK_PX, width)
+            low = np.inf
+            high = -np.inf
+            for cy in range(y0, y1, _CELL_PX):
+                for cx in range(x0, x1, _CELL_PX):
+                    total = 0.0
+                    n = 0
+                    for y in range(cy, min(cy + _CELL_PX, y1)):
+                        for x in range(cx, min(cx + _CELL_PX, x1)):
+                            value = pixels[y, x]
+                            if np.isfinite(value):
+                                total += value
+                                n += 1
+                            else:
+                                nonfinite += 1
+                    if n:
+                        low = min(low, total / n)
+                        high = max(high, total / n)
+            contrast = high - low
+            kind = 0
+            if contrast > 0:
+                octave = int(np.floor(_CLASSES_PER_OCTAVE * np.log2(contrast)))
+                kind = min(max(octave + _N_CLASSES // 2, 1), _N_CLASSES - 1)
+            lowest[row, col] = low
+            highest[row, col] = high
+            classes[row, col] = kind
+            for y in range(y0, y1):
+                for x in range(x0, x1):
+                    if np.isfinite(pixels[y, x]):
+                        histogram[kind, keys[y, x] >> shift] += 1
+    return nonfinite
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_low_bits(
+    keys: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    threshold: int,
+    wanted: NDArray[np.uint32],
+    histograms: NDArray[np.int64],
+) -> None:
+    """Histogram the low 16 bits of tissue pixels whose high 16 bits are among `wanted`."""
+    for y in range(keys.shape[0]):
+        for x in range(keys.shape[1]):
+            if classes[y // BLOCK_PX, x // BLOCK_PX] < threshold:
+                continue
+            for index in range(wanted.size):
+                if keys[y, x] >> 16 == wanted[index]:
+                    histograms[index, keys[y, x] & 0xFFFF] += 1
+
+
+def _tissue_class(classes: NDArray[np.uint8]) -> int:
+    """Lowest contrast class that counts as tissue."""
+    ranked = np.sort(classes, axis=None)
+    reference = int(ranked[int(0.99 * (ranked.size - 1))])
+    return max(1, reference - _TISSUE_CLASSES) if reference else 0
+
+
+def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float]) -> ChannelSurvey:
+    """Read one channel once (twice if it is wider than 16 bits) and find its bounds.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    channel
+        Index of the channel.
+    percentiles
+        Lower and upper percentile, 0 to 100, over the finite pixels of tissue.
+
+    Returns
+    -------
+    ChannelSurvey
+        Bounds, and per block of `BLOCK_PX` the extremes of its 4x4 means in normalised units.
+    """
+    info = slide.info
+    dtype = np.dtype(info.dtype)
+    wide = not (dtype.kind in "iu" and dtype.itemsize <= 2)
+    shift = 16 if wide else 0
+    rows, cols = -(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX)
+    lowest = np.empty((rows, cols), np.float32)
+    highest = np.empty((rows, cols), np.float32)
+    classes = np.zeros((rows, cols), np.uint8)
+    histogram = np.zeros((_N_CLASSES, _N_BINS), np.int64)
+    nonfinite = 0
+    grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
+
+    def blocks(region: Region) -> tuple[slice, slice]:
+        return (
+            slice(region.y0 // BLOCK_PX, -(-region.y1 // BLOCK_PX)),
+            slice(region.x0 // BLOCK_PX, -(-region.x1 // BLOCK_PX)),
+        )
+
+    for index in grid:
+        region = grid[index]
+        pixels = slide.read(channel, region)
+        at = blocks(region)
+        nonfinite += _survey_blocks(
+            np.ascontiguousarray(pixels, dtype=np.float32),
+            _sortable(pixels),
+            shift,
+            lowest[at],
+            highest[at],
+            classes[at],
+            histogram,
+        )
+    threshold = _tissue_class(classes)
+    tissue = histogram[threshold:].sum(axis=0)
+    n_pixels = int(tissue.sum())
+    name = info.channels[channel]
+    fraction = float(np.mean(classes >= threshold))
+    if n_pixels == 0:
+        bounds = ChannelBounds(channel, name, 0.0, 0.0, fraction, nonfinite)
+        return ChannelSurvey(bounds, np.zeros_like(lowest), np.zeros_like(highest))
+
+    ranks = [percentile / 100.0 * (n_pixels - 1) for percentile in percentiles]
+    whole = sorted({rank for r in ranks for rank in (int(np.floor(r)), int(np.ceil(r)))})
+    cumulative = np.cumsum(tissue)
+    bins = {rank: int(np.searchsorted(cumulative, rank, side="right")) for rank in whole}
+    if wide:
+        wanted = np.array(sorted(set(bins.values())), np.uint32)
+        low_bits = np.zeros((wanted.size, _N_BINS), np.int64)
+        for index in grid:
+            region = grid[index]
+            pixels = slide.read(channel, region)
+            keys = _sortable(pixels)
+            at = blocks(region)
+            if nonfinite:
+                # NaN and infinities have keys of their own at both ends, but exclude them plainly
+                finite = np.isfinite(pixels)
+                keys = np.where(finite, keys, np.uint32(0xFFFFFFFF))
+            _count_low_bits(keys, classes[at], threshold, wanted, low_bits)
+        exact = {}
+        for rank, high_bits in bins.items():
+            before = int(cumulative[high_bits - 1]) if high_bits else 0
+            within = np.cumsum(low_bits[int(np.searchsorted(wanted, high_bits))])
+            exact[rank] = (high_bits << 16) + int(np.searchsorted(within, rank - before, "right"))
+        bins = exact
+    values = {rank: _value(key, dtype) for rank, key in bins.items()}
+    low, high = (
+        values[int(np.floor(r))]
+        + (values[int(np.ceil(r))] - values[int(np.floor(r))]) * (r - np.floor(r))
+        for r in ranks
+    )
+    bounds = ChannelBounds(channel, name, float(low), float(high), fraction, nonfinite)
+    scale = np.float32(1.0 / (high - low)) if high > low else np.float32(0.0)
+    # a block without finite pixels has no signal
+    empty = ~np.isfinite(lowest)
+    lowest = np.where(empty, 0, (lowest - np.float32(low)) * scale).astype(np.float32)
+    highest = np.where(empty, 0, (highest - np.float32(low)) * scale).astype(np.float32)
+    return ChannelSurvey(bounds, lowest, highest)
+
+
+def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
+    """Largest normalised contrast of any channel in a region (grown to whole blocks).
+
+    It is the range of the 4x4 means; a patch below `config.SKIP_CONTRAST` is not evaluated.
+    """
+    at = (
+        slice(max(region.y0, 0) // BLOCK_PX, -(-region.y1 // BLOCK_PX)),
+        slice(max(region.x0, 0) // BLOCK_PX, -(-region.x1 // BLOCK_PX)),
+    )
+    contrasts = [
+        float(survey.highest[at].max() - survey.lowest[at].min())
+        for survey in surveys
+        if survey.lowest[at].size
+    ]
+    return max(contrasts, default=0.0)

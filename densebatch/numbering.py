@@ -1,0 +1,221 @@
+"""Stage 3: cell keys to ids 1..N in raster order, written with the pyramid and the cell sums.
+
+Keys are positions, so their sorted union numbers the cells in raster order of their seeds, and
+every shard can be written on its own: it looks its tiles' keys up in the union.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from densebatch import labels
+from densebatch.cells import add_intensities, measure_shapes
+from densebatch.journal import Journal, digest_file, write_atomic
+from densebatch.plan import Plan, load_plan
+from densebatch.slide import open_slide
+from densebatch.tracing import read_keys, tile_grid, trace_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from densebatch.geometry import Grid, Region
+
+
+def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:
+    """Arrays and metadata of the output of a run.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    root
+        The OME-Zarr image group that gets the labels.
+    """
+    if plan.in_place:
+        return labels.in_place_spec(root)
+    height, width = plan.shape
+    return labels.PyramidSpec(
+        root=root,
+        ngff=plan.ngff,
+        height=height,
+        width=width,
+        n_levels=labels.count_levels(height, width),
+        um_per_px=plan.um_per_px,
+        image=plan.copy_image,
+        channels=plan.slide.channels if plan.copy_image else (),
+        image_dtype=plan.slide.dtype if plan.copy_image else None,
+        image_name=Path(plan.slide.path).name,
+    )
+
+
+def keys_path(work: Path, tile: int) -> Path:
+    """Where the sorted union of all keys is kept."""
+    return trace_folder(work, tile) / "keys.npy"
+
+
+def collect_keys(plan: Plan, work: Path, tile: int, failed: frozenset[tuple[int, int]]) -> int:
+    """Write the sorted union of the keys of all traced tiles; returns the number of cells."""
+    grid = tile_grid(plan, tile)
+    parts = [read_keys(work, tile, *index) for index in grid if index not in failed]
+    keys = np.unique(np.concatenate([*parts, np.zeros(0, np.int64)]))
+    buffer = io.BytesIO()
+    np.save(buffer, keys)
+    write_atomic(keys_path(work, tile), buffer.getvalue())
+    return int(keys.size)
+
+
+@lru_cache(maxsize=2)
+def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
+    """The union, mapped rather than read; `digest` keys the cache."""
+    del digest
+    mapped: NDArray[np.int64] = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def _read_shard_labels(
+    work: Path, tile: int, grid: Grid, region: Region, failed: frozenset[tuple[int, int]]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Shard-local labels 1..k of a region, and the global id of each.
+
+    Area of failed tiles is left 0; the run's record names it.
+    """
+    keys = _mapped_keys(str(keys_path(work, tile)), digest_file(keys_path(work, tile)))
+    array = zarr.open_array(str(trace_folder(work, tile) / "labels.zarr"), mode="r")
+    tiles = [index for index in grid.overlapping(region) if index not in failed]
+    ids_of = {
+        index: (np.searchsorted(keys, read_keys(work, tile, *index)) + 1).astype(np.uint32)
+        for index in tiles
+    }
+    ids = np.unique(np.concatenate([*ids_of.values(), np.zeros(0, np.uint32)]))
+    local = np.zeros(region.shape, np.uint32)
+    for index in tiles:
+        part = grid[index].intersect(region)
+        if part is None:
+            continue
+        table = np.zeros(ids_of[index].size + 1, np.uint32)
+        table[1:] = np.searchsorted(ids, ids_of[index]) + 1
+        local[part.shift(-region.y0, -region.x0).slices] = table[np.asarray(array[part.slices])]
+    return local, ids
+
+
+def number_shard(
+    plan_path: str, tile: int, root: str, failed: tuple[tuple[int, int], ...], row: int, col: int
+) -> dict[str, Any]:
+    """Write one shard of labels, its cell sums, and the slide's own pixels if they are copied.
+
+    Parameters
+    ----------
+    plan_path
+        The run's plan.
+    tile
+        Size of the tracing tiles.
+    root
+        OME-Zarr image group of the output.
+    failed
+        Tracing tiles that have no result.
+    row, col
+        Shard at level 0.
+
+    Returns
+    -------
+    dict
+        Facts for the journal: cells that have a pixel in the shard.
+    """
+    plan = load_plan(plan_path)
+    work = Path(plan_path).parent
+    spec = output_spec(plan, root)
+    region = labels.shard_grid(spec, 0)[row, col]
+    local, ids = _read_shard_labels(
+        work, tile, tile_grid(plan, tile), region, frozenset(failed)
+    )
+    shapes = measure_shapes(local, ids.size, region.y0, region.x0)
+    slide = open_slide(plan.slide.path)
+    sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
+    for channel in range(len(plan.slide.channels)):
+        pixels = slide.read(channel, region)
+        column = np.zeros(ids.size, np.float64)
+        add_intensities(local, pixels, column)
+        sums[:, channel] = column
+        if spec.image:
+            labels.write_image_shard(spec, channel, 0, region, pixels)
+    present = shapes[:, 0] > 0
+    labels.write_label_shard(spec, 0, region, np.concatenate([np.zeros(1, np.uint32), ids])[local])
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=ids[present], shapes=shapes[present], sums=sums[present])
+    part = _part_path(work, tile, row, col)
+    write_atomic(part, buffer.getvalue())
+    digest = labels.digest_unit(spec, 0, region)
+    facts = {"cells": int(present.sum()), "digest": digest}
+    return Journal(work / "journal").record(f"number-{tile}-{row}-{col}", [part], facts)
+
+
+def _part_path(work: Path, tile: int, row: int, col: int) -> Path:
+    return trace_folder(work, tile) / f"cells-{row}-{col}.npz"
+
+
+def read_parts(
+    work: Path, tile: int, grid: Grid
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64]]]:
+    """Cell sums of every shard, in raster order of the shards."""
+    for row, col in grid:
+        with np.load(_part_path(work, tile, row, col)) as part:
+            yield part["ids"], part["shapes"], part["sums"]
+
+
+def reduce_shard(
+    plan_path: str, tile: int, root: str, level: int, row: int, col: int
+) -> dict[str, Any]:
+    """Build one shard of a pyramid level from the level below.
+
+    Parameters
+    ----------
+    plan_path, tile, root
+        As for `number_shard`.
+    level
+        1 or more.
+    row, col
+        Shard at that level.
+    """
+    plan = load_plan(plan_path)
+    work = Path(plan_path).parent
+    spec = output_spec(plan, root)
+    region = labels.shard_grid(spec, level)[row, col]
+    labels.downsample_labels(spec, level, region)
+    if spec.image:
+        for channel in range(len(spec.channels)):
+            labels.downsample_image(spec, channel, level, region)
+    facts = {"digest": labels.digest_unit(spec, level, region)}
+    return Journal(work / "journal").record(f"reduce-{tile}-{level}-{row}-{col}", [], facts)
+
+
+def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digest: str) -> bool:
+    """Whether a written shard still holds what its record states."""
+    spec = output_spec(plan, root)
+    try:
+        return labels.digest_unit(spec, level, labels.shard_grid(spec, level)[row, col]) == digest
+    except (OSError, ValueError, KeyError, json.JSONDecodeError):
+        return False
+
+
+def label_attributes(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the label image says of its origin."""
+    return {
+        "model": plan.model.name,
+        "model_sha256": plan.model.sha256,
+        "fingerprint": plan.fingerprint,
+        "normalization": [
+            {"channel": b.name, "low": b.low, "high": b.high}
+            for b in (*plan.membrane, *([plan.nuclei] if plan.nuclei else []))
+        ],
+        "failed_tiles": failed,
+    }
+

@@ -1,0 +1,376 @@
+"""What a run would do, as frozen plain data, before it does anything.
+
+The plan holds everything a task needs besides its own indices; it is written to the work folder
+once and read by every worker process. `fingerprint` covers what decides the labels and nothing
+else: neither tile size nor workers are in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from pydantic import TypeAdapter
+
+from densebatch.config import SKIP_CONTRAST
+from densebatch.dynamics import TraceSettings
+from densebatch.errors import CapacityError, InputError
+from densebatch.geometry import Grid, Lattice, Region, fit_axis
+from densebatch.models import ModelSpec, choose_rescale, find_model
+from densebatch.normalization import ChannelBounds, ChannelSurvey, contrast_in, survey_channel
+from densebatch.slide import SlideInfo, open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.config import SegmentSettings
+    from densebatch.slide import Slide
+
+# Cores of a predict task, along each axis, make up about this many pixels: large enough that the
+# scheduler is idle, small enough that losing a task costs about a second of network time.
+_GROUP_PX = 1024
+_PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
+_BACKGROUND_LOGIT = -20.0
+_TORCH_MB = 420  # interpreter, torch and weights, measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Geometry, normalisation, model and thresholds of a run.
+
+    Attributes
+    ----------
+    slide : the input
+    model : the weights and their conditions of use (without the card)
+    membrane, nuclei : bounds of the channels that the network sees
+    um_per_px : pixel size in use, None if unknown
+    rescale, rescale_reason : slide pixels to network pixels
+    lattice : patches at the network's scale
+    group_y, group_x : cores of a predict task along each axis
+    active : base64 of the packed bits of the cores that are evaluated, in raster order
+    skip_contrast : patches below it are not evaluated; 0 evaluates all
+    trace : thresholds and limits of tracing
+    travel_px : travel that the first tracing halo allows for
+    ngff, copy_image, in_place : form of the output
+    versions : of what the bits depend on
+    """
+
+    slide: SlideInfo
+    model: ModelSpec
+    membrane: tuple[ChannelBounds, ...]
+    nuclei: ChannelBounds | None
+    um_per_px: float | None
+    rescale: float
+    rescale_reason: str
+    lattice: Lattice
+    group_y: int
+    group_x: int
+    active: str
+    skip_contrast: float
+    trace: TraceSettings
+    travel_px: int
+    ngff: str
+    copy_image: bool
+    in_place: bool
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the slide in pixels."""
+        return self.slide.height, self.slide.width
+
+    @property
+    def network_shape(self) -> tuple[int, int]:
+        """Height and width of the slide at the network's scale."""
+        return self.lattice.y.length, self.lattice.x.length
+
+    @property
+    def background_logit(self) -> float:
+        """Cell probability written where the network is not evaluated."""
+        return _BACKGROUND_LOGIT
+
+    @property
+    def active_cores(self) -> NDArray[np.bool_]:
+        """`(rows, cols)` of lattice cores: True where the network is evaluated."""
+        cores = self.lattice.cores
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(self.active), np.uint8))
+        return bits[: len(cores)].astype(bool).reshape(cores.rows, cores.cols)
+
+    @property
+    def groups(self) -> Grid:
+        """Predict tasks: blocks of cores, each one chunk of the flow field."""
+        return Grid(
+            *self.network_shape,
+            self.group_y * self.lattice.y.step,
+            self.group_x * self.lattice.x.step,
+        )
+
+    @property
+    def network_patches(self) -> int:
+        return int(self.active_cores.sum())
+
+    @property
+    def network_px(self) -> int:
+        """Pixels that the network is evaluated on, at its own scale."""
+        return self.network_patches * self.lattice.patch_area
+
+    @property
+    def covered_px(self) -> int:
+        """Pixels of the slide, at the network's scale, whose patch is not skipped."""
+        cores, active = self.lattice.cores, self.active_cores
+        return sum(cores[index].area for index in cores if active[index])
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the labels."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+    def to_json(self) -> str:
+        """Serialise; equal plans give equal text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+_ADAPTER = TypeAdapter(Plan)
+
+
+def parse_plan(text: str) -> Plan:
+    """Inverse of `Plan.to_json`."""
+    return _ADAPTER.validate_json(text)
+
+
+@lru_cache(maxsize=4)
+def load_plan(path: str) -> Plan:
+    """The plan of a work folder, read once per process.
+
+    The file's name carries the fingerprint, so that a cached plan cannot be stale.
+    """
+    return parse_plan(Path(path).read_text())
+
+
+def _choose_channels(
+    slide: Slide, settings: SegmentSettings, model: ModelSpec
+) -> tuple[list[int], int | None]:
+    if settings.membrane:
+        membrane = [slide.channel_index(name) for name in settings.membrane]
+    else:
+        membrane = [slide.default_channel()]
+    if len(set(membrane)) != len(membrane):
+        raise InputError(
+            f"{slide.info.path}: membrane channels {', '.join(settings.membrane)} name one channel "
+            "twice; each is accepted once"
+        )
+    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
+    if nuclei is not None and not model.nuclei:
+        raise InputError(
+            f"model {model.name}: was trained without a nuclear channel; leave out --nuclei or "
+            "choose another model"
+        )
+    return membrane, nuclei
+
+
+def find_active_cores(
+    lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
+) -> NDArray[np.bool_]:
+    """Cores whose patch holds signal.
+
+    A patch is judged with all of its margin, grown to whole survey blocks, so that a cell at a
+    core's border keeps the core alive.
+    """
+    cores = lattice.cores
+    active = np.zeros((cores.rows, cores.cols), bool)
+    for row, col in cores:
+        patch = lattice.patch(row, col)
+        region = Region(
+            math.floor(max(patch.y0, 0) * scale[0]),
+            math.floor(max(patch.x0, 0) * scale[1]),
+            math.ceil(patch.y1 * scale[0]),
+            math.ceil(patch.x1 * scale[1]),
+        )
+        active[row, col] = contrast_in(surveys, region) > threshold
+    return active
+
+
+def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
+    """Read metadata and one pass of pixels, and decide everything.
+
+    Parameters
+    ----------
+    path
+        The slide.
+    settings
+        What the user asked for.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InputError
+        If the slide, a channel, the model or the scale cannot be used.
+    """
+    slide = open_slide(path)
+    info = slide.info
+    model = find_model(settings.model)
+    membrane, nuclei = _choose_channels(slide, settings, model)
+    if settings.in_place and info.kind != "ome-zarr":
+        raise InputError(
+            f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
+        )
+    um_per_px = settings.pixel_size or info.um_per_px
+    rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
+    net_shape = tuple(max(1, round(n * rescale)) for n in (info.height, info.width))
+    lattice = Lattice(
+        fit_axis(net_shape[0], model.patch_px, model.margin_px, _PATCH_MULTIPLE),
+        fit_axis(net_shape[1], model.patch_px, model.margin_px, _PATCH_MULTIPLE),
+    )
+    used = [*membrane, *([nuclei] if nuclei is not None else [])]
+    surveys = [survey_channel(slide, channel, model.percentiles) for channel in used]
+    threshold = SKIP_CONTRAST if settings.skip_background else -1.0
+    # a slide without any contrast has nothing to evaluate, whatever is asked for
+    constant = not any(s.bounds.high > s.bounds.low for s in surveys[: len(membrane)])
+    scale = (info.height / net_shape[0], info.width / net_shape[1])
+    active = find_active_cores(lattice, surveys, scale, np.inf if constant else threshold)
+    diameter = model.diameter_px / rescale
+    trace = TraceSettings(
+        cellprob_threshold=settings.cellprob_threshold,
+        flow_threshold=settings.flow_threshold,
+        min_size_px=settings.min_size,
+        max_size_px=settings.max_size or math.ceil(math.pi / 4 * (10 * diameter) ** 2),
+        # an Euler step is at most about a network pixel long
+        iterations=max(1, round(200 / rescale)),
+        travel_limit_px=max(256, math.ceil(16 * diameter)),
+    )
+    bounds = [survey.bounds for survey in surveys]
+    return Plan(
+        slide=info,
+        model=ModelSpec(**{**asdict(model), "card": {}}),
+        membrane=tuple(bounds[: len(membrane)]),
+        nuclei=bounds[-1] if nuclei is not None else None,
+        um_per_px=um_per_px,
+        rescale=rescale,
+        rescale_reason=reason,
+        lattice=lattice,
+        group_y=max(1, round(_GROUP_PX / lattice.y.step)),
+        group_x=max(1, round(_GROUP_PX / lattice.x.step)),
+        active=base64.b64encode(np.packbits(active).tobytes()).decode(),
+        skip_contrast=threshold,
+        trace=trace,
+        travel_px=16 * math.ceil(2 * diameter / 16),
+        ngff=info.ngff or settings.ngff if settings.in_place else settings.ngff,
+        copy_image=settings.image == "copy"
+        or (settings.image == "auto" and info.kind != "ome-zarr" and not settings.in_place),
+        in_place=settings.in_place,
+        versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, in MB (10^6 bytes), and the task that needs most memory."""
+
+    worker_mb: int
+    worst_task: str
+    disk_mb: int
+
+
+def estimate(plan: Plan, tile: int) -> Estimate:
+    """Memory of the largest task and disk of work folder and output, upper bounds.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    tile
+        Side of a tracing tile in pixels.
+    """
+    from densebatch.dynamics import halo_for_travel
+
+    height, width = plan.shape
+    halo = halo_for_travel(plan.travel_px)
+    window = min(height, tile + 2 * halo) * min(width, tile + 2 * halo)
+    group = min(plan.groups.step_y, plan.network_shape[0]) * min(
+        plan.groups.step_x, plan.network_shape[1]
+    )
+    shard = min(height, 4096) * min(width, 4096)
+    n_inputs = len(plan.membrane) + (plan.nuclei is not None)
+    # widths per pixel of a patch: about 20 activations of the first width are alive at once
+    patch = plan.lattice.patch_area * plan.model.widths[1] * 4 * 20
+    item = np.dtype(plan.slide.dtype).itemsize
+    tasks = {
+        f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patch,
+        f"trace a window of {window} px": window * 48,
+        f"number a shard of {shard} px": shard * (4 * 4 + 2 * item),
+    }
+    worst = max(tasks, key=lambda name: tasks[name])
+    flows = plan.network_shape[0] * plan.network_shape[1] * 6
+    labels = height * width * 4 // 8
+    image = height * width * item * len(plan.slide.channels) * 4 // 3 if plan.copy_image else 0
+    return Estimate(
+        worker_mb=_TORCH_MB + math.ceil(tasks[worst] / 1e6),
+        worst_task=worst,
+        disk_mb=math.ceil((flows + 2 * labels + image) / 1e6),
+    )
+
+
+def check_capacity(needs: Estimate, workers: int, folder: Path) -> None:
+    """Refuse a run that cannot fit before it starts.
+
+    Raises
+    ------
+    CapacityError
+        Naming the worst offender, what it needs and what there is.
+    """
+    memory_mb = psutil.virtual_memory().total // 10**6
+    wanted = needs.worker_mb * max(1, workers)
+    if wanted > memory_mb:
+        raise CapacityError(
+            f"{max(1, workers)} workers need {wanted} MB of memory (to {needs.worst_task}) and this "
+            f"machine has {memory_mb} MB: choose a smaller --tile or fewer --workers"
+        )
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free_mb = shutil.disk_usage(existing).free // 10**6
+    if needs.disk_mb > free_mb:
+        raise CapacityError(
+            f"{folder}: the run needs about {needs.disk_mb} MB of disk and {free_mb} MB are free"
+        )
+
+
+def describe_difference(old: Plan, new: Plan) -> str:
+    """The first setting in which two plans differ, in words."""
+    before, after = asdict(old), asdict(new)
+
+    def walk(a: Any, b: Any, name: str) -> str | None:  # noqa: ANN401
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(set(a) | set(b)):
+                found = walk(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+                if found:
+                    return found
+            return None
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+            for index, (x, y) in enumerate(zip(a, b, strict=True)):
+                found = walk(x, y, f"{name}[{index}]")
+                if found:
+                    return found
+            return None
+        return None if a == b else f"{name} was {a!r} and is now {b!r}"
+
+    # what the user can see comes before what follows from it
+    first = ("slide", "model", "trace", "membrane", "nuclei", "um_per_px", "rescale", "versions")
+    for key in (*first, *sorted(set(before) - set(first))):
+        found = walk(before.get(key), after.get(key), key)
+        if found:
+            return found
+    return "nothing"

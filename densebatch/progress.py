@@ -1,0 +1,86 @@
+"""Progress on a terminal (rate and remaining time) and as plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from densebatch.pipeline import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Counter:
+    def __init__(self, total: int, done: int) -> None:
+        self.total = total
+        self.done = done
+        self.pixels = 0
+        self.start = time.monotonic()
+        self.shown = self.start
+
+    @property
+    def mpx_per_second(self) -> float:
+        return self.pixels / 1e6 / max(1e-9, time.monotonic() - self.start)
+
+
+class TerminalProgress(Progress):
+    """Bars where there is a terminal, otherwise a line at a stage's end and every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._counters: dict[str, _Counter] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._bars: Bars | None = None
+        if console.is_terminal:
+            self._bars = Bars(
+                TextColumn("{task.description:>24}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+
+    def __enter__(self) -> TerminalProgress:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """Begin a stage."""
+        self._counters[name] = _Counter(total, done)
+        if self._bars is not None:
+            self._tasks[name] = self._bars.add_task(name, total=total, completed=done, rate="")
+        elif done:
+            self._console.print(f"{name}: {done} of {total} tasks were done before", soft_wrap=True)
+
+    def advance(self, name: str, pixels: int) -> None:
+        """Count a task."""
+        counter = self._counters[name]
+        counter.done += 1
+        counter.pixels += pixels
+        rate = f"{counter.mpx_per_second:.2f} Mpx/s"
+        if self._bars is not None:
+            self._bars.update(self._tasks[name], completed=counter.done, rate=rate)
+            return
+        now = time.monotonic()
+        if counter.done == counter.total or now - counter.shown > _SECONDS_BETWEEN_LINES:
+            counter.shown = now
+            self._console.print(
+                f"{name}: {counter.done}/{counter.total} tasks, {rate}", soft_wrap=True
+            )
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,287 @@
+"""Pixels of the output pyramid: whole units in, coarser levels out, digests of what is stored.
+
+Every function is one idempotent task on one unit of `ngff.shard_grid`. Two writers inside one
+shard lose data without an error, so anything but a whole unit is refused, and a repeated task
+replaces exactly its own files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from densebatch.errors import InputError
+from densebatch.geometry import Region
+from densebatch.ngff import PyramidSpec, shard_grid
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+LABEL_DTYPE = np.dtype("<u4")
+
+
+def array_settings(spec: PyramidSpec, level: int, *, image: bool = False) -> dict[str, Any]:
+    """How an array of the label image, or of the image, is created: arguments of `zarr`."""
+    lead: tuple[int, ...] = (len(spec.channels),) if image else ()
+    ones = (1,) * len(lead)
+    settings: dict[str, Any] = {
+        "shape": lead + spec.level_shape(level),
+        "chunks": ones + spec.chunk_shape(level),
+        "dtype": np.dtype(spec.image_dtype).newbyteorder("<") if image else LABEL_DTYPE,
+        "fill_value": 0,
+        "zarr_format": spec.zarr_format,
+        "filters": None,
+    }
+    if spec.ngff == "0.5":
+        return settings | {
+            "shards": ones + spec.unit_shape(level),
+            "compressors": [ZstdCodec(level=3, checksum=False), Crc32cCodec()],
+            "dimension_names": ("c", "y", "x") if image else ("y", "x"),
+        }
+    # The bytes of a label compress best in place, those of image pixels after a shuffle.
+    blosc = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": int(image), "blocksize": 0}
+    separator = {"name": "v2", "separator": "/"}
+    return settings | {"compressors": blosc, "chunk_key_encoding": separator}
+
+
+def write_label_shard(
+    spec: PyramidSpec, level: int, region: Region, labels: npt.NDArray[np.uint32]
+) -> None:
+    """Write one whole unit of the labels.
+
+    Raises
+    ------
+    ValueError
+        If `region` is not a unit, or `labels` is not uint32 of its shape.
+    """
+    check_unit(spec, level, region)
+    if labels.dtype != LABEL_DTYPE or labels.shape != region.shape:
+        raise ValueError(f"{region} takes uint32 labels, not {labels.dtype} of {labels.shape}")
+    _write(level_path(spec, level), region.slices, labels)
+
+
+def write_image_shard(
+    spec: PyramidSpec, channel: int, level: int, region: Region, pixels: npt.NDArray[Any]
+) -> None:
+    """Write one whole unit of one channel of the image beside the labels.
+
+    Raises
+    ------
+    ValueError
+        If `region` is not a unit, or `pixels` is not of the image's type and the unit's shape.
+    """
+    check_unit(spec, level, region, channel)
+    if pixels.dtype != np.dtype(spec.image_dtype) or pixels.shape != region.shape:
+        raise ValueError(
+            f"{region} takes {spec.image_dtype} pixels, not {pixels.dtype} of {pixels.shape}"
+        )
+    _write(level_path(spec, level, image=True), (channel, *region.slices), pixels)
+
+
+def source_region(spec: PyramidSpec, level: int, region: Region) -> Region:
+    """The pixels of level - 1 that a region of `level` is made from."""
+    above, here = spec.level_shape(level - 1), spec.level_shape(level)
+    y0, x0 = nearest(region.y0, above[0], here[0]), nearest(region.x0, above[1], here[1])
+    y1 = nearest(region.y1 - 1, above[0], here[0]) + 1
+    x1 = nearest(region.x1 - 1, above[1], here[1]) + 1
+    if spec.in_place:
+        return Region(y0, x0, y1, x1)
+    # A mean needs both pixels of a pair, where there are two.
+    return Region(y0, x0, y1 + 1, x1 + 1).clip(*above)
+
+
+def downsample_labels(spec: PyramidSpec, level: int, region: Region) -> None:
+    """Build one unit of a level from the level before by taking the nearest pixel.
+
+    Ids are never averaged. For the plain pyramid this is every second row and column, `[::2, ::2]`;
+    for a slide's own levels it is the pixel that holds the centre of the coarse one (the upper left
+    one if that centre lies on an edge).
+
+    Raises
+    ------
+    ValueError
+        If `level` is 0 or `region` is not a unit.
+    """
+    check_unit(spec, level, region, lowest=1)
+    above, here = spec.level_shape(level - 1), spec.level_shape(level)
+    source = open_array(level_path(spec, level - 1))
+    cols = nearest(np.arange(region.x0, region.x1), above[1], here[1])
+    labels = np.empty(region.shape, LABEL_DTYPE)
+    for strip in _strips(spec, level, region):
+        rows = nearest(np.arange(strip.y0, strip.y1), above[0], here[0])
+        block = _read(source, slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
+        into = strip.shift(-region.y0, -region.x0).slices
+        labels[into] = block[rows - rows[0]][:, cols - cols[0]]
+    write_label_shard(spec, level, region, labels)
+
+
+def downsample_image(spec: PyramidSpec, channel: int, level: int, region: Region) -> None:
+    """Build one unit of one channel from the level before by the mean of 2×2 pixels.
+
+    Integers are averaged exactly and rounded half up. Where a level has an odd size its last row or
+    column stands for its missing neighbour.
+
+    Raises
+    ------
+    ValueError
+        If `level` is 0 or `region` is not a unit.
+    """
+    check_unit(spec, level, region, channel, lowest=1)
+    source = open_array(level_path(spec, level - 1, image=True))
+    pixels = np.empty(region.shape, np.dtype(spec.image_dtype))
+    for strip in _strips(spec, level, region):
+        block = _read(source, channel, *source_region(spec, level, strip).slices)
+        pixels[strip.shift(-region.y0, -region.x0).slices] = mean_of_four(block)
+    write_image_shard(spec, channel, level, region, pixels)
+
+
+def digest_pixels(pixels: npt.NDArray[Any]) -> str:
+    """Hex digest (BLAKE2b, 16 bytes) of pixels as they are stored: little-endian, row by row.
+
+    Examples
+    --------
+    >>> digest_pixels(np.zeros((2, 3), np.uint32)) == digest_pixels(np.zeros((3, 2), ">u4").T)
+    True
+    """
+    stored = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
+    return hashlib.blake2b(stored.data, digest_size=16).hexdigest()
+
+
+def digest_unit(spec: PyramidSpec, level: int, region: Region, channel: int | None = None) -> str:
+    """Read one unit back, of the labels or of a channel of the image, and digest what was read.
+
+    Equal to `digest_pixels` of what was written; so a lost file, which reads as zeros, shows.
+
+    Raises
+    ------
+    ValueError
+        If `region` is not a unit.
+    InputError
+        If what is stored cannot be read or fails its checksum.
+    """
+    check_unit(spec, level, region, channel)
+    folder = level_path(spec, level, image=channel is not None)
+    selection = region.slices if channel is None else (channel, *region.slices)
+    try:
+        return digest_pixels(_read(open_array(folder), *selection))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{folder} is damaged at {region}: {error}.") from error
+
+
+def check_unit(
+    spec: PyramidSpec, level: int, region: Region, channel: int | None = None, *, lowest: int = 0
+) -> None:
+    """Refuse anything but one whole unit of a level, and a channel that the image does not have.
+
+    Raises
+    ------
+    ValueError
+        With the units of the level.
+    """
+    if level < lowest:
+        raise ValueError(f"level {level} is not made from another level")
+    if channel is not None and not (spec.image and 0 <= channel < len(spec.channels)):
+        raise ValueError(f"the output has no image channel {channel}")
+    grid = shard_grid(spec, level)
+    row, col = region.y0 // grid.step_y, region.x0 // grid.step_x
+    if not (0 <= row < grid.rows and 0 <= col < grid.cols) or grid[row, col] != region:
+        raise ValueError(
+            f"{region} is not one whole unit of level {level}: units are {grid.step_y} by"
+            f" {grid.step_x} px of {grid.height} by {grid.width} px"
+        )
+
+
+@overload
+def nearest(index: int, n: int, m: int) -> int: ...
+@overload
+def nearest(index: npt.NDArray[np.int64], n: int, m: int) -> npt.NDArray[np.int64]: ...
+def nearest(index: int | npt.NDArray[np.int64], n: int, m: int) -> int | npt.NDArray[np.int64]:
+    """The pixel of `n` that holds the centre of pixel `index` of `m`, in exact arithmetic.
+
+    A centre that lies between two pixels goes to the first.
+
+    Examples
+    --------
+    >>> nearest(np.arange(3), 6, 3), nearest(np.arange(3), 5, 3), nearest(np.arange(3), 7, 3)
+    (array([0, 2, 4]), array([0, 2, 4]), array([1, 3, 5]))
+    """
+    return -((2 * index + 1) * -n // (2 * m)) - 1
+
+
+def mean_of_four(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Mean of each 2×2 pixels; a last odd row or column is repeated.
+
+    Examples
+    --------
+    >>> mean_of_four(np.array([[0, 1, 255], [0, 1, 254]], np.uint8))
+    array([[  1, 255]], dtype=uint8)
+    """
+    if block.shape[0] % 2 or block.shape[1] % 2:
+        block = np.pad(block, [(0, size % 2) for size in block.shape], mode="edge")
+    a, b, c, d = (block[dy::2, dx::2] for dy in (0, 1) for dx in (0, 1))
+    if block.dtype.kind == "f":
+        # Quarters first: a sum of four may overflow where their mean does not.
+        quarter = block.dtype.type(0.25)
+        with np.errstate(invalid="ignore", under="ignore"):
+            return np.asarray((a * quarter + b * quarter) + (c * quarter + d * quarter))
+    # v = 4 (v >> 2) + (v & 3) keeps every sum inside the type, whatever its width and sign.
+    whole = (a >> 2) + (b >> 2) + (c >> 2) + (d >> 2)
+    rest = (a & 3) + (b & 3) + (c & 3) + (d & 3)
+    return np.asarray(whole + ((rest + 2) >> 2), block.dtype)
+
+
+def label_path(spec: PyramidSpec) -> Path:
+    """The folder of the label image."""
+    return Path(spec.root) / "labels" / spec.label_name
+
+
+def level_path(spec: PyramidSpec, level: int, *, image: bool = False) -> Path:
+    """The folder of one array of the label image, or of the image."""
+    return (Path(spec.root) if image else label_path(spec)) / str(level)
+
+
+def open_array(folder: Path) -> zarr.Array[Any]:
+    """Open an array for reading.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    try:
+        return zarr.open_array(LocalStore(folder, read_only=True), mode="r")
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise InputError(f"{folder} is not a readable zarr array: {error}.") from error
+
+
+def _read(array: zarr.Array[Any], *selection: int | slice) -> npt.NDArray[Any]:
+    return np.asarray(array[selection])
+
+
+def _write(folder: Path, selection: tuple[int | slice, ...], pixels: npt.NDArray[Any]) -> None:
+    # Background is left out on purpose: it costs nothing, and a digest tells it from a lost file.
+    array = zarr.open_array(LocalStore(folder), mode="r+", config={"write_empty_chunks": False})
+    try:
+        array[selection] = pixels
+    except (ValueError, RuntimeError):
+        # zarr reads a shard before it replaces it, and cannot if a crash or a bad disk damaged it.
+        # Always removing it first would do too, but a late repetition of a finished task would then
+        # show zeros to readers for a moment.
+        steps = array.shards or array.chunks
+        starts = (s if isinstance(s, int) else s.start for s in selection)
+        unit = tuple(start // step for start, step in zip(starts, steps, strict=True))
+        (folder / array.metadata.encode_chunk_key(unit)).unlink(missing_ok=True)
+        array[selection] = pixels
+
+
+def _strips(spec: PyramidSpec, level: int, region: Region) -> list[Region]:
+    """A unit in rows of chunks, so that only a fraction of its source is held at once."""
+    step = spec.chunk_shape(level)[0]
+    starts = range(region.y0, region.y1, step)
+    return [Region(y, region.x0, min(y + step, region.y1), region.x1) for y in starts]

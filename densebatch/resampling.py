@@ -1,0 +1,101 @@
+"""Resampling between the slide's scale and the network's, exact for any window.
+
+Every output pixel is a weighted sum of input pixels whose positions and weights follow from its
+*global* index, in a fixed order of summation: a region of the resampled slide has the same bits as
+the same region cut from the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class AxisWeights:
+    """For each output index `k` input indices with weights, both `(n, k)`."""
+
+    index: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+    @property
+    def start(self) -> int:
+        """First input index that is needed."""
+        return int(self.index.min())
+
+    @property
+    def stop(self) -> int:
+        """One past the last input index that is needed."""
+        return int(self.index.max()) + 1
+
+
+def reflect(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Mirror indices into `0..length` about the edges, repeating the edge pixel.
+
+    Examples
+    --------
+    >>> reflect(np.arange(-3, 5), 2).tolist()
+    [1, 1, 0, 0, 1, 1, 0, 0]
+    """
+    wrapped = np.mod(index, 2 * length)
+    return np.where(wrapped < length, wrapped, 2 * length - 1 - wrapped)
+
+
+def axis_weights(output: NDArray[np.int64], n_in: int, n_out: int) -> AxisWeights:
+    """Weights that bring an axis of `n_in` pixels to `n_out`, for some output indices.
+
+    Enlarging interpolates linearly between pixel centres, as OpenCV's `INTER_LINEAR` does;
+    reducing averages the area that an output pixel covers, so that fine texture does not alias.
+
+    Parameters
+    ----------
+    output
+        Output indices within `0..n_out`.
+    n_in, n_out
+        Lengths of the whole axis before and after.
+    """
+    if n_in == n_out:
+        return AxisWeights(output[:, None], np.ones((output.size, 1), np.float32))
+    ratio = n_in / n_out
+    if ratio < 1:
+        source = (output + 0.5) * ratio - 0.5
+        first = np.floor(source).astype(np.int64)
+        fraction = source - first
+        index = np.stack([first, first + 1], axis=1)
+        weight = np.stack([1 - fraction, fraction], axis=1)
+    else:
+        left, right = output * ratio, (output + 1) * ratio
+        first = np.floor(left).astype(np.int64)
+        taps = int(np.ceil(ratio)) + 1
+        index = first[:, None] + np.arange(taps)
+        covered = np.minimum(index + 1, right[:, None]) - np.maximum(index, left[:, None])
+        weight = np.clip(covered, 0, None) / ratio
+    return AxisWeights(np.clip(index, 0, n_in - 1), weight.astype(np.float32))
+
+
+def resample(
+    pixels: NDArray[np.float32], rows: AxisWeights, cols: AxisWeights
+) -> NDArray[np.float32]:
+    """Apply weights to pixels of `(..., rows.start..stop, cols.start..stop)`.
+
+    Returns
+    -------
+    ndarray
+        `(..., n_rows, n_cols)` float32.
+    """
+    if rows.index.shape[1] == 1 and cols.index.shape[1] == 1:
+        y, x = rows.index[:, 0] - rows.start, cols.index[:, 0] - cols.start
+        return np.ascontiguousarray(pixels[..., y[:, None], x[None, :]])
+    partial = np.zeros((*pixels.shape[:-2], rows.index.shape[0], pixels.shape[-1]), np.float32)
+    for tap in range(rows.index.shape[1]):
+        weight = rows.weight[:, tap, None]
+        partial += pixels[..., rows.index[:, tap] - rows.start, :] * weight
+    result = np.zeros((*partial.shape[:-1], cols.index.shape[0]), np.float32)
+    for tap in range(cols.index.shape[1]):
+        result += partial[..., cols.index[:, tap] - cols.start] * cols.weight[:, tap]
+    return result

@@ -1,0 +1,592 @@
+"""Compiled loops of the simulator: hashed randomness, cell shapes, blur and camera.
+
+Every number is a function of the seed and of global coordinates, never of the rendered region, so
+that any region equals the same part of the whole slide bit for bit. Two habits keep it so:
+
+- randomness is a hash of (seed, stream, row, column), not the next draw of a generator;
+- floating point uses only ``+ - * /``, square root and floor, which IEEE 754 rounds in one way.
+  Exponentials, logarithms and sines differ in the last bit between the vectorised body of a loop
+  and its scalar rest, hence the polynomial bumps and the sum of four uniforms where a textbook
+  has Gaussians. No ``fastmath`` for the same reason.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Streams of randomness: what a hash is for.
+STREAM_PLACE = 1
+STREAM_SHAPE = 2
+STREAM_STAIN = 3
+STREAM_LOOK = 4
+STREAM_CLUSTER = 5
+STREAM_OUTLINE = 6
+STREAM_WARP_Y = 7
+STREAM_WARP_X = 8
+STREAM_TEXTURE = 9
+STREAM_BACKGROUND = 10
+STREAM_PAIR = 11
+STREAM_CAMERA = 12
+
+# What a lattice cell holds.
+EMPTY = 0.0
+UNSTAINED = 1.0
+STAINED = 2.0
+
+# Half-axes are at most this many diameters: largest size and largest elongation below.
+_SIZE = 0.585
+_SIZE_SPREAD = 0.62
+_ASPECT = (1.05, 0.45, 1.1)
+MAX_HALF_AXIS = _SIZE * (1 + _SIZE_SPREAD) * sum(_ASPECT) ** 0.5
+
+OUTLINE_RELIEF = 0.5
+
+# Lattice cells around one whose candidates can be nearer than `Scene.separation`.
+_THINNING_REACH = 2
+# Light travels this many pixels: two taps at each step of the blur.
+BLUR_STEPS = (1, 2, 4)
+BLUR_RADIUS = 2 * sum(BLUR_STEPS)
+
+_YIELD = 0.6
+_RING_DEPTH = 2.4
+_RING_HALF_WIDTH = 2.0
+_SHARED_DEPTH = 1.3
+_SHARED_SPREAD = 3.5
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11, _S16 = (np.uint64(n) for n in (30, 27, 31, 11, 16))
+_LOW16 = np.uint64(0xFFFF)
+
+
+class Scene(NamedTuple):
+    """Settings of a slide in the units of the kernels: pixels and camera counts."""
+
+    seed: np.uint64
+    height: int
+    width: int
+    pitch: float  # of the lattice that cell centres are drawn from
+    separation: float  # least distance of two centres
+    diameter: float
+    min_area: int
+    stained: float  # mean share of stained cells
+    clustering: float  # 0: evenly; 1: from none to twice the mean
+    cluster: float  # wavelength of the stained share
+    outline: float  # wavelength of the tissue's outline
+    outline_level: float  # `outline_score` below this is empty
+    outline_ramp: float  # score over which the tissue's background rises
+    outline_slope: float  # bound of the score's change per pixel
+    warp: float  # largest displacement of cell borders
+    warp_wave: float
+    texture_wave: float
+    background_wave: float
+    brightness: float
+    nuclei: float
+    background: float
+    offset: float
+    read_noise: float
+    shot_gain: float  # variance per count
+    ceiling: float
+
+
+class Cells(NamedTuple):
+    """Cells of a block of the lattice that begins at row `i0`, column `j0`; arrays `(ni, nj)`."""
+
+    i0: int
+    j0: int
+    kind: NDArray[np.float64]
+    y: NDArray[np.float64]
+    x: NDArray[np.float64]
+    major: NDArray[np.float64]  # half-axes
+    minor: NDArray[np.float64]
+    axis_y: NDArray[np.float64]  # unit vector of the major axis
+    axis_x: NDArray[np.float64]
+    light: NDArray[np.float64]  # relative brightness of the membrane
+    fill: NDArray[np.float64]  # brightness of the inside, relative to the membrane
+    polar_y: NDArray[np.float64]  # gradient of the membrane's brightness across the cell
+    polar_x: NDArray[np.float64]
+    nucleus: NDArray[np.float64]  # relative brightness
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _mix(z: np.uint64) -> np.uint64:
+    """Finaliser of splitmix64 (Steele, Lea and Flood 2014, OOPSLA, Figure 16)."""
+    z = (z ^ (z >> _S30)) * _MIX_1
+    z = (z ^ (z >> _S27)) * _MIX_2
+    return z ^ (z >> _S31)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _hash(seed: np.uint64, stream: int, y: int, x: int) -> np.uint64:
+    z = _mix(seed + np.uint64(stream) * _GOLDEN)
+    z = _mix(z + np.uint64(y) * _GOLDEN)
+    return _mix(z + np.uint64(x) * _GOLDEN)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _unit(bits: np.uint64) -> float:
+    """Uniform in [0, 1)."""
+    return np.int64(bits >> _S11) * (1.0 / 9007199254740992.0)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _normal(bits: np.uint64) -> float:
+    """Zero mean, unit variance, |value| < 3.47: the sum of four 16-bit uniforms."""
+    total = (
+        np.int64(bits & _LOW16)
+        + np.int64((bits >> _S16) & _LOW16)
+        + np.int64((bits >> (_S16 + _S16)) & _LOW16)
+        + np.int64(bits >> (_S16 + _S16 + _S16))
+    )
+    return (total - 131070) * (1.7320508075688772 / 65536.0)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _ease(t: float) -> float:
+    """Smooth step from 0 to 1 over 0..1."""
+    return t * t * (3.0 - 2.0 * t)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _noise_at(seed: np.uint64, stream: int, wave: float, y: float, x: float) -> float:
+    """Value noise in [0, 1): hashed values on a lattice of `wave` pixels, smoothly joined."""
+    gy = y / wave
+    gx = x / wave
+    iy = int(np.floor(gy))
+    ix = int(np.floor(gx))
+    wy = _ease(gy - iy)
+    wx = _ease(gx - ix)
+    a = _unit(_hash(seed, stream, iy, ix))
+    b = _unit(_hash(seed, stream, iy, ix + 1))
+    c = _unit(_hash(seed, stream, iy + 1, ix))
+    d = _unit(_hash(seed, stream, iy + 1, ix + 1))
+    left = a + wy * (c - a)
+    right = b + wy * (d - b)
+    return left + wx * (right - left)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def noise_field(
+    seed: np.uint64, stream: int, wave: float, y0: int, x0: int, height: int, width: int
+) -> NDArray[np.float32]:
+    """`_noise_at` of every pixel of a region."""
+    iy0 = int(np.floor(y0 / wave))
+    ix0 = int(np.floor(x0 / wave))
+    rows = int(np.floor((y0 + height - 1) / wave)) + 2 - iy0
+    cols = int(np.floor((x0 + width - 1) / wave)) + 2 - ix0
+    table = np.empty((rows, cols), np.float64)
+    for i in range(rows):
+        for j in range(cols):
+            table[i, j] = _unit(_hash(seed, stream, iy0 + i, ix0 + j))
+    at = np.empty(width, np.int64)
+    weight = np.empty(width, np.float64)
+    for x in range(width):
+        gx = (x0 + x) / wave
+        ix = int(np.floor(gx))
+        at[x] = ix - ix0
+        weight[x] = _ease(gx - ix)
+    out = np.empty((height, width), np.float32)
+    line = np.empty(cols, np.float64)
+    for y in range(height):
+        gy = (y0 + y) / wave
+        iy = int(np.floor(gy))
+        wy = _ease(gy - iy)
+        for j in range(cols):
+            top = table[iy - iy0, j]
+            line[j] = top + wy * (table[iy - iy0 + 1, j] - top)
+        for x in range(width):
+            left = line[at[x]]
+            out[y, x] = left + weight[x] * (line[at[x] + 1] - left)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def outline_score(seed: np.uint64, wave: float, width: int, y: float, x: float) -> float:
+    """Height of a landscape that rises from left to right; tissue lies above a level."""
+    return x / width + OUTLINE_RELIEF * (_noise_at(seed, STREAM_OUTLINE, wave, y, x) - 0.5)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def sample_outline(
+    seed: np.uint64, wave: float, height: int, width: int, n: int
+) -> NDArray[np.float64]:
+    """`outline_score` on an even `n` by `n` grid over the slide."""
+    scores = np.empty(n * n, np.float64)
+    for i in range(n):
+        for j in range(n):
+            y = (i + 0.5) * height / n
+            x = (j + 0.5) * width / n
+            scores[i * n + j] = outline_score(seed, wave, width, y, x)
+    return scores
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def tissue_ramp(
+    scene: Scene, y0: int, x0: int, height: int, width: int
+) -> NDArray[np.float32]:
+    """0 where the slide is empty, rising to 1 inside the tissue."""
+    ramp = np.ones((height, width), np.float32)
+    if scene.outline_level < -1.0:
+        return ramp
+    noise = noise_field(scene.seed, STREAM_OUTLINE, scene.outline, y0, x0, height, width)
+    scale = 1.0 / scene.outline_ramp
+    for y in range(height):
+        for x in range(width):
+            score = (x0 + x) / scene.width + OUTLINE_RELIEF * (noise[y, x] - 0.5)
+            t = (score - scene.outline_level) * scale
+            ramp[y, x] = _ease(min(max(t, 0.0), 1.0))
+    return ramp
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _is_clear(scene: Scene, y: float, x: float) -> bool:
+    """Whether no light of a cell centred here can reach an empty part of the slide."""
+    reach = MAX_HALF_AXIS * scene.diameter + scene.warp + BLUR_RADIUS + 1.0
+    above = outline_score(scene.seed, scene.outline, scene.width, y, x) - scene.outline_level
+    if above <= 0.0 or above >= reach * 1.42 * scene.outline_slope:
+        return above > 0.0
+    # Samples near enough for the slope's bound to vouch for the points between them.
+    n = int(np.ceil(reach / 4.0))
+    step = reach / n
+    for i in range(-n, n + 1):
+        for j in range(-n, n + 1):
+            at_y, at_x = y + i * step, x + j * step
+            score = outline_score(scene.seed, scene.outline, scene.width, at_y, at_x)
+            if score - scene.outline_level < 0.75 * step * scene.outline_slope:
+                return False
+    return True
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def place_cells(scene: Scene, i0: int, j0: int, ni: int, nj: int) -> Cells:
+    """Draw the cells of a block of the lattice.
+
+    Each lattice cell offers one candidate centre, anywhere inside it. Of candidates nearer than
+    `separation` only the one with the smallest mark stays (Matern's second hard-core process),
+    which any block can decide from the neighbouring candidates alone.
+    """
+    reach = _THINNING_REACH
+    seed = scene.seed
+    cy = np.empty((ni + 2 * reach, nj + 2 * reach), np.float64)
+    cx = np.empty_like(cy)
+    mark = np.empty(cy.shape, np.uint64)
+    for i in range(cy.shape[0]):
+        for j in range(cy.shape[1]):
+            bits = _hash(seed, STREAM_PLACE, i0 + i - reach, j0 + j - reach)
+            mark[i, j] = bits
+            cy[i, j] = (i0 + i - reach + _unit(_mix(bits + np.uint64(1)))) * scene.pitch
+            cx[i, j] = (j0 + j - reach + _unit(_mix(bits + np.uint64(2)))) * scene.pitch
+    data = np.zeros((12, ni, nj), np.float64)
+    near = scene.separation * scene.separation
+    for i in range(ni):
+        for j in range(nj):
+            y = cy[i + reach, j + reach]
+            x = cx[i + reach, j + reach]
+            own = mark[i + reach, j + reach]
+            kept = True
+            for k in range(i, i + 2 * reach + 1):
+                for m in range(j, j + 2 * reach + 1):
+                    if mark[k, m] < own:
+                        gap_y = cy[k, m] - y
+                        gap_x = cx[k, m] - x
+                        if gap_y * gap_y + gap_x * gap_x < near:
+                            kept = False
+            if not kept:
+                continue
+            if scene.outline_level >= -1.0 and not _is_clear(scene, y, x):
+                continue
+            cluster = _noise_at(seed, STREAM_CLUSTER, scene.cluster, y, x)
+            fine = _noise_at(seed, STREAM_CLUSTER, 0.4 * scene.cluster, y, x + 1e6)
+            # Two octaves rarely leave the middle: stretch them to fill 0..1.
+            share = min(max(0.5 + 1.7 * (0.6 * cluster + 0.4 * fine - 0.5), 0.0), 1.0)
+            share = scene.stained * (1.0 + scene.clustering * (2.0 * share - 1.0))
+            bits = _hash(seed, STREAM_STAIN, i0 + i, j0 + j)
+            stained = _unit(bits) < share
+            data[0, i, j] = STAINED if stained else UNSTAINED
+            data[1, i, j] = y
+            data[2, i, j] = x
+            bits = _hash(seed, STREAM_SHAPE, i0 + i, j0 + j)
+            u = _unit(bits)
+            v = _unit(_mix(bits + np.uint64(1)))
+            w = _unit(_mix(bits + np.uint64(2)))
+            half = _SIZE * scene.diameter * (1.0 + _SIZE_SPREAD * (u + v - 1.0))
+            aspect = _ASPECT[0] + _ASPECT[1] * w + _ASPECT[2] * w * w
+            root = np.sqrt(aspect)
+            data[3, i, j] = half * root
+            data[4, i, j] = half / root
+            # Direction of a point drawn in a square, away from its middle.
+            ay = _unit(_mix(bits + np.uint64(3))) - 0.5
+            ax = _unit(_mix(bits + np.uint64(4))) - 0.5
+            norm = np.sqrt(ay * ay + ax * ax) + 1e-9
+            data[5, i, j] = ay / norm
+            data[6, i, j] = np.sqrt(max(1.0 - (ay / norm) * (ay / norm), 0.0)) * (
+                1.0 if ax >= 0 else -1.0
+            )
+            bits = _hash(seed, STREAM_LOOK, i0 + i, j0 + j)
+            u = _unit(bits)
+            # Few of the others glow, dimly and without belonging to the truth.
+            data[7, i, j] = 0.07 + 0.80 * u if stained else 0.10 * u**16
+            u = _unit(_mix(bits + np.uint64(1)))
+            data[8, i, j] = 0.12 + 0.88 * u * u
+            data[9, i, j] = 2.0 * (_unit(_mix(bits + np.uint64(2))) - 0.5)
+            data[10, i, j] = 2.0 * (_unit(_mix(bits + np.uint64(3))) - 0.5)
+            u = _unit(_mix(bits + np.uint64(4)))
+            data[11, i, j] = 0.25 + 0.75 * u
+    return Cells(
+        i0, j0, data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8],
+        data[9], data[10], data[11],
+    )  # fmt: skip
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _half_width(cells: Cells, i: int, j: int, uy: float, ux: float) -> float:
+    """Distance from a cell's centre to its ellipse in a direction."""
+    along = uy * cells.axis_y[i, j] + ux * cells.axis_x[i, j]
+    across = uy * cells.axis_x[i, j] - ux * cells.axis_y[i, j]
+    p = along / cells.major[i, j]
+    q = across / cells.minor[i, j]
+    return 1.0 / np.sqrt(p * p + q * q)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_borders(
+    seed: np.uint64, cells: Cells, i: int, j: int, reach: int, lines: NDArray[np.float64]
+) -> int:
+    """Lines between a cell and its neighbours, into `lines`; returns how many.
+
+    A line crosses the segment between two centres at right angles, where it divides the segment
+    as the two ellipses' widths. Its numbers are computed from the earlier cell of the pair, so
+    both cells get the same bits and no pixel belongs to both.
+    A row is (origin y, origin x, unit y, unit x, distance, sign, lift): the depth of a point
+    inside the border is ``sign * (distance - (point - origin) . unit)``.
+    """
+    n = 0
+    for k in range(max(i - reach, 0), min(i + reach + 1, cells.kind.shape[0])):
+        for m in range(max(j - reach, 0), min(j + reach + 1, cells.kind.shape[1])):
+            if cells.kind[k, m] == EMPTY or (k == i and m == j):
+                continue
+            first = i < k or (i == k and j < m)
+            ai, aj, bi, bj = (i, j, k, m) if first else (k, m, i, j)
+            gap_y = cells.y[bi, bj] - cells.y[ai, aj]
+            gap_x = cells.x[bi, bj] - cells.x[ai, aj]
+            gap = np.sqrt(gap_y * gap_y + gap_x * gap_x)
+            if gap >= cells.major[i, j] + cells.major[k, m]:
+                continue
+            uy = gap_y / gap
+            ux = gap_x / gap
+            wide_a = _half_width(cells, ai, aj, uy, ux)
+            wide_b = _half_width(cells, bi, bj, uy, ux)
+            # An unstained neighbour yields: single stained cells are round in real tissue.
+            if cells.kind[ai, aj] == STAINED and cells.kind[bi, bj] == UNSTAINED:
+                wide_b *= _YIELD
+            elif cells.kind[bi, bj] == STAINED and cells.kind[ai, aj] == UNSTAINED:
+                wide_a *= _YIELD
+            lines[n, 0] = cells.y[ai, aj]
+            lines[n, 1] = cells.x[ai, aj]
+            lines[n, 2] = uy
+            lines[n, 3] = ux
+            lines[n, 4] = gap * (wide_a / (wide_a + wide_b))
+            lines[n, 5] = 1.0 if first else -1.0
+            lines[n, 6] = 0.0
+            if cells.kind[i, j] == STAINED and cells.kind[k, m] == STAINED:
+                # Two membranes lie back to back on a shared border, where a free one would lie
+                # inside; some borders are out of focus and hardly seen.
+                bits = _hash(seed, STREAM_PAIR, cells.i0 + ai, cells.j0 + aj) ^ _hash(
+                    seed, STREAM_PAIR, cells.i0 + bi, cells.j0 + bj
+                )
+                u = _unit(_mix(bits))
+                lines[n, 6] = _SHARED_DEPTH + _SHARED_SPREAD * u * u
+            n += 1
+    return n
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _keep_connected(depth: NDArray[np.float32], y: int, x: int, stack: NDArray[np.int64]) -> int:
+    """Mark the 4-connected part that holds (y, x) by adding 1000 to its depth; its area."""
+    height, width = depth.shape
+    if not 0.0 < depth[y, x]:
+        return 0
+    depth[y, x] += 1000.0
+    stack[0] = y * width + x
+    n = 1
+    area = 1
+    while n > 0:
+        n -= 1
+        at_y, at_x = divmod(stack[n], width)
+        for step in range(4):
+            next_y = at_y + (step == 0) - (step == 1)
+            next_x = at_x + (step == 2) - (step == 3)
+            if next_y < 0 or next_x < 0 or next_y >= height or next_x >= width:
+                continue
+            value = depth[next_y, next_x]
+            if 0.0 < value < 1000.0:
+                depth[next_y, next_x] = value + 1000.0
+                stack[n] = next_y * width + next_x
+                n += 1
+                area += 1
+    return area
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def paint_cells(
+    scene: Scene,
+    cells: Cells,
+    first_id: int,
+    id_stride: int,
+    reach: int,
+    y0: int,
+    x0: int,
+    warp_margin: int,
+    warp_y: NDArray[np.float32],
+    warp_x: NDArray[np.float32],
+    texture: NDArray[np.float32],
+    light: NDArray[np.float32],
+    labels: NDArray[np.uint32],
+) -> None:
+    """Draw all cells that touch a region: labels, and light of both channels before the blur.
+
+    `light` is `(2, h, w)` and `labels` `(h, w)`, both of the region that begins at (y0, x0);
+    so is `texture`; `warp_y` and `warp_x` have `warp_margin` pixels more on each side. A cell is
+    always drawn whole in a scratch image, so its area and connectedness do not depend on the region.
+    """
+    height, width = labels.shape
+    side = 2 * int(np.ceil(MAX_HALF_AXIS * scene.diameter + scene.warp)) + 5
+    scratch = np.empty((side, side), np.float32)
+    stack = np.empty(side * side, np.int64)
+    lines = np.empty(((2 * reach + 1) * (2 * reach + 1), 7), np.float64)
+    warp = 2.0 * scene.warp
+    for i in range(cells.kind.shape[0]):
+        for j in range(cells.kind.shape[1]):
+            if cells.kind[i, j] == EMPTY:
+                continue
+            stained = cells.kind[i, j] == STAINED
+            cy, cx = cells.y[i, j], cells.x[i, j]
+            a, b = cells.major[i, j], cells.minor[i, j]
+            ay, ax = cells.axis_y[i, j], cells.axis_x[i, j]
+            half_y = np.sqrt(a * ay * a * ay + b * ax * b * ax) + scene.warp + 1.0
+            half_x = np.sqrt(a * ax * a * ax + b * ay * b * ay) + scene.warp + 1.0
+            top = max(int(np.floor(cy - half_y)), 0)
+            left = max(int(np.floor(cx - half_x)), 0)
+            bottom = min(int(np.ceil(cy + half_y)) + 1, scene.height)
+            right = min(int(np.ceil(cx + half_x)) + 1, scene.width)
+            if top >= bottom or left >= right:
+                continue
+            if top >= y0 + height or bottom <= y0 or left >= x0 + width or right <= x0:
+                continue
+            n_lines = _find_borders(scene.seed, cells, i, j, reach, lines)
+            depth = scratch[: bottom - top, : right - left]
+            a2, b2 = 1.0 / (a * a), 1.0 / (b * b)
+            for y in range(top, bottom):
+                wy = y - y0 + warp_margin
+                for x in range(left, right):
+                    wx = x - x0 + warp_margin
+                    py = y + warp * (warp_y[wy, wx] - 0.5)
+                    px = x + warp * (warp_x[wy, wx] - 0.5)
+                    along = (py - cy) * ay + (px - cx) * ax
+                    across = (py - cy) * ax - (px - cx) * ay
+                    q = along * along * a2 + across * across * b2
+                    if q >= 1.0:
+                        depth[y - top, x - left] = -1.0
+                        continue
+                    rho = np.sqrt(q)
+                    slope = np.sqrt(along * along * a2 * a2 + across * across * b2 * b2)
+                    value = (1.0 - rho) * (rho / slope if slope > 1e-6 else b)
+                    for n in range(n_lines):
+                        inside = lines[n, 4] - (
+                            (py - lines[n, 0]) * lines[n, 2] + (px - lines[n, 1]) * lines[n, 3]
+                        )
+                        # On the line itself a point is the later cell's.
+                        if lines[n, 5] > 0:
+                            if inside <= 0.0:
+                                value = -1.0
+                                break
+                        else:
+                            inside = -inside
+                            if inside < 0.0:
+                                value = -1.0
+                                break
+                        value = min(value, inside + lines[n, 6])
+                    depth[y - top, x - left] = max(value, 1e-3) if value >= 0.0 else -1.0
+            start_y = min(max(int(np.floor(cy + 0.5)), 0), scene.height - 1) - top
+            start_x = min(max(int(np.floor(cx + 0.5)), 0), scene.width - 1) - left
+            if _keep_connected(depth, start_y, start_x, stack) < scene.min_area:
+                continue
+            label = np.uint32(first_id + i * id_stride + j)
+            membrane = scene.brightness * cells.light[i, j]
+            fill = cells.fill[i, j]
+            nucleus = scene.nuclei * cells.nucleus[i, j]
+            for y in range(max(top, y0), min(bottom, y0 + height)):
+                for x in range(max(left, x0), min(right, x0 + width)):
+                    value = depth[y - top, x - left] - 1000.0
+                    if value <= 0.0:
+                        continue
+                    grain = texture[y - y0, x - x0]
+                    if stained:
+                        labels[y - y0, x - x0] = label
+                    if membrane > 0.0:
+                        t = (value - _RING_DEPTH) / _RING_HALF_WIDTH
+                        ring = (1.0 - t * t) * (1.0 - t * t) if -1.0 < t < 1.0 else 0.0
+                        inner = _ease(min(value / (2.0 * _RING_DEPTH), 1.0)) * fill
+                        tilt = 1.0 + (cells.polar_y[i, j] * (y - cy) + cells.polar_x[i, j] * (x - cx)) / a
+                        shade = max(tilt, 0.2) * (0.1 + 1.8 * grain)
+                        light[0, y - y0, x - x0] = membrane * shade * (ring + (1.0 - ring) * inner)
+                    t = _ease(min(max((value - 2.0) / 1.5, 0.0), 1.0))
+                    light[1, y - y0, x - x0] = nucleus * t * (0.6 + 0.8 * grain)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def smooth(
+    image: NDArray[np.float32], step: int, centre: float, near: float, far: float
+) -> NDArray[np.float32]:
+    """Separable five-tap filter with taps `step` pixels apart; `2 step` pixels less per side."""
+    height, width = image.shape
+    centre, near, far = np.float32(centre), np.float32(near), np.float32(far)
+    rows = np.empty((height, width - 4 * step), np.float32)
+    for y in range(height):
+        line = image[y]
+        for x in range(width - 4 * step):
+            rows[y, x] = (
+                centre * line[x + 2 * step]
+                + near * (line[x + step] + line[x + 3 * step])
+                + far * (line[x] + line[x + 4 * step])
+            )
+    out = np.empty((height - 4 * step, width - 4 * step), np.float32)
+    for y in range(out.shape[0]):
+        r0, r1, r2 = rows[y], rows[y + step], rows[y + 2 * step]
+        r3, r4 = rows[y + 3 * step], rows[y + 4 * step]
+        for x in range(out.shape[1]):
+            out[y, x] = centre * r2[x] + near * (r1[x] + r3[x]) + far * (r0[x] + r4[x])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def expose(
+    scene: Scene,
+    channel: int,
+    y0: int,
+    x0: int,
+    sharp: NDArray[np.float32],
+    wide: NDArray[np.float32],
+    haze: float,
+    background: NDArray[np.float32],
+    ramp: NDArray[np.float32],
+    out: NDArray[np.uint16],
+) -> None:
+    """Camera: sum the light, add shot and read noise, quantise into `out` `(h, w)`."""
+    stream = STREAM_CAMERA + channel
+    read = scene.read_noise * scene.read_noise
+    for y in range(out.shape[0]):
+        key = _mix(_mix(scene.seed + np.uint64(stream) * _GOLDEN) + np.uint64(y0 + y) * _GOLDEN)
+        for x in range(out.shape[1]):
+            light = (1.0 - haze) * sharp[y, x] + haze * wide[y, x]
+            light += scene.background * ramp[y, x] * (0.4 + 1.2 * background[y, x])
+            noise = _normal(_mix(key + np.uint64(x0 + x) * _GOLDEN))
+            value = scene.offset + light + np.sqrt(read + scene.shot_gain * light) * noise
+            out[y, x] = np.uint16(min(max(np.floor(value + 0.5), 0.0), scene.ceiling))

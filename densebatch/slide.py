@@ -1,0 +1,320 @@
+"""Open a slide, whatever its format: channels by name, pixel size, and any region of it.
+
+    open_slide("slide.ome.zarr").read(channel=0, region=Region(0, 0, 512, 512))
+
+A reader per format (`slide_zarr`, `slide_tiff`, `slide_png`) gives a `Source`: what the metadata
+tell, and thread-safe reads. This module chooses the reader, keeps the last ones open in each
+process, and applies the rules that hold for all: which channel is meant, and that whatever cannot
+be used is one `InputError` that names the file, what was found and what is accepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densebatch.errors import InputError
+from densebatch.geometry import Grid, Region
+from densebatch.slide_source import tell
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from densebatch.slide_source import Source
+
+_KEEP_OPEN = 8
+_SCAN_PX = 2**22
+_NAMES_IN_ERROR = 40
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What is known of a slide before its pixels are read; plain data.
+
+    Attributes
+    ----------
+    path
+        Absolute; of an OME-Zarr the image group itself.
+    kind
+        "ome-zarr", "tiff" or "png".
+    height, width
+        Pixels of the highest resolution.
+    channels
+        Names from the metadata, else "0", "1", and so on; "red", "green", "blue" and perhaps
+        "alpha" for a colour image.
+    dtype
+        NumPy name of the pixels' type.
+    um_per_px
+        From the metadata; None if they do not tell or pixels are not square.
+    chunk_px
+        Rows and columns that are cheapest to read together.
+    n_levels
+        Resolutions in the file, the highest included.
+    ngff
+        "0.4" or "0.5" for OME-Zarr, else None.
+    identity
+        Hex digest that changes when the content may have changed: layout, and size and
+        modification time of the file or of the highest resolution's chunk files.
+    """
+
+    path: str
+    kind: str
+    height: int
+    width: int
+    channels: tuple[str, ...]
+    dtype: str
+    um_per_px: float | None
+    chunk_px: tuple[int, int]
+    n_levels: int
+    ngff: str | None
+    identity: str
+
+
+class Slide:
+    """A slide that is open for reading; made by `open_slide`.
+
+    May be used by several threads. It is not pickled: a task carries the path and opens it.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @cached_property
+    def info(self) -> SlideInfo:
+        """What is known of the slide.
+
+        The first look at it after `open_slide` stats the chunk files of an OME-Zarr for the
+        identity, milliseconds per thousand of them; `read` does not need it.
+        """
+        layout = self._source.layout
+        content = [
+            *(layout.kind, layout.height, layout.width, layout.dtype.name, layout.channels),
+            self._source.content(),
+        ]
+        return SlideInfo(
+            path=str(self._source.path),
+            kind=layout.kind,
+            height=layout.height,
+            width=layout.width,
+            channels=layout.channels,
+            dtype=layout.dtype.name,
+            um_per_px=layout.um_per_px,
+            chunk_px=layout.chunk_px,
+            n_levels=layout.n_levels,
+            ngff=layout.ngff,
+            identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        )
+
+    def read(self, channel: int, region: Region) -> NDArray[Any]:
+        """Read a region of one channel at the highest resolution.
+
+        Parameters
+        ----------
+        channel
+            Index, as `channel_index` and `default_channel` return it.
+        region
+            Inside the slide.
+
+        Returns
+        -------
+        ndarray (height, width)
+            In the slide's type and native byte order; NaN and infinities as they are stored.
+            Chunks that are absent from an OME-Zarr hold its fill value, as Zarr defines.
+
+        Raises
+        ------
+        InputError
+            If pixels cannot be read or decoded.
+        ValueError
+            If there is no such channel or the region leaves the slide.
+        """
+        n = len(self._source.layout.channels)
+        if not 0 <= channel < n:
+            raise ValueError(f"{self._source.path} has channels 0 to {n - 1}, not {channel}")
+        plane: NDArray[Any] = self._read(channel, channel + 1, region)[0]
+        return plane
+
+    def _read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        source = self._source
+        height, width = source.layout.height, source.layout.width
+        if region.clip(height, width) != region:
+            raise ValueError(f"{region} is not inside {source.path} of {height} x {width} px")
+        if region.area == 0:
+            return np.empty((stop - first, *region.shape), source.layout.dtype)
+        try:
+            return np.ascontiguousarray(source.read(first, stop, region))
+        except (InputError, MemoryError):
+            raise
+        except Exception as exc:
+            channels = source.layout.channels[first:stop]
+            raise InputError(
+                f"{source.path} cannot be read in rows {region.y0} to {region.y1}, columns "
+                f"{region.x0} to {region.x1} of channel {', '.join(channels)} ({tell(exc)})"
+            ) from exc
+
+    def channel_index(self, name: str) -> int:
+        """Find a channel by name (exact, then regardless of case), else by index.
+
+        Raises
+        ------
+        InputError
+            If there is no such channel, or several; lists those that there are.
+        """
+        channels = self._source.layout.channels
+        for wanted, names in (
+            (name, channels),
+            (name.casefold(), tuple(channel.casefold() for channel in channels)),
+        ):
+            if names.count(wanted) > 1:
+                raise InputError(
+                    f"{self._source.path} has {names.count(wanted)} channels named {name!r} "
+                    f"({self._list_channels()}); name one by its index, 0 to {len(channels) - 1}"
+                )
+            if wanted in names:
+                return names.index(wanted)
+        if name.isascii() and name.isdigit() and int(name) < len(channels):
+            return int(name)
+        raise InputError(
+            f"{self._source.path} has no channel {name!r}; accepted are {self._list_channels()}, "
+            f"or an index from 0 to {len(channels) - 1}"
+        )
+
+    def _list_channels(self) -> str:
+        channels = self._source.layout.channels
+        more = len(channels) - _NAMES_IN_ERROR
+        return ", ".join(channels[:_NAMES_IN_ERROR]) + (f" and {more} more" if more > 0 else "")
+
+    def default_channel(self) -> int:
+        """The channel that is meant when none is named.
+
+        The only one; of a colour image the one plane that is not all zero, or any plane where
+        all are equal. A constant alpha plane does not count. Reads the colour image once.
+
+        Raises
+        ------
+        InputError
+            If that does not decide it.
+        """
+        layout = self._source.layout
+        if len(layout.channels) == 1:
+            return 0
+        if not layout.colour:
+            raise InputError(
+                f"{self._source.path} has {len(layout.channels)} channels and none was named; "
+                f"name with --membrane one or more of {self._list_channels()}"
+            )
+        return self._colour_plane
+
+    @cached_property
+    def _colour_plane(self) -> int:
+        layout = self._source.layout
+        n = len(layout.channels)
+        alpha = n - 1 if layout.channels[-1] == "alpha" else None
+        corner = self._read(0, n, Region(0, 0, 1, 1))[:, 0, 0]
+        filled = np.zeros(n, bool)
+        equal = True
+        grid = Grid(layout.height, layout.width, *_scan_step(layout.chunk_px))
+        for index in grid:
+            planes = self._read(0, n, grid[index])
+            for plane in range(n):
+                empty = corner[plane] if plane == alpha else 0
+                filled[plane] = filled[plane] or bool((planes[plane] != empty).any())
+            nan = layout.dtype.kind == "f"
+            compared = range(1, n if alpha is None or filled[alpha] else alpha)
+            equal = equal and all(
+                np.array_equal(planes[0], planes[plane], equal_nan=nan) for plane in compared
+            )
+            if not equal and filled.sum() > 1:
+                break
+        if equal:
+            return 0
+        if filled.sum() == 1:
+            return int(np.flatnonzero(filled)[0])
+        raise InputError(
+            f"{self._source.path} is a colour image whose planes differ, and none was named; name "
+            f"one with --membrane {'|'.join(layout.channels)} or its index"
+        )
+
+
+def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
+    """Whole chunks, as many in both directions as hold a few million pixels."""
+    step_y, step_x = chunk_px
+    while 2 * step_y * step_x <= _SCAN_PX:
+        step_y, step_x = (2 * step_y, step_x) if step_y <= step_x else (step_y, 2 * step_x)
+    return step_y, step_x
+
+
+_open: OrderedDict[tuple[int, Path], Source] = OrderedDict()
+_open_lock = threading.Lock()
+
+
+def open_slide(path: str | os.PathLike[str]) -> Slide:
+    """Open an OME-Zarr image folder, a TIFF or OME-TIFF file, or a PNG file.
+
+    Cheap to call again and again in one process: the last few slides stay open as long as their
+    files do not change.
+
+    Parameters
+    ----------
+    path
+        File or folder.
+
+    Returns
+    -------
+    Slide
+
+    Raises
+    ------
+    InputError
+        If it is missing, of another format, damaged, truncated, or has axes, types or sizes that
+        are not accepted.
+    """
+    place = Path(path).expanduser().absolute()
+    # a forked child must not share file positions with its parent
+    key = os.getpid(), place
+    with _open_lock:
+        source = _open.pop(key, None)
+        if source is None or not source.is_current():
+            source = _open_source(place)
+        _open[key] = source
+        while len(_open) > _KEEP_OPEN:
+            _open.popitem(last=False)
+    return Slide(source)
+
+
+def _open_source(path: Path) -> Source:
+    # each reader brings in the libraries of its format, which a worker need not load for others
+    if path.is_dir():
+        from densebatch.slide_zarr import open_zarr
+
+        return open_zarr(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; accepted are OME-Zarr folders, TIFF and PNG files"
+        ) from None
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
+    if start == b"\x89PNG\r\n\x1a\n":
+        from densebatch.slide_png import open_png
+
+        return open_png(path)
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        from densebatch.slide_tiff import open_tiff
+
+        return open_tiff(path)
+    found = f"begins with the bytes {start.hex(' ')}" if start else "is empty"
+    raise InputError(
+        f"{path} {found}, neither TIFF nor PNG; accepted are OME-Zarr folders, TIFF and PNG files"
+    )

@@ -1,0 +1,288 @@
+"""What the readers of slides share: the layout they report and the limits they keep."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densebatch.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from densebatch.geometry import Region
+
+MAX_PLANE_PX = 2**40
+MAX_CHUNK_BYTES = 2**30
+MAX_CHANNELS = 4096
+DTYPES = (
+    *("uint8", "uint16", "uint32", "int8", "int16", "int32"),
+    *("float16", "float32", "float64"),
+)
+
+_UM_PER_UNIT = {
+    "pm": 1e-6,
+    "picometer": 1e-6,
+    "å": 1e-4,
+    "angstrom": 1e-4,
+    "nm": 1e-3,
+    "nanometer": 1e-3,
+    "um": 1.0,
+    "micron": 1.0,
+    "micrometer": 1.0,
+    "mm": 1e3,
+    "millimeter": 1e3,
+    "cm": 1e4,
+    "centimeter": 1e4,
+    "m": 1e6,
+    "meter": 1e6,
+    "in": 25400.0,
+    "inch": 25400.0,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a slide's metadata tells, without a look at its pixels.
+
+    Attributes
+    ----------
+    kind
+        "ome-zarr", "tiff" or "png".
+    height, width
+        Pixels of the highest resolution.
+    channels
+        One name per plane.
+    colour
+        Planes are the colours of one picture rather than markers.
+    dtype
+        Of the pixels, in native byte order.
+    um_per_px
+        Pixel size, or None where the metadata do not tell.
+    chunk_px
+        Rows and columns that are cheapest to read together.
+    n_levels
+        Resolutions in the file, the highest included.
+    ngff
+        Version of OME-Zarr, or None.
+    """
+
+    kind: str
+    height: int
+    width: int
+    channels: tuple[str, ...]
+    colour: bool
+    dtype: np.dtype[Any]
+    um_per_px: float | None
+    chunk_px: tuple[int, int]
+    n_levels: int = 1
+    ngff: str | None = None
+
+
+Stamp = tuple[int, int, int]
+
+
+def stamp_file(path: Path) -> Stamp:
+    """Size, modification time in ns and inode: cheap evidence that a file is the same."""
+    try:
+        stat = path.stat()
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+class Source(ABC):
+    """An open slide: its layout and a thread-safe way to read planes of it.
+
+    Parameters
+    ----------
+    path
+        What to open to get this slide again.
+    layout
+        What the metadata told.
+    stamps
+        The files that the layout was read from, as they were before it was read.
+    """
+
+    def __init__(self, path: Path, layout: Layout, stamps: Mapping[Path, Stamp]) -> None:
+        self.path = path
+        self.layout = layout
+        self.stamps = dict(stamps)
+
+    @abstractmethod
+    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+
+    def content(self) -> list[object]:
+        """Plain data that changes when the pixels may have changed."""
+        return [stamp[:2] for stamp in self.stamps.values()]
+
+    def is_current(self) -> bool:
+        """Whether the files are still those that were opened."""
+        try:
+            return all(stamp_file(path) == stamp for path, stamp in self.stamps.items())
+        except InputError:
+            return False
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where rows, columns and channels are among the dimensions of an array."""
+
+    y: int
+    x: int
+    channel: int | None
+    ndim: int
+
+    def pick(self, array: zarr.Array[Any], first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Read planes `first..stop` of a region, (planes, height, width)."""
+        index: list[int | slice] = [0] * self.ndim
+        index[self.y], index[self.x] = region.slices
+        if self.channel is not None:
+            index[self.channel] = slice(first, stop)
+        block = np.asarray(array[tuple(index)])
+        wanted = [axis for axis in (self.channel, self.y, self.x) if axis is not None]
+        kept = sorted(wanted)
+        block = block.transpose([kept.index(axis) for axis in wanted])
+        return block if self.channel is not None else block[np.newaxis]
+
+
+def find_axes(
+    path: Path, names: Sequence[str], shape: Sequence[int], channel_names: str, other_names: str
+) -> Axes:
+    """Find rows, columns and channels, or say what was found and what is accepted.
+
+    Parameters
+    ----------
+    path
+        Named in the error.
+    names, shape
+        One upper-case letter and one size per dimension.
+    channel_names
+        Letters that may count channels; one of them may be longer than 1.
+    other_names
+        Letters that may stand there with size 1.
+
+    Raises
+    ------
+    InputError
+        If Y or X is missing or twice there, or another axis has more than one entry.
+    """
+    found = "".join(names)
+    channels = [i for i, name in enumerate(names) if name in channel_names]
+    long_channels = [i for i in channels if shape[i] > 1]
+    others = [i for i in range(len(names)) if names[i] not in channel_names + "YX"]
+    if (
+        len(names) != len(shape)
+        or len(set(names)) != len(names)
+        or not {"Y", "X"} <= set(names)
+        or len(long_channels) > 1
+        or any(shape[i] > 1 or names[i] not in other_names for i in others)
+    ):
+        raise InputError(
+            f"{path} has axes {found or 'without names'} of sizes "
+            f"{' x '.join(map(str, shape))}; accepted are Y and X, at most one axis of channels "
+            f"({', '.join(channel_names)}), and {', '.join(other_names)} of size 1"
+        )
+    channel = next(iter(long_channels or channels), None)
+    return Axes(names.index("Y"), names.index("X"), channel, len(names))
+
+
+def check_size(path: Path, height: int, width: int, channels: int) -> None:
+    """Refuse an image without pixels and one that no slide can be, before a chunk is read."""
+    if min(height, width, channels) < 1:
+        raise InputError(
+            f"{path} is {height} x {width} px with {channels} channels; "
+            "an image has at least one pixel and one channel"
+        )
+    if height * width > MAX_PLANE_PX:
+        raise InputError(
+            f"{path} declares {height} x {width} = {height * width} px per channel; "
+            f"at most {MAX_PLANE_PX} px are accepted"
+        )
+    if channels > MAX_CHANNELS:
+        raise InputError(
+            f"{path} declares {channels} channels; at most {MAX_CHANNELS} are accepted"
+        )
+
+
+def check_dtype(path: Path, name: str) -> None:
+    """Refuse pixels that are not plain numbers of a width that images have."""
+    if name not in DTYPES:
+        raise InputError(f"{path} has pixels of type {name}; accepted are {', '.join(DTYPES)}")
+
+
+def check_chunk(path: Path, what: str, shape: Sequence[int], itemsize: int) -> None:
+    """Refuse chunks too large to decode in one piece."""
+    n_bytes = math.prod(shape) * itemsize
+    if n_bytes > MAX_CHUNK_BYTES:
+        raise InputError(
+            f"{path} is stored in {what} of {' x '.join(map(str, shape))} values, {n_bytes} bytes "
+            f"each; at most {MAX_CHUNK_BYTES} bytes are accepted: convert it to a TIFF of smaller "
+            "tiles or to OME-Zarr"
+        )
+
+
+def name_channels(found: Sequence[str | None], n: int) -> tuple[str, ...]:
+    """Names from metadata where there is one per channel, else the channels' numbers.
+
+    Examples
+    --------
+    >>> name_channels(["CD3 ", None], 2), name_channels(["CD3"], 2)
+    (('CD3', '1'), ('0', '1'))
+    """
+    names = found if len(found) == n else [None] * n
+    return tuple((name or "").strip() or str(i) for i, name in enumerate(names))
+
+
+def name_colours(n: int, *, alpha: bool) -> tuple[str, ...]:
+    """Names of the planes of a colour or grey picture of `n` planes, the last perhaps opacity."""
+    colours = ("red", "green", "blue") if n - alpha >= 3 else ()
+    names = [*colours, *(str(i) for i in range(len(colours), n))]
+    if alpha:
+        names[-1] = "alpha"
+    return tuple(names)
+
+
+def to_um(value: object, unit: object) -> float | None:
+    """Convert a length to micrometres, None if it is no positive length in a known unit.
+
+    Examples
+    --------
+    >>> to_um("325", "nm"), to_um(0.5, "µm"), to_um(1, "pixel")
+    (0.325, 0.5, None)
+    """
+    # the micro sign and the Greek letter look the same, and ImageJ writes neither
+    name = str(unit).strip().lower()
+    for micro in ("µ", "μ", "\\u00b5"):
+        name = name.replace(micro, "u")
+    name = name.replace("metre", "meter")
+    factor = _UM_PER_UNIT.get(name, _UM_PER_UNIT.get(name.removesuffix("s")))
+    try:
+        length = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    if factor is None or not math.isfinite(length) or length <= 0:
+        return None
+    return length * factor
+
+
+def tell(exc: BaseException) -> str:
+    """What another library's exception says, in one short line for the end of a sentence."""
+    text = " ".join(str(exc).split()) or "nothing"
+    return f"{type(exc).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"
+
+
+def square_pixel(um_y: float | None, um_x: float | None) -> float | None:
+    """One pixel size for both directions, None if it is unknown or they differ by over 1 %."""
+    if um_x is None or um_y is None:
+        return None
+    return um_x if abs(um_y - um_x) <= 0.01 * um_x else None

@@ -1,0 +1,127 @@
+"""Stage 2: read a window of the flow field, trace its cells, keep the core.
+
+Tiles may have any size. Each writes one chunk of local labels and the keys that name them
+globally; what the keys mean is `dynamics`' business, what becomes of them `numbering`'s.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from densebatch.dynamics import halo_for_travel, trace_tile
+from densebatch.geometry import Grid, Region
+from densebatch.journal import Journal, write_atomic
+from densebatch.plan import Plan, load_plan
+from densebatch.resampling import axis_weights, resample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+def tile_grid(plan: Plan, tile: int) -> Grid:
+    """Tracing tiles, in slide pixels."""
+    return Grid(*plan.shape, tile, tile)
+
+
+def trace_folder(work: Path, tile: int) -> Path:
+    """Where the results of a tile size are kept."""
+    return work / f"trace-{tile}"
+
+
+def _window(plan: Plan, core: Region, travel_px: int) -> Region:
+    return core.expand(halo_for_travel(travel_px)).clip(*plan.shape)
+
+
+def flows_needed(plan: Plan, core: Region, travel_px: int) -> Region:
+    """Region of the flow field, at the network's scale, that tracing a core reads."""
+    window = _window(plan, core, travel_px)
+    rows = axis_weights(
+        np.array([window.y0, window.y1 - 1]), plan.network_shape[0], plan.shape[0]
+    )
+    cols = axis_weights(
+        np.array([window.x0, window.x1 - 1]), plan.network_shape[1], plan.shape[1]
+    )
+    return Region(rows.start, cols.start, rows.stop, cols.stop)
+
+
+def groups_needed(plan: Plan, core: Region, travel_px: int) -> Iterator[tuple[int, int]]:
+    """Predict tasks that must be done before a core is traced."""
+    return plan.groups.overlapping(flows_needed(plan, core, travel_px))
+
+
+def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float32]:
+    """The flow field of a window in slide pixels, `(3, h, w)` float32."""
+    rows = axis_weights(np.arange(window.y0, window.y1), plan.network_shape[0], plan.shape[0])
+    cols = axis_weights(np.arange(window.x0, window.x1), plan.network_shape[1], plan.shape[1])
+    array = zarr.open_array(str(work / "flows.zarr"), mode="r")
+    stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
+    return resample(stored.astype(np.float32), rows, cols)
+
+
+def create_traces(plan: Plan, work: Path, tile: int) -> None:
+    """Create the array of local labels, one chunk per tile."""
+    path = trace_folder(work, tile) / "labels.zarr"
+    if not path.exists():
+        zarr.create_array(
+            str(path),
+            shape=plan.shape,
+            chunks=(min(tile, plan.shape[0]), min(tile, plan.shape[1])),
+            dtype="uint32",
+            fill_value=0,
+            serializer=zarr.codecs.BytesCodec(endian="little"),
+            compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+        )
+
+
+def read_keys(work: Path, tile: int, row: int, col: int) -> NDArray[np.int64]:
+    """Keys of a traced tile's cells, in the order of its local labels."""
+    keys: NDArray[np.int64] = np.load(trace_folder(work, tile) / f"keys-{row}-{col}.npy")
+    return keys
+
+
+def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) -> dict[str, Any]:
+    """Trace one tile and write its labels and keys.
+
+    Parameters
+    ----------
+    plan_path
+        The run's plan; flow field, traces and journal lie beside it.
+    tile, row, col
+        Tile size and place.
+    travel_px
+        Travel that the halo allows for.
+
+    Returns
+    -------
+    dict
+        Facts for the journal: cells, rejected cells, largest travel, dropped pixels, and the
+        travel that was allowed for.
+    """
+    plan = load_plan(plan_path)
+    work = Path(plan_path).parent
+    core = tile_grid(plan, tile)[row, col]
+    window = _window(plan, core, travel_px)
+    traced = trace_tile(read_flows(plan, work, window), window, core, plan.shape, plan.trace)
+    folder = trace_folder(work, tile)
+    array = zarr.open_array(str(folder / "labels.zarr"), mode="r+")
+    array[core.slices] = traced.labels
+    buffer = io.BytesIO()
+    np.save(buffer, traced.keys)
+    keys = folder / f"keys-{row}-{col}.npy"
+    write_atomic(keys, buffer.getvalue())
+    chunk = folder / "labels.zarr" / "c" / str(row) / str(col)
+    facts = {
+        "cells": int(traced.keys.size),
+        "rejected": traced.n_rejected,
+        "max_travel_px": traced.max_travel_px,
+        "dropped_px": traced.dropped_px,
+        "travel_px": travel_px,
+    }
+    return Journal(work / "journal").record(f"trace-{tile}-{row}-{col}", [chunk, keys], facts)

@@ -101,7 +101,7 @@ def print_summary(result: SegmentResult) -> None:
     click.echo(f"labels  {result.labels}")
     click.echo(f"cells   {result.table}")
     click.echo(f"record  {result.out / 'run.json'}")
-    click.echo(f"look    napari --plugin napari-ome-zarr {report['view']}")
+    click.echo(f"look    napari --plugin napari-ome-zarr {report['view']}  (labels open hidden)")
 
 
 @click.command()

@@ -186,8 +186,7 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
     names = _listed_labels(label.parent)
     if spec.label_name not in names:
         _list_labels(spec, [*names, spec.label_name])
-    for folder in (label.parent, root):
-        _refresh_consolidated(folder, spec)
+    _refresh_consolidated(spec)
 
 
 def read_labels(path: str | Path, level: int = 0, *, label_name: str = "cells") -> zarr.Array[Any]:
@@ -296,6 +295,9 @@ def _require_array(folder: Path, settings: dict[str, Any]) -> None:
     found, given = dict(open_array(folder).metadata.to_dict()), new(MemoryStore())
     if found != given:
         raise InputError(f"{folder} exists and differs ({_differences(found, given)}).")
+    if settings["zarr_format"] == 2 and not (folder / ".zattrs").is_file():
+        # Its second file: whoever created the array was killed between the two.
+        zarr.open_array(LocalStore(folder), mode="r+").update_attributes({})
 
 
 def _differences(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -306,6 +308,11 @@ def _differences(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 def _delete_earlier(spec: PyramidSpec) -> None:
     """Remove what an earlier run wrote, and nothing that is not marked as ours."""
     target = label_path(spec) if spec.in_place else Path(spec.root)
+    # Out of the way in one step, then deleted: a kill in between leaves no half of an output that
+    # still carries its mark.
+    trash = target.with_name(f".{target.name}.deleted")
+    if trash.is_dir():
+        shutil.rmtree(trash)
     if _format_of(target) is None:
         return
     if OWNER not in _attributes(target):
@@ -315,7 +322,10 @@ def _delete_earlier(spec: PyramidSpec) -> None:
         names = _listed_labels(target.parent)
         if spec.label_name in names:
             _list_labels(spec, [name for name in names if name != spec.label_name])
-    shutil.rmtree(target)
+    target.rename(trash)
+    shutil.rmtree(trash)
+    if spec.in_place:
+        _refresh_consolidated(spec)
 
 
 def _listed_labels(folder: Path) -> list[str]:
@@ -331,15 +341,16 @@ def _list_labels(spec: PyramidSpec, names: list[str]) -> None:
     _open_group(folder).update_attributes(document)
 
 
-def _refresh_consolidated(folder: Path, spec: PyramidSpec) -> None:
+def _refresh_consolidated(spec: PyramidSpec) -> None:
     """Renew consolidated metadata where a slide has them: readers would not see new labels."""
-    if spec.zarr_format == 2:
-        consolidated = (folder / ".zmetadata").is_file()
-    else:
-        node = json.loads((folder / "zarr.json").read_text())
-        consolidated = node.get("consolidated_metadata") is not None
-    if consolidated:
-        with warnings.catch_warnings():
-            # zarr remarks that format 3 does not specify them; the slide has them all the same.
-            warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(LocalStore(folder), zarr_format=spec.zarr_format)
+    for folder in (label_path(spec).parent, Path(spec.root)):
+        if spec.zarr_format == 2:
+            consolidated = (folder / ".zmetadata").is_file()
+        else:
+            node = json.loads((folder / "zarr.json").read_text())
+            consolidated = node.get("consolidated_metadata") is not None
+        if consolidated:
+            with warnings.catch_warnings():
+                # zarr remarks that format 3 does not specify them; the slide has them all the same.
+                warnings.simplefilter("ignore")
+                zarr.consolidate_metadata(LocalStore(folder), zarr_format=spec.zarr_format)

@@ -10,9 +10,10 @@ Choices that the specification leaves open, and why they were made:
   not jump when one of the two layers changes level. Labels of an existing image copy its
   transformations to the letter for the same reason.
 - *No `colors` in `image-label`*: the specification recommends one entry for every label, and
-  viewers take the list for complete: with one entry napari shows that one cell and hides all
-  others. A list of a million entries opens in no viewer at all. Without one every viewer gives
-  each cell a colour of its own, and the document is still valid (`colors` is a SHOULD).
+  viewers take the list for complete. With a single entry napari draws that one cell and hides all
+  others; with a million the document is tens of megabytes that a reader parses before it draws.
+  Without the list every cell gets a colour of its own, and the document is valid (`colors` is a
+  SHOULD).
 - *An unknown pixel size* is a scale of 1 at full resolution without a unit, rather than a wrong
   number of micrometres.
 """
@@ -131,13 +132,10 @@ class PyramidSpec:
         if self.slide is not None:
             if self.image:
                 raise ValueError("labels written into an image bring no image of their own")
-            if (
-                len(self.slide.shapes) != self.n_levels
-                or len(self.slide.transforms) != self.n_levels
-            ):
-                raise ValueError(f"the slide has {len(self.slide.shapes)} levels: {self.n_levels}")
+            if not len(self.slide.shapes) == len(self.slide.transforms) == self.n_levels:
+                raise ValueError(f"{self.n_levels} levels are not those of {self.slide}")
             if self.slide.shapes[0] != (self.height, self.width):
-                raise ValueError(f"the slide has {self.slide.shapes[0]} px: {self}")
+                raise ValueError(f"{self.height} by {self.width} px are not those of {self.slide}")
         if self.image:
             if not self.channels or self.image_dtype is None:
                 raise ValueError("an image has channels and a data type")

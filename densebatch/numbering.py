@@ -7,7 +7,6 @@ every shard can be written on its own: it looks its tiles' keys up in the union.
 from __future__ import annotations
 
 import io
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import zarr
 
 from densebatch import labels
 from densebatch.cells import add_intensities, measure_shapes
+from densebatch.errors import InputError
 from densebatch.journal import Journal, digest_file, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.slide import open_slide
@@ -53,8 +53,24 @@ def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:
         image=plan.copy_image,
         channels=plan.slide.channels if plan.copy_image else (),
         image_dtype=plan.slide.dtype if plan.copy_image else None,
+        windows=_display_windows(plan) if plan.copy_image else None,
         image_name=Path(plan.slide.path).name,
     )
+
+
+def _display_windows(plan: Plan) -> tuple[tuple[float, float], ...] | None:
+    """Display ranges of all channels, known when the network sees them all."""
+    known = {b.channel: (b.low, b.high) for b in plan.membrane if b.high > b.low}
+    if plan.nuclei is not None and plan.nuclei.high > plan.nuclei.low:
+        known[plan.nuclei.channel] = (plan.nuclei.low, plan.nuclei.high)
+    channels = range(len(plan.slide.channels))
+    return tuple(known[c] for c in channels) if all(c in known for c in channels) else None
+
+
+def _digest_shard(spec: labels.PyramidSpec, level: int, region: Region) -> list[str]:
+    """Digests of a shard's labels and of the copied pixels of each channel."""
+    channels: list[int | None] = [None, *(range(len(spec.channels)) if spec.image else ())]
+    return [labels.digest_unit(spec, level, region, channel) for channel in channels]
 
 
 def keys_path(work: Path, tile: int) -> Path:
@@ -153,8 +169,7 @@ def number_shard(
     np.savez(buffer, ids=ids[present], shapes=shapes[present], sums=sums[present])
     part = _part_path(work, tile, row, col)
     write_atomic(part, buffer.getvalue())
-    digest = labels.digest_unit(spec, 0, region)
-    facts = {"cells": int(present.sum()), "digest": digest}
+    facts = {"cells": int(present.sum()), "digests": _digest_shard(spec, 0, region)}
     return Journal(work / "journal").record(f"number-{tile}-{row}-{col}", [part], facts)
 
 
@@ -193,16 +208,18 @@ def reduce_shard(
     if spec.image:
         for channel in range(len(spec.channels)):
             labels.downsample_image(spec, channel, level, region)
-    facts = {"digest": labels.digest_unit(spec, level, region)}
+    facts = {"digests": _digest_shard(spec, level, region)}
     return Journal(work / "journal").record(f"reduce-{tile}-{level}-{row}-{col}", [], facts)
 
 
-def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digest: str) -> bool:
+def verify_shard(
+    plan: Plan, root: str, level: int, row: int, col: int, digests: list[str]
+) -> bool:
     """Whether a written shard still holds what its record states."""
     spec = output_spec(plan, root)
     try:
-        return labels.digest_unit(spec, level, labels.shard_grid(spec, level)[row, col]) == digest
-    except (OSError, ValueError, KeyError, json.JSONDecodeError):
+        return _digest_shard(spec, level, labels.shard_grid(spec, level)[row, col]) == digests
+    except InputError:  # damaged or lost: written again
         return False
 
 

@@ -385,7 +385,7 @@ def _number(run: _Run, failed: dict[tuple[int, int], str], *, restart: bool) -> 
                 function = reduce_shard
             facts = run.journal.done(name)
             if facts is not None and (
-                lost or not verify_shard(plan, run.root, level, row, col, facts["digest"])
+                lost or not verify_shard(plan, run.root, level, row, col, facts["digests"])
             ):
                 run.journal.forget(name)
             jobs.append(Job(name, function, args))

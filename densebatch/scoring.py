@@ -9,10 +9,12 @@ through the table, so that arrays in memory and slides on disk take the same pat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from densebatch.boundary import score_boundaries
 from densebatch.scoring_blocks import FIELD_PX, FieldCounts, count_fields
 from densebatch.scoring_matching import Ignored, Matching, Overlaps, match_cells
 from densebatch.scoring_metrics import (
@@ -23,15 +25,15 @@ from densebatch.scoring_metrics import (
     mean_dice,
 )
 from densebatch.scoring_results import (
+    CellMatches,
     ErrorCounts,
     FieldScore,
     ImageScore,
     ScoreSettings,
     SizeBin,
-    Summary,
     ThresholdScore,
-    summarize,
 )
+from densebatch.scoring_summary import Summary, summarize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from densebatch.scoring_blocks import Workers
 
 __all__ = [
+    "CellMatches",
     "ErrorCounts",
     "FieldScore",
     "ImageScore",
@@ -78,7 +81,8 @@ def _size_bins(
     pair_bin = truth_bin[overlaps.truth[matching.edges]]
 
     def count(bins: NDArray[np.intp]) -> list[int]:
-        return np.bincount(bins[bins >= 0], minlength=n).tolist()
+        counts: list[int] = np.bincount(bins[bins >= 0], minlength=n).tolist()
+        return counts
 
     tp, fn = count(truth_bin[matching.truth_found]), count(truth_bin[matching.truth_missed])
     fp, pairs = count(pred_bin[matching.pred_spurious]), count(pair_bin)
@@ -126,7 +130,8 @@ def _owners(
     fields = np.repeat(np.arange(len(areas)), [part[0].size for part in areas])
     order = np.lexsort((fields, -px, ids))
     first = order[np.flatnonzero(np.diff(ids[order].astype(np.int64), prepend=-1))]
-    return fields[first][np.searchsorted(ids[first], cells)]
+    owners: NDArray[np.intp] = fields[first][np.searchsorted(ids[first], cells)]
+    return owners
 
 
 def count_ignored(
@@ -211,6 +216,13 @@ def score_table(
         by_size=_size_bins(overlaps, focus, settings.size_edges),
         iou_histogram=iou_histogram(overlaps),
         fields=score_fields(fields, overlaps, focus) if fields is not None else (),
+        cells=CellMatches(
+            overlaps.truth_ids,
+            focus.truth_found,
+            overlaps.pred_ids,
+            focus.pred_found,
+            focus.pred_spurious,
+        ),
     )
 
 
@@ -221,6 +233,7 @@ def score_labels(
     *,
     name: str = "",
     ignore: PixelSource | None = None,
+    boundary_px: float | None = None,
     field_px: int = FIELD_PX,
     workers: Workers = 1,
 ) -> ImageScore:
@@ -237,6 +250,8 @@ def score_labels(
         Of the image.
     ignore
         Image of the same shape, not zero where nothing is to be counted; see `count_ignored`.
+    boundary_px
+        Tolerance of the boundary F-score; None leaves it out. It reads the pixels once more.
     field_px
         Edge of the fields in `ImageScore.fields`.
     workers
@@ -252,7 +267,7 @@ def score_labels(
         None if ignore is None else count_fields(ignore, side, workers=workers).total
         for side in (truth, pred)
     ]
-    return score_table(
+    score = score_table(
         counts.total,
         settings,
         name=name,
@@ -260,3 +275,18 @@ def score_labels(
         truth_inside=inside[0],
         pred_inside=inside[1],
     )
+    if boundary_px is None:
+        return score
+    small = [
+        ids[areas < score.settings.min_size]
+        for ids, areas in (counts.total.truth_areas, counts.total.pred_areas)
+    ]
+    boundary = score_boundaries(
+        truth,
+        pred,
+        tolerance_px=boundary_px,
+        truth_dropped=small[0],
+        pred_dropped=small[1],
+        workers=workers,
+    )
+    return replace(score, boundary=boundary)

@@ -292,4 +292,5 @@ def _assign_component(overlaps: Overlaps, edges: NDArray[np.intp]) -> NDArray[np
         chosen = min_weight_full_bipartite_matching(weights)
     picked = np.full(shape[0], -1, np.intp)
     picked[chosen[0]] = chosen[1]
-    return edges[picked[row] == col]
+    taken: NDArray[np.intp] = edges[picked[row] == col]
+    return taken

@@ -1,4 +1,4 @@
-"""Metrics of whole label images that need no matching threshold: ARI, Dice, AJI, kinds of errors."""
+"""Metrics of whole label images that need no IoU threshold: ARI, Dice, AJI, kinds of errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def _sum_of_squares(values: NDArray[np.int64]) -> int:
     total = sum(
         int(np.dot(part, part)) for part in np.split(small, range(2**22, small.size, 2**22))
     )
-    return total + sum(value * value for value in values[values >= 2**20].tolist())
+    large: list[int] = values[values >= 2**20].tolist()
+    return total + sum(value * value for value in large)
 
 
 def mean_dice(overlaps: Overlaps) -> float:

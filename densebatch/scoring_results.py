@@ -17,6 +17,9 @@ from densebatch.scoring_matching import MatchingName, format_threshold, parse_th
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from densebatch.boundary import BoundaryScore
     from densebatch.geometry import Region
 
@@ -177,6 +180,27 @@ class FieldScore:
     score: ThresholdScore
 
 
+@dataclass(frozen=True, eq=False)
+class CellMatches:
+    """What became of each cell at the focus threshold.
+
+    Attributes
+    ----------
+    truth_ids, pred_ids
+        Labels, ascending, after the size filter.
+    truth_found, pred_found
+        Cells with a partner.
+    pred_spurious
+        Predictions that count as false positives; ignored ones are neither.
+    """
+
+    truth_ids: NDArray[np.uint32]
+    truth_found: NDArray[np.bool_]
+    pred_ids: NDArray[np.uint32]
+    pred_found: NDArray[np.bool_]
+    pred_spurious: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class ImageScore:
     """All scores of one pair of label images.
@@ -207,6 +231,8 @@ class ImageScore:
         Boundary scores, where asked for.
     fields
         Matches in fields of the image, where it was counted by fields.
+    cells
+        What became of each cell.
     """
 
     name: str
@@ -223,6 +249,7 @@ class ImageScore:
     iou_histogram: tuple[int, ...]
     boundary: BoundaryScore | None = None
     fields: tuple[FieldScore, ...] = field(default=(), repr=False)
+    cells: CellMatches | None = field(default=None, repr=False, compare=False)
 
     def at(self, threshold: str | float | Fraction) -> ThresholdScore:
         """The matches at one of the thresholds that were asked for."""
@@ -243,73 +270,7 @@ class ImageScore:
         return divide(self.n_pred - self.n_truth, self.n_truth)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Scores of several images together.
-
-    Attributes
-    ----------
-    thresholds
-        IoU thresholds.
-    mean_ap
-        Mean over images of AP, at each threshold; images without any cells are left out.
-    pooled
-        Sums over images of the matches, at each threshold.
-    ari, dice, aji
-        Means over images.
-    errors
-        Sums over images.
-    n_images, n_truth, n_pred
-        Sums.
-    boundary
-        Pooled boundary score.
-    """
-
-    thresholds: tuple[Fraction, ...]
-    mean_ap: tuple[float, ...]
-    pooled: tuple[ThresholdScore, ...]
-    ari: float
-    dice: float
-    aji: float
-    errors: ErrorCounts
-    n_images: int
-    n_truth: int
-    n_pred: int
-    boundary: BoundaryScore | None = None
-
-    @property
-    def mean_ap_over_thresholds(self) -> float:
-        """Mean over thresholds of `mean_ap`."""
-        return mean(self.mean_ap)
-
-    @property
-    def pooled_ap_over_thresholds(self) -> float:
-        """Mean over thresholds of the pooled AP."""
-        return mean([score.ap for score in self.pooled])
-
-
 def mean(values: Sequence[float]) -> float:
     """Mean of the values that are defined; NaN if none is."""
     defined = [value for value in values if not math.isnan(value)]
     return divide(math.fsum(defined), len(defined))
-
-
-def summarize(images: Sequence[ImageScore]) -> Summary:
-    """Mean and pooled scores of images that were scored with the same settings."""
-    if len({image.settings for image in images}) != 1:
-        raise ValueError("a summary needs at least one image and the same settings for all")
-    by_threshold = list(zip(*(image.by_threshold for image in images), strict=True))
-    boundaries = [image.boundary for image in images if image.boundary is not None]
-    return Summary(
-        thresholds=images[0].settings.thresholds,
-        mean_ap=tuple(mean([score.ap for score in scores]) for scores in by_threshold),
-        pooled=tuple(sum(scores, ThresholdScore(0, 0, 0)) for scores in by_threshold),
-        ari=mean([image.ari for image in images]),
-        dice=mean([image.dice for image in images]),
-        aji=mean([image.aji for image in images]),
-        errors=sum((image.errors for image in images), ErrorCounts(0, 0, 0, 0)),
-        n_images=len(images),
-        n_truth=sum(image.n_truth for image in images),
-        n_pred=sum(image.n_pred for image in images),
-        boundary=sum(boundaries[1:], boundaries[0]) if boundaries else None,
-    )

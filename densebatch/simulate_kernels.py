@@ -27,12 +27,15 @@ STREAM_STAIN = 3
 STREAM_LOOK = 4
 STREAM_CLUSTER = 5
 STREAM_OUTLINE = 6
-STREAM_WARP_Y = 7
-STREAM_WARP_X = 8
-STREAM_TEXTURE = 9
-STREAM_BACKGROUND = 10
-STREAM_PAIR = 11
-STREAM_CAMERA = 12
+STREAM_FINE = 7
+STREAM_WARP_Y = 8
+STREAM_WARP_X = 9
+STREAM_WARP_Y_FINE = 10
+STREAM_WARP_X_FINE = 11
+STREAM_TEXTURE = 12
+STREAM_BACKGROUND = 13
+STREAM_PAIR = 14
+STREAM_CAMERA = 15  # and one more for each further channel
 
 # What a lattice cell holds.
 EMPTY = 0.0
@@ -45,15 +48,23 @@ _SIZE_SPREAD = 0.62
 _ASPECT = (1.05, 0.45, 1.1)
 MAX_HALF_AXIS = _SIZE * (1 + _SIZE_SPREAD) * sum(_ASPECT) ** 0.5
 
+# Share of noise in the landscape that the tissue's outline is a contour of.
 OUTLINE_RELIEF = 0.5
+# Wavelength of the displacement, in units of its size, and the share of its fine part.
+_WARP_WAVE = 7.0
+_WARP_FINE = 0.28
 
 # Lattice cells around one whose candidates can be nearer than `Scene.separation`.
-_THINNING_REACH = 2
+_THINNING_REACH = 1
 # Light travels this many pixels: two taps at each step of the blur.
 BLUR_STEPS = (1, 2, 4)
 BLUR_RADIUS = 2 * sum(BLUR_STEPS)
 
+# An unstained cell meets a stained neighbour with this share of its width.
 _YIELD = 0.6
+# Depth and half-width of the membrane inside a free border, px: annotators of the real fields
+# draw their outlines two pixels outside the brightest ring. At a shared border the membrane is
+# nearer by `_SHARED_DEPTH` and up to `_SHARED_SPREAD` more.
 _RING_DEPTH = 2.4
 _RING_HALF_WIDTH = 2.0
 _SHARED_DEPTH = 1.3
@@ -84,7 +95,6 @@ class Scene(NamedTuple):
     outline_ramp: float  # score over which the tissue's background rises
     outline_slope: float  # bound of the score's change per pixel
     warp: float  # largest displacement of cell borders
-    warp_wave: float
     texture_wave: float
     background_wave: float
     brightness: float
@@ -101,7 +111,7 @@ class Cells(NamedTuple):
 
     i0: int
     j0: int
-    kind: NDArray[np.float64]
+    kind: NDArray[np.float64]  # EMPTY, UNSTAINED or STAINED
     y: NDArray[np.float64]
     x: NDArray[np.float64]
     major: NDArray[np.float64]  # half-axes
@@ -115,7 +125,7 @@ class Cells(NamedTuple):
     nucleus: NDArray[np.float64]  # relative brightness
 
 
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _mix(z: np.uint64) -> np.uint64:
     """Finaliser of splitmix64 (Steele, Lea and Flood 2014, OOPSLA, Figure 16)."""
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -127,16 +137,17 @@ def _mix(z: np.uint64) -> np.uint64:
 def _hash(seed: np.uint64, stream: int, y: int, x: int) -> np.uint64:
     z = _mix(seed + np.uint64(stream) * _GOLDEN)
     z = _mix(z + np.uint64(y) * _GOLDEN)
-    return _mix(z + np.uint64(x) * _GOLDEN)
+    bits: np.uint64 = _mix(z + np.uint64(x) * _GOLDEN)
+    return bits
 
 
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _unit(bits: np.uint64) -> float:
     """Uniform in [0, 1)."""
-    return np.int64(bits >> _S11) * (1.0 / 9007199254740992.0)
+    return float(np.int64(bits >> _S11)) * (1.0 / 9007199254740992.0)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _normal(bits: np.uint64) -> float:
     """Zero mean, unit variance, |value| < 3.47: the sum of four 16-bit uniforms."""
     total = (
@@ -145,10 +156,10 @@ def _normal(bits: np.uint64) -> float:
         + np.int64((bits >> (_S16 + _S16)) & _LOW16)
         + np.int64(bits >> (_S16 + _S16 + _S16))
     )
-    return (total - 131070) * (1.7320508075688772 / 65536.0)
+    return float(total - 131070) * (1.7320508075688772 / 65536.0)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _ease(t: float) -> float:
     """Smooth step from 0 to 1 over 0..1."""
     return t * t * (3.0 - 2.0 * t)
@@ -169,7 +180,7 @@ def _noise_at(seed: np.uint64, stream: int, wave: float, y: float, x: float) -> 
     d = _unit(_hash(seed, stream, iy + 1, ix + 1))
     left = a + wy * (c - a)
     right = b + wy * (d - b)
-    return left + wx * (right - left)
+    return float(left + wx * (right - left))
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -208,9 +219,32 @@ def noise_field(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def displacement(
+    scene: Scene, stream: int, fine_stream: int, y0: int, x0: int, height: int, width: int
+) -> NDArray[np.float32]:
+    """Smooth displacement of a region's pixels along one axis, at most `scene.warp`.
+
+    The coarse part bends cells, the fine one roughens their borders. Where both are steep the
+    plane may fold and tear a corner off a cell; `_keep_connected` leaves it out.
+    """
+    wave = scene.warp * _WARP_WAVE
+    coarse: NDArray[np.float32] = noise_field(scene.seed, stream, wave, y0, x0, height, width)
+    fine = noise_field(scene.seed, fine_stream, 0.4 * wave, y0, x0, height, width)
+    size = np.float32(2.0 * scene.warp)
+    part = np.float32(_WARP_FINE)
+    half = np.float32(0.5)
+    for y in range(height):
+        for x in range(width):
+            mixed = coarse[y, x] + part * (fine[y, x] - coarse[y, x])
+            coarse[y, x] = size * (mixed - half)
+    return coarse
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def outline_score(seed: np.uint64, wave: float, width: int, y: float, x: float) -> float:
     """Height of a landscape that rises from left to right; tissue lies above a level."""
-    return x / width + OUTLINE_RELIEF * (_noise_at(seed, STREAM_OUTLINE, wave, y, x) - 0.5)
+    noise: float = _noise_at(seed, STREAM_OUTLINE, wave, y, x)
+    return x / width + OUTLINE_RELIEF * (noise - 0.5)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -228,9 +262,7 @@ def sample_outline(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def tissue_ramp(
-    scene: Scene, y0: int, x0: int, height: int, width: int
-) -> NDArray[np.float32]:
+def tissue_ramp(scene: Scene, y0: int, x0: int, height: int, width: int) -> NDArray[np.float32]:
     """0 where the slide is empty, rising to 1 inside the tissue."""
     ramp = np.ones((height, width), np.float32)
     if scene.outline_level < -1.0:
@@ -249,7 +281,7 @@ def tissue_ramp(
 def _is_clear(scene: Scene, y: float, x: float) -> bool:
     """Whether no light of a cell centred here can reach an empty part of the slide."""
     reach = MAX_HALF_AXIS * scene.diameter + scene.warp + BLUR_RADIUS + 1.0
-    above = outline_score(scene.seed, scene.outline, scene.width, y, x) - scene.outline_level
+    above: float = outline_score(scene.seed, scene.outline, scene.width, y, x) - scene.outline_level
     if above <= 0.0 or above >= reach * 1.42 * scene.outline_slope:
         return above > 0.0
     # Samples near enough for the slope's bound to vouch for the points between them.
@@ -303,7 +335,7 @@ def place_cells(scene: Scene, i0: int, j0: int, ni: int, nj: int) -> Cells:
             if scene.outline_level >= -1.0 and not _is_clear(scene, y, x):
                 continue
             cluster = _noise_at(seed, STREAM_CLUSTER, scene.cluster, y, x)
-            fine = _noise_at(seed, STREAM_CLUSTER, 0.4 * scene.cluster, y, x + 1e6)
+            fine = _noise_at(seed, STREAM_FINE, 0.4 * scene.cluster, y, x)
             # Two octaves rarely leave the middle: stretch them to fill 0..1.
             share = min(max(0.5 + 1.7 * (0.6 * cluster + 0.4 * fine - 0.5), 0.0), 1.0)
             share = scene.stained * (1.0 + scene.clustering * (2.0 * share - 1.0))
@@ -331,10 +363,11 @@ def place_cells(scene: Scene, i0: int, j0: int, ni: int, nj: int) -> Cells:
             )
             bits = _hash(seed, STREAM_LOOK, i0 + i, j0 + j)
             u = _unit(bits)
+            v = u * u * u * u
             # Few of the others glow, dimly and without belonging to the truth.
-            data[7, i, j] = 0.07 + 0.80 * u if stained else 0.10 * u**16
+            data[7, i, j] = 0.07 + 0.80 * u if stained else 0.10 * v * v * v * v
             u = _unit(_mix(bits + np.uint64(1)))
-            data[8, i, j] = 0.12 + 0.88 * u * u
+            data[8, i, j] = 0.15 + 0.90 * u * np.sqrt(u)
             data[9, i, j] = 2.0 * (_unit(_mix(bits + np.uint64(2))) - 0.5)
             data[10, i, j] = 2.0 * (_unit(_mix(bits + np.uint64(3))) - 0.5)
             u = _unit(_mix(bits + np.uint64(4)))
@@ -352,7 +385,7 @@ def _half_width(cells: Cells, i: int, j: int, uy: float, ux: float) -> float:
     across = uy * cells.axis_x[i, j] - ux * cells.axis_y[i, j]
     p = along / cells.major[i, j]
     q = across / cells.minor[i, j]
-    return 1.0 / np.sqrt(p * p + q * q)
+    return float(1.0 / np.sqrt(p * p + q * q))
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -411,7 +444,7 @@ def _find_borders(
 def _keep_connected(depth: NDArray[np.float32], y: int, x: int, stack: NDArray[np.int64]) -> int:
     """Mark the 4-connected part that holds (y, x) by adding 1000 to its depth; its area."""
     height, width = depth.shape
-    if not 0.0 < depth[y, x]:
+    if depth[y, x] <= 0.0:
         return 0
     depth[y, x] += 1000.0
     stack[0] = y * width + x
@@ -454,14 +487,13 @@ def paint_cells(
 
     `light` is `(2, h, w)` and `labels` `(h, w)`, both of the region that begins at (y0, x0);
     so is `texture`; `warp_y` and `warp_x` have `warp_margin` pixels more on each side. A cell is
-    always drawn whole in a scratch image, so its area and connectedness do not depend on the region.
+    drawn whole in a scratch image, so its area and connectedness do not depend on the region.
     """
     height, width = labels.shape
     side = 2 * int(np.ceil(MAX_HALF_AXIS * scene.diameter + scene.warp)) + 5
     scratch = np.empty((side, side), np.float32)
     stack = np.empty(side * side, np.int64)
     lines = np.empty(((2 * reach + 1) * (2 * reach + 1), 7), np.float64)
-    warp = 2.0 * scene.warp
     for i in range(cells.kind.shape[0]):
         for j in range(cells.kind.shape[1]):
             if cells.kind[i, j] == EMPTY:
@@ -487,8 +519,8 @@ def paint_cells(
                 wy = y - y0 + warp_margin
                 for x in range(left, right):
                     wx = x - x0 + warp_margin
-                    py = y + warp * (warp_y[wy, wx] - 0.5)
-                    px = x + warp * (warp_x[wy, wx] - 0.5)
+                    py = y + warp_y[wy, wx]
+                    px = x + warp_x[wy, wx]
                     along = (py - cy) * ay + (px - cx) * ax
                     across = (py - cy) * ax - (px - cx) * ay
                     q = along * along * a2 + across * across * b2
@@ -534,8 +566,8 @@ def paint_cells(
                         t = (value - _RING_DEPTH) / _RING_HALF_WIDTH
                         ring = (1.0 - t * t) * (1.0 - t * t) if -1.0 < t < 1.0 else 0.0
                         inner = _ease(min(value / (2.0 * _RING_DEPTH), 1.0)) * fill
-                        tilt = 1.0 + (cells.polar_y[i, j] * (y - cy) + cells.polar_x[i, j] * (x - cx)) / a
-                        shade = max(tilt, 0.2) * (0.1 + 1.8 * grain)
+                        tilt = cells.polar_y[i, j] * (y - cy) + cells.polar_x[i, j] * (x - cx)
+                        shade = max(1.0 + tilt / a, 0.2) * (0.1 + 1.8 * grain)
                         light[0, y - y0, x - x0] = membrane * shade * (ring + (1.0 - ring) * inner)
                     t = _ease(min(max((value - 2.0) / 1.5, 0.0), 1.0))
                     light[1, y - y0, x - x0] = nucleus * t * (0.6 + 0.8 * grain)
@@ -547,22 +579,22 @@ def smooth(
 ) -> NDArray[np.float32]:
     """Separable five-tap filter with taps `step` pixels apart; `2 step` pixels less per side."""
     height, width = image.shape
-    centre, near, far = np.float32(centre), np.float32(near), np.float32(far)
+    w0, w1, w2 = np.float32(centre), np.float32(near), np.float32(far)
     rows = np.empty((height, width - 4 * step), np.float32)
     for y in range(height):
         line = image[y]
         for x in range(width - 4 * step):
             rows[y, x] = (
-                centre * line[x + 2 * step]
-                + near * (line[x + step] + line[x + 3 * step])
-                + far * (line[x] + line[x + 4 * step])
+                w0 * line[x + 2 * step]
+                + w1 * (line[x + step] + line[x + 3 * step])
+                + w2 * (line[x] + line[x + 4 * step])
             )
     out = np.empty((height - 4 * step, width - 4 * step), np.float32)
     for y in range(out.shape[0]):
         r0, r1, r2 = rows[y], rows[y + step], rows[y + 2 * step]
         r3, r4 = rows[y + 3 * step], rows[y + 4 * step]
         for x in range(out.shape[1]):
-            out[y, x] = centre * r2[x] + near * (r1[x] + r3[x]) + far * (r0[x] + r4[x])
+            out[y, x] = w0 * r2[x] + w1 * (r1[x] + r3[x]) + w2 * (r0[x] + r4[x])
     return out
 
 

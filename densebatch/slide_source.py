@@ -177,15 +177,15 @@ def find_axes(
         If Y or X is missing or twice there, or another axis has more than one entry.
     """
     found = "".join(names)
-    channels = [i for i, name in enumerate(names) if name in channel_names]
+    channels = [i for i, name in enumerate(names) if name in set(channel_names)]
     long_channels = [i for i in channels if shape[i] > 1]
-    others = [i for i in range(len(names)) if names[i] not in channel_names + "YX"]
+    others = [i for i in range(len(names)) if names[i] not in {*channel_names, "Y", "X"}]
     if (
         len(names) != len(shape)
         or len(set(names)) != len(names)
         or not {"Y", "X"} <= set(names)
         or len(long_channels) > 1
-        or any(shape[i] > 1 or names[i] not in other_names for i in others)
+        or any(shape[i] > 1 or names[i] not in set(other_names) for i in others)
     ):
         raise InputError(
             f"{path} has axes {found or 'without names'} of sizes "

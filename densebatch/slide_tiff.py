@@ -125,7 +125,7 @@ def open_tiff(path: Path) -> Source:
 
 def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source:
     refuse_doctype(path, tif)
-    if not tif.series:
+    if not tif.series or not tif.series[0].shape:
         raise InputError(f"{path} is a TIFF file without an image; accepted is one with pixels")
     series = tif.series[0]
     keyframe = series.keyframe

@@ -23,18 +23,24 @@ if TYPE_CHECKING:
     from densebatch.slide_source import Axes
 
 _BAND_BYTES = 2**24
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
+# sizes, descriptions, offsets and the like, and ImageJ's; a maker's own tags may be as they are
+_TAGS_NEEDED = {*range(254, 533), 50838, 50839}
 
 
 def check_directories(path: Path) -> None:
     """Follow the chain of image file directories to its end.
 
     tifffile stops at a damaged link and presents the pages before it, so that a truncated file
-    of many channels would become a smaller one.
+    of many channels would become a smaller one; and it leaves out a tag whose value is cut off,
+    so that channels would lose their names.
 
     Raises
     ------
     InputError
-        If a directory lies beyond the end of the file or the chain runs in a circle.
+        If a directory or a value in it lies beyond the end of the file, or the chain runs in a
+        circle.
     """
     if path.suffix.lower() == ".ndpi":
         return  # classic TIFF with links of 8 bytes, which tifffile knows by the suffix too
@@ -59,8 +65,26 @@ def check_directories(path: Path) -> None:
                 )
             if offset in seen:
                 raise InputError(f"{path} is damaged: its image directories form a circle")
+            tags_at = offset + struct.calcsize("=" + count_format)
+            link_at = tags_at + n_tags * tag_size
+            if link_at <= size:
+                file.seek(tags_at)
+                _check_values(path, file.read(n_tags * tag_size), order, big, len(seen), size)
             seen.add(offset)
-            link_at = offset + struct.calcsize("=" + count_format) + n_tags * tag_size
+
+
+def _check_values(
+    path: Path, tags: bytes, order: str, big: bool, directory: int, size: int
+) -> None:
+    """Refuse a directory that points to values beyond the end of the file."""
+    pointer = "Q" if big else "I"
+    for code, value_type, count, offset in struct.iter_unpack(f"{order}HH{pointer * 2}", tags):
+        n_bytes = count * _TYPE_BYTES.get(value_type, 0)
+        if code in _TAGS_NEEDED and n_bytes > struct.calcsize(pointer) and offset + n_bytes > size:
+            raise InputError(
+                f"{path} is truncated: tag {code} of its image directory {directory} should end "
+                f"at byte {offset + n_bytes} of {size}"
+            )
 
 
 def _unpack(file: BinaryIO, number_format: str, offset: int) -> int | None:

@@ -1,0 +1,227 @@
+"""Boundary F-score: how much of each outline lies near an outline of the other side.
+
+Needs pixels, not only the contingency table. A block is read with a halo as wide as the tolerance
+and one pixel more, so that counts add up to the same integers for any blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+from densebatch.contingency import check_same_shape
+from densebatch.errors import InputError
+from densebatch.scoring_blocks import BLOCK_PX, cut_part, plan_blocks, read_part, run_tasks
+from densebatch.scoring_results import divide
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from densebatch.contingency import PixelSource
+    from densebatch.geometry import Region
+    from densebatch.scoring_blocks import Workers
+
+
+@dataclass(frozen=True)
+class BoundaryScore:
+    """Outline pixels, and how many have an outline pixel of the other side within the tolerance.
+
+    Attributes
+    ----------
+    tolerance_px
+        Largest Euclidean distance between pixel centres.
+    truth_px, truth_near
+        Outline pixels of the truth; those near an outline of the prediction.
+    pred_px, pred_near
+        Outline pixels of the prediction; those near an outline of the truth.
+    """
+
+    tolerance_px: float
+    truth_px: int
+    truth_near: int
+    pred_px: int
+    pred_near: int
+
+    def __add__(self, other: BoundaryScore) -> BoundaryScore:
+        if self.tolerance_px != other.tolerance_px:
+            raise ValueError("boundary scores of different tolerances do not add")
+        return BoundaryScore(
+            self.tolerance_px,
+            self.truth_px + other.truth_px,
+            self.truth_near + other.truth_near,
+            self.pred_px + other.pred_px,
+            self.pred_near + other.pred_near,
+        )
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted outline that is near the true one."""
+        return divide(self.pred_near, self.pred_px)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true outline that is near the predicted one."""
+        return divide(self.truth_near, self.truth_px)
+
+    @property
+    def f1(self) -> float:
+        """2 P R / (P + R) (Csurka et al. 2013); 0 where one side has no outline."""
+        if not self.truth_px or not self.pred_px:
+            return divide(0, self.truth_px + self.pred_px)
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+def score_boundaries(
+    truth: PixelSource,
+    pred: PixelSource,
+    *,
+    tolerance_px: float = 2,
+    truth_dropped: NDArray[np.uint32] | None = None,
+    pred_dropped: NDArray[np.uint32] | None = None,
+    block_px: int = BLOCK_PX,
+    workers: Workers = 1,
+) -> BoundaryScore:
+    """Compare the outlines of two label images.
+
+    The outline of a label image is the pixels of cells with another label (background or a cell)
+    above, below, left or right of them; the image's edge is no outline. This is `find_boundaries`
+    of scikit-image with `mode="inner"` and `connectivity=1`.
+
+    Parameters
+    ----------
+    truth, pred
+        Two-dimensional label images of the same shape; see `scoring.score_labels`.
+    tolerance_px
+        Largest distance at which an outline pixel has a partner.
+    truth_dropped, pred_dropped
+        Ids to be taken for background, such as cells below a size.
+    block_px, workers
+        How the images are read; they change no number.
+    """
+    if not 0 <= tolerance_px <= 100:
+        raise InputError(f"the boundary tolerance is 0 to 100 px, not {tolerance_px}")
+    check_same_shape(truth, pred)
+    blocks = plan_blocks(truth, pred, block_px)
+    reach = math.floor(tolerance_px)
+    none = np.zeros(0, np.uint32)
+    dropped = (
+        np.unique(none if truth_dropped is None else truth_dropped),
+        np.unique(none if pred_dropped is None else pred_dropped),
+    )
+
+    def arguments(block: Region) -> tuple[object, ...]:
+        outer = block.expand(reach + 1).clip(*truth.shape)
+        core = block.shift(-outer.y0, -outer.x0)
+        return *cut_part(truth, outer), *cut_part(pred, outer), core, tolerance_px, *dropped
+
+    total = BoundaryScore(tolerance_px, 0, 0, 0, 0)
+    for part in run_tasks(_score_block, (arguments(blocks[i]) for i in blocks), workers):
+        total += part
+    return total
+
+
+def _score_block(
+    truth: PixelSource,
+    truth_part: Region,
+    pred: PixelSource,
+    pred_part: Region,
+    core: Region,
+    tolerance_px: float,
+    truth_dropped: NDArray[np.uint32],
+    pred_dropped: NDArray[np.uint32],
+) -> BoundaryScore:
+    outlines = []
+    for source, part, dropped, role in (
+        (truth, truth_part, truth_dropped, "the truth"),
+        (pred, pred_part, pred_dropped, "the prediction"),
+    ):
+        labels = read_part(source, part, role)
+        if dropped.size:
+            labels = np.where(np.isin(labels, dropped), np.uint32(0), labels)
+        outlines.append(_outline(labels))
+    offsets = _disc(tolerance_px)
+    counts = _count_near(outlines[0], outlines[1], offsets, core.y0, core.x0, core.y1, core.x1)
+    return BoundaryScore(tolerance_px, *(int(count) for count in counts))
+
+
+def find_outline(labels: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Pixels of cells with another label above, below, left or right of them.
+
+    Examples
+    --------
+    >>> find_outline(np.array([[1, 1, 2], [1, 1, 2]], np.uint32)).astype(int)
+    array([[0, 1, 1],
+           [0, 1, 1]])
+    """
+    outline: NDArray[np.uint8] = _outline(np.ascontiguousarray(labels, np.uint32))
+    return outline.view(np.bool_)
+
+
+def _disc(radius: float) -> NDArray[np.int64]:
+    """Offsets (dy, dx) within a radius, nearest first."""
+    reach = math.floor(radius)
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    squared = (dy * dy + dx * dx).ravel()
+    order = np.argsort(squared, kind="stable")
+    order = order[squared[order] <= radius * radius]
+    return np.ascontiguousarray(np.stack([dy.ravel(), dx.ravel()], axis=1)[order], np.int64)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _outline(labels: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    height, width = labels.shape
+    outline = np.zeros((height, width), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label != 0 and (
+                (y > 0 and labels[y - 1, x] != label)
+                or (y + 1 < height and labels[y + 1, x] != label)
+                or (x > 0 and labels[y, x - 1] != label)
+                or (x + 1 < width and labels[y, x + 1] != label)
+            ):
+                outline[y, x] = 1
+    return outline
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_near(
+    truth: NDArray[np.uint8],
+    pred: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    y0: int,
+    x0: int,
+    y1: int,
+    x1: int,
+) -> tuple[int, int, int, int]:
+    """Outline pixels in a rectangle, and those near the other outline, of either side."""
+    height, width = truth.shape
+    n_truth, near_truth, n_pred, near_pred = 0, 0, 0, 0
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            in_truth, in_pred = truth[y, x] != 0, pred[y, x] != 0
+            if in_truth and in_pred:
+                n_truth += 1
+                n_pred += 1
+                near_truth += 1
+                near_pred += 1
+            elif in_truth or in_pred:
+                other = pred if in_truth else truth
+                near = 0
+                for k in range(offsets.shape[0]):
+                    v, u = y + offsets[k, 0], x + offsets[k, 1]
+                    if 0 <= v < height and 0 <= u < width and other[v, u] != 0:
+                        near = 1
+                        break
+                if in_truth:
+                    n_truth += 1
+                    near_truth += near
+                else:
+                    n_pred += 1
+                    near_pred += near
+    return n_truth, near_truth, n_pred, near_pred

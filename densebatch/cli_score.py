@@ -1,0 +1,170 @@
+"""`densebatch score`: compare label images with the truth."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from densebatch.errors import InputError
+from densebatch.scoring_html import format_html
+from densebatch.scoring_report import format_csv, format_json, print_report
+from densebatch.scoring_results import ScoreSettings
+from densebatch.scoring_run import ScoreOptions, connect_dask, draw_pictures, score_files
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from densebatch.scoring_blocks import Workers
+    from densebatch.scoring_run import FileScores
+
+_PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=0)
+# Without a terminal there is no width to keep to, and rich would fold columns at 80 characters.
+_PIPE_WIDTH = 200
+
+
+@click.command("score")
+@click.argument("pred", type=_PATH)
+@click.argument("truth", type=_PATH)
+@click.option(
+    "--also", type=_PATH, multiple=True, help="Another prediction to compare. Repeatable."
+)
+@click.option("--iou", multiple=True, metavar="T", help="IoU threshold, exact. Repeatable.")
+@click.option(
+    "--matching",
+    type=click.Choice(["any", "hungarian"]),
+    default="any",
+    show_default=True,
+    help="Count any match as the paper does, or one-to-one.",
+)
+@click.option(
+    "--min-size",
+    type=_COUNT,
+    default=0,
+    metavar="PX",
+    help="Remove smaller cells on both sides before matching, as the paper does.",
+)
+@click.option(
+    "--ignore-below",
+    type=_COUNT,
+    default=0,
+    metavar="PX",
+    help="Ignore smaller cells as COCO does: neither missed nor spurious.",
+)
+@click.option(
+    "--ignore",
+    type=_PATH,
+    metavar="PATH",
+    help="Image (or folder) that is not zero where nothing is to be counted.",
+)
+@click.option(
+    "--boundary",
+    type=click.FloatRange(0, 100),
+    metavar="PX",
+    help="Also score outlines, with this tolerance.",
+)
+@click.option("--allow-missing", is_flag=True, help="Leave out files without a partner.")
+@click.option("--json", "json_path", type=_PATH, metavar="PATH", help="Write JSON; - for stdout.")
+@click.option("--csv", "csv_path", type=_PATH, metavar="PATH", help="Write CSV; - for stdout.")
+@click.option("--report", type=_PATH, metavar="PATH.html", help="Write a page with pictures.")
+@click.option("--image", type=_PATH, metavar="PATH", help="Image (or folder) to draw on.")
+@click.option(
+    "--field", type=click.IntRange(min=16), metavar="PX", help="Edge of the fields of the report."
+)
+@click.option(
+    "--workers", type=_COUNT, metavar="N", help="Threads; by default one for each processor."
+)
+@click.option("--scheduler-address", metavar="ADDRESS", help="Count on a running Dask cluster.")
+def score(
+    pred: Path,
+    truth: Path,
+    also: tuple[Path, ...],
+    iou: tuple[str, ...],
+    matching: str,
+    min_size: int,
+    ignore_below: int,
+    ignore: Path | None,
+    boundary: float | None,
+    allow_missing: bool,
+    json_path: Path | None,
+    csv_path: Path | None,
+    report: Path | None,
+    image: Path | None,
+    field: int | None,
+    workers: int | None,
+    scheduler_address: str | None,
+) -> None:
+    """Compare the label image PRED with TRUTH, or two folders of them paired by name.
+
+    PNG, TIFF, .npy, OME-Zarr labels and plain zarr arrays of any size.
+    """
+    if json_path == csv_path == Path("-"):
+        raise InputError("--json - and --csv - both write to stdout; give one of them a path")
+    settings = ScoreSettings(
+        **({"thresholds": iou} if iou else {}),  # type: ignore[arg-type]
+        matching=matching,  # type: ignore[arg-type]
+        min_size=min_size,
+        ignore_below=ignore_below,
+    )
+    options = ScoreOptions(settings, boundary, ignore, image, allow_missing, field)
+    for path in filter(None, (json_path, csv_path, report)):
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+    threads = len(os.sched_getaffinity(0)) if workers is None else workers
+    connection: AbstractContextManager[Workers] = (
+        connect_dask(scheduler_address) if scheduler_address else nullcontext(threads)
+    )
+    with connection as running:
+        scores = _score_all((pred, *also), truth, options, running)
+    images = {name: found.images for name, found in scores.items()}
+    pairing = next(iter(scores.values())).pairing
+    if pairing.rule:
+        click.echo(pairing.rule, err=True)
+    if report is not None:
+        pictures = [
+            p for name, found in scores.items() for p in draw_pictures(name, found, options)
+        ]
+        _write(report, format_html(images, pictures, pairing.rule))
+    if csv_path is not None:
+        _write(csv_path, format_csv(images))
+    if json_path is not None:
+        _write(json_path, format_json(images))
+    if Path("-") not in (json_path, csv_path):
+        print_report(images, Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+
+
+def _score_all(
+    preds: tuple[Path, ...], truth: Path, options: ScoreOptions, workers: Workers
+) -> dict[str, FileScores]:
+    names = [path.name for path in preds]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in preds]
+    if len(set(names)) < len(names):
+        raise InputError("the same prediction was given twice")
+    scores = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for name, pred in zip(names, preds, strict=True):
+            task = progress.add_task(name, total=None)
+
+            def show(done: int, total: int, task: object = task) -> None:
+                progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
+
+            scores[name] = score_files(pred, truth, options, workers=workers, report=show)
+    return scores
+
+
+def _write(path: Path, text: str) -> None:
+    if path == Path("-"):
+        click.echo(text, nl=False)
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise InputError(f"{path} cannot be written: {exc.strerror}") from exc

@@ -1,0 +1,200 @@
+"""Pair the label images of two folders by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from densebatch.errors import InputError
+from densebatch.label_io import FILE_SUFFIXES
+from densebatch.label_zarr import is_zarr
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Longest first: `_cp_masks` is Cellpose's and must not leave `_cp` behind.
+LABEL_ENDINGS = (
+    *("_cp_masks", "_predictions", "_prediction", "_masks", "_labels", "_truth", "_mask"),
+    *("_label", "_pred", "_seg", "_gt"),
+)
+IMAGE_ENDINGS = ("_img", "_image")
+COMPOUND_SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and the truth of the same image."""
+
+    name: str
+    pred: Path
+    truth: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The pairs of two folders, and how they were found.
+
+    Attributes
+    ----------
+    pairs
+        Sorted by name.
+    rule
+        One or more sentences for the user.
+    unpaired
+        Label images without a partner.
+    """
+
+    pairs: tuple[Pair, ...]
+    rule: str
+    unpaired: tuple[Path, ...] = ()
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """The name of an image and the ending that makes a file its label image, if there is one.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> split_name(Path("a/Position8_CD3_img_cp_masks.png"))
+    ('Position8_CD3', '_cp_masks')
+    >>> split_name(Path("Position8_CD3.ome.tif"))
+    ('Position8_CD3', '')
+    """
+    name = path.name
+    suffix = next((s for s in COMPOUND_SUFFIXES if name.lower().endswith(s)), path.suffix)
+    stem = name[: len(name) - len(suffix)]
+    found = next((e for e in LABEL_ENDINGS if stem.lower().endswith(e) and stem.lower() != e), "")
+    stem = stem[: len(stem) - len(found)]
+    # Cellpose names the masks of X_img.png X_img_cp_masks.png.
+    image = next((e for e in IMAGE_ENDINGS if found and stem.lower().endswith(e)), "")
+    return stem[: len(stem) - len(image)] or stem, found
+
+
+def name_label_image(path: Path) -> str:
+    """What to call a label image in a report.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> name_label_image(Path("runs/slide7.ome.zarr/labels/cells"))
+    'slide7'
+    """
+    for parent in (path, *path.absolute().parents):
+        if parent.name == "segmentation.ome.zarr":
+            return parent.parent.name
+        if parent.name.lower().endswith(".zarr"):
+            return split_name(parent)[0]
+    return split_name(path)[0]
+
+
+def pair_labels(pred: Path, truth: Path, *, allow_missing: bool = False) -> Pairing:
+    """Pair two label images, or those of two folders by name.
+
+    In a folder, a name is taken without its file type and without an ending such as `_masks` or
+    `_cp_masks`. If some names of a folder have such an ending, those without are pictures and
+    other files, and are left out.
+
+    Parameters
+    ----------
+    pred, truth
+        Two label images, or two folders of them.
+    allow_missing
+        Leave out what has no partner instead of raising.
+
+    Raises
+    ------
+    InputError
+        For a file and a folder, a folder without label images, two label images of one name, and
+        those without a partner.
+    """
+    folders = [_is_folder(path) for path in (pred, truth)]
+    if not any(folders):
+        return Pairing((Pair(name_label_image(truth), pred, truth),), "")
+    if not all(folders):
+        kinds = ["a folder of files" if folder else "one label image" for folder in folders]
+        raise InputError(
+            f"{pred} is {kinds[0]} but {truth} is {kinds[1]}; accepted are two label images or two "
+            "folders"
+        )
+    (preds, pred_left), (truths, truth_left) = _list_folder(pred), _list_folder(truth)
+    names = sorted(preds.keys() & truths.keys())
+    alone = [preds[name] for name in sorted(preds.keys() - truths.keys())]
+    alone += [truths[name] for name in sorted(truths.keys() - preds.keys())]
+    if alone and not (allow_missing and names):
+        raise InputError(
+            f"{_count(len(alone), 'label image')} of {pred} and {truth} without a partner of the "
+            f"same name: {_list_some(alone)}; names are compared without file type and endings "
+            f"such as _masks{'' if allow_missing else '; --allow-missing leaves them out'}"
+        )
+    rule = (
+        f"Paired {_count(len(names), 'image')} by name, without file type and endings such as "
+        "_masks."
+    )
+    if left := [*pred_left, *truth_left]:
+        rule += f" Left out {_count(len(left), 'file')} that are no label images by their names"
+        rule += f": {_list_some(left)}."
+    if alone:
+        rule += f" Left out {_count(len(alone), 'label image')} without a partner"
+        rule += f": {_list_some(alone)}."
+    return Pairing(
+        tuple(Pair(name, preds[name], truths[name]) for name in names), rule, tuple(alone)
+    )
+
+
+def find_partners(source: Path, names: list[str]) -> dict[str, Path]:
+    """Files of a folder with the given names, whatever their endings; or one file for one name."""
+    if not _is_folder(source):
+        if len(names) != 1:
+            raise InputError(f"{source} is one image, but {len(names)} are scored; give a folder")
+        return {names[0]: source}
+    found: dict[str, Path] = {}
+    for path in _candidates(source):
+        name, ending = split_name(path)
+        stem = next((name[: -len(e)] for e in IMAGE_ENDINGS if name.lower().endswith(e)), name)
+        if stem in names and not (ending and stem in found):
+            found[stem] = path
+    return found
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not is_zarr(path) and not is_zarr(path / "segmentation.ome.zarr")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (is_zarr(path) if path.is_dir() else path.suffix.lower() in FILE_SUFFIXES)
+    )
+
+
+def _list_folder(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Label images by name, and what was left out."""
+    named = [(*split_name(path), path) for path in _candidates(folder)]
+    marked = any(ending for _, ending, _ in named)
+    labels: dict[str, Path] = {}
+    left = []
+    for name, ending, path in named:
+        if marked and not ending:
+            left.append(path)
+        elif name in labels:
+            raise InputError(
+                f"{labels[name].name} and {path.name} in {folder} are both label images of {name}; "
+                "keep one of them"
+            )
+        else:
+            labels[name] = path
+    if not labels:
+        raise InputError(f"{folder} has no label images; accepted are {', '.join(FILE_SUFFIXES)}")
+    return labels, left
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _list_some(paths: list[Path]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(path.name for path in paths[:_SHOWN]) + more

@@ -1,0 +1,83 @@
+"""Rectangles of an open image file, whatever its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densebatch.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from densebatch.geometry import Region
+
+ACCEPTED = "PNG, TIFF, .npy, an OME-Zarr label image, or a plain zarr array"
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """An open file whose rectangles can be read.
+
+    Attributes
+    ----------
+    path
+        The file or array.
+    array
+        Anything that slices to a NumPy array.
+    axes
+        A letter for each dimension: Y and X for rows and columns, S for the samples of a colour.
+    unit
+        Rows and columns that are cheapest to read together.
+    """
+
+    path: Path
+    array: Any
+    axes: str
+    unit: tuple[int, int] = (1, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        sizes = dict(zip(self.axes, self.array.shape, strict=True))
+        return sizes["Y"], sizes["X"]
+
+    @property
+    def n_planes(self) -> int:
+        """Product of the other dimensions."""
+        return int(np.prod(self.array.shape)) // max(1, self.shape[0] * self.shape[1])
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """All planes of a rectangle, (planes, rows, columns)."""
+        rows, cols = region.slices
+        index = tuple({"Y": rows, "X": cols}.get(axis, slice(None)) for axis in self.axes)
+        try:
+            part = np.asarray(self.array[index])
+        except MemoryError:
+            raise
+        # Every codec and store has its own errors, and whatever it is, the pixels are unknown.
+        except Exception as exc:
+            raise InputError(
+                f"{self.path} cannot be read at rows {region.y0} to {region.y1}, columns "
+                f"{region.x0} to {region.x1}: {tell(exc)}"
+            ) from exc
+        part = np.moveaxis(part, (self.axes.index("Y"), self.axes.index("X")), (-2, -1))
+        return part.reshape(-1, *region.shape)
+
+
+def tell(exc: BaseException) -> str:
+    """The first line of an error, or its kind."""
+    return (str(exc).strip().splitlines() or [""])[0] or type(exc).__name__
+
+
+def guess_axes(shape: tuple[int, ...], path: Path) -> str:
+    """Axes of an array without names: rows and columns last, unless the last are colours."""
+    if len(shape) < 2:
+        raise InputError(f"{path} has shape {shape}; an image has rows and columns")
+    if len(shape) == 3 and shape[2] in (3, 4) and shape[0] > 4:
+        return "YXS"
+    return "ABCDEFGHIJKLMNOPQ"[: len(shape) - 2] + "YX"

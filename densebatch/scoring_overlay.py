@@ -1,0 +1,99 @@
+"""Pictures of a score in the colours of Han et al. 2024, Fig. 4.
+
+Truth is red, found predictions are yellow, spurious ones green.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from densebatch.boundary import find_outline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.scoring_results import CellMatches, FieldScore
+
+RED, YELLOW, GREEN, GREY = (230, 40, 40), (255, 225, 30), (40, 210, 70), (120, 120, 130)
+# A field with fewer cells says little, whatever its score.
+FEW_CELLS = 5
+
+
+def draw_overlay(
+    truth: NDArray[np.uint32],
+    pred: NDArray[np.uint32],
+    cells: CellMatches,
+    image: NDArray[Any] | None = None,
+    *,
+    scale: int = 1,
+) -> NDArray[np.uint8]:
+    """Draw outlines of truth and prediction on black or on an image.
+
+    The truth's outlines lie below, so that a missed cell is red, and a found one shows red only
+    where the two outlines differ. Predictions that are ignored are grey; cells that the size
+    filter took away are not drawn.
+
+    Parameters
+    ----------
+    truth, pred
+        Labels of a rectangle.
+    cells
+        What became of them.
+    image
+        Intensities of the same rectangle.
+    scale
+        Whole factor by which pixels are enlarged.
+
+    Returns
+    -------
+    ndarray of uint8, (rows, columns, 3)
+    """
+    grey = np.zeros(truth.shape, np.uint8) if image is None else stretch_contrast(image)
+    picture = np.repeat(np.repeat(grey, scale, 0), scale, 1)[..., None].repeat(3, axis=-1)
+
+    def paint(labels: NDArray[np.uint32], ids: NDArray[np.uint32], colour: Sequence[int]) -> None:
+        # Outlines of the enlarged labels are one pixel wide at any scale.
+        kept = np.where(np.isin(labels, ids), labels, np.uint32(0))
+        picture[find_outline(np.repeat(np.repeat(kept, scale, 0), scale, 1))] = colour
+
+    paint(truth, cells.truth_ids, RED)
+    paint(pred, cells.pred_ids[~cells.pred_found & ~cells.pred_spurious], GREY)
+    paint(pred, cells.pred_ids[cells.pred_spurious], GREEN)
+    paint(pred, cells.pred_ids[cells.pred_found], YELLOW)
+    return picture
+
+
+def stretch_contrast(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Intensities from the 1st to the 99.8th percentile as 0 to 200: outlines stand out."""
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    low, high = np.percentile(values, (1, 99.8))
+    scaled = (values - low) * np.float32(200 / max(high - low, 1e-9))
+    grey: NDArray[np.uint8] = np.clip(scaled, 0, 200).astype(np.uint8)
+    return grey
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """An RGB picture as PNG."""
+    coded = io.BytesIO()
+    Image.fromarray(picture).save(coded, "PNG", optimize=True)
+    return coded.getvalue()
+
+
+def choose_fields(
+    fields: Sequence[FieldScore], n_worst: int, n_sample: int = 0, seed: int = 0
+) -> list[FieldScore]:
+    """The fields of lowest AP, and a seeded sample of the others.
+
+    Fields of few cells are taken only where there are no others.
+    """
+    full = [f for f in fields if f.score.tp + f.score.fp + f.score.fn >= FEW_CELLS] or list(fields)
+    ranked = sorted(full, key=lambda f: (f.score.ap, -f.score.fp - f.score.fn, f.region))
+    rest = ranked[n_worst:]
+    chosen = np.random.default_rng(seed).permutation(len(rest))[:n_sample]
+    return ranked[:n_worst] + [rest[k] for k in sorted(chosen.tolist())]

@@ -1,0 +1,205 @@
+"""Score files: pair them, score each pair, and draw the pictures of the report."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from densebatch.contingency import check_same_shape
+from densebatch.errors import InputError
+from densebatch.geometry import Region
+from densebatch.label_io import LabelImage, open_labels, open_pixels
+from densebatch.label_pairs import find_partners, pair_labels
+from densebatch.scoring import score_labels
+from densebatch.scoring_blocks import FIELD_PX
+from densebatch.scoring_html import Picture
+from densebatch.scoring_matching import format_threshold
+from densebatch.scoring_overlay import choose_fields, draw_overlay, encode_png
+from densebatch.scoring_results import ScoreSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from densebatch.label_pairs import Pair, Pairing
+    from densebatch.label_pixels import Pixels
+    from densebatch.scoring_blocks import Workers
+    from densebatch.scoring_results import ImageScore
+
+# Up to this size an image is shown whole, and its fields are small enough to show something.
+WHOLE_PX = 2048 * 2048
+SMALL_FIELD_PX = 256
+MAX_WHOLE = 12
+N_WORST, N_SAMPLE = 6, 4
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What to do beside the plain scores.
+
+    Attributes
+    ----------
+    settings
+        Thresholds, matching, sizes.
+    boundary_px
+        Tolerance of the boundary F-score; None for none.
+    ignore
+        Image, or folder of images, that is not zero where nothing is to be counted.
+    image
+        Image, or folder of images, to draw on; None draws on black.
+    allow_missing
+        Leave out label images without a partner.
+    field_px
+        Edge of the fields; None takes 256 for images up to 4 Mpx and 1024 for larger ones.
+    """
+
+    settings: ScoreSettings = field(default_factory=ScoreSettings)
+    boundary_px: float | None = None
+    ignore: Path | None = None
+    image: Path | None = None
+    allow_missing: bool = False
+    field_px: int | None = None
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """Scores of one prediction, in the order of its pairs."""
+
+    pairing: Pairing
+    images: tuple[ImageScore, ...]
+
+
+def score_files(
+    pred: Path,
+    truth: Path,
+    options: ScoreOptions | None = None,
+    *,
+    workers: Workers = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> FileScores:
+    """Score label images on disk.
+
+    Parameters
+    ----------
+    pred, truth
+        Two label images, or two folders of them paired by name; see `pair_labels`.
+    options
+        What to compute.
+    workers
+        Threads, an executor or a Dask client.
+    report
+        Called with the numbers of pairs done and of all.
+
+    Raises
+    ------
+    InputError
+        For whatever cannot be paired, read or scored, with the file's name.
+    """
+    options = options or ScoreOptions()
+    pairing = pair_labels(pred, truth, allow_missing=options.allow_missing)
+    names = [pair.name for pair in pairing.pairs]
+    regions = {} if options.ignore is None else find_partners(options.ignore, names)
+    if options.ignore is not None and (missing := sorted(set(names) - regions.keys())):
+        raise InputError(f"{options.ignore} has no ignored region for {missing[0]}")
+    images = []
+    for k, pair in enumerate(pairing.pairs):
+        report(k, len(names))
+        images.append(_score_pair(pair, regions.get(pair.name), options, workers))
+    report(len(names), len(names))
+    return FileScores(pairing, tuple(images))
+
+
+def _score_pair(
+    pair: Pair, region: Path | None, options: ScoreOptions, workers: Workers
+) -> ImageScore:
+    truth, pred = open_labels(pair.truth), open_labels(pair.pred)
+    ignore = None if region is None else open_labels(region)
+    check_same_shape(truth, pred)
+    if ignore is not None:
+        check_same_shape(truth, ignore)
+    small = truth.shape[0] * truth.shape[1] <= WHOLE_PX
+    return score_labels(
+        truth,
+        pred,
+        options.settings,
+        name=pair.name,
+        ignore=ignore,
+        boundary_px=options.boundary_px,
+        field_px=options.field_px or (SMALL_FIELD_PX if small else FIELD_PX),
+        workers=workers,
+    )
+
+
+def draw_pictures(name: str, scores: FileScores, options: ScoreOptions) -> list[Picture]:
+    """Overlays of small images as a whole, of the worst fields, and of a sample of the others.
+
+    Whatever the size of a slide, only the chosen fields are read.
+    """
+    names = [pair.name for pair in scores.pairing.pairs]
+    backgrounds = {} if options.image is None else find_partners(options.image, names)
+    pictures: list[Picture] = []
+    worst = [
+        (k, field)
+        for k, score in enumerate(scores.images)
+        for field in choose_fields(score.fields, N_WORST)
+    ]
+    worst = sorted(worst, key=lambda item: item[1].score.ap)[:N_WORST]
+    focus = format_threshold(scores.images[0].settings.focus)
+    for k, (pair, score) in enumerate(zip(scores.pairing.pairs, scores.images, strict=True)):
+        wanted: list[tuple[str, Region | None, float]] = []
+        truth, pred = open_labels(pair.truth), open_labels(pair.pred)
+        whole = truth.shape[0] * truth.shape[1] <= WHOLE_PX
+        if whole and k < MAX_WHOLE:
+            wanted.append(("", None, score.at(score.settings.focus).ap))
+        worst_here = [f for image, f in worst if image == k]
+        wanted += [(", one of the worst fields", f.region, f.score.ap) for f in worst_here]
+        if not whole:
+            sample = choose_fields(score.fields, N_WORST, N_SAMPLE)[N_WORST:]
+            wanted += [(", a field drawn by chance", f.region, f.score.ap) for f in sample]
+        background = open_pixels(backgrounds[pair.name]) if pair.name in backgrounds else None
+        for what, region, ap in wanted:
+            caption = f"{pair.name}{what}: AP {ap:.3f} at IoU ≥ {focus}"
+            if region is not None:
+                caption += f", rows {region.y0} to {region.y1}, columns {region.x0} to {region.x1}"
+            png = _draw(truth, pred, score, background, region)
+            pictures.append(Picture(name, caption, png))
+    return pictures
+
+
+def _draw(
+    truth: LabelImage,
+    pred: LabelImage,
+    score: ImageScore,
+    background: Pixels | None,
+    region: Region | None,
+) -> bytes:
+    part = region or Region(0, 0, *truth.shape)
+    grey = None
+    if background is not None:
+        if background.shape != truth.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (background.shape, truth.shape)]
+            raise InputError(
+                f"{background.path} is {sizes[0]} px but {truth.where} is {sizes[1]} px; a "
+                "background shows the same pixels"
+            )
+        grey = background.read(part).max(axis=0)
+    if score.cells is None:
+        raise ValueError("the score does not tell what became of each cell")
+    scale = max(1, min(4, 768 // max(part.shape)))
+    return encode_png(
+        draw_overlay(truth[part.slices], pred[part.slices], score.cells, grey, scale=scale)
+    )
+
+
+@contextmanager
+def connect_dask(address: str) -> Iterator[Workers]:
+    """A client of a running Dask scheduler; Dask is imported here and not before."""
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError) as exc:
+        raise InputError(f"no Dask scheduler answers at {address}: {exc}") from exc
+    with client:
+        yield client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from densebatch.errors import InputError
+from densebatch.errors import DensebatchError, InputError
 from densebatch.scoring_html import format_html
 from densebatch.scoring_report import format_csv, format_json, print_report
 from densebatch.scoring_results import ScoreSettings
@@ -121,8 +122,14 @@ def score(
     connection: AbstractContextManager[Workers] = (
         connect_dask(scheduler_address) if scheduler_address else nullcontext(threads)
     )
-    with connection as running:
-        scores = _score_all((pred, *also), truth, options, running)
+    try:
+        with connection as running:
+            scores = _score_all((pred, *also), truth, options, running)
+    except DensebatchError:
+        # zarr leaves its other reads behind, and asyncio would report each of them at exit, on
+        # top of the one sentence that matters.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     images = {name: found.images for name, found in scores.items()}
     pairing = next(iter(scores.values())).pairing
     if pairing.rule:

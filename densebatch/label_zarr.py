@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from densebatch.errors import InputError
-from densebatch.label_pixels import ACCEPTED, Pixels, guess_axes
+from densebatch.label_pixels import ACCEPTED, Pixels, guess_axes, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,16 +38,37 @@ class CheckedArray:
         self.piece = array.shards or array.chunks
 
     def __getitem__(self, index: tuple[slice, ...]) -> NDArray[Any]:
-        pieces = []
-        for part, size, step in zip(index, self.shape, self.piece, strict=True):
-            start, stop, _ = part.indices(size)
-            pieces.append(range(start // step, -(-stop // step)))
-        for place in itertools.product(*pieces):
+        spans = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        stored = [
+            range(start // step, -(-stop // step))
+            for (start, stop), step in zip(spans, self.piece, strict=True)
+        ]
+        for place in itertools.product(*stored):
             path = self.folder / self.array.metadata.encode_chunk_key(place)
             if path.exists() and (not path.is_file() or path.stat().st_size == 0):
                 raise OSError(f"the stored piece {path.relative_to(self.folder)} is empty")
-        part_read: NDArray[Any] = self.array[index]  # type: ignore[assignment]
-        return part_read
+        try:
+            return self._read(index)
+        except MemoryError:
+            raise
+        # Whatever a codec raises, it does not say where: read piece by piece to tell the user.
+        except Exception:
+            for place in itertools.product(*stored):
+                self._try_piece(place)
+            raise
+
+    def _read(self, index: tuple[slice, ...]) -> NDArray[Any]:
+        part: NDArray[Any] = self.array[index]  # type: ignore[assignment]
+        return part
+
+    def _try_piece(self, place: tuple[int, ...]) -> None:
+        try:
+            self._read(
+                tuple(slice(k * n, (k + 1) * n) for k, n in zip(place, self.piece, strict=True))
+            )
+        except Exception as exc:
+            key = self.array.metadata.encode_chunk_key(place)
+            raise OSError(f"the stored piece {key} is damaged: {tell(exc)}") from exc
 
 
 def is_zarr(path: Path) -> bool:

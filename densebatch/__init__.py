@@ -1,1 +1,32 @@
-"""Whole-slide cell segmentation of dense, multiplexed tissue."""
+"""Whole-slide cell segmentation of dense, multiplexed tissue.
+
+`densebatch.segment(slide, out, membrane=("CD3", "CD8"))` does what the command line does and
+returns what it prints from. Scoring is in `densebatch.scoring` and needs neither torch nor dask.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densebatch.config import SegmentSettings
+    from densebatch.pipeline import SegmentResult, segment
+    from densebatch.plan import Plan, build_plan
+
+__all__ = ["Plan", "SegmentResult", "SegmentSettings", "build_plan", "segment"]
+
+_HOMES = {
+    "Plan": "plan",
+    "SegmentResult": "pipeline",
+    "SegmentSettings": "config",
+    "build_plan": "plan",
+    "segment": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import on first use, so that scoring does not load torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'densebatch' has no attribute {name!r}")
+    return getattr(import_module(f"densebatch.{_HOMES[name]}"), name)

@@ -1,13 +1,16 @@
 """Stage 1: evaluate the network on lattice patches and keep their trusted cores.
 
-The only module that runs a network on a slide. Batches have one fixed shape, padded if need be,
-because another batch size changes bits; memory format is channels-last, which gives the same bits
-for any number of threads.
+The only module that runs a network on a slide. A patch's bits must not depend on how the work is
+divided, so batches have one fixed size, padded if need be (another size changes bits), and on a
+CPU a patch is evaluated by one thread (oneDNN divides, and rounds, some convolutions according to
+the number of threads). Cores are used by evaluating several patches at once.
 """
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,8 @@ from densebatch.resampling import axis_weights, reflect, resample
 from densebatch.slide import open_slide
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from densebatch.models import ModelSpec
@@ -36,29 +41,60 @@ model_loads = 0  # in this process; tests hold it to one
 class Predictor:
     """A network on its device, ready for batches of one fixed size."""
 
-    def __init__(self, model: ModelSpec, device: str) -> None:
-        global model_loads  # noqa: PLW0603
+    def __init__(self, model: ModelSpec, device: str, lanes: int = 1) -> None:
+        global model_loads
         model_loads += 1
         self.device = torch.device(device)
         network = load_network(model)
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self.batch = _BATCH[self.device.type]
+        # A GPU takes one batch at a time; on a CPU each lane is one thread.
+        self.lanes = lanes if self.device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self.lanes) if self.lanes > 1 else None
 
-    @torch.inference_mode()
     def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Flows and logits of `(n, 2, h, w)` patches, `(n, 3, h, w)` float32; any n."""
-        results = []
-        for start in range(0, len(patches), self.batch):
-            batch = patches[start : start + self.batch]
-            n = len(batch)
-            if n < self.batch:
-                batch = np.concatenate(
-                    [batch, np.zeros((self.batch - n, *batch.shape[1:]), np.float32)]
-                )
+        batches = [
+            patches[start : start + self.batch] for start in range(0, len(patches), self.batch)
+        ]
+        with _one_thread() if self.device.type == "cpu" else nullcontext():
+            if self._pool is None:
+                return np.concatenate([self._evaluate(batch) for batch in batches])
+            return np.concatenate(list(self._pool.map(self._evaluate, batches)))
+
+    def _evaluate(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        n = len(batch)
+        if n < self.batch:
+            padding = np.zeros((self.batch - n, *batch.shape[1:]), np.float32)
+            batch = np.concatenate([batch, padding])
+        with torch.inference_mode():
             x = torch.from_numpy(np.ascontiguousarray(batch))
             x = x.to(self.device, memory_format=torch.channels_last)
-            results.append(self.network(x)[:n].float().cpu().numpy())
-        return np.concatenate(results)
+            output: NDArray[np.float32] = self.network(x)[:n].float().cpu().numpy()
+        return output
+
+
+_entered = 0
+_threads_before = 1
+_entering = threading.Lock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch at one thread while anybody is evaluating, then leave it as it was found."""
+    global _entered, _threads_before
+    with _entering:
+        if _entered == 0:
+            _threads_before = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _entered += 1
+    try:
+        yield
+    finally:
+        with _entering:
+            _entered -= 1
+            if _entered == 0:
+                torch.set_num_threads(_threads_before)
 
 
 def choose_device(requested: str) -> str:
@@ -70,17 +106,17 @@ def choose_device(requested: str) -> str:
     return requested
 
 
-_loaded: dict[tuple[str, str], Predictor] = {}
+_loaded: dict[tuple[str, str, int], Predictor] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
 
 
-def get_predictor(model: ModelSpec, device: str) -> Predictor:
+def get_predictor(model: ModelSpec, device: str, lanes: int) -> Predictor:
     """The predictor of this process, loaded once and keyed by the weights' content."""
-    key = (model.sha256, device)
+    key = (model.sha256, device, lanes)
     with _loading:
         if key not in _loaded:
             _loaded.clear()
-            _loaded[key] = Predictor(model, device)
+            _loaded[key] = Predictor(model, device, lanes)
         return _loaded[key]
 
 
@@ -144,9 +180,7 @@ def create_flows(plan: Plan, path: Path) -> None:
     )
 
 
-def predict_group(
-    plan_path: str, row: int, col: int, device: str, threads: int | None
-) -> dict[str, Any]:
+def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -> dict[str, Any]:
     """Evaluate the active patches of one group and write its chunk of the flow field.
 
     Parameters
@@ -157,16 +191,14 @@ def predict_group(
         Group.
     device
         `auto`, `cpu` or `cuda`.
-    threads
-        Of torch in this process; None leaves them. Bits do not depend on it.
+    lanes
+        Patches that a CPU evaluates at once.
 
     Returns
     -------
     dict
         Facts for the journal: patches evaluated.
     """
-    if threads is not None and torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
     plan = load_plan(plan_path)
     work = Path(plan_path).parent
     group = plan.groups[row, col]
@@ -177,7 +209,7 @@ def predict_group(
     flows = np.zeros((3, *group.shape), np.float16)
     flows[2] = plan.background_logit
     if wanted:
-        predictor = get_predictor(plan.model, choose_device(device))
+        predictor = get_predictor(plan.model, choose_device(device), lanes)
         patches = [plan.lattice.patch(*index) for index in wanted]
         around = Region(
             min(p.y0 for p in patches),
@@ -187,8 +219,9 @@ def predict_group(
         )
         pixels = read_network_input(plan, around)
         margin_y, margin_x = plan.lattice.y.margin, plan.lattice.x.margin
-        for start in range(0, len(wanted), predictor.batch):
-            some = slice(start, start + predictor.batch)
+        at_once = predictor.batch * predictor.lanes
+        for start in range(0, len(wanted), at_once):
+            some = slice(start, start + at_once)
             batch = np.stack(
                 [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches[some]]
             )

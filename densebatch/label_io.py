@@ -7,6 +7,7 @@ label image is an `InputError` that names the file; it never turns into backgrou
 from __future__ import annotations
 
 import struct
+import weakref
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,24 +172,34 @@ def _open_png(path: Path) -> Pixels:
 
 
 def _open_tiff(path: Path) -> Pixels:
-    with tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
-        level = series.levels[0]
-        size = path.stat().st_size
-        for page in level.pages:
-            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-                # tifffile reads a piece without bytes as zeros, which would be background.
-                if count == 0 or offset + count > size:
-                    raise InputError(
-                        f"{path} is damaged: a piece of {count} bytes at {offset} is not in the "
-                        f"file of {size} bytes"
-                    )
-        axes, first = str(level.axes), level.keyframe
-        if not {"Y", "X"} <= set(axes) or len(set(axes)) < len(axes):
-            axes = guess_axes(level.shape, path)
-        if len(series.levels) == 1 and first.is_memmappable and level.dataoffset is not None:
-            return Pixels(path, tifffile.memmap(path, series=0, mode="r"), axes)
-        unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
-    # The store keeps the file open for as long as the array lives; its reads are thread-safe.
-    store = tifffile.imread(path, series=0, level=0, aszarr=True)
-    return Pixels(path, zarr.open_array(store, mode="r"), axes, unit)
+    tif = tifffile.TiffFile(path)
+    try:
+        pixels = _read_tiff_layout(path, tif)
+    except BaseException:
+        tif.close()
+        raise
+    # Reads go through the open file for as long as somebody holds the pixels.
+    weakref.finalize(pixels, tif.close)
+    return pixels
+
+
+def _read_tiff_layout(path: Path, tif: tifffile.TiffFile) -> Pixels:
+    series = tif.series[0]
+    level = series.levels[0]
+    size = path.stat().st_size
+    for page in level.pages:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            # tifffile reads a piece without bytes as zeros, which would be background.
+            if count == 0 or offset + count > size:
+                raise InputError(
+                    f"{path} is damaged: a piece of {count} bytes at {offset} is not in the file "
+                    f"of {size} bytes"
+                )
+    axes, first = str(level.axes), level.keyframe
+    if not {"Y", "X"} <= set(axes) or len(set(axes)) < len(axes):
+        axes = guess_axes(level.shape, path)
+    if len(series.levels) == 1 and first.is_memmappable and level.dataoffset is not None:
+        return Pixels(path, tifffile.memmap(path, series=0, mode="r"), axes)
+    unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
+    # Unlike a page of tifffile, its store may be read by several threads at once.
+    return Pixels(path, zarr.open_array(series.aszarr(level=0), mode="r"), axes, unit)

@@ -3,8 +3,10 @@
 Normalisation is per slide and per channel, never per tile: `(x - low) / (high - low)` with the
 percentiles of the pixels of tissue. Tissue is what has local contrast: the slide is cut into
 blocks of 32 px anchored at its origin, a block's contrast is the range of its 4x4 means, and a
-block belongs to tissue when its contrast reaches an eighth of the 99th percentile of all blocks.
-On a dense field that is nearly everything; on a slide it leaves out the glass.
+block belongs to tissue when its contrast reaches an eighth of the 99th percentile of all blocks
+that are not flat (a biopsy on a canvas of zeros may cover less than a hundredth of it). On a dense
+field that is nearly everything; on a slide it leaves out the glass. Contrast is kept in classes of
+half an octave from 2^-32 to 2^32 in the slide's units; what lies beyond is in the outermost class.
 
 The percentiles are exact (those of `numpy.percentile` over the same pixels): integers of up to 16
 bits from a histogram, everything else as float32 by radix selection in two passes.
@@ -70,16 +72,32 @@ class ChannelSurvey:
 def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
     """Map a channel's pixels so that `low` becomes 0 and `high` becomes 1.
 
-    NaN and minus infinity become 0, plus infinity 1; a constant channel becomes 0 everywhere.
+    NaN and minus infinity become 0, plus infinity 1, also where a value is beyond float32; a
+    constant channel becomes 0 everywhere.
     """
-    if not bounds.high > bounds.low:
+    factor = _scale(bounds.low, bounds.high)
+    if factor == 0:
         return np.zeros(pixels.shape, np.float32)
-    scaled = pixels.astype(np.float32)
-    scaled -= np.float32(bounds.low)
-    scaled *= np.float32(1.0 / (bounds.high - bounds.low))
-    if bounds.nonfinite_px:
+    scaled = _to_float32(pixels)
+    with np.errstate(over="ignore"):
+        scaled -= np.float32(bounds.low)
+        scaled *= factor
+    if pixels.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
     return scaled
+
+
+def _scale(low: float, high: float) -> np.float32:
+    """`1 / (high - low)`; 0 for a constant channel, or one that float32 cannot tell from it."""
+    if not high - low > np.finfo(np.float32).tiny:
+        return np.float32(0.0)
+    return np.float32(1.0 / (high - low))
+
+
+def _to_float32(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+    """A copy; float64 beyond the range becomes infinite."""
+    with np.errstate(over="ignore"):
+        return pixels.astype(np.float32)
 
 
 def _sortable(pixels: NDArray[np.generic]) -> NDArray[np.uint32]:
@@ -87,7 +105,7 @@ def _sortable(pixels: NDArray[np.generic]) -> NDArray[np.uint32]:
     dtype = pixels.dtype
     if dtype.kind in "iu" and dtype.itemsize <= 2:
         return (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
-    bits = pixels.astype(np.float32).view(np.uint32)
+    bits = _to_float32(pixels).view(np.uint32)
     # negative floats: all bits flipped; others: the sign bit set
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
 
@@ -170,10 +188,17 @@ def _count_low_bits(
 
 
 def _tissue_class(classes: NDArray[np.uint8]) -> int:
-    """Lowest contrast class that counts as tissue."""
-    ranked = np.sort(classes, axis=None)
-    reference = int(ranked[int(0.99 * (ranked.size - 1))])
-    return max(1, reference - _TISSUE_CLASSES) if reference else 0
+    """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
+    ranked = np.sort(classes[classes > 0])
+    if ranked.size == 0:
+        return 0
+    return max(1, int(ranked[int(0.99 * (ranked.size - 1))]) - _TISSUE_CLASSES)
+
+
+def _interpolate(low: float, high: float, fraction: float) -> float:
+    """Between two values, rounded as `numpy.percentile` rounds."""
+    step = high - low
+    return high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
 
 
 def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float]) -> ChannelSurvey:
@@ -216,7 +241,7 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
         pixels = slide.read(channel, region)
         at = blocks(region)
         nonfinite += _survey_blocks(
-            np.ascontiguousarray(pixels, dtype=np.float32),
+            np.ascontiguousarray(_to_float32(pixels)),
             _sortable(pixels),
             shift,
             lowest[at],
@@ -230,7 +255,7 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
     name = info.channels[channel]
     fraction = float(np.mean(classes >= threshold))
     if n_pixels == 0:
-        bounds = ChannelBounds(channel, name, 0.0, 0.0, fraction, nonfinite)
+        bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, nonfinite)
         return ChannelSurvey(bounds, np.zeros_like(lowest), np.zeros_like(highest))
 
     ranks = [percentile / 100.0 * (n_pixels - 1) for percentile in percentiles]
@@ -247,7 +272,7 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
             at = blocks(region)
             if nonfinite:
                 # NaN and infinities have keys of their own at both ends, but exclude them plainly
-                finite = np.isfinite(pixels)
+                finite = np.isfinite(_to_float32(pixels))
                 keys = np.where(finite, keys, np.uint32(0xFFFFFFFF))
             _count_low_bits(keys, classes[at], threshold, wanted, low_bits)
         exact = {}
@@ -258,17 +283,14 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
         bins = exact
     values = {rank: _value(key, dtype) for rank, key in bins.items()}
     low, high = (
-        values[int(np.floor(r))]
-        + (values[int(np.ceil(r))] - values[int(np.floor(r))]) * (r - np.floor(r))
+        _interpolate(values[int(np.floor(r))], values[int(np.ceil(r))], r - np.floor(r))
         for r in ranks
     )
     bounds = ChannelBounds(channel, name, float(low), float(high), fraction, nonfinite)
-    scale = np.float32(1.0 / (high - low)) if high > low else np.float32(0.0)
     # a block without finite pixels has no signal
     empty = ~np.isfinite(lowest)
-    lowest = np.where(empty, 0, (lowest - np.float32(low)) * scale).astype(np.float32)
-    highest = np.where(empty, 0, (highest - np.float32(low)) * scale).astype(np.float32)
-    return ChannelSurvey(bounds, lowest, highest)
+    lowest[empty] = highest[empty] = low
+    return ChannelSurvey(bounds, normalize(lowest, bounds), normalize(highest, bounds))
 
 
 def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
@@ -277,8 +299,8 @@ def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
     It is the range of the 4x4 means; a patch below `config.SKIP_CONTRAST` is not evaluated.
     """
     at = (
-        slice(max(region.y0, 0) // BLOCK_PX, -(-region.y1 // BLOCK_PX)),
-        slice(max(region.x0, 0) // BLOCK_PX, -(-region.x1 // BLOCK_PX)),
+        slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),
+        slice(max(region.x0, 0) // BLOCK_PX, -(-max(region.x1, 0) // BLOCK_PX)),
     )
     contrasts = [
         float(survey.highest[at].max() - survey.lowest[at].min())

@@ -294,12 +294,13 @@ def _predict_and_trace(run: _Run) -> dict[tuple[int, int], str]:
     create_flows(plan, run.work / "flows.zarr")
     create_traces(plan, run.work, settings.tile)
     local = settings.scheduler_address is None and settings.scheduler_file is None
-    threads = max(1, (os.cpu_count() or 1) // max(1, run.executor.workers)) if local else None
+    # a remote worker's cores are its scheduler's to share out, by tasks
+    lanes = max(1, (os.cpu_count() or 1) // max(1, run.executor.workers)) if local else 1
     predict = [
         Job(
             f"predict-{row}-{col}",
             predict_group,
-            (str(run.plan_path), row, col, settings.device, threads),
+            (str(run.plan_path), row, col, settings.device, lanes),
             rank=1,
         )
         for row, col in plan.groups

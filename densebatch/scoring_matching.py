@@ -142,9 +142,14 @@ class Overlaps:
 
     def _first_by(self, value: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.intp]:
         chosen = np.full(self.truth_ids.size, -1, np.intp)
-        order = np.lexsort((self.pred, -value, self.truth))
-        first = np.flatnonzero(np.diff(self.truth[order], prepend=-1))
-        chosen[self.truth[order][first]] = order[first]
+        if value.size:
+            # Edges come sorted by truth cell, then prediction: no sort is needed.
+            starts = np.flatnonzero(np.diff(self.truth, prepend=-1))
+            highest = np.maximum.reduceat(value, starts)
+            lengths = np.diff(starts, append=value.size)
+            hits = np.flatnonzero(value == np.repeat(highest, lengths))
+            first = hits[np.diff(self.truth[hits], prepend=-1) > 0]
+            chosen[self.truth[first]] = first
         return chosen
 
 

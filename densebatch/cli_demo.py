@@ -1,0 +1,31 @@
+"""`densebatch demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path), default=Path("densebatch-demo"))
+@click.option("--size", default=2048, show_default=True, type=click.IntRange(256, 65536),
+              metavar="PX", help="Side of the simulated slide.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the tissue.")
+@click.option("--workers", type=click.IntRange(0), metavar="N", help="Dask workers.")
+def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
+    """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""  # fmt: skip
+    from densebatch.cli_segment import print_summary
+    from densebatch.demo import run_demo
+    from densebatch.progress import TerminalProgress
+
+    with TerminalProgress(Console(stderr=True)) as progress:
+        made = run_demo(out, size_px=size, seed=seed, workers=workers, progress=progress)
+    print_summary(made.result)
+    at = made.score.at("0.50")
+    click.echo(
+        f"score   AP {at.ap:.3f} at IoU 0.50: {at.tp} of {made.score.n_truth} cells found, "
+        f"{at.fp} spurious"
+    )
+    click.echo(f"page    {made.page.absolute()}")

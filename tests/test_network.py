@@ -1,0 +1,89 @@
+"""Our CPnet against cellpose 3.1.1.3's: same names, same outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from densebatch.inference import Predictor
+from densebatch.models import find_model, save_model
+from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet, infer_widths
+
+stock = pytest.importorskip("cellpose.resnet_torch")
+
+
+def _randomise(network: torch.nn.Module) -> None:
+    """Weights and running statistics as after training, so that every term counts."""
+    generator = torch.Generator().manual_seed(3)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+
+
+@pytest.mark.parametrize("widths", [FULL_WIDTH, HALF_WIDTH])
+@pytest.mark.parametrize("shape", [(2, 2, 224, 224), (1, 2, 64, 136)])
+def test_outputs_equal_stock(widths, shape):
+    torch.manual_seed(0)
+    reference = stock.CPnet(list(widths), 3, sz=3)
+    _randomise(reference)
+    ours = CPnet(widths)
+    assert not any(ours.load_state_dict(reference.state_dict()))
+    x = torch.rand(shape)
+    with torch.inference_mode():
+        expected = reference.eval()(x)[0]
+        found = ours.eval()(x)
+    assert expected.abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_checkpoint_of_stock_round_trips(tmp_path):
+    torch.manual_seed(1)
+    reference = stock.CPnet(list(FULL_WIDTH), 3, sz=3)
+    reference.save_model(tmp_path / "stock")
+    ours = CPnet(FULL_WIDTH)
+    ours.load_state_dict(torch.load(tmp_path / "stock", weights_only=True))
+    torch.save(ours.state_dict(), tmp_path / "ours")
+    again = stock.CPnet(list(FULL_WIDTH), 3, sz=3)
+    again.load_model(tmp_path / "ours")
+    x = torch.rand(1, 2, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(x), again.eval()(x)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("widths", [FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, (2, 8, 16)])
+def test_widths_are_read_from_a_checkpoint(widths):
+    assert infer_widths(CPnet(widths).state_dict()) == widths
+
+
+def test_foreign_names_are_no_widths():
+    with pytest.raises(ValueError, match="not a Cellpose 1-3 network"):
+        infer_widths({"conv.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("widths", [FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH])
+def test_lanes_and_company_keep_the_bits(widths, tmp_path):
+    """A patch has the same bits whatever runs beside it, and the process keeps its threads."""
+    torch.manual_seed(0)
+    network = CPnet(widths)
+    path = tmp_path / "m.safetensors"
+    save_model(
+        network, path, um_per_px=0.5, patch_px=96, margin_px=8, percentiles=(1, 99), nuclei=True,
+        card={},
+    )  # fmt: skip
+    spec = find_model(str(path))
+    patches = np.random.default_rng(0).random((5, 2, 112, 96), np.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        alone = Predictor(spec, "cpu", lanes=1)(patches)
+        beside = Predictor(spec, "cpu", lanes=3)(patches)
+        single = Predictor(spec, "cpu", lanes=2)(patches[3:4])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(alone, beside)
+    assert np.array_equal(alone[3:4], single)

@@ -212,17 +212,23 @@ def write_slide(folder: Path, side: int, pitch: int, workers: int) -> list[Path]
             compressors=None,
         )
 
-        def write(y: int, x: int, array: Any = array, shift: float = shift) -> None:
-            height, width = min(shard, side - y), min(shard, side - x)
-            array[y : y + height, x : x + width] = draw_cells(
-                y, x, height, width, pitch, side, 1, shift
-            )
-
-        corners = [(y, x) for y in range(0, side, shard) for x in range(0, side, shard)]
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda corner: write(*corner), corners))
+            futures = [
+                pool.submit(_write_shard, array, y, x, shard, pitch, shift)
+                for y in range(0, side, shard)
+                for x in range(0, side, shard)
+            ]
+        for future in futures:
+            future.result()
         paths.append(path)
     return paths
+
+
+def _write_shard(array: zarr.Array, y: int, x: int, shard: int, pitch: int, shift: float) -> None:
+    side = array.shape[0]
+    height, width = min(shard, side - y), min(shard, side - x)
+    cells = draw_cells(y, x, height, width, pitch, side, 1, shift)
+    array[y : y + height, x : x + width] = cells
 
 
 def _read_block(truth: LabelImage, pred: LabelImage, block: Region) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Dask workers.")
 def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""  # fmt: skip
-    from densebatch.cli_segment import print_summary
+    from densebatch.cli_summary import print_summary
     from densebatch.demo import run_demo
     from densebatch.progress import TerminalProgress
 

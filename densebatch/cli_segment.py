@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from densebatch.cli_summary import print_summary
 from densebatch.config import SegmentSettings, load_settings
 from densebatch.errors import PartialRunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.pipeline import SegmentResult
     from densebatch.plan import Plan
 
 
@@ -89,21 +89,6 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
         )
 
 
-def print_summary(result: SegmentResult) -> None:
-    """Say what was found, where it is and how to look at it."""
-    report = result.report
-    seconds = report["seconds"]
-    click.echo(
-        f"{result.cells} cells in {report['slide_px'] / 1e6:.2f} Mpx, {seconds['total']:.1f} s "
-        f"({report['mpx_per_second']:.3g} Mpx/s); network on {report['network_patches']} patches, "
-        f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
-    )
-    click.echo(f"labels  {result.labels}")
-    click.echo(f"cells   {result.table}")
-    click.echo(f"record  {result.out / 'run.json'}")
-    click.echo(f"look    napari --plugin napari-ome-zarr {report['view']}  (labels open hidden)")
-
-
 @click.command()
 @click.argument("slide", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -113,7 +98,7 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
     from densebatch.pipeline import choose_workers
     from densebatch.plan import build_plan, check_capacity, estimate
-    from densebatch.tracing import tile_grid
+    from densebatch.work import tile_grid
 
     built = build_plan(slide, settings)
     needs = estimate(built, settings.tile)

@@ -13,7 +13,8 @@ import yaml
 
 from densebatch.errors import InputError
 from densebatch.models import describe, find_model, list_bundled, save_model
-from densebatch.training import TrainSettings, load_training_images, train as run_training
+from densebatch.training import TrainSettings, load_training_images
+from densebatch.training import train as run_training
 
 _MARGIN_PX = 8
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path  # noqa: TC003  pydantic looks the annotation up at run time
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from densebatch.errors import InputError
 
@@ -14,6 +14,24 @@ from densebatch.errors import InputError
 # that the network would find. tests/test_skipping.py proves it on real fields: the faintest cell
 # that the bundled network finds there stands in several times this contrast.
 SKIP_CONTRAST = 0.1
+
+_RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "device", "keep_flows"}
+
+
+def _refuse_truth(value: object) -> object:
+    """YAML's yes, no, on and off are no numbers, though Python would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is accepted, not a truth value")  # noqa: TRY004
+    return value
+
+
+def _name_version(value: object) -> object:
+    """YAML reads an unquoted 0.5 as a number."""
+    return str(value) if isinstance(value, float) else value
+
+
+_Int = Annotated[int, BeforeValidator(_refuse_truth)]
+_Float = Annotated[float, BeforeValidator(_refuse_truth)]
 
 
 class SegmentSettings(BaseModel):
@@ -23,28 +41,37 @@ class SegmentSettings(BaseModel):
     where and how fast the work is done; labels do not depend on it, bit for bit.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    # channels may be numbers in YAML; NaN compares with nothing and would drop every cell
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     membrane: tuple[str, ...] = Field(
         (), description="membrane or cytoplasm channels, by name or index; combined by maximum"
     )
     nuclei: str | None = Field(None, description="nuclear channel, by name or index")
     model: str = Field("dense", description="bundled model, or path of a checkpoint")
-    pixel_size: float | None = Field(None, gt=0, description="um per pixel, if not the metadata's")
-    diameter: float | None = Field(None, gt=0, description="cell diameter in px; sets the scale")
-    flow_threshold: float = Field(0.4, ge=0, description="largest flow error of a cell; 0 keeps all")
-    cellprob_threshold: float = Field(0.0, description="foreground has a larger logit")
-    min_size: int = Field(15, ge=0, description="smallest cell in px")
-    max_size: int | None = Field(None, gt=0, description="largest cell in px; default from the model")
+    pixel_size: _Float | None = Field(None, gt=0, description="um per pixel, if not the metadata's")
+    diameter: _Float | None = Field(None, gt=0, description="cell diameter in px; sets the scale")
+    flow_threshold: _Float = Field(
+        0.4, ge=0, description="largest flow error of a cell; 0 keeps all"
+    )
+    cellprob_threshold: _Float = Field(0.0, description="foreground has a larger logit")
+    min_size: _Int = Field(15, ge=0, description="smallest cell in px")
+    max_size: _Int | None = Field(
+        None, gt=0, description="largest cell in px; default from the model"
+    )
     skip_background: bool = Field(True, description="do not evaluate patches without signal")
-    ngff: Literal["0.4", "0.5"] = Field("0.5", description="OME-Zarr version of the output")
+    ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
+        "0.5", description="OME-Zarr version of the output"
+    )
     image: Literal["auto", "copy", "none"] = Field(
         "auto", description="image pyramid beside the labels; auto copies unless it is OME-Zarr"
     )
     in_place: bool = Field(False, description="write labels into the OME-Zarr slide itself")
 
-    tile: int = Field(2048, ge=64, description="side of a tracing tile in px")
-    workers: int | None = Field(None, ge=0, description="Dask workers; 0 runs in this process")
+    tile: _Int = Field(2048, ge=64, description="side of a tracing tile in px")
+    workers: _Int | None = Field(None, ge=0, description="Dask workers; 0 runs in this process")
     scheduler_address: str | None = Field(None, description="running Dask scheduler")
     scheduler_file: Path | None = Field(None, description="its scheduler file")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
@@ -52,10 +79,13 @@ class SegmentSettings(BaseModel):
 
     def science(self) -> dict[str, Any]:
         """The settings that decide the result."""
-        run_only = {
-            "tile", "workers", "scheduler_address", "scheduler_file", "keep_flows", "device",
-        }
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in run_only}
+        return self.model_dump(mode="json", exclude=_RUN_ONLY)
+
+
+def _tell(value: object) -> str:
+    """A value in at most a line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def load_settings(path: Path | None, **overrides: object) -> SegmentSettings:
@@ -66,23 +96,28 @@ def load_settings(path: Path | None, **overrides: object) -> SegmentSettings:
     InputError
         For an unreadable file, an unknown key or a value out of range: one sentence.
     """
-    values: dict[str, object] = {}
+    values: object = None
     if path is not None:
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: not a readable YAML file ({error})") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: holds a {type(values).__name__}; accepted is a mapping")
-    values.update({k: v for k, v in overrides.items() if v is not None})
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise InputError(f"{path}: not a readable YAML file ({reason[:200]})") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}; accepted is a mapping")
+    given = {k: v for k, v in overrides.items() if v is not None}
     try:
-        return SegmentSettings.model_validate(values)
+        return SegmentSettings.model_validate({**values, **given})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         known = ", ".join(SegmentSettings.model_fields)
-        hint = f"; accepted settings: {known}" if first["type"] == "extra_forbidden" else ""
-        source = f"{path}: " if path is not None else ""
+        unknown = first["type"] in ("extra_forbidden", "invalid_key")
+        hint = f"; accepted settings: {known}" if unknown else ""
+        source = f"{path}: " if path is not None and first["loc"][0] not in given else ""
+        message = first["msg"].removeprefix("Value error, ").lower().replace("tuple", "list")
         raise InputError(
-            f"{source}setting {where!r} = {first.get('input')!r}: {first['msg'].lower()}{hint}"
+            f"{source}setting {where!r} = {_tell(first.get('input'))}: {message}{hint}"
         ) from error

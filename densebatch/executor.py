@@ -8,12 +8,14 @@ that has become possible can go ahead of those that were waiting.
 from __future__ import annotations
 
 import heapq
+import json
 import logging
 import random
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 2  # tasks per worker in flight
 _ATTEMPTS = 3
+_PATIENCE_S = 30.0  # for a scheduler and its first worker to appear
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,22 @@ class Schedule:
                 self._waiting.setdefault(need, []).append(job.name)
             if not open_needs:
                 self._push(job)
+        self._refuse_circles()
+
+    def _refuse_circles(self) -> None:
+        """Jobs that need each other would wait for ever, without an outcome."""
+        missing = dict(self._missing)
+        free = [name for name, n in missing.items() if n == 0]
+        n_possible = 0
+        while free:
+            n_possible += 1
+            for name in self._waiting.get(free.pop(), []):
+                missing[name] -= 1
+                if missing[name] == 0:
+                    free.append(name)
+        if n_possible < len(self._jobs):
+            stuck = next(name for name, n in missing.items() if n > 0)
+            raise ValueError(f"job {stuck} waits for itself through the needs of others")
 
     def _push(self, job: Job) -> None:
         heapq.heappush(self._ready, (job.rank, self._order[job.name], job.name))
@@ -144,7 +163,7 @@ class SerialExecutor:
         while (job := schedule.next()) is not None:
             try:
                 result = job.function(*job.args)
-            except Exception as error:  # noqa: BLE001  quarantined and reported, never swallowed
+            except Exception as error:  # quarantined and reported, never swallowed
                 yield from schedule.fail(job, _explain(error))
             else:
                 schedule.finish(job)
@@ -166,7 +185,7 @@ class DaskExecutor:
 
         schedule = Schedule(jobs, done, shuffle)
         running: dict[Any, Job] = {}
-        completed = as_completed()
+        completed = as_completed(loop=self.client.loop)
 
         def refill() -> None:
             n_workers = max(1, len(self.client.nthreads()))
@@ -175,19 +194,37 @@ class DaskExecutor:
                 running[future] = job
                 completed.add(future)
 
-        refill()
-        while running:
-            future = next(completed)
-            job = running.pop(future)
-            if future.status == "finished":
-                schedule.finish(job)
-                yield Outcome(job, future.result())
-            else:
-                error = future.exception() if future.status == "error" else None
-                reason = _explain(error) if error is not None else f"task was {future.status}"
-                yield from schedule.fail(job, reason)
-            future.release()
+        try:
             refill()
+            while running:
+                future = next(completed)
+                job = running.pop(future)
+                try:
+                    # a result can be lost with its worker after the task has finished
+                    result = future.result()
+                except Exception as error:
+                    yield from schedule.fail(job, _explain(error))
+                else:
+                    schedule.finish(job)
+                    yield Outcome(job, result)
+                future.release()
+                refill()
+        finally:
+            for future in running:  # nobody listens any more
+                future.release()
+
+
+def _await_scheduler_file(path: Path) -> str:
+    """Address in a scheduler file, which may be about to be written."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return str(json.loads(path.read_text())["address"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            if time.monotonic() > deadline:
+                reason = "is missing" if isinstance(error, FileNotFoundError) else "has no address"
+                raise OSError(f"{path}: {reason}; is the scheduler running?") from error
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -206,7 +243,8 @@ def open_executor(
     Raises
     ------
     OSError
-        If the scheduler cannot be reached within half a minute, or has no workers then.
+        If the scheduler or its file cannot be reached within half a minute, or has no workers
+        then.
     """
     if scheduler_address is None and scheduler_file is None and workers == 0:
         yield SerialExecutor()
@@ -214,11 +252,11 @@ def open_executor(
     from distributed import Client, LocalCluster
 
     if scheduler_address is not None or scheduler_file is not None:
-        where = scheduler_address if scheduler_address is not None else None
-        file = str(scheduler_file) if scheduler_file is not None and where is None else None
-        with Client(address=where, scheduler_file=file, timeout="30s") as client:
+        # Client's own wait for the file has no end
+        where = scheduler_address or _await_scheduler_file(cast("Path", scheduler_file))
+        with Client(address=where, timeout=_PATIENCE_S) as client:
             try:
-                client.wait_for_workers(1, timeout=30)
+                client.wait_for_workers(1, timeout=_PATIENCE_S)
             except TimeoutError as error:
                 raise OSError("the scheduler has no workers; start some and try again") from error
             yield DaskExecutor(client, len(client.nthreads()))

@@ -86,7 +86,7 @@ def _one_thread() -> Iterator[None]:
     with _entering:
         if _entered == 0:
             _threads_before = torch.get_num_threads()
-            torch.set_num_threads(1)
+        torch.set_num_threads(1)  # it holds for the calling thread too, so each entrant sets it
         _entered += 1
     try:
         yield

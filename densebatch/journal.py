@@ -1,8 +1,9 @@
 """Which tasks of a run are done, in a way that survives the death of any process.
 
-A task is done when its record exists and the files it names still have the digests it states.
-Records are written after the data and appear whole (written aside, synced, renamed), so there is
-no moment at which a record claims data that are not there.
+A task is done when its record exists, still has the digest it was written with, and the files it
+names still have the digests it states. Records are written after the data and appear whole
+(written aside, synced, renamed), so there is no moment at which a record claims data that are not
+there.
 """
 
 from __future__ import annotations
@@ -10,20 +11,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either absent, old or whole."""
+    """Write a file so that it is either absent, old or whole.
+
+    A process that dies on the way may leave `.NAME.*.partial` beside it, which nobody reads.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    # workers on two hosts may have one process id, and threads always do
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.name}.{unique}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def digest_file(path: Path) -> str:
@@ -38,6 +51,11 @@ def digest_file(path: Path) -> str:
         return "absent"
 
 
+def _digest_record(document: dict[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class Journal:
     """Records of one run in one folder, a small JSON file per task."""
@@ -48,30 +66,40 @@ class Journal:
         return self.folder / f"{task}.json"
 
     def record(self, task: str, files: list[Path], facts: dict[str, Any]) -> dict[str, Any]:
-        """State that a task is done: the digests of its files, and facts for the summary."""
+        """State that a task is done: the digests of its files, and facts for the summary.
+
+        Returns
+        -------
+        dict
+            The facts as `done` will return them, which is as JSON keeps them.
+        """
         root = self.folder.parent
         document = {
             "task": task,
             "files": {os.path.relpath(file, root): digest_file(file) for file in files},
             "facts": facts,
         }
-        write_atomic(self._path(task), json.dumps(document, sort_keys=True).encode())
-        return facts
+        document = json.loads(json.dumps(document))
+        text = json.dumps({**document, "digest": _digest_record(document)}, sort_keys=True)
+        write_atomic(self._path(task), text.encode())
+        kept: dict[str, Any] = document["facts"]
+        return kept
 
     def done(self, task: str) -> dict[str, Any] | None:
         """Facts of a finished task, or None if it must be run (again)."""
         try:
             document = json.loads(self._path(task).read_bytes())
-            files, facts = document["files"], document["facts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        root = self.folder.parent
-        for name, digest in files.items():
-            if digest_file(root / name) != digest:
+            # what passes is as `record` wrote it, so its parts need no further check
+            if document.pop("digest") != _digest_record(document) or document["task"] != task:
                 return None
-        return dict(facts)
+            root = self.folder.parent
+            if any(digest_file(root / name) != old for name, old in document["files"].items()):
+                return None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+        facts: dict[str, Any] = document["facts"]
+        return facts
 
-    def forget(self, prefix: str) -> None:
-        """Drop the records of all tasks whose name begins with `prefix`."""
-        for path in self.folder.glob(f"{prefix}*.json"):
-            path.unlink(missing_ok=True)
+    def forget(self, task: str) -> None:
+        """Drop the record of one task, if there is one."""
+        self._path(task).unlink(missing_ok=True)

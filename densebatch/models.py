@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 
 from densebatch.errors import InputError
+from densebatch.journal import write_atomic
 from densebatch.network import CPnet, infer_widths
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "dense"
 _CARD_KEY = "densebatch"
+_MAX_WEIGHTS = 2**28  # Cellpose's largest CPnet has 6.6 million
+_MAX_LEVELS = 5  # patches are multiples of 16 px
+_MAX_PATCH_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -104,36 +107,86 @@ def find_model(name: str) -> ModelSpec:
             f"model {name!r} is neither bundled ({known}) nor a file; "
             "give a bundled name or the path of a .safetensors or Cellpose 1-3 checkpoint"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    state, card = _read_state(str(path), digest)
     try:
-        widths = infer_widths(state)
-    except ValueError as error:
-        raise InputError(f"model {path}: {error}; accepted are Cellpose 1-3 networks") from error
-    if widths[0] != 2:
-        raise InputError(f"model {path}: takes {widths[0]} input channels; accepted are 2")
-    diameter = float(state["diam_mean"][0]) if "diam_mean" in state else 30.0
-    labels = float(state["diam_labels"][0]) if "diam_labels" in state else diameter
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
+    state, card = _read_state(str(path), digest)
+    expected = _expect(str(path), state)
+    _check_names_and_shapes(str(path), state, expected)
+    diameter = _read_diameter(path, state, "diam_mean", 30.0)
     spec = ModelSpec(
         name=name if name in list_bundled() else path.stem,
         path=str(path.resolve()),
         sha256=digest,
-        widths=widths,
+        widths=infer_widths(state),
         diameter_px=diameter,
         um_per_px=None,
-        default_diameter_px=labels,
+        default_diameter_px=_read_diameter(path, state, "diam_labels", diameter),
     )
-    use = card.get("use")
-    if use:
-        use = {**use, "percentiles": tuple(use["percentiles"])}
-        spec = replace(spec, **use, card=card)
-    return spec
+    return replace(spec, **_read_use(path, card["use"]), card=card) if "use" in card else spec
+
+
+def _read_diameter(
+    path: Path, state: Mapping[str, torch.Tensor], name: str, default: float
+) -> float:
+    if name not in state:
+        return default
+    value = float(state[name][0])
+    if not 0.1 <= value <= 10_000:
+        raise InputError(f"model {path}: {name} is {value:g} px; accepted are 0.1 to 10000")
+    return value
+
+
+def _read_use(path: Path, use: object) -> dict[str, Any]:
+    """Conditions of use from a card, as fields of `ModelSpec`.
+
+    The card comes with the file: it may say what `save_model` writes and nothing else.
+    """
+
+    def number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    checks: dict[str, tuple[str, Any]] = {
+        "um_per_px": (
+            "null or 0.001 to 1000",
+            lambda v: v is None or (number(v) and 0.001 <= v <= 1000),
+        ),
+        "patch_px": (
+            f"an integer from 64 to {_MAX_PATCH_PX}",
+            lambda v: type(v) is int and 64 <= v <= _MAX_PATCH_PX,
+        ),
+        "margin_px": ("an integer from 0 to 16", lambda v: type(v) is int and 0 <= v <= 16),
+        "percentiles": (
+            "two ascending numbers from 0 to 100",
+            lambda v: (
+                isinstance(v, list)
+                and len(v) == 2
+                and all(number(p) for p in v)
+                and 0 <= v[0] < v[1] <= 100
+            ),
+        ),
+        "nuclei": ("true or false", lambda v: isinstance(v, bool)),
+    }
+    if not isinstance(use, dict) or set(use) != set(checks):
+        found = ", ".join(sorted(use)) if isinstance(use, dict) else type(use).__name__
+        raise InputError(
+            f"model {path}: its card tells of use {found[:200]!r}; accepted are {', '.join(checks)}"
+        )
+    for name, (accepted, check) in checks.items():
+        if not check(use[name]):
+            raise InputError(
+                f"model {path}: its card says {name} = {str(use[name])[:80]}; accepted: {accepted}"
+            )
+    return {**use, "percentiles": (float(use["percentiles"][0]), float(use["percentiles"][1]))}
 
 
 @lru_cache(maxsize=2)
 def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and card of a weights file; `digest` keys the cache, so a changed file is re-read."""
-    card: dict[str, Any] = {}
+    del digest
+    card: Any = {}
     try:
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt") as file:
@@ -141,14 +194,15 @@ def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[s
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:
+        # a damaged file can raise nearly anything in a parser; nothing of it is used after that
+        reason = " ".join((str(error) or type(error).__name__).splitlines()[:1])
         raise InputError(
             f"model {path}: cannot be read as weights ({reason[:120]}); "
             "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
         ) from error
+    if not isinstance(card, dict):
+        raise InputError(f"model {path}: its card is a {type(card).__name__}; accepted is a mapping")
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
@@ -160,10 +214,64 @@ def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[s
             f"model {path}: is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3 networks"
         )
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    for key, value in state.items():
+        # sparse, quantised or complex tensors, and some that are a shape without content
+        if value.layout != torch.strided or value.device.type != "cpu" or not _is_plain(value):
+            raise InputError(
+                f"model {path}: weights {key!r} are {value.dtype} on {value.device.type}; "
+                "accepted are dense float or integer tensors"
+            )
+    # a crafted file can declare more than it holds
+    n_weights = sum(value.numel() for value in state.values())
+    if n_weights > _MAX_WEIGHTS:
+        raise InputError(f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}")
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise InputError(f"model {path}: weights {bad[0]!r} are not finite ({len(bad)} tensors)")
     return state, card
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_quantized or tensor.is_complex() or tensor.is_nested)
+
+
+def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names and shapes (without content) of the network that the weights seem to be of."""
+    try:
+        widths = infer_widths(state)
+    except ValueError as error:
+        raise InputError(f"model {path}: {error}; accepted are Cellpose 1-3 networks") from error
+    if widths[0] != 2:
+        raise InputError(f"model {path}: takes {widths[0]} input channels; accepted are 2")
+    if len(widths) - 1 > _MAX_LEVELS:
+        raise InputError(
+            f"model {path}: has {len(widths) - 1} resolutions; accepted are 2 to {_MAX_LEVELS}"
+        )
+    with torch.device("meta"):
+        return CPnet(widths).state_dict()
+
+
+def _is_optional(name: str) -> bool:
+    """Absent from old checkpoints, or of no use in evaluation (batch-norm counters)."""
+    return name in ("diam_mean", "diam_labels") or name.endswith("num_batches_tracked")
+
+
+def _check_names_and_shapes(
+    path: str, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
+    for name, tensor in expected.items():
+        if name not in state:
+            if _is_optional(name):
+                continue
+            raise InputError(f"model {path}: weights {name!r} are missing")
+        if state[name].shape != tensor.shape:
+            raise InputError(
+                f"model {path}: weights {name!r} are {tuple(state[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    surplus = sorted(set(state) - set(expected))
+    if surplus:
+        raise InputError(f"model {path}: unknown weights {surplus[0]!r} ({len(surplus)})")
 
 
 def load_network(spec: ModelSpec) -> CPnet:
@@ -175,27 +283,10 @@ def load_network(spec: ModelSpec) -> CPnet:
         If a weight is missing, left over or of another shape.
     """
     state, _ = _read_state(spec.path, spec.sha256)
+    _check_names_and_shapes(spec.path, state, _expect(spec.path, state))
     network = CPnet(spec.widths)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    expected = network.state_dict()
-    for name in ("diam_mean", "diam_labels"):
-        state.setdefault(name, expected[name])
-    for name, tensor in expected.items():
-        # batch-norm counters are of no use in evaluation and absent from old files
-        if name.endswith("num_batches_tracked"):
-            state.setdefault(name, tensor)
-        found = state.get(name)
-        if found is None:
-            raise InputError(f"model {spec.path}: weights {name!r} are missing")
-        if found.shape != tensor.shape:
-            raise InputError(
-                f"model {spec.path}: weights {name!r} are {tuple(found.shape)}, "
-                f"expected {tuple(tensor.shape)}"
-            )
-    surplus = sorted(set(state) - set(expected))
-    if surplus:
-        raise InputError(f"model {spec.path}: unknown weights {surplus[0]!r} ({len(surplus)})")
-    network.load_state_dict(state)
+    # what the file leaves out keeps the network's own value
+    network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
     return network.eval()
 
 
@@ -225,13 +316,21 @@ def save_model(
         Provenance: data hashes, recipe, seed, scores.
     half
         Store weights as float16.
+
+    Raises
+    ------
+    ValueError
+        If `half` and a weight is out of its range.
     """
     state = {}
     for name, tensor in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
-        # running variances can be far below float16's range; they are small, keep them exact
-        narrow = half and tensor.is_floating_point() and "running_" not in name
+        # statistics and diameters are small in number, and float16 would change or lose them
+        exact = "running_" in name or name.startswith("diam_")
+        narrow = half and tensor.is_floating_point() and not exact
+        if narrow and tensor.abs().max() > torch.finfo(torch.float16).max:
+            raise ValueError(f"weights {name!r} are beyond float16: the network has diverged")
         state[name] = tensor.to(torch.float16 if narrow else tensor.dtype).contiguous().clone()
     use = {
         "um_per_px": um_per_px,
@@ -241,8 +340,7 @@ def save_model(
         "nuclei": nuclei,
     }
     document = json.dumps({**card, "use": use}, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, metadata={_CARD_KEY: document})
+    write_atomic(path, save(state, metadata={_CARD_KEY: document}))
 
 
 def choose_rescale(

@@ -20,7 +20,7 @@ from densebatch.errors import InputError
 from densebatch.journal import Journal, digest_file, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.slide import open_slide
-from densebatch.tracing import read_keys, tile_grid, trace_folder
+from densebatch.work import read_keys, tile_grid, trace_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -42,7 +42,8 @@ from densebatch.plan import (
     estimate,
     parse_plan,
 )
-from densebatch.tracing import create_traces, groups_needed, tile_grid, trace_core
+from densebatch.tracing import create_traces, groups_needed, trace_core
+from densebatch.work import tile_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

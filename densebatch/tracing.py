@@ -14,25 +14,16 @@ import numpy as np
 import zarr
 
 from densebatch.dynamics import halo_for_travel, trace_tile
-from densebatch.geometry import Grid, Region
+from densebatch.geometry import Region
 from densebatch.journal import Journal, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.resampling import axis_weights, resample
+from densebatch.work import tile_grid, trace_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-
-def tile_grid(plan: Plan, tile: int) -> Grid:
-    """Tracing tiles, in slide pixels."""
-    return Grid(*plan.shape, tile, tile)
-
-
-def trace_folder(work: Path, tile: int) -> Path:
-    """Where the results of a tile size are kept."""
-    return work / f"trace-{tile}"
 
 
 def _window(plan: Plan, core: Region, travel_px: int) -> Region:
@@ -78,12 +69,6 @@ def create_traces(plan: Plan, work: Path, tile: int) -> None:
             serializer=zarr.codecs.BytesCodec(endian="little"),
             compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
         )
-
-
-def read_keys(work: Path, tile: int, row: int, col: int) -> NDArray[np.int64]:
-    """Keys of a traced tile's cells, in the order of its local labels."""
-    keys: NDArray[np.int64] = np.load(trace_folder(work, tile) / f"keys-{row}-{col}.npy")
-    return keys
 
 
 def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) -> dict[str, Any]:

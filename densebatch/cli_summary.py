@@ -1,0 +1,25 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from densebatch.pipeline import SegmentResult
+
+
+def print_summary(result: SegmentResult) -> None:
+    """Say what was found, where it is and how to look at it."""
+    report = result.report
+    seconds = report["seconds"]
+    click.echo(
+        f"{result.cells} cells in {report['slide_px'] / 1e6:.2f} Mpx, {seconds['total']:.1f} s "
+        f"({report['mpx_per_second']:.3g} Mpx/s); network on {report['network_patches']} patches, "
+        f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
+    )
+    click.echo(f"labels  {result.labels}")
+    click.echo(f"cells   {result.table}")
+    click.echo(f"record  {result.out / 'run.json'}")
+    click.echo(f"look    napari --plugin napari-ome-zarr {report['view']}  (labels open hidden)")

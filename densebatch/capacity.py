@@ -106,8 +106,8 @@ def check_capacity(needs: Estimate, workers: int, folder: Path, *, remote: bool 
     wanted = needs.worker_mb * max(1, workers)
     if wanted > memory_mb and not remote:
         raise CapacityError(
-            f"{max(1, workers)} workers need {wanted} MB of memory (to {needs.worst_task}) and this "
-            f"machine has {memory_mb} MB: choose a smaller --tile or fewer --workers"
+            f"{max(1, workers)} workers need {wanted} MB of memory (to {needs.worst_task}) and "
+            f"this machine has {memory_mb} MB: choose a smaller --tile or fewer --workers"
         )
     try:
         existing = next(p for p in (folder, *folder.parents) if p.exists())

@@ -49,7 +49,7 @@ def cli() -> None:
     \b
     Exit codes: 0 done; 1 unexpected failure; 2 input or settings that cannot work;
     3 done except for tiles that failed.
-    """
+    """  # noqa: D301  the backspace is click's mark for a paragraph that keeps its lines
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        where = getattr(error, "ctx", None)
+        hint = f"; see '{where.command_path} --help'" if where is not None else ""
+        click.echo(f"error: {error.format_message().rstrip('.')}{hint}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command continues the run", err=True)

@@ -18,11 +18,17 @@ from densebatch.errors import PartialRunError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from densebatch.pipeline import SegmentResult
     from densebatch.plan import Plan
 
 
 def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else None
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not names:
+        raise click.BadParameter(f"{value!r} names no channel")
+    return names
 
 
 _OPTIONS = [
@@ -42,7 +48,8 @@ _OPTIONS = [
     click.option("--image", type=click.Choice(["auto", "copy", "none"]),
                  help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),
     click.option("--in-place", is_flag=True, default=None, help="Write into the OME-Zarr slide."),
-    click.option("--tile", type=int, metavar="PX", help="Tracing tile; no effect on labels.  [2048]"),
+    click.option("--tile", type=int, metavar="PX",
+                 help="Tracing tile; no effect on labels.  [2048]"),
     click.option("--workers", type=int, metavar="N", help="Dask workers; 0: in this process."),
     click.option("--scheduler-address", metavar="ADDRESS", help="A running Dask scheduler."),
     click.option("--scheduler-file", type=click.Path(path_type=Path), help="Its scheduler file."),
@@ -81,12 +88,25 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
     with TerminalProgress(Console(stderr=True)) as progress:
         result = run_segment(slide, out, settings, restart=restart, progress=progress)
     print_summary(result)
+    if result.is_partial:
+        raise PartialRunError(_tell_missing(result))
+
+
+def _tell_missing(result: SegmentResult) -> str:
+    parts = []
     if result.failed_tiles:
         first = result.failed_tiles[0]
-        raise PartialRunError(
+        parts.append(
             f"{len(result.failed_tiles)} tiles have no labels, the first at pixels "
-            f"{first['region']} ({first['reason']}); the same command tries them again"
+            f"{first['region']} ({first['reason']})"
         )
+    if result.unread:
+        first = result.unread[0]
+        parts.append(
+            f"{len(result.unread)} pieces of the slide could not be read for the cell table, the "
+            f"first at pixels {first['region']} of channel {first['channel']} ({first['reason']})"
+        )
+    return f"{' and '.join(parts)}; the same command tries them again"
 
 
 @click.command()
@@ -96,10 +116,13 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
-    from densebatch.pipeline import choose_workers
-    from densebatch.plan import build_plan, check_capacity, estimate
+    from densebatch.capacity import check_capacity, choose_workers, estimate
+    from densebatch.output_folder import OutputFolder
+    from densebatch.plan import build_plan
     from densebatch.work import tile_grid
 
+    folder = OutputFolder(out.absolute())
+    folder.check()
     built = build_plan(slide, settings)
     needs = estimate(built, settings.tile)
     workers = choose_workers(settings, built)
@@ -124,7 +147,10 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
         for line in _describe(built, facts):
             click.echo(line)
     sys.stdout.flush()
-    check_capacity(needs, workers, out.absolute())
+    # what would be refused is refused here too, with the same words
+    folder.compare(built)
+    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
+    check_capacity(needs, workers, folder.path, remote=remote)
 
 
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:

@@ -30,8 +30,12 @@ def _name_version(value: object) -> object:
     return str(value) if isinstance(value, float) else value
 
 
-_Int = Annotated[int, BeforeValidator(_refuse_truth)]
-_Float = Annotated[float, BeforeValidator(_refuse_truth)]
+# the JSON Schema loses a limit that stands outside of "| None" or after the validator
+_Number = Annotated[float, BeforeValidator(_refuse_truth)]
+_Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_truth)]
+_Integer = Annotated[int, BeforeValidator(_refuse_truth)]
+_Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth)]
+_PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(_refuse_truth)]
 
 
 class SegmentSettings(BaseModel):
@@ -47,35 +51,47 @@ class SegmentSettings(BaseModel):
     )
 
     membrane: tuple[str, ...] = Field(
-        (), description="membrane or cytoplasm channels, by name or index; combined by maximum"
+        default=(),
+        description="membrane or cytoplasm channels, by name or index; combined by maximum",
     )
-    nuclei: str | None = Field(None, description="nuclear channel, by name or index")
-    model: str = Field("dense", description="bundled model, or path of a checkpoint")
-    pixel_size: _Float | None = Field(None, gt=0, description="um per pixel, if not the metadata's")
-    diameter: _Float | None = Field(None, gt=0, description="cell diameter in px; sets the scale")
-    flow_threshold: _Float = Field(
-        0.4, ge=0, description="largest flow error of a cell; 0 keeps all"
+    nuclei: str | None = Field(default=None, description="nuclear channel, by name or index")
+    model: str = Field(default="dense", description="bundled model, or path of a checkpoint")
+    pixel_size: _Positive | None = Field(
+        default=None, description="um per pixel, if not the metadata's"
     )
-    cellprob_threshold: _Float = Field(0.0, description="foreground has a larger logit")
-    min_size: _Int = Field(15, ge=0, description="smallest cell in px")
-    max_size: _Int | None = Field(
-        None, gt=0, description="largest cell in px; default from the model"
+    diameter: _Positive | None = Field(
+        default=None, description="cell diameter in px; sets the scale"
     )
-    skip_background: bool = Field(True, description="do not evaluate patches without signal")
+    flow_threshold: _Number = Field(
+        default=0.4, ge=0, description="largest flow error of a cell; 0 keeps all"
+    )
+    cellprob_threshold: _Number = Field(default=0.0, description="foreground has a larger logit")
+    min_size: _Count = Field(default=15, description="smallest cell in px")
+    max_size: _PositiveCount | None = Field(
+        default=None, description="largest cell in px; default from the model"
+    )
+    skip_background: bool = Field(
+        default=True, description="do not evaluate patches without signal"
+    )
     ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
-        "0.5", description="OME-Zarr version of the output"
+        default="0.5", description="OME-Zarr version of the output"
     )
     image: Literal["auto", "copy", "none"] = Field(
-        "auto", description="image pyramid beside the labels; auto copies unless it is OME-Zarr"
+        default="auto",
+        description="image pyramid beside the labels; auto copies unless it is OME-Zarr",
     )
-    in_place: bool = Field(False, description="write labels into the OME-Zarr slide itself")
+    in_place: bool = Field(default=False, description="write labels into the OME-Zarr slide itself")
 
-    tile: _Int = Field(2048, ge=64, description="side of a tracing tile in px")
-    workers: _Int | None = Field(None, ge=0, description="Dask workers; 0 runs in this process")
-    scheduler_address: str | None = Field(None, description="running Dask scheduler")
-    scheduler_file: Path | None = Field(None, description="its scheduler file")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
-    keep_flows: bool = Field(False, description="leave the flow field in OUT/work when done")
+    tile: _Integer = Field(default=2048, ge=64, description="side of a tracing tile in px")
+    workers: _Count | None = Field(default=None, description="Dask workers; 0 runs in this process")
+    scheduler_address: str | None = Field(default=None, description="running Dask scheduler")
+    scheduler_file: Path | None = Field(default=None, description="its scheduler file")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where the network runs"
+    )
+    keep_flows: bool = Field(
+        default=False, description="leave the flow field in OUT/work when done"
+    )
 
     def science(self) -> dict[str, Any]:
         """The settings that decide the result."""

@@ -10,7 +10,7 @@ alone: the result does not depend on where the surrounding tile begins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -53,8 +53,9 @@ def diffuse_cell(
     if n_pixels == 0:
         return
     at = np.empty(n_pixels, np.int64)
-    mean_y = sum_y / n_pixels
-    mean_x = sum_x / n_pixels
+    # in the grown box, as stock counts: where distances are equal but for rounding, so is the choice
+    mean_y = (sum_y + n_pixels) / n_pixels
+    mean_x = (sum_x + n_pixels) / n_pixels
     nearest = 1e300
     centre = 0
     index = 0
@@ -62,7 +63,7 @@ def diffuse_cell(
         for x in range(width):
             if inside[y, x]:
                 at[index] = (y + 1) * stride + x + 1
-                distance = (y - mean_y) ** 2 + (x - mean_x) ** 2
+                distance = (x + 1 - mean_x) ** 2 + (y + 1 - mean_y) ** 2
                 if distance < nearest:
                     nearest = distance
                     centre = at[index]
@@ -70,12 +71,11 @@ def diffuse_cell(
     heat = np.zeros((height + 2) * stride, np.float64)
     rows = np.zeros((height + 2) * stride, np.float64)
     scale = 1.0 / 9.0
-    # The 3x3 sum is separable; `rows` must be summed on a pixel's outer rows too, hence the ring.
-    first_row = 1
+    # The 3x3 sum is separable. There is no heat in the outer ring, so its row sums stay zero.
     for _ in range(2 * (height + width + 4)):
         heat[centre] += 1.0
         for y in range(height):
-            base = (y + first_row) * stride + 1
+            base = (y + 1) * stride + 1
             for p in range(base, base + width):
                 rows[p] = heat[p - 1] + heat[p] + heat[p + 1]
         for p in at:
@@ -122,7 +122,7 @@ def _diffuse_all(
         diffuse_cell(inside, flows[0, y0:y1, x0:x1], flows[1, y0:y1, x0:x1])
 
 
-def compute_flows(labels: NDArray[np.integer]) -> NDArray[np.float32]:
+def compute_flows(labels: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Unit flows of every cell of a label image.
 
     Parameters
@@ -133,10 +133,18 @@ def compute_flows(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     Returns
     -------
     ndarray
-        `(2, h, w)` float32: (dy, dx), unit length inside cells (zero at a centre), zero outside.
+        `(2, h, w)` float32: (dy, dx), unit length inside cells, zero outside. Where heat is level,
+        as at the centre of a symmetric cell, the direction is that of rounding errors, or zero.
+
+    Raises
+    ------
+    ValueError
+        For negative labels.
     """
     ids, compact = np.unique(labels, return_inverse=True)
     compact = compact.reshape(labels.shape).astype(np.int32)
+    if ids.size and ids[0] < 0:
+        raise ValueError(f"label {ids[0]} is negative; accepted are 0 for background and ids above")
     if ids.size and ids[0] != 0:
         compact += 1
     n_cells = int(np.count_nonzero(ids))

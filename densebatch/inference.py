@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import zarr
 
+from densebatch.capacity import Meter
 from densebatch.geometry import Region
 from densebatch.journal import Journal
 from densebatch.models import load_network
@@ -25,6 +26,7 @@ from densebatch.normalization import normalize
 from densebatch.plan import Plan, load_plan
 from densebatch.resampling import axis_weights, reflect, resample
 from densebatch.slide import open_slide
+from densebatch.work import predict_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +48,8 @@ class Predictor:
         model_loads += 1
         self.device = torch.device(device)
         network = load_network(model)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        # torch declares no overload for modules that takes the memory format
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch = _BATCH[self.device.type]
         # A GPU takes one batch at a time; on a CPU each lane is one thread.
         self.lanes = lanes if self.device.type == "cpu" else 1
@@ -163,7 +166,7 @@ def create_flows(plan: Plan, path: Path) -> None:
 
     What is not written reads as NaN, so that a lost chunk cannot pass for background.
     """
-    if path.exists():
+    if (path / "zarr.json").exists():  # a folder without it is what a kill left
         return
     zarr.create_array(
         str(path),
@@ -197,8 +200,9 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
     Returns
     -------
     dict
-        Facts for the journal: patches evaluated.
+        Facts for the journal: patches evaluated and on what, seconds and peak memory.
     """
+    meter = Meter()
     plan = load_plan(plan_path)
     work = Path(plan_path).parent
     group = plan.groups[row, col]
@@ -208,8 +212,10 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
     wanted = [index for index in inside if active[index]]
     flows = np.zeros((3, *group.shape), np.float16)
     flows[2] = plan.background_logit
+    kind = None
     if wanted:
         predictor = get_predictor(plan.model, choose_device(device), lanes)
+        kind = predictor.device.type
         patches = [plan.lattice.patch(*index) for index in wanted]
         around = Region(
             min(p.y0 for p in patches),
@@ -236,6 +242,5 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
     array = zarr.open_array(str(work / "flows.zarr"), mode="r+")
     array[:, *group.slices] = flows
     chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
-    return Journal(work / "journal").record(
-        f"predict-{row}-{col}", [chunk], {"patches": len(wanted)}
-    )
+    facts = {"patches": len(wanted), "device": kind, **meter.read()}
+    return Journal(work / "journal").record(predict_name(row, col), [chunk], facts)

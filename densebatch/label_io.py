@@ -67,7 +67,7 @@ class LabelImage:
         return as_labels(planes[0], self.where)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path),)
+        return _reopen, (str(self.path.absolute()),)
 
 
 @lru_cache(maxsize=4)

@@ -202,7 +202,9 @@ def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[s
             "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
         ) from error
     if not isinstance(card, dict):
-        raise InputError(f"model {path}: its card is a {type(card).__name__}; accepted is a mapping")
+        raise InputError(
+            f"model {path}: its card is a {type(card).__name__}; accepted is a mapping"
+        )
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
@@ -224,7 +226,9 @@ def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[s
     # a crafted file can declare more than it holds
     n_weights = sum(value.numel() for value in state.values())
     if n_weights > _MAX_WEIGHTS:
-        raise InputError(f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}")
+        raise InputError(
+            f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}"
+        )
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise InputError(f"model {path}: weights {bad[0]!r} are not finite ({len(bad)} tensors)")

@@ -15,7 +15,7 @@ bits from a histogram, everything else as float32 by radix selection in two pass
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -100,18 +100,25 @@ def _to_float32(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
         return pixels.astype(np.float32)
 
 
-def _sortable(pixels: NDArray[np.generic]) -> NDArray[np.uint32]:
+def _is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Integers of which a histogram can count each value."""
+    return dtype.kind in "iu" and dtype.itemsize <= 2
+
+
+def _sortable(pixels: NDArray[Any]) -> NDArray[np.uint32]:
     """Unsigned keys in the order of the values: the value itself, or the float32's bits."""
     dtype = pixels.dtype
-    if dtype.kind in "iu" and dtype.itemsize <= 2:
-        return (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
+    if _is_narrow(dtype):
+        keys: NDArray[np.uint32] = (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
+        return keys
     bits = _to_float32(pixels).view(np.uint32)
     # negative floats: all bits flipped; others: the sign bit set
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
 
 
-def _value(key: int, dtype: np.dtype[np.generic]) -> float:
-    if dtype.kind in "iu" and dtype.itemsize <= 2:
+def _value(key: int, dtype: np.dtype[Any]) -> float:
+    """Inverse of `_sortable`."""
+    if _is_narrow(dtype):
         return float(key + np.iinfo(dtype).min)
     bits = np.uint32(key)
     bits = bits & np.uint32(0x7FFFFFFF) if bits >> np.uint32(31) else ~bits
@@ -220,7 +227,7 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
     """
     info = slide.info
     dtype = np.dtype(info.dtype)
-    wide = not (dtype.kind in "iu" and dtype.itemsize <= 2)
+    wide = not _is_narrow(dtype)
     shift = 16 if wide else 0
     rows, cols = -(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX)
     lowest = np.empty((rows, cols), np.float32)

@@ -6,7 +6,10 @@ every shard can be written on its own: it looks its tiles' keys up in the union.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +18,21 @@ import numpy as np
 import zarr
 
 from densebatch import labels
+from densebatch.capacity import Meter
 from densebatch.cells import add_intensities, measure_shapes
 from densebatch.errors import InputError
+from densebatch.geometry import Grid
 from densebatch.journal import Journal, digest_file, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.slide import open_slide
-from densebatch.work import read_keys, tile_grid, trace_folder
+from densebatch.work import number_name, read_keys, tile_grid, trace_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Grid, Region
+    from densebatch.geometry import Region
 
 
 def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:
@@ -78,15 +83,45 @@ def keys_path(work: Path, tile: int) -> Path:
     return trace_folder(work, tile) / "keys.npy"
 
 
-def collect_keys(plan: Plan, work: Path, tile: int, failed: frozenset[tuple[int, int]]) -> int:
-    """Write the sorted union of the keys of all traced tiles; returns the number of cells."""
+def _lost_path(work: Path, tile: int) -> Path:
+    return trace_folder(work, tile) / "lost.json"
+
+
+def collect_keys(
+    plan: Plan, work: Path, tile: int, lost: Collection[tuple[int, int]]
+) -> tuple[int, str]:
+    """Write what all shards are numbered by: the sorted union of keys, and the lost tiles.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    work
+        Its work folder.
+    tile
+        Size of the tracing tiles.
+    lost
+        Tiles that have no result.
+
+    Returns
+    -------
+    tuple
+        Number of cells; and a digest of what was written, which changes with any cell's id.
+    """
     grid = tile_grid(plan, tile)
-    parts = [read_keys(work, tile, *index) for index in grid if index not in failed]
+    parts = [read_keys(work, tile, *index) for index in grid if index not in lost]
     keys = np.unique(np.concatenate([*parts, np.zeros(0, np.int64)]))
     buffer = io.BytesIO()
     np.save(buffer, keys)
     write_atomic(keys_path(work, tile), buffer.getvalue())
-    return int(keys.size)
+    write_atomic(_lost_path(work, tile), json.dumps(sorted(lost)).encode())
+    files = (keys_path(work, tile), _lost_path(work, tile))
+    return int(keys.size), digest_texts([digest_file(file) for file in files])
+
+
+def digest_texts(texts: Iterable[str]) -> str:
+    """One digest of several."""
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
 
 
 @lru_cache(maxsize=2)
@@ -98,15 +133,16 @@ def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
 
 
 def _read_shard_labels(
-    work: Path, tile: int, grid: Grid, region: Region, failed: frozenset[tuple[int, int]]
+    work: Path, tile: int, grid: Grid, region: Region
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Shard-local labels 1..k of a region, and the global id of each.
 
-    Area of failed tiles is left 0; the run's record names it.
+    Area of lost tiles is left 0; the run's record names it.
     """
     keys = _mapped_keys(str(keys_path(work, tile)), digest_file(keys_path(work, tile)))
+    lost = {tuple(index) for index in json.loads(_lost_path(work, tile).read_bytes())}
     array = zarr.open_array(str(trace_folder(work, tile) / "labels.zarr"), mode="r")
-    tiles = [index for index in grid.overlapping(region) if index not in failed]
+    tiles = [index for index in grid.overlapping(region) if index not in lost]
     ids_of = {
         index: (np.searchsorted(keys, read_keys(work, tile, *index)) + 1).astype(np.uint32)
         for index in tiles
@@ -123,8 +159,34 @@ def _read_shard_labels(
     return local, ids
 
 
+def _read_pixels(
+    plan: Plan, channel: int, region: Region
+) -> tuple[NDArray[np.generic], list[tuple[Region, str]]]:
+    """Pixels of a channel, 0 where they cannot be read, and where that is and why.
+
+    A damaged piece of some channel must cost no more than what it holds: the labels do not need
+    it, and the network saw its own channels before.
+    """
+    slide = open_slide(plan.slide.path)
+    try:
+        return slide.read(channel, region), []
+    except (InputError, OSError):
+        pixels = np.zeros(region.shape, plan.slide.dtype)
+        unread = []
+    pieces = Grid(*plan.shape, *plan.slide.chunk_px)
+    for index in pieces.overlapping(region):
+        piece = pieces[index].intersect(region)
+        if piece is None:
+            continue
+        try:
+            pixels[piece.shift(-region.y0, -region.x0).slices] = slide.read(channel, piece)
+        except (InputError, OSError) as error:
+            unread.append((piece, " ".join(str(error).split())))
+    return pixels, unread
+
+
 def number_shard(
-    plan_path: str, tile: int, root: str, failed: tuple[tuple[int, int], ...], row: int, col: int
+    plan_path: str, tile: int, root: str, row: int, col: int, inputs: str
 ) -> dict[str, Any]:
     """Write one shard of labels, its cell sums, and the slide's own pixels if they are copied.
 
@@ -136,30 +198,34 @@ def number_shard(
         Size of the tracing tiles.
     root
         OME-Zarr image group of the output.
-    failed
-        Tracing tiles that have no result.
     row, col
         Shard at level 0.
+    inputs
+        Digest of what the shard is made from, kept in its record.
 
     Returns
     -------
     dict
-        Facts for the journal: cells that have a pixel in the shard.
+        Facts for the journal: cells that have a pixel in the shard, digests of what was written,
+        pixels that could not be read, seconds and peak memory.
     """
+    meter = Meter()
     plan = load_plan(plan_path)
     work = Path(plan_path).parent
     spec = output_spec(plan, root)
     region = labels.shard_grid(spec, 0)[row, col]
-    local, ids = _read_shard_labels(
-        work, tile, tile_grid(plan, tile), region, frozenset(failed)
-    )
+    local, ids = _read_shard_labels(work, tile, tile_grid(plan, tile), region)
     shapes = measure_shapes(local, ids.size, region.y0, region.x0)
-    slide = open_slide(plan.slide.path)
     sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
-    for channel in range(len(plan.slide.channels)):
-        pixels = slide.read(channel, region)
+    unread = []
+    for channel, name in enumerate(plan.slide.channels):
+        pixels, holes = _read_pixels(plan, channel, region)
         column = np.zeros(ids.size, np.float64)
         add_intensities(local, pixels, column)
+        for hole, reason in holes:
+            touched = np.unique(local[hole.shift(-region.y0, -region.x0).slices])
+            column[touched[touched > 0] - 1] = np.nan
+            unread.append({"channel": name, "region": list(astuple(hole)), "reason": reason})
         sums[:, channel] = column
         if spec.image:
             labels.write_image_shard(spec, channel, 0, region, pixels)
@@ -169,8 +235,14 @@ def number_shard(
     np.savez(buffer, ids=ids[present], shapes=shapes[present], sums=sums[present])
     part = _part_path(work, tile, row, col)
     write_atomic(part, buffer.getvalue())
-    facts = {"cells": int(present.sum()), "digests": _digest_shard(spec, 0, region)}
-    return Journal(work / "journal").record(f"number-{tile}-{row}-{col}", [part], facts)
+    facts = {
+        "inputs": inputs,
+        "digests": _digest_shard(spec, 0, region),
+        "cells": int(present.sum()),
+        "unread": unread,
+        **meter.read(),
+    }
+    return Journal(work / "journal").record(number_name(tile, 0, row, col), [part], facts)
 
 
 def _part_path(work: Path, tile: int, row: int, col: int) -> Path:
@@ -187,19 +259,20 @@ def read_parts(
 
 
 def reduce_shard(
-    plan_path: str, tile: int, root: str, level: int, row: int, col: int
+    plan_path: str, tile: int, root: str, level: int, row: int, col: int, inputs: str
 ) -> dict[str, Any]:
     """Build one shard of a pyramid level from the level below.
 
     Parameters
     ----------
-    plan_path, tile, root
+    plan_path, tile, root, inputs
         As for `number_shard`.
     level
         1 or more.
     row, col
         Shard at that level.
     """
+    meter = Meter()
     plan = load_plan(plan_path)
     work = Path(plan_path).parent
     spec = output_spec(plan, root)
@@ -208,13 +281,11 @@ def reduce_shard(
     if spec.image:
         for channel in range(len(spec.channels)):
             labels.downsample_image(spec, channel, level, region)
-    facts = {"digests": _digest_shard(spec, level, region)}
-    return Journal(work / "journal").record(f"reduce-{tile}-{level}-{row}-{col}", [], facts)
+    facts = {"inputs": inputs, "digests": _digest_shard(spec, level, region), **meter.read()}
+    return Journal(work / "journal").record(number_name(tile, level, row, col), [], facts)
 
 
-def verify_shard(
-    plan: Plan, root: str, level: int, row: int, col: int, digests: list[str]
-) -> bool:
+def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests: list[str]) -> bool:
     """Whether a written shard still holds what its record states."""
     spec = output_spec(plan, root)
     try:
@@ -235,4 +306,3 @@ def label_attributes(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]
         ],
         "failed_tiles": failed,
     }
-

@@ -121,7 +121,7 @@ class OutputFolder:
             report: dict[str, Any] = json.loads(self.report.read_bytes())
         except (OSError, ValueError):
             return None
-        if not report.get("complete") or report["failed_tiles"] or report["unread"]:
+        if not report.get("complete") or report.get("failed_tiles") or report.get("unread"):
             return None
         try:
             labels.read_labels(self.root(plan))

@@ -9,24 +9,24 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from densebatch import labels
+from densebatch.capacity import check_capacity, choose_workers, estimate
 from densebatch.cells import write_table
-from densebatch.config import SegmentSettings
+from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
 from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import Job, open_executor
 from densebatch.geometry import Region
 from densebatch.inference import create_flows, predict_group
-from densebatch.journal import Journal, write_atomic
+from densebatch.journal import write_atomic
 from densebatch.numbering import (
     collect_keys,
+    digest_texts,
     label_attributes,
     number_shard,
     output_spec,
@@ -34,38 +34,21 @@ from densebatch.numbering import (
     reduce_shard,
     verify_shard,
 )
-from densebatch.plan import (
-    Plan,
-    build_plan,
-    check_capacity,
-    describe_difference,
-    estimate,
-    parse_plan,
-)
+from densebatch.output_folder import OutputFolder
+from densebatch.plan import Plan, build_plan
+from densebatch.run_record import describe_lost, describe_run
+from densebatch.scheduler import check_scheduler
+from densebatch.session import Progress, Session, Step
 from densebatch.tracing import create_traces, groups_needed, trace_core
-from densebatch.work import tile_grid
+from densebatch.work import number_name, predict_name, trace_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Mapping
 
-    from densebatch.executor import DaskExecutor, Outcome, SerialExecutor
-    from densebatch.geometry import Grid
+    from densebatch.config import SegmentSettings
+    from densebatch.executor import DaskExecutor, SerialExecutor
 
-_MAX_WORKERS = 16
-
-
-@dataclass
-class Progress:
-    """Receives what happens; the command line shows it. Subclass what you need."""
-
-    def stage(self, name: str, total: int, done: int) -> None:
-        """Begin a stage of `total` tasks, `done` of which were finished in an earlier run."""
-
-    def advance(self, name: str, pixels: int) -> None:
-        """One task of a stage is done; it covered `pixels` of the slide."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
+__all__ = ["Progress", "SegmentResult", "segment"]
 
 
 @dataclass(frozen=True)
@@ -92,36 +75,21 @@ class SegmentResult:
 
     @property
     def failed_tiles(self) -> list[dict[str, Any]]:
-        """Tiles without a result: region, reason."""
+        """Tiles without labels: region, reason."""
         return list(self.report["failed_tiles"])
 
+    @property
+    def unread(self) -> list[dict[str, Any]]:
+        """Pixels that could not be read after the labels were made: channel, region, reason.
 
-@dataclass
-class _Run:
-    """A run under way."""
-
-    plan: Plan
-    settings: SegmentSettings
-    out: Path
-    work: Path
-    plan_path: Path
-    root: str
-    executor: SerialExecutor | DaskExecutor
-    progress: Progress
-    journal: Journal
-    shuffle: int | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+        Cells there have no mean intensity in that channel, and a copied image is 0 there.
+        """
+        return list(self.report["unread"])
 
     @property
-    def grid(self) -> Grid:
-        return tile_grid(self.plan, self.settings.tile)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        spent = self.seconds.get(stage, 0.0) + time.monotonic() - start
-        self.seconds[stage] = round(spent, 3)
+    def is_partial(self) -> bool:
+        """Whether anything is missing; the same command tries it again."""
+        return bool(self.failed_tiles or self.unread)
 
 
 def segment(
@@ -161,181 +129,137 @@ def segment(
     Raises
     ------
     InputError
-        For a slide, setting or output folder that cannot be used; nothing is left behind.
+        For a slide, setting, scheduler or output folder that cannot be used; nothing is left
+        behind.
+    DensebatchError
+        If no tile could be segmented, or the result could not be written.
     """
-    settings = settings or SegmentSettings(**options)
+    if settings is not None and options:
+        raise TypeError(f"give settings or keyword arguments, not both: {', '.join(options)}")
+    settings = settings or load_settings(None, **options)
     progress = progress or Progress()
-    out = Path(out).absolute()
+    folder = OutputFolder(Path(out).absolute())
     started = time.monotonic()
+    folder.check()
+    check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = build_plan(slide, settings)
     surveyed = time.monotonic() - started
+    if not restart:
+        folder.compare(plan)
+        report = folder.read_complete(plan)
+        if report is not None:
+            progress.note(f"{folder.path}: this run is already complete")
+            if not settings.keep_flows:
+                shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
+            return _result(folder, plan, report)
     workers = choose_workers(settings, plan)
-    check_capacity(estimate(plan, settings.tile), workers, out)
-    work = out / "work"
-    fresh = _claim_output(out, plan, restart)
-    report_path = out / "run.json"
-    if not fresh and report_path.exists():
-        report = json.loads(report_path.read_bytes())
-        if report.get("complete") and not report["failed_tiles"]:
-            progress.note(f"{out}: this run is already complete")
-            return _result(out, report)
-    root = plan.slide.path if plan.in_place else str(out / "segmentation.ome.zarr")
-    plan_path = work / f"plan-{plan.fingerprint}.json"
-    with open_executor(workers, settings.scheduler_address, settings.scheduler_file) as executor:
-        run = _Run(
-            plan, settings, out, work, plan_path, root, executor, progress,
-            Journal(work / "journal"), shuffle,
-        )  # fmt: skip
+    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
+    check_capacity(estimate(plan, settings.tile), workers, folder.path, remote=remote)
+    with ExitStack() as stack:
+        executor = _open_executor(stack, settings, workers)
+        run = Session(plan, settings, folder, executor, progress, shuffle)
         run.seconds["plan"] = round(surveyed, 3)
+        _prepare(run, restart=restart)
         failed = _predict_and_trace(run)
         if len(failed) == len(run.grid):
-            raise DensebatchError(f"{plan.slide.path}: no tile could be segmented: "
-                                  f"{next(iter(failed.values()))}")  # fmt: skip
-        with run.timed("number"):
-            n_cells = _number(run, failed, restart=restart)
-        report = _finish(run, n_cells, failed, time.monotonic() - started)
-    if not settings.keep_flows and not failed:
-        shutil.rmtree(work, ignore_errors=True)
-    return _result(out, report)
-
-
-def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
-    """Worker processes: as asked for; else one per core, as memory allows, for enough tasks."""
-    if settings.scheduler_address or settings.scheduler_file:
-        return 0
-    if settings.workers is not None:
-        return settings.workers
-    needed = estimate(plan, settings.tile).worker_mb
-    by_memory = int(psutil.virtual_memory().available // 10**6 * 0.7 / needed)
-    by_tasks = len(plan.groups)
-    return max(1, min(os.cpu_count() or 1, by_memory, by_tasks, _MAX_WORKERS))
-
-
-def _claim_output(out: Path, plan: Plan, restart: bool) -> bool:
-    """Make the output folder this run's; True if nothing of it was there.
-
-    Raises
-    ------
-    InputError
-        If the folder is another run's or somebody's, or cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        existing = [p.name for p in out.iterdir()]
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be used as output folder ({error.strerror}); "
-            "accepted is a folder that can be created or written"
-        ) from error
-    marker = out / ".densebatch.json"
-    if existing and not marker.exists():
-        raise InputError(
-            f"{out}: holds {sorted(existing)[0]!r} and is no output of densebatch; "
-            "accepted is a new or empty folder, or one of the same run"
-        )
-    if existing and restart:
-        for name in ("segmentation.ome.zarr", "work", "cells.parquet", "run.json", marker.name):
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        existing = []
-    if existing:
-        earlier = parse_plan(marker.read_text())
-        if earlier.fingerprint != plan.fingerprint:
-            raise InputError(
-                f"{out}: holds another run: {describe_difference(earlier, plan)}; "
-                "choose another folder or give --restart"
+            raise DensebatchError(
+                f"{plan.slide.path}: no tile could be segmented: {next(iter(failed.values()))}"
             )
-    work = out / "work"
+        n_cells = _number(run, failed)
+        result = _finish(run, n_cells, failed, started)
+    if not settings.keep_flows and not result.is_partial:
+        shutil.rmtree(folder.work, ignore_errors=True)
+    return result
+
+
+def _open_executor(
+    stack: ExitStack, settings: SegmentSettings, workers: int
+) -> SerialExecutor | DaskExecutor:
+    address, file = settings.scheduler_address, settings.scheduler_file
     try:
-        write_atomic(marker, plan.to_json().encode())
-        if not (existing and (out / "run.json").exists() and not work.exists()):
-            write_atomic(work / f"plan-{plan.fingerprint}.json", plan.to_json().encode())
+        return stack.enter_context(open_executor(workers, address, file))
     except OSError as error:
+        if address is None and file is None:
+            raise DensebatchError(f"{workers} workers could not be started: {error}") from error
         raise InputError(
-            f"{out}: cannot be written ({error.strerror}); accepted is a writable folder"
+            f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
+            "accepted is a running Dask scheduler with workers"
         ) from error
-    return not existing
 
 
-def _drive(
-    run: _Run, jobs: list[Job], pixels: dict[str, int], stages: dict[str, str]
-) -> list[Outcome]:
-    """Run the jobs that no record calls done; tell progress; return the failures."""
-    done = frozenset(job.name for job in jobs if run.journal.done(job.name) is not None)
-    for stage in dict.fromkeys(stages.values()):
-        names = [job.name for job in jobs if stages[job.name] == stage]
-        run.progress.stage(stage, len(names), sum(name in done for name in names))
-    failures = []
-    todo = [job for job in jobs if job.name not in done]
-    for outcome in run.executor.run(todo, done, run.shuffle):
-        if outcome.error is not None:
-            failures.append(outcome)
-            run.progress.note(f"{outcome.job.name} failed: {outcome.error}")
-        run.progress.advance(stages[outcome.job.name], pixels[outcome.job.name])
-    return failures
+def _prepare(run: Session, *, restart: bool) -> None:
+    """Make the output folder this run's and create all arrays; or leave nothing behind."""
+    run.folder.claim(run.plan, restart=restart)
+    try:
+        spec = output_spec(run.plan, run.root)
+        labels.create(spec, label_attrs={"fingerprint": run.plan.fingerprint}, restart=restart)
+        create_flows(run.plan, run.work / "flows.zarr")
+        create_traces(run.plan, run.work, run.tile)
+    except InputError:
+        run.folder.release()
+        raise
 
 
-def _trace_job(run: _Run, row: int, col: int, travel_px: int) -> Job:
-    needs = groups_needed(run.plan, run.grid[row, col], travel_px)
-    return Job(
-        f"trace-{run.settings.tile}-{row}-{col}",
+def _trace_step(run: Session, index: tuple[int, int], travel_px: int) -> Step:
+    tile, core = run.tile, run.grid[index]
+    job = Job(
+        trace_name(tile, *index),
         trace_core,
-        (str(run.plan_path), run.settings.tile, row, col, travel_px),
-        tuple(f"predict-{r}-{c}" for r, c in needs),
-        rank=0,
+        (run.plan_path, tile, *index, travel_px),
+        tuple(predict_name(*group) for group in groups_needed(run.plan, core, travel_px)),
     )
+    return Step(job, "trace", core.area)
 
 
-def _predict_and_trace(run: _Run) -> dict[tuple[int, int], str]:
+def _predict_and_trace(run: Session) -> dict[tuple[int, int], str]:
     """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
 
     Returns the tiles that have no result, with the reason.
     """
     plan, settings = run.plan, run.settings
-    create_flows(plan, run.work / "flows.zarr")
-    create_traces(plan, run.work, settings.tile)
     local = settings.scheduler_address is None and settings.scheduler_file is None
     # a remote worker's cores are its scheduler's to share out, by tasks
     lanes = max(1, (os.cpu_count() or 1) // max(1, run.executor.workers)) if local else 1
-    predict = [
-        Job(
-            f"predict-{row}-{col}",
-            predict_group,
-            (str(run.plan_path), row, col, settings.device, lanes),
-            rank=1,
+    steps = [
+        Step(
+            Job(
+                predict_name(*group),
+                predict_group,
+                (run.plan_path, *group, settings.device, lanes),
+                rank=1,
+            ),
+            "predict",
+            plan.groups[group].area,
         )
-        for row, col in plan.groups
+        for group in plan.groups
     ]
-    trace = [_trace_job(run, row, col, plan.travel_px) for row, col in run.grid]
-    pixels = {f"predict-{r}-{c}": plan.groups[r, c].area for r, c in plan.groups}
-    pixels |= {f"trace-{settings.tile}-{r}-{c}": run.grid[r, c].area for r, c in run.grid}
-    stages = {job.name: "predict" for job in predict} | {job.name: "trace" for job in trace}
-    place = {f"trace-{settings.tile}-{r}-{c}": (r, c) for r, c in run.grid}
-    failed: dict[tuple[int, int], str] = {}
+    steps += [_trace_step(run, index, plan.travel_px) for index in run.grid]
     with run.timed("predict_and_trace"):
-        for outcome in _drive(run, [*predict, *trace], pixels, stages):
-            if outcome.job.name in place:
-                failed[place[outcome.job.name]] = outcome.error or ""
+        failed = _failed_tiles(run, run.drive(steps))
         _trace_far_travellers(run, failed)
     return failed
 
 
-def _trace_far_travellers(run: _Run, failed: dict[tuple[int, int], str]) -> None:
+def _failed_tiles(run: Session, failures: Mapping[str, str]) -> dict[tuple[int, int], str]:
+    names = {trace_name(run.tile, *index): index for index in run.grid}
+    return {names[name]: reason for name, reason in failures.items() if name in names}
+
+
+def _trace_far_travellers(run: Session, failed: dict[tuple[int, int], str]) -> None:
     """Trace again, with more halo, wherever a pixel went further than the halo allowed for.
 
     Which tiles that concerns depends on the tiling; their labels are then exact, as all others'
-    are, so the result does not.
+    are, so the result does not. Tiles that fail now are added to `failed`.
     """
-    plan, tile = run.plan, run.settings.tile
-    limit = plan.trace.travel_limit_px
-    travel = plan.travel_px
+    grid = run.grid
+    limit = run.plan.trace.travel_limit_px
+    travel = run.plan.travel_px
     while travel < limit:
-        facts = {
-            index: run.journal.done(f"trace-{tile}-{index[0]}-{index[1]}")
-            for index in run.grid
+        reach = {
+            index: run.facts[trace_name(run.tile, *index)]["max_travel_px"]
+            for index in grid
             if index not in failed
         }
-        reach = {index: f["max_travel_px"] for index, f in facts.items() if f is not None}
         far = [index for index, px in reach.items() if px > travel]
         if not far:
             return
@@ -343,124 +267,104 @@ def _trace_far_travellers(run: _Run, failed: dict[tuple[int, int], str]) -> None
         while travel < limit and travel < max(reach[index] for index in far):
             travel = min(2 * travel, limit)
         halo = halo_for_travel(travel)
-        near = {i for f in far for i in run.grid.overlapping(run.grid[f].expand(halo))}
-        redo = [
-            index
-            for index in sorted(near)
-            if index not in failed and (facts.get(index) or {}).get("travel_px", 0) < travel
+        near = {i for f in far for i in grid.overlapping(grid[f].expand(halo))} - set(failed)
+        steps = [
+            Step(
+                Job(step.job.name, step.job.function, step.job.args),  # all flows are there
+                f"trace again, travel up to {travel} px",
+                step.pixels,
+            )
+            for step in (_trace_step(run, index, travel) for index in sorted(near))
         ]
-        if not redo:
-            return
-        for row, col in redo:
-            run.journal.forget(f"trace-{tile}-{row}-{col}")
-        jobs = [
-            Job(job.name, job.function, job.args)
-            for job in (_trace_job(run, row, col, travel) for row, col in redo)
-        ]
-        pixels = {
-            job.name: run.grid[index].area for job, index in zip(jobs, redo, strict=True)
-        }
-        place = {job.name: index for job, index in zip(jobs, redo, strict=True)}
-        stages = {job.name: f"trace again, travel up to {travel} px" for job in jobs}
-        for outcome in _drive(run, jobs, pixels, stages):
-            failed[place[outcome.job.name]] = outcome.error or ""
+        failures = run.drive(steps, lambda job, facts: bool(facts["travel_px"] >= job.args[-1]))
+        failed.update(_failed_tiles(run, failures))
 
 
-def _number(run: _Run, failed: dict[tuple[int, int], str], *, restart: bool) -> int:
-    """Stage 3: ids, label shards, pyramid, cell table."""
-    plan, tile = run.plan, run.settings.tile
-    lost = frozenset(failed)
-    n_cells = collect_keys(plan, run.work, tile, lost)
-    spec = output_spec(plan, run.root)
-    labels.create(spec, label_attrs={"fingerprint": plan.fingerprint}, restart=restart)
-    for level in range(spec.n_levels):
-        grid = labels.shard_grid(spec, level)
-        jobs = []
-        for row, col in grid:
-            if level == 0:
-                name = f"number-{tile}-{row}-{col}"
-                args = (str(run.plan_path), tile, run.root, tuple(sorted(lost)), row, col)
-                function: Callable[..., Any] = number_shard
-            else:
-                name = f"reduce-{tile}-{level}-{row}-{col}"
-                args = (str(run.plan_path), tile, run.root, level, row, col)  # type: ignore[assignment]
-                function = reduce_shard
-            facts = run.journal.done(name)
-            if facts is not None and (
-                lost or not verify_shard(plan, run.root, level, row, col, facts["digests"])
-            ):
-                run.journal.forget(name)
-            jobs.append(Job(name, function, args))
-        pixels = {job.name: grid[index].area for job, index in zip(jobs, grid, strict=True)}
-        stage = "number" if level == 0 else f"pyramid level {level}"
-        failures = _drive(run, jobs, pixels, {job.name: stage for job in jobs})
-        if failures:
-            # without a shard the label image is not whole; the run can be continued
-            raise OSError(f"{failures[0].job.name} failed: {failures[0].error}")
-    height, width = plan.shape
-    write_table(
-        run.out / "cells.parquet",
-        read_parts(run.work, tile, labels.shard_grid(spec, 0)),
-        n_cells,
-        Region(0, 0, height, width),
-        plan.um_per_px,
-        plan.slide.channels,
-    )
+def _number(run: Session, failed: Mapping[tuple[int, int], str]) -> int:
+    """Stage 3: ids, label shards, pyramid, cell table; returns the number of cells."""
+    plan = run.plan
+
+    def is_current(job: Job, facts: Mapping[str, Any]) -> bool:
+        # A shard is done if it holds what its record says and was made from what there is now:
+        # other lost tiles mean other ids, and a shard written again changes those above it.
+        *_, row, col, inputs = job.args
+        level = 0 if job.function is number_shard else job.args[3]
+        return (
+            facts["inputs"] == inputs
+            and not facts.get("unread")
+            and verify_shard(plan, run.root, level, row, col, facts["digests"])
+        )
+
+    with run.timed("number"):
+        n_cells, edition = collect_keys(plan, run.work, run.tile, failed)
+        spec = output_spec(plan, run.root)
+        for level in range(spec.n_levels):
+            failures = run.drive(_number_steps(run, spec, level, edition), is_current)
+            if failures:
+                # without a shard the label image is not whole
+                name, reason = next(iter(failures.items()))
+                raise DensebatchError(
+                    f"{run.root}: {name} failed ({reason}); the same command continues the run"
+                )
+        write_table(
+            run.folder.table,
+            read_parts(run.work, run.tile, labels.shard_grid(spec, 0)),
+            n_cells,
+            Region(0, 0, *plan.shape),
+            plan.um_per_px,
+            plan.slide.channels,
+        )
     return n_cells
 
 
+def _number_steps(run: Session, spec: labels.PyramidSpec, level: int, edition: str) -> list[Step]:
+    """Tasks of one level; each knows a digest of what its shard is made from."""
+    tile = run.tile
+    grid = labels.shard_grid(spec, level)
+    steps = []
+    for index in grid:
+        name = number_name(tile, level, *index)
+        if level == 0:
+            job = Job(name, number_shard, (run.plan_path, tile, run.root, *index, edition))
+        else:
+            source = labels.source_region(spec, level, grid[index])
+            below = labels.shard_grid(spec, level - 1).overlapping(source)
+            inputs = digest_texts(
+                digest
+                for shard in below
+                for digest in run.facts[number_name(tile, level - 1, *shard)]["digests"]
+            )
+            job = Job(name, reduce_shard, (run.plan_path, tile, run.root, level, *index, inputs))
+        stage = "number" if level == 0 else f"pyramid level {level}"
+        steps.append(Step(job, stage, grid[index].area))
+    return steps
+
+
 def _finish(
-    run: _Run, n_cells: int, failed: dict[tuple[int, int], str], seconds: float
-) -> dict[str, Any]:
+    run: Session, n_cells: int, failed: Mapping[tuple[int, int], str], started: float
+) -> SegmentResult:
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
     plan = run.plan
-    height, width = plan.shape
-    tiles = [
-        {
-            "tile": list(index),
-            "region": [run.grid[index].y0, run.grid[index].x0, run.grid[index].y1, run.grid[index].x1],
-            "reason": reason,
-        }
-        for index, reason in sorted(failed.items())
-    ]
     spec = output_spec(plan, run.root)
+    tiles = describe_lost(run.grid, failed)
     labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
-    traces = [
-        facts
-        for r, c in run.grid
-        if (facts := run.journal.done(f"trace-{run.settings.tile}-{r}-{c}")) is not None
-    ]
-    run.seconds["total"] = round(seconds, 3)
-    document = json.loads(plan.to_json())
-    document.pop("active")
+    run.seconds["total"] = round(time.monotonic() - started, 3)
     report = {
         "complete": True,
-        "cells": n_cells,
-        "rejected_cells": sum(facts["rejected"] for facts in traces),
-        "dropped_px": sum(facts["dropped_px"] for facts in traces),
-        "max_travel_px": max((facts["max_travel_px"] for facts in traces), default=0.0),
-        "slide_px": height * width,
-        "network_px": plan.network_px,
-        "network_patches": plan.network_patches,
-        "network_covered_px": plan.covered_px,
-        "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
-        "seconds": run.seconds,
-        "mpx_per_second": round(height * width / 1e6 / seconds, 4),
-        "cells_per_second": round(n_cells / seconds, 2),
-        "peak_rss_mb": psutil.Process().memory_info().rss // 10**6,
+        **describe_run(plan, run.settings, run.facts, n_cells, run.seconds),
         "workers": run.executor.workers,
+        "tasks": len(run.facts),
+        "tasks_kept": len(run.kept),
         "failed_tiles": tiles,
-        "model": {"name": plan.model.name, "sha256": plan.model.sha256},
-        "settings": run.settings.model_dump(mode="json"),
-        "plan": document,
-        "fingerprint": plan.fingerprint,
-        "versions": plan.versions,
         "labels": str(Path(run.root) / "labels" / spec.label_name),
         "view": str(labels.viewer_path(spec)),
     }
-    write_atomic(run.out / "run.json", json.dumps(report, indent=1).encode())
-    return report
+    write_atomic(run.folder.report, json.dumps(report, indent=1).encode())
+    return _result(run.folder, plan, report)
 
 
-def _result(out: Path, report: dict[str, Any]) -> SegmentResult:
-    return SegmentResult(out, Path(report["labels"]), out / "cells.parquet", report)
+def _result(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> SegmentResult:
+    # the folder may have been moved since it was written
+    root, written = folder.root(plan), Path(report["labels"]).parents[1]
+    moved = {key: str(root / Path(report[key]).relative_to(written)) for key in ("labels", "view")}
+    return SegmentResult(folder.path, Path(moved["labels"]), folder.table, {**report, **moved})

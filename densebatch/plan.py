@@ -11,22 +11,21 @@ import base64
 import hashlib
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import psutil
 from pydantic import TypeAdapter
 
 from densebatch.config import SKIP_CONTRAST
 from densebatch.dynamics import TraceSettings
-from densebatch.errors import CapacityError, InputError
+from densebatch.errors import InputError
 from densebatch.geometry import Grid, Lattice, Region, fit_axis
 from densebatch.models import ModelSpec, choose_rescale, find_model
+from densebatch.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
 from densebatch.normalization import ChannelBounds, ChannelSurvey, contrast_in, survey_channel
 from densebatch.slide import SlideInfo, open_slide
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
 _BACKGROUND_LOGIT = -20.0
-_TORCH_MB = 420  # interpreter, torch and weights, measured
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Plan:
     skip_contrast: float
     trace: TraceSettings
     travel_px: int
-    ngff: str
+    ngff: Version
     copy_image: bool
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
@@ -119,6 +117,7 @@ class Plan:
 
     @property
     def network_patches(self) -> int:
+        """Patches that the network is evaluated on."""
         return int(self.active_cores.sum())
 
     @property
@@ -202,6 +201,24 @@ def find_active_cores(
     return active
 
 
+_INT32 = 2**31 - 1
+
+
+def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
+    """What only a plan can know to be impossible."""
+    for name in ("min_size", "max_size"):
+        value = getattr(settings, name)
+        if value is not None and value > _INT32:
+            raise InputError(f"setting {name!r} = {value}: accepted is up to {_INT32} px")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        # neither the plan nor OME-Zarr metadata could name it
+        raise InputError(
+            f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
+        ) from error
+
+
 def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     """Read metadata and one pass of pixels, and decide everything.
 
@@ -221,6 +238,7 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     InputError
         If the slide, a channel, the model or the scale cannot be used.
     """
+    _check_settings(path, settings)
     slide = open_slide(path)
     info = slide.info
     model = find_model(settings.model)
@@ -269,83 +287,12 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         skip_contrast=threshold,
         trace=trace,
         travel_px=16 * math.ceil(2 * diameter / 16),
-        ngff=info.ngff or settings.ngff if settings.in_place else settings.ngff,
+        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
         copy_image=settings.image == "copy"
         or (settings.image == "auto" and info.kind != "ome-zarr" and not settings.in_place),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
     )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will need, in MB (10^6 bytes), and the task that needs most memory."""
-
-    worker_mb: int
-    worst_task: str
-    disk_mb: int
-
-
-def estimate(plan: Plan, tile: int) -> Estimate:
-    """Memory of the largest task and disk of work folder and output, upper bounds.
-
-    Parameters
-    ----------
-    plan
-        The run.
-    tile
-        Side of a tracing tile in pixels.
-    """
-    from densebatch.dynamics import halo_for_travel
-
-    height, width = plan.shape
-    halo = halo_for_travel(plan.travel_px)
-    window = min(height, tile + 2 * halo) * min(width, tile + 2 * halo)
-    group = min(plan.groups.step_y, plan.network_shape[0]) * min(
-        plan.groups.step_x, plan.network_shape[1]
-    )
-    shard = min(height, 4096) * min(width, 4096)
-    n_inputs = len(plan.membrane) + (plan.nuclei is not None)
-    # widths per pixel of a patch: about 20 activations of the first width are alive at once
-    patch = plan.lattice.patch_area * plan.model.widths[1] * 4 * 20
-    item = np.dtype(plan.slide.dtype).itemsize
-    tasks = {
-        f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patch,
-        f"trace a window of {window} px": window * 48,
-        f"number a shard of {shard} px": shard * (4 * 4 + 2 * item),
-    }
-    worst = max(tasks, key=lambda name: tasks[name])
-    flows = plan.network_shape[0] * plan.network_shape[1] * 6
-    labels = height * width * 4 // 8
-    image = height * width * item * len(plan.slide.channels) * 4 // 3 if plan.copy_image else 0
-    return Estimate(
-        worker_mb=_TORCH_MB + math.ceil(tasks[worst] / 1e6),
-        worst_task=worst,
-        disk_mb=math.ceil((flows + 2 * labels + image) / 1e6),
-    )
-
-
-def check_capacity(needs: Estimate, workers: int, folder: Path) -> None:
-    """Refuse a run that cannot fit before it starts.
-
-    Raises
-    ------
-    CapacityError
-        Naming the worst offender, what it needs and what there is.
-    """
-    memory_mb = psutil.virtual_memory().total // 10**6
-    wanted = needs.worker_mb * max(1, workers)
-    if wanted > memory_mb:
-        raise CapacityError(
-            f"{max(1, workers)} workers need {wanted} MB of memory (to {needs.worst_task}) and this "
-            f"machine has {memory_mb} MB: choose a smaller --tile or fewer --workers"
-        )
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free_mb = shutil.disk_usage(existing).free // 10**6
-    if needs.disk_mb > free_mb:
-        raise CapacityError(
-            f"{folder}: the run needs about {needs.disk_mb} MB of disk and {free_mb} MB are free"
-        )
 
 
 def describe_difference(old: Plan, new: Plan) -> str:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _FILE_WAIT_S = 15.0  # a batch script starts the scheduler and us in one go
 _WRITE_WAIT_S = 1.0  # Dask does not write it in one step
 _CONNECT_S = 5.0
-_ADDRESS = re.compile(r"(?:(?P<protocol>[a-z]+)://)?(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})/?")
+_ADDRESS = re.compile(
+    r"(?:(?P<protocol>[a-z]+)://)?(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})/?"
+)
 
 
 def check_scheduler(address: str | None, file: Path | None) -> None:
@@ -61,8 +63,8 @@ def check_scheduler(address: str | None, file: Path | None) -> None:
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(
-            f"{where}: nobody answers ({reason}); start it with `dask scheduler` or leave the option "
-            "out to work on this machine"
+            f"{where}: nobody answers ({reason}); start it with `dask scheduler` or leave the "
+            "option out to work on this machine"
         ) from error
 
 

@@ -23,6 +23,7 @@ def adjusted_rand_index(table: Contingency) -> float:
 
     Examples
     --------
+    >>> from densebatch.contingency import Contingency
     >>> adjusted_rand_index(Contingency.from_arrays([1, 1, 0, 0], [1, 1, 0, 2]))
     0.5714285714285714
     """

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from densebatch.capacity import Meter
 from densebatch.dynamics import halo_for_travel, trace_tile
 from densebatch.geometry import Region
 from densebatch.journal import Journal, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.resampling import axis_weights, resample
-from densebatch.work import tile_grid, trace_folder
+from densebatch.work import tile_grid, trace_folder, trace_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +34,8 @@ def _window(plan: Plan, core: Region, travel_px: int) -> Region:
 def flows_needed(plan: Plan, core: Region, travel_px: int) -> Region:
     """Region of the flow field, at the network's scale, that tracing a core reads."""
     window = _window(plan, core, travel_px)
-    rows = axis_weights(
-        np.array([window.y0, window.y1 - 1]), plan.network_shape[0], plan.shape[0]
-    )
-    cols = axis_weights(
-        np.array([window.x0, window.x1 - 1]), plan.network_shape[1], plan.shape[1]
-    )
+    rows = axis_weights(np.array([window.y0, window.y1 - 1]), plan.network_shape[0], plan.shape[0])
+    cols = axis_weights(np.array([window.x0, window.x1 - 1]), plan.network_shape[1], plan.shape[1])
     return Region(rows.start, cols.start, rows.stop, cols.stop)
 
 
@@ -59,7 +56,7 @@ def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float32]:
 def create_traces(plan: Plan, work: Path, tile: int) -> None:
     """Create the array of local labels, one chunk per tile."""
     path = trace_folder(work, tile) / "labels.zarr"
-    if not path.exists():
+    if not (path / "zarr.json").exists():  # a folder without it is what a kill left
         zarr.create_array(
             str(path),
             shape=plan.shape,
@@ -87,8 +84,9 @@ def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) ->
     -------
     dict
         Facts for the journal: cells, rejected cells, largest travel, dropped pixels, and the
-        travel that was allowed for.
+        travel that was allowed for; seconds and peak memory.
     """
+    meter = Meter()
     plan = load_plan(plan_path)
     work = Path(plan_path).parent
     core = tile_grid(plan, tile)[row, col]
@@ -108,5 +106,6 @@ def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) ->
         "max_travel_px": traced.max_travel_px,
         "dropped_px": traced.dropped_px,
         "travel_px": travel_px,
+        **meter.read(),
     }
-    return Journal(work / "journal").record(f"trace-{tile}-{row}-{col}", [chunk, keys], facts)
+    return Journal(work / "journal").record(trace_name(tile, row, col), [chunk, keys], facts)

@@ -30,3 +30,18 @@ def read_keys(work: Path, tile: int, row: int, col: int) -> NDArray[np.int64]:
     """Keys of a traced tile's cells, in the order of its local labels."""
     keys: NDArray[np.int64] = np.load(trace_folder(work, tile) / f"keys-{row}-{col}.npy")
     return keys
+
+
+def predict_name(row: int, col: int) -> str:
+    """Name of the task that predicts a group, and of its record."""
+    return f"predict-{row}-{col}"
+
+
+def trace_name(tile: int, row: int, col: int) -> str:
+    """Name of the task that traces a tile, and of its record."""
+    return f"trace-{tile}-{row}-{col}"
+
+
+def number_name(tile: int, level: int, row: int, col: int) -> str:
+    """Name of the task that writes a shard, and of its record."""
+    return f"number-{tile}-{level}-{row}-{col}"

@@ -27,7 +27,13 @@ from densebatch.scoring import (
     summarize,
 )
 from densebatch.scoring_compare import compare_predictions, signed_rank_p
-from densebatch.scoring_matching import Overlaps, format_threshold, match_cells, parse_threshold
+from densebatch.scoring_matching import (
+    Overlaps,
+    format_threshold,
+    match_cells,
+    parse_threshold,
+    reaches,
+)
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"
 TENTHS = tuple(Fraction(k, 10) for k in range(1, 11))
@@ -219,6 +225,16 @@ def test_fields_add_up_to_the_image(pair, field_px):
     assert total.iou_sum == pytest.approx(focus.iou_sum)
 
 
+def test_a_cell_counts_in_the_field_with_most_of_it():
+    truth = np.zeros((10, 20), int)
+    truth[2:4, 3:12] = 5  # 14 px in the first field, 4 in the second
+    truth[6:8, 9:15] = 6  # 2 and 10
+    pred = truth.copy()
+    pred[truth == 6] = 0
+    fields = score_labels(truth, pred, field_px=10).fields
+    assert [(f.region.x0, f.score.tp, f.score.fn) for f in fields] == [(0, 1, 0), (10, 0, 1)]
+
+
 def published():
     path = DATA / "published_ap.csv"
     if not path.is_file():
@@ -291,6 +307,12 @@ def test_thresholds_too_fine_for_64_bits():
     pred[0, 0] = 0
     fine = ScoreSettings(("0.99990000000000000", "0.99990000000000001"))
     assert [at.tp for at in score_labels(truth, pred, fine).by_threshold] == [1, 0]
+
+
+def test_thresholds_are_compared_beyond_the_digits_of_a_double():
+    part, whole = np.array([2**59 - 1, 2**59]), np.array([2**60, 2**60])
+    assert (part / whole).tolist() == [0.5, 0.5]
+    assert reaches(part, whole, Fraction(1, 2)).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("bad", ["0", "1.01", "-0.5", "nan", "half", "1/0", ""])

@@ -1,0 +1,244 @@
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from densebatch.config import SegmentSettings, load_settings
+from densebatch.errors import InputError
+
+RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "device", "keep_flows"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.yaml"
+
+
+def refusal(path, text, **overrides):
+    """The sentence with which a file is refused."""
+    if isinstance(text, bytes):
+        path.write_bytes(text)
+    else:
+        path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_settings(path, **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+
+def test_no_file_and_no_options_are_the_defaults():
+    assert load_settings(None) == SegmentSettings()
+    assert load_settings(None, tile=None, membrane=None) == SegmentSettings()
+
+
+def test_file_sets_every_setting(path):
+    path.write_text(
+        """
+        membrane: [CD3, 4]
+        nuclei: 0
+        model: models/cyto3
+        pixel_size: 0.25
+        diameter: 15
+        flow_threshold: 0
+        cellprob_threshold: -1.5
+        min_size: 20
+        max_size: 4000
+        skip_background: no
+        ngff: 0.4
+        image: none
+        in_place: true
+        tile: 512
+        workers: 0
+        scheduler_address: tcp://10.0.0.1:8786
+        scheduler_file: scheduler.json
+        device: cpu
+        keep_flows: yes
+        """
+    )
+    loaded = load_settings(path)
+    assert loaded == SegmentSettings(
+        membrane=("CD3", "4"),
+        nuclei="0",
+        model="models/cyto3",
+        pixel_size=0.25,
+        diameter=15.0,
+        flow_threshold=0.0,
+        cellprob_threshold=-1.5,
+        min_size=20,
+        max_size=4000,
+        skip_background=False,
+        ngff="0.4",
+        image="none",
+        in_place=True,
+        tile=512,
+        workers=0,
+        scheduler_address="tcp://10.0.0.1:8786",
+        scheduler_file=Path("scheduler.json"),
+        device="cpu",
+        keep_flows=True,
+    )
+    # nothing was left at its default, so nothing was left out above
+    assert not set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing\n", "null", "{}"])
+def test_empty_file_is_the_defaults(path, text):
+    path.write_text(text)
+    assert load_settings(path) == SegmentSettings()
+
+
+def test_options_override_the_file(path):
+    path.write_text("{tile: 512, min_size: 30, membrane: [CD3]}")
+    loaded = load_settings(path, tile=256, membrane=("CD8",), min_size=None)
+    assert (loaded.tile, loaded.min_size, loaded.membrane) == (256, 30, ("CD8",))
+
+
+def test_option_overrides_a_bad_value_of_the_file(path):
+    path.write_text("tile: nonsense")
+    assert load_settings(path, tile=256).tile == 256
+
+
+def test_unknown_key_is_refused_with_those_that_there_are(path):
+    assert refusal(path, "tlie: 512") == (
+        f"{path}: setting 'tlie' = 512: extra inputs are not permitted; accepted settings: "
+        + ", ".join(SegmentSettings.model_fields)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tile: big", "setting 'tile' = 'big': input should be a valid integer"),
+        ("tile: 512.5", "setting 'tile' = 512.5: input should be a valid integer"),
+        ("tile: [512]", "setting 'tile' = [512]: input should be a valid integer"),
+        ("tile: yes", "setting 'tile' = True: a number is accepted, not a truth value"),
+        ("workers: on", "setting 'workers' = True: a number is accepted"),
+        ("flow_threshold: off", "setting 'flow_threshold' = False: a number is accepted"),
+        ("tile: null", "setting 'tile' = None: input should be a valid integer"),
+        ("membrane: CD3", "setting 'membrane' = 'CD3': input should be a valid list"),
+        ("membrane: [[CD3]]", "setting 'membrane.0' = ['CD3']: input should be a valid string"),
+        ("membrane: [yes]", "setting 'membrane.0' = True: input should be a valid string"),
+        ("model: {a: 1}", "setting 'model' = {'a': 1}: input should be a valid string"),
+        ("in_place: maybe", "setting 'in_place' = 'maybe': input should be a valid boolean"),
+        ("2: 3", "setting '2' = 2: keys should be strings; accepted settings: membrane"),
+    ],
+)
+def test_wrong_type_is_refused(path, text, told):
+    assert refusal(path, text).startswith(f"{path}: {told}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tile: 63", "setting 'tile' = 63: input should be greater than or equal to 64"),
+        ("workers: -1", "setting 'workers' = -1: input should be greater than or equal to 0"),
+        ("min_size: -1", "setting 'min_size' = -1: input should be greater than or equal to 0"),
+        ("max_size: 0", "setting 'max_size' = 0: input should be greater than 0"),
+        ("pixel_size: 0", "setting 'pixel_size' = 0: input should be greater than 0"),
+        ("diameter: -15", "setting 'diameter' = -15: input should be greater than 0"),
+        ("flow_threshold: -0.1", "setting 'flow_threshold' = -0.1: input should be greater than"),
+        ("pixel_size: .inf", "setting 'pixel_size' = inf: input should be a finite number"),
+        ("diameter: .nan", "setting 'diameter' = nan: input should be a finite number"),
+        ("flow_threshold: .inf", "setting 'flow_threshold' = inf: input should be a finite"),
+        ("cellprob_threshold: .nan", "setting 'cellprob_threshold' = nan: input should be a"),
+        ("ngff: 0.6", "setting 'ngff' = '0.6': input should be '0.4' or '0.5'"),
+        ("image: copied", "setting 'image' = 'copied': input should be 'auto', 'copy' or 'none'"),
+        ("device: gpu", "setting 'device' = 'gpu': input should be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_value_out_of_range_is_refused(path, text, told):
+    assert refusal(path, text).startswith(f"{path}: {told}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- tile", "holds a list; accepted is a mapping"),
+        ("[]", "holds a list; accepted is a mapping"),
+        ("tile", "holds a str; accepted is a mapping"),
+        ("0", "holds a int; accepted is a mapping"),
+        ("tile: [", "not a readable YAML file (while parsing a flow node"),
+        ("tile: 1\n tile: 2", "not a readable YAML file (mapping values are not allowed here"),
+        (b"\x89PNG\r\n\x1a\n", "not a readable YAML file ("),
+        (b"tile: \xff", "not a readable YAML file ('utf-8' codec can't decode"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "not a readable YAML file (could not determine a constructor for the tag",
+        ),
+    ],
+)
+def test_file_that_holds_no_settings_is_refused(path, text, told):
+    assert refusal(path, text).startswith(f"{path}: {told}")
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path):
+    for path, reason in [
+        (tmp_path / "no.yaml", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            load_settings(path)
+        assert str(caught.value) == f"{path}: not a readable YAML file ({reason})"
+
+
+def test_bad_option_does_not_blame_the_file(path):
+    found = refusal(path, "tile: 512", min_size=-3)
+    assert found == "setting 'min_size' = -3: input should be greater than or equal to 0"
+    with pytest.raises(InputError, match=r"^setting 'tile' = 3: input should be"):
+        load_settings(None, tile=3)
+
+
+def test_long_value_is_cut(path):
+    found = refusal(path, "image: " + "x" * 5000)
+    assert found.startswith(f"{path}: setting 'image' = 'xxx")
+    assert "xx...: input should be 'auto'" in found
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        SegmentSettings().tile = 256
+
+
+def test_schema_accepts_the_defaults_and_describes_each_setting():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = SegmentSettings.model_json_schema()
+    json.dumps(schema)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert list(schema["properties"]) == list(SegmentSettings.model_fields)
+    assert all(entry["description"] for entry in schema["properties"].values())
+    check = jsonschema.Draft202012Validator(schema).is_valid
+    assert check({})
+    assert check(SegmentSettings(membrane=("a",), tile=512).model_dump(mode="json"))
+    assert not check({"tlie": 512})
+    assert not check({"tile": 63})
+    assert not check({"tile": "big"})
+    assert not check({"ngff": "0.6"})
+    for name in ("pixel_size", "diameter", "max_size"):
+        assert not check({name: 0})
+    for name in ("workers", "min_size", "flow_threshold"):
+        assert check({name: 0})
+        assert not check({name: -1})
+
+
+def test_science_leaves_out_what_only_decides_the_run():
+    science = SegmentSettings().science()
+    assert set(SegmentSettings.model_fields) - set(science) == RUN_ONLY
+    json.dumps(science)
+
+
+def test_science_changes_with_the_result_only():
+    others = {
+        "membrane": ("CD3",), "nuclei": "DAPI", "model": "cyto3", "pixel_size": 0.3,
+        "diameter": 20.0, "flow_threshold": 0.5, "cellprob_threshold": 1.0, "min_size": 3,
+        "max_size": 100, "skip_background": False, "ngff": "0.4", "image": "none",
+        "in_place": True, "tile": 64, "workers": 3, "scheduler_address": "tcp://a:1",
+        "scheduler_file": Path("f"), "device": "cpu", "keep_flows": True,
+    }  # fmt: skip
+    assert set(others) == set(SegmentSettings.model_fields)
+    plain = SegmentSettings().science()
+    for name, value in others.items():
+        changed = SegmentSettings(**{name: value}).science() != plain
+        assert changed == (name not in RUN_ONLY), name

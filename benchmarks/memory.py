@@ -79,8 +79,11 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
     document = {
         "command": " ".join(sys.argv),
-        "machine": {"processor": platform.processor() or platform.machine(),
-                    "cores": psutil.cpu_count(), "memory_mb": psutil.virtual_memory().total // 10**6},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": psutil.cpu_count(),
+            "memory_mb": psutil.virtual_memory().total // 10**6,
+        },
         "versions": {name: version(name) for name in ("densebatch", "torch", "numpy", "zarr")},
         "runs": rows,
     }  # fmt: skip

@@ -10,12 +10,18 @@ from rich.console import Console
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path), default=Path("densebatch-demo"))
-@click.option("--size", default=2048, show_default=True, type=click.IntRange(256, 65536),
-              metavar="PX", help="Side of the simulated slide.")
+@click.option(
+    "--size",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(256, 65536),
+    metavar="PX",
+    help="Side of the simulated slide.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the tissue.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Dask workers.")
 def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
-    """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""  # fmt: skip
+    """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
     from densebatch.cli_summary import print_summary
     from densebatch.demo import run_demo
     from densebatch.progress import TerminalProgress

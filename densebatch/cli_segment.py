@@ -118,14 +118,17 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
     from densebatch.capacity import check_capacity, choose_workers, estimate
     from densebatch.output_folder import OutputFolder
-    from densebatch.plan import build_plan
+    from densebatch.plan import draft_plan, survey_plan
     from densebatch.work import tile_grid
 
     folder = OutputFolder(out.absolute())
     folder.check()
-    built = build_plan(slide, settings)
-    needs = estimate(built, settings.tile)
-    workers = choose_workers(settings, built)
+    draft = draft_plan(slide, settings)
+    needs = estimate(draft, settings.tile)
+    workers = choose_workers(settings, draft)
+    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
+    check_capacity(needs, workers, folder.path, remote=remote)
+    built = survey_plan(draft)
     facts = {
         "slide_px": built.shape[0] * built.shape[1],
         "network_patches": built.network_patches,
@@ -147,10 +150,7 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
         for line in _describe(built, facts):
             click.echo(line)
     sys.stdout.flush()
-    # what would be refused is refused here too, with the same words
-    folder.compare(built)
-    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
-    check_capacity(needs, workers, folder.path, remote=remote)
+    folder.compare(built)  # what would be refused is refused here too, with the same words
 
 
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
@@ -180,5 +180,6 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         f"{facts['workers']} workers",
         f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
         f"disk       up to {facts['disk_mb']} MB",
+        *(f"note       {note}" for note in built.notes),
     ]
     return lines

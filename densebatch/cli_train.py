@@ -38,7 +38,8 @@ def load_recipe(path: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
     unknown = sorted(set(values) - known)
     if unknown:
         raise InputError(
-            f"{path}: unknown setting {unknown[0]!r}; accepted are {', '.join(sorted(known))}, about"
+            f"{path}: unknown setting {unknown[0]!r}; "
+            f"accepted are {', '.join(sorted(known))}, about"
         )
     for name in ("widths", "percentiles"):
         if name in values:
@@ -48,13 +49,24 @@ def load_recipe(path: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
 
 @click.command()
 @click.argument("images", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="Model to write, .safetensors; checkpoint and loss curve go beside it.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Model to write, .safetensors; checkpoint and loss curve go beside it.",
+)
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="Recipe as YAML.")
+@click.option("--start", metavar="MODEL", help="Train this model further, instead of random weights.")
 @click.option("--steps", type=int, help="Override the recipe's number of steps.")
 @click.option("--exclude", multiple=True, metavar="NAME", help="Image to hold out; repeatable.")
 def train(
-    images: Path, output: Path, config: Path | None, steps: int | None, exclude: tuple[str, ...]
+    images: Path,
+    output: Path,
+    config: Path | None,
+    start: str | None,
+    steps: int | None,
+    exclude: tuple[str, ...],
 ) -> None:
     """Train a network on IMAGES, a folder of *_img.png with *_masks.png.
 
@@ -69,7 +81,8 @@ def train(
         data = load_training_images(images, settings, exclude)
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
-    start = time.monotonic()
+    origin = find_model(start) if start is not None else None
+    begun = time.monotonic()
     window: list[float] = []
 
     def tell(step: int, loss: float) -> None:
@@ -77,10 +90,12 @@ def train(
         if step % 20 == 0:
             mean = sum(window[-20:]) / len(window[-20:])
             click.echo(f"step {step}/{settings.steps}  loss {mean:.4f}  "
-                       f"{time.monotonic() - start:.0f} s")  # fmt: skip
+                       f"{time.monotonic() - begun:.0f} s")  # fmt: skip
 
     try:
-        network = run_training(data, settings, output.with_suffix(".pt"), on_step=tell)
+        network = run_training(
+            data, settings, output.with_suffix(".pt"), start=origin, on_step=tell
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
     card = {
@@ -88,6 +103,7 @@ def train(
         "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
         "data": {image.name: image.sha256 for image in data},
         "held_out": list(exclude),
+        "start": {"name": origin.name, "sha256": origin.sha256} if origin is not None else "random",
         "versions": {name: version(name) for name in ("densebatch", "torch", "numpy")},
         "about": about,
     }

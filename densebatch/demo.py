@@ -7,7 +7,6 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ from densebatch.simulate import Tissue, write_slide
 from densebatch.slide import open_slide
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from numpy.typing import NDArray
 
     from densebatch.scoring_results import ImageScore

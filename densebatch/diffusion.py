@@ -53,7 +53,7 @@ def diffuse_cell(
     if n_pixels == 0:
         return
     at = np.empty(n_pixels, np.int64)
-    # in the grown box, as stock counts: where distances are equal but for rounding, so is the choice
+    # in the grown box, as stock counts: distances that differ by rounding alone decide alike
     mean_y = (sum_y + n_pixels) / n_pixels
     mean_x = (sum_x + n_pixels) / n_pixels
     nearest = 1e300

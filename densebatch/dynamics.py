@@ -150,8 +150,10 @@ def _follow(
                 w01 = (one - fy) * fx
                 w10 = fy * (one - fx)
                 w11 = fy * fx
-                step_y = dy[iy, ix] * w00 + dy[iy, ix1] * w01 + dy[iy1, ix] * w10 + dy[iy1, ix1] * w11
-                step_x = dx[iy, ix] * w00 + dx[iy, ix1] * w01 + dx[iy1, ix] * w10 + dx[iy1, ix1] * w11
+                step_y = dy[iy, ix] * w00 + dy[iy, ix1] * w01
+                step_y += dy[iy1, ix] * w10 + dy[iy1, ix1] * w11
+                step_x = dx[iy, ix] * w00 + dx[iy, ix1] * w01
+                step_x += dx[iy1, ix] * w10 + dx[iy1, ix1] * w11
                 py = min(high_y, max(low_y, py + step_y))
                 px = min(high_x, max(low_x, px + step_x))
                 step += 1
@@ -305,8 +307,8 @@ def _flow_error(
     for y in range(inside.shape[0]):
         for x in range(inside.shape[1]):
             if inside[y, x]:
-                error_y = np.float64(shape_y[y, x]) - np.float64(dy[y0 + y, x0 + x])
-                error_x = np.float64(shape_x[y, x]) - np.float64(dx[y0 + y, x0 + x])
+                error_y = float(shape_y[y, x]) - float(dy[y0 + y, x0 + x])
+                error_x = float(shape_x[y, x]) - float(dx[y0 + y, x0 + x])
                 total += error_y * error_y + error_x * error_x
                 n += 1
     return total / n

@@ -98,11 +98,18 @@ class Schedule:
             raise ValueError(f"job {stuck} waits for itself through the needs of others")
 
     def _push(self, job: Job) -> None:
-        heapq.heappush(self._ready, (job.rank, self._order[job.name], job.name))
+        # Failed jobs come after all others of their rank: a file system that hiccups gets time to
+        # recover, and most of the work is done before a job that kills its worker is tried again.
+        place = self._order[job.name] + self._attempts.get(job.name, 0) * len(self._order)
+        heapq.heappush(self._ready, (job.rank, place, job.name))
 
     def next(self) -> Job | None:
         """A job that can start now, if there is one."""
         return self._jobs[heapq.heappop(self._ready)[2]] if self._ready else None
+
+    def put_back(self, job: Job) -> None:
+        """Undo `next`."""
+        self._push(job)
 
     def finish(self, job: Job) -> None:
         """Note that a job is done; what waited for it may become ready."""
@@ -115,7 +122,7 @@ class Schedule:
                 self._push(self._jobs[name])
 
     def fail(self, job: Job, error: str) -> list[Outcome]:
-        """Try a job again, or give it and all that wait for it up."""
+        """Try a job again later, or give it and all that wait for it up."""
         self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
         if self._attempts[job.name] < _ATTEMPTS:
             self._push(job)
@@ -180,19 +187,31 @@ class DaskExecutor:
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
     ) -> Iterator[Outcome]:
-        """As `SerialExecutor.run`, in the order of completion."""
-        from distributed import as_completed
+        """As `SerialExecutor.run`, in the order of completion.
+
+        When a worker dies, any of the jobs that it had may be to blame. Each of them is tried
+        again with nothing else in flight, so that the culprit takes no other with it.
+        """
+        from distributed import KilledWorker, as_completed
 
         schedule = Schedule(jobs, done, shuffle)
         running: dict[Any, Job] = {}
         completed = as_completed(loop=self.client.loop)
+        suspects: set[str] = set()
 
         def refill() -> None:
+            if any(job.name in suspects for job in running.values()):
+                return
             n_workers = max(1, len(self.client.nthreads()))
             while len(running) < _WINDOW * n_workers and (job := schedule.next()) is not None:
+                if job.name in suspects and running:
+                    schedule.put_back(job)
+                    return
                 future = self.client.submit(job.function, *job.args, pure=False, retries=0)
                 running[future] = job
                 completed.add(future)
+                if job.name in suspects:
+                    return
 
         try:
             refill()
@@ -203,6 +222,8 @@ class DaskExecutor:
                     # a result can be lost with its worker after the task has finished
                     result = future.result()
                 except Exception as error:
+                    if isinstance(error, KilledWorker):
+                        suspects.add(job.name)
                     yield from schedule.fail(job, _explain(error))
                 else:
                     schedule.finish(job)
@@ -269,7 +290,8 @@ def open_executor(
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            # None means port 8787 on all interfaces
+            dashboard_address="127.0.0.1:0",
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
         ) as cluster,

@@ -145,13 +145,17 @@ class Axis:
         return self.patch - 2 * self.margin
 
 
-def fit_axis(length: int, patch: int, margin: int, multiple: int, *, slack: float = 0.25) -> Axis:
-    """Choose the patch length near a model's own that covers an axis with the least waste.
+_MAX_EVALUATED = 1.095  # of an axis; its square, of an area, is just below 1.2
+_MAX_STRETCH = 2.0
 
-    A lattice of one fixed patch wastes up to a whole patch at the far edge, which is 20 % of a
-    field of 1400 px. Patches of up to `slack` more or less than the model's keep 95 % of the
-    cells, as many as a change of Cellpose's own tile size does, and the waste becomes a few per
-    cent. The choice depends on the slide's length and the model only.
+
+def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
+    """Choose the patch length with which the lattice covers an axis without much waste.
+
+    A lattice of one fixed patch wastes up to a whole patch at the far edge, 20 % of a field of
+    1400 px. So the patch may be longer than the model's own, as little as is needed; never
+    shorter, for the style is a mean over the patch and becomes noisier with fewer pixels. The
+    choice depends on the slide's length and the model only.
 
     Parameters
     ----------
@@ -163,36 +167,43 @@ def fit_axis(length: int, patch: int, margin: int, multiple: int, *, slack: floa
         Pixels at each end of a patch that are not trusted.
     multiple
         Patch lengths are multiples of this (the network's stride).
-    slack
-        Largest relative departure from `patch`.
 
     Returns
     -------
     Axis
-        Of all allowed patch lengths the one with the fewest evaluated pixels; among equals the
-        nearest to `patch`, then the smaller.
+        With the shortest patch, from the model's own to twice that, that evaluates at most 1.095
+        times the axis; if there is none, as on an axis of a few patches, with the patch that
+        evaluates the fewest pixels, of equal ones the shortest.
+
+    Raises
+    ------
+    ValueError
+        If the axis is empty or no patch length is allowed.
 
     Examples
     --------
-    >>> fit_axis(1392, 256, 8, 16)
+    >>> fit_axis(1040, 224, 8, 16)
+    Axis(length=1040, patch=224, margin=8, n=5)
+    >>> fit_axis(1392, 224, 8, 16)
     Axis(length=1392, patch=304, margin=8, n=5)
     """
     if length < 1:
         raise ValueError(f"an axis has at least one pixel, not {length}")
+    first = -(-patch // multiple) * multiple
     candidates = [
-        size
-        for size in range(multiple, int(patch * (1 + slack)) + 1, multiple)
-        if size >= patch * (1 - slack) and size > 2 * margin
+        Axis(length, size, margin, -(-length // (size - 2 * margin)))
+        for size in range(first, int(patch * _MAX_STRETCH) + 1, multiple)
+        if size > 2 * margin
     ]
     if not candidates:
-        raise ValueError(f"no multiple of {multiple} px is within {slack:.0%} of patch {patch} px")
-
-    def evaluated(size: int) -> tuple[int, int, int]:
-        n = -(-length // (size - 2 * margin))
-        return n * size, abs(size - patch), size
-
-    best = min(candidates, key=evaluated)
-    return Axis(length, best, margin, -(-length // (best - 2 * margin)))
+        raise ValueError(
+            f"no multiple of {multiple} px from {patch} to {2 * patch} px exceeds twice the "
+            f"margin of {margin} px"
+        )
+    for axis in candidates:
+        if axis.n * axis.patch <= _MAX_EVALUATED * length:
+            return axis
+    return min(candidates, key=lambda axis: (axis.n * axis.patch, axis.patch))
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,7 @@ def find_model(name: str) -> ModelSpec:
             f"model {name!r} is neither bundled ({known}) nor a file; "
             "give a bundled name or the path of a .safetensors or Cellpose 1-3 checkpoint"
         )
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
+    digest = _digest(path)
     state, card = _read_state(str(path), digest)
     expected = _expect(str(path), state)
     _check_names_and_shapes(str(path), state, expected)
@@ -126,6 +122,14 @@ def find_model(name: str) -> ModelSpec:
         default_diameter_px=_read_diameter(path, state, "diam_labels", diameter),
     )
     return replace(spec, **_read_use(path, card["use"]), card=card) if "use" in card else spec
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
 
 
 def _read_diameter(
@@ -220,8 +224,8 @@ def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[s
         # sparse, quantised or complex tensors, and some that are a shape without content
         if value.layout != torch.strided or value.device.type != "cpu" or not _is_plain(value):
             raise InputError(
-                f"model {path}: weights {key!r} are {value.dtype} on {value.device.type}; "
-                "accepted are dense float or integer tensors"
+                f"model {path}: weights {key!r} are {value.dtype}, {value.layout}, on "
+                f"{value.device.type}; accepted are dense float or integer tensors"
             )
     # a crafted file can declare more than it holds
     n_weights = sum(value.numel() for value in state.values())
@@ -284,8 +288,11 @@ def load_network(spec: ModelSpec) -> CPnet:
     Raises
     ------
     InputError
-        If a weight is missing, left over or of another shape.
+        If a weight is missing, left over or of another shape, or the file is no longer the one
+        that `spec` describes.
     """
+    if _digest(Path(spec.path)) != spec.sha256:
+        raise InputError(f"model {spec.path}: has changed since the run was planned")
     state, _ = _read_state(spec.path, spec.sha256)
     _check_names_and_shapes(spec.path, state, _expect(spec.path, state))
     network = CPnet(spec.widths)

@@ -54,7 +54,8 @@ class _ResidualDown(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # The input is needed twice and the blocks' ReLU works in place on the norm's output only.
         x = self.proj(x) + self.conv[1](self.conv[0](x))
-        return x + self.conv[3](self.conv[2](x))
+        result: torch.Tensor = x + self.conv[3](self.conv[2](x))
+        return result
 
 
 class _StyledConv(nn.Module):
@@ -83,7 +84,8 @@ class _ResidualUp(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         x = self.proj(x) + self.conv[1](style, self.conv[0](x) + skip)
-        return x + self.conv[3](style, self.conv[2](style, x))
+        result: torch.Tensor = x + self.conv[3](style, self.conv[2](style, x))
+        return result
 
 
 class _DownPath(nn.Module):
@@ -155,11 +157,6 @@ class CPnet(nn.Module):
         self.output = _norm_relu_conv(self.widths[1], n_outputs, 1)
         self.diam_mean = nn.Parameter(torch.full((1,), diam_mean), requires_grad=False)
         self.diam_labels = nn.Parameter(torch.full((1,), diam_mean), requires_grad=False)
-
-    @property
-    def stride(self) -> int:
-        """Factor between the finest and the coarsest resolution, in pixels."""
-        return 2 ** (len(self.widths) - 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return flows at five times unit length and cell-probability logits, `(n, 3, h, w)`."""

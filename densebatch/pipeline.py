@@ -35,7 +35,7 @@ from densebatch.numbering import (
     verify_shard,
 )
 from densebatch.output_folder import OutputFolder
-from densebatch.plan import Plan, build_plan
+from densebatch.plan import Plan, draft_plan, survey_plan
 from densebatch.run_record import describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
@@ -142,8 +142,14 @@ def segment(
     started = time.monotonic()
     folder.check()
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
-    plan = build_plan(slide, settings)
+    plan = draft_plan(slide, settings)
+    workers = choose_workers(settings, plan)
+    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
+    check_capacity(estimate(plan, settings.tile), workers, folder.path, remote=remote)
+    plan = survey_plan(plan)
     surveyed = time.monotonic() - started
+    for note in plan.notes:
+        progress.note(note)
     if not restart:
         folder.compare(plan)
         report = folder.read_complete(plan)
@@ -152,9 +158,6 @@ def segment(
             if not settings.keep_flows:
                 shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
             return _result(folder, plan, report)
-    workers = choose_workers(settings, plan)
-    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
-    check_capacity(estimate(plan, settings.tile), workers, folder.path, remote=remote)
     with ExitStack() as stack:
         executor = _open_executor(stack, settings, workers)
         run = Session(plan, settings, folder, executor, progress, shuffle)

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +63,7 @@ class Plan:
     travel_px : travel that the first tracing halo allows for
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
+    notes : what the user should know of how settings were taken
     """
 
     slide: SlideInfo
@@ -83,6 +84,7 @@ class Plan:
     copy_image: bool
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,7 +162,8 @@ def load_plan(path: str) -> Plan:
 
 def _choose_channels(
     slide: Slide, settings: SegmentSettings, model: ModelSpec
-) -> tuple[list[int], int | None]:
+) -> tuple[list[int], int | None, tuple[str, ...]]:
+    """Membrane channels, the nuclear channel that the network gets, and remarks."""
     if settings.membrane:
         membrane = [slide.channel_index(name) for name in settings.membrane]
     else:
@@ -171,12 +174,14 @@ def _choose_channels(
             "twice; each is accepted once"
         )
     nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
-    if nuclei is not None and not model.nuclei:
-        raise InputError(
-            f"model {model.name}: was trained without a nuclear channel; leave out --nuclei or "
-            "choose another model"
-        )
-    return membrane, nuclei
+    if nuclei is None or model.nuclei:
+        return membrane, nuclei, ()
+    # An input that a network never saw in training would shift all of its statistics.
+    note = (
+        f"model {model.name} was trained without a nuclear channel: "
+        f"{slide.info.channels[nuclei]} is measured in the cell table but not given to the network"
+    )
+    return membrane, None, (note,)
 
 
 def find_active_cores(
@@ -238,29 +243,32 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     InputError
         If the slide, a channel, the model or the scale cannot be used.
     """
+    return survey_plan(draft_plan(path, settings))
+
+
+def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
+    """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
+
+    Enough to know what a run needs, before a slide that declares 10^12 px is read.
+
+    Parameters, returns and errors as for `build_plan`.
+    """
     _check_settings(path, settings)
     slide = open_slide(path)
     info = slide.info
     model = find_model(settings.model)
-    membrane, nuclei = _choose_channels(slide, settings, model)
+    membrane, nuclei, notes = _choose_channels(slide, settings, model)
     if settings.in_place and info.kind != "ome-zarr":
         raise InputError(
             f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
         )
     um_per_px = settings.pixel_size or info.um_per_px
     rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
-    net_shape = tuple(max(1, round(n * rescale)) for n in (info.height, info.width))
+    height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
     lattice = Lattice(
-        fit_axis(net_shape[0], model.patch_px, model.margin_px, _PATCH_MULTIPLE),
-        fit_axis(net_shape[1], model.patch_px, model.margin_px, _PATCH_MULTIPLE),
+        fit_axis(height, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
+        fit_axis(width, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
     )
-    used = [*membrane, *([nuclei] if nuclei is not None else [])]
-    surveys = [survey_channel(slide, channel, model.percentiles) for channel in used]
-    threshold = SKIP_CONTRAST if settings.skip_background else -1.0
-    # a slide without any contrast has nothing to evaluate, whatever is asked for
-    constant = not any(s.bounds.high > s.bounds.low for s in surveys[: len(membrane)])
-    scale = (info.height / net_shape[0], info.width / net_shape[1])
-    active = find_active_cores(lattice, surveys, scale, np.inf if constant else threshold)
     diameter = model.diameter_px / rescale
     trace = TraceSettings(
         cellprob_threshold=settings.cellprob_threshold,
@@ -271,20 +279,19 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         iterations=max(1, round(200 / rescale)),
         travel_limit_px=max(256, math.ceil(16 * diameter)),
     )
-    bounds = [survey.bounds for survey in surveys]
     return Plan(
         slide=info,
         model=ModelSpec(**{**asdict(model), "card": {}}),
-        membrane=tuple(bounds[: len(membrane)]),
-        nuclei=bounds[-1] if nuclei is not None else None,
+        membrane=tuple(_unknown_bounds(info, channel) for channel in membrane),
+        nuclei=_unknown_bounds(info, nuclei) if nuclei is not None else None,
         um_per_px=um_per_px,
         rescale=rescale,
         rescale_reason=reason,
         lattice=lattice,
         group_y=max(1, round(_GROUP_PX / lattice.y.step)),
         group_x=max(1, round(_GROUP_PX / lattice.x.step)),
-        active=base64.b64encode(np.packbits(active).tobytes()).decode(),
-        skip_contrast=threshold,
+        active=_pack(np.ones((lattice.cores.rows, lattice.cores.cols), bool)),
+        skip_contrast=SKIP_CONTRAST if settings.skip_background else -1.0,
         trace=trace,
         travel_px=16 * math.ceil(2 * diameter / 16),
         ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
@@ -292,7 +299,36 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr" and not settings.in_place),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
+        notes=notes,
     )
+
+
+def survey_plan(draft: Plan) -> Plan:
+    """Complete a draft with what one pass over the pixels tells."""
+    slide = open_slide(draft.slide.path)
+    n_membrane = len(draft.membrane)
+    used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
+    surveys = [survey_channel(slide, b.channel, draft.model.percentiles) for b in used]
+    bounds = [survey.bounds for survey in surveys]
+    threshold = draft.skip_contrast
+    if not any(b.high > b.low for b in bounds[:n_membrane]):
+        # a slide without any contrast has nothing to evaluate, whatever is asked for
+        threshold = np.inf
+    scale = (draft.shape[0] / draft.network_shape[0], draft.shape[1] / draft.network_shape[1])
+    return replace(
+        draft,
+        membrane=tuple(bounds[:n_membrane]),
+        nuclei=bounds[-1] if draft.nuclei is not None else None,
+        active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
+    )
+
+
+def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:
+    return ChannelBounds(channel, info.channels[channel], 0.0, 0.0, 0.0, 0)
+
+
+def _pack(active: NDArray[np.bool_]) -> str:
+    return base64.b64encode(np.packbits(active).tobytes()).decode()
 
 
 def describe_difference(old: Plan, new: Plan) -> str:

@@ -25,6 +25,7 @@ from skimage.io import imread
 from torch.nn import functional
 
 from densebatch.diffusion import compute_flows
+from densebatch.models import load_network
 from densebatch.network import HALF_WIDTH, CPnet
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from densebatch.models import ModelSpec
 
 _FLOW_SCALE = 5.0  # Cellpose's networks give flows at five times unit length
 
@@ -176,7 +179,8 @@ def _simulate_nuclei(labels: NDArray[np.int32], rng: np.random.Generator) -> NDA
     stain = np.maximum(nuclei * gains[labels], stray * rng.uniform(0.5, 1.2))
     stain = ndimage.gaussian_filter(stain, rng.uniform(0.7, 1.6))
     stain += rng.normal(0, rng.uniform(0.01, 0.06), stain.shape)
-    return stain.astype(np.float32)
+    result: NDArray[np.float32] = stain.astype(np.float32)
+    return result
 
 
 def sample_batch(
@@ -260,10 +264,11 @@ def train(
     settings: TrainSettings,
     checkpoint: Path,
     *,
+    start: ModelSpec | None = None,
     checkpoint_seconds: float = 120.0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> CPnet:
-    """Train a CPnet from random weights, or go on from a checkpoint of the same recipe.
+    """Train a CPnet, or go on from a checkpoint of the same recipe.
 
     Parameters
     ----------
@@ -274,6 +279,8 @@ def train(
     checkpoint
         Where weights, averages and optimiser state are kept; removed by nobody. The loss curve is
         written beside it as CSV.
+    start
+        Model whose weights are trained further; random weights without.
     checkpoint_seconds
         Seconds between checkpoints.
     on_step
@@ -292,9 +299,15 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
     diameter = _mean_diameter(images)
-    network = CPnet(settings.widths, diam_mean=diameter).to(
-        device, memory_format=torch.channels_last
-    )
+    network = CPnet(settings.widths, diam_mean=diameter)
+    if start is not None:
+        if start.widths != tuple(settings.widths):
+            raise ValueError(
+                f"model {start.name} has widths {start.widths}, the recipe {tuple(settings.widths)}"
+            )
+        network = load_network(start)
+    network = network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network)
     optimiser = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad],
@@ -306,6 +319,7 @@ def train(
             k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()
         },
         "images": {image.name: image.sha256 for image in images},
+        "start": start.sha256 if start is not None else None,
     }
     step = 0
     if checkpoint.exists():
@@ -369,4 +383,5 @@ def train(
             save()
             saved = time.monotonic()
     save()
-    return average.eval().cpu()
+    result: CPnet = average.eval().cpu()
+    return result

@@ -19,7 +19,6 @@ from densebatch.pipeline import Progress
 from densebatch.simulate import Tissue, render
 
 
-
 def simulate(height, width, seed=0, **tissue):
     """Membrane and nuclei of dense tissue, `(2, h, w)` uint16."""
     slide = Tissue(height, width, seed=seed, **tissue)

@@ -1,0 +1,71 @@
+"""What the executors' tests run; imported by worker processes, hence a module of its own.
+
+Each call leaves a file in a folder, so that tests can count calls wherever they were made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+
+def note_call(folder, name):
+    """Leave a trace of a call; returns how many there are of this name."""
+    calls = Path(folder) / name
+    calls.mkdir(exist_ok=True)
+    (calls / uuid.uuid4().hex).touch()
+    return len(list(calls.iterdir()))
+
+
+def count_calls(folder):
+    return {path.name: len(list(path.iterdir())) for path in Path(folder).iterdir()}
+
+
+def square(folder, name, number, seconds=0.0):
+    note_call(folder, name)
+    time.sleep(seconds)
+    return number**2
+
+
+def after(folder, name, needs):
+    """Fails if it is called before its needs have been; returns the longest chain to it."""
+    missing = [need for need in needs if not (Path(folder) / f"{need}.done").exists()]
+    if missing:
+        raise AssertionError(f"{name} ran before {missing}")
+    chains = [int((Path(folder) / f"{need}.done").read_text()) for need in needs]
+    (Path(folder) / f"{name}.done").write_text(str(max(chains, default=0) + 1))
+    return max(chains, default=0) + 1
+
+
+def fail(folder, name, times, message="broken tile"):
+    """Fails as often as told, then gives the number of its call."""
+    calls = note_call(folder, name)
+    if calls <= times:
+        raise ValueError(message)
+    return calls
+
+
+def die(folder, name, times):
+    """Takes its process with it as often as told, as the kernel does when memory ends."""
+    calls = note_call(folder, name)
+    if calls <= times:
+        os._exit(9)
+    return calls
+
+
+class _Unreadable:
+    """A result that its worker can send and nobody can read."""
+
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise ValueError("no result of mine")
+
+
+def return_unreadable(folder, name):
+    note_call(folder, name)
+    return _Unreadable()

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = cli.main(args=arguments, standalone_mode=False)
     except DensebatchError as error:
         kind = "partial" if isinstance(error, PartialRunError) else "error"
-        click.echo(f"{kind}: {error}", err=True)
+        click.echo(f"{kind}: {str(error).rstrip('.')}", err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)

@@ -115,9 +115,7 @@ class Schedule:
         """Note that a job is done; what waited for it may become ready."""
         self.unfinished -= 1
         for name in self._waiting.pop(job.name, []):
-            if self._missing[name] < 0:
-                continue  # lost with another of its needs
-            self._missing[name] -= 1
+            self._missing[name] -= 1  # of one that was lost it stays negative
             if self._missing[name] == 0:
                 self._push(self._jobs[name])
 
@@ -200,8 +198,6 @@ class DaskExecutor:
         suspects: set[str] = set()
 
         def refill() -> None:
-            if any(job.name in suspects for job in running.values()):
-                return
             n_workers = max(1, len(self.client.nthreads()))
             while len(running) < _WINDOW * n_workers and (job := schedule.next()) is not None:
                 if job.name in suspects and running:
@@ -211,7 +207,7 @@ class DaskExecutor:
                 running[future] = job
                 completed.add(future)
                 if job.name in suspects:
-                    return
+                    return  # and nothing is handed out until it is back
 
         try:
             refill()

@@ -19,6 +19,7 @@ import torch
 import zarr
 
 from densebatch.capacity import Meter
+from densebatch.errors import InputError
 from densebatch.geometry import Region
 from densebatch.journal import Journal
 from densebatch.models import load_network
@@ -105,7 +106,7 @@ def choose_device(requested: str) -> str:
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if requested == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device cuda was asked for and this process sees none")
+        raise InputError("device cuda: this process sees none; accepted here are auto and cpu")
     return requested
 
 

@@ -22,7 +22,7 @@ from densebatch.dynamics import halo_for_travel
 from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import Job, open_executor
 from densebatch.geometry import Region
-from densebatch.inference import create_flows, predict_group
+from densebatch.inference import choose_device, create_flows, predict_group
 from densebatch.journal import write_atomic
 from densebatch.numbering import (
     collect_keys,
@@ -145,6 +145,8 @@ def segment(
     plan = draft_plan(slide, settings)
     workers = choose_workers(settings, plan)
     remote = settings.scheduler_address is not None or settings.scheduler_file is not None
+    if not remote:
+        choose_device(settings.device)
     check_capacity(estimate(plan, settings.tile), workers, folder.path, remote=remote)
     plan = survey_plan(plan)
     surveyed = time.monotonic() - started
@@ -351,6 +353,9 @@ def _finish(
     spec = output_spec(plan, run.root)
     tiles = describe_lost(run.grid, failed)
     labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
+    ours = Path(run.root) / "labels" / spec.label_name if plan.in_place else Path(run.root)
+    for unfinished in ours.rglob("*.partial"):  # of writers that were killed
+        unfinished.unlink(missing_ok=True)
     run.seconds["total"] = round(time.monotonic() - started, 3)
     report = {
         "complete": True,

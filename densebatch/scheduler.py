@@ -1,7 +1,7 @@
 """Is there a Dask scheduler where the user says? Asked before any work, answered at once.
 
-Dask itself repeats a refused connection until its time is up, and waits for ever for a scheduler
-file; both are right for a program and wrong for a typing mistake. Imports nothing of Dask.
+Dask itself repeats a refused connection until its time is up, which is right for a program and
+wrong for a typing mistake. Imports nothing of Dask.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def check_scheduler(address: str | None, file: Path | None) -> None:
         return
     try:
         host = parts["host"].strip("[]")
-        socket.create_connection((host, int(parts["port"])), timeout=_CONNECT_S).close()
+        with socket.create_connection((host, int(parts["port"])), timeout=_CONNECT_S) as caller:
+            # Dask speaks first; its own client waits without end for somebody else to do so
+            if parts["protocol"] != "tls" and not caller.recv(1):
+                raise OSError("it hung up")  # noqa: TRY301  told with the other reasons
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(

@@ -145,6 +145,7 @@ def test_wrong_type_is_refused(path, text, told):
         ("flow_threshold: .inf", "setting 'flow_threshold' = inf: input should be a finite"),
         ("cellprob_threshold: .nan", "setting 'cellprob_threshold' = nan: input should be a"),
         ("ngff: 0.6", "setting 'ngff' = '0.6': input should be '0.4' or '0.5'"),
+        ("ngff: [0.5]", "setting 'ngff' = [0.5]: input should be '0.4' or '0.5'"),
         ("image: copied", "setting 'image' = 'copied': input should be 'auto', 'copy' or 'none'"),
         ("device: gpu", "setting 'device' = 'gpu': input should be 'auto', 'cpu' or 'cuda'"),
     ],

@@ -363,18 +363,34 @@ def test_death_of_a_worker_loses_no_job(dask_executor, tmp_path):
 
 
 def test_job_that_kills_its_workers_is_quarantined_alone(dask_executor, tmp_path, monkeypatch):
-    """What was on the same worker is not lost with it, though it has nowhere else to go."""
+    """What was on the same worker is not lost with it, though it may have nowhere else to go."""
     # Dask itself allows for three deaths before it tells; one is enough here
     monkeypatch.setattr(dask_executor.client.cluster.scheduler, "allowed_failures", 0)
     jobs = [
         Job("kills", executor_jobs.die, (str(tmp_path), "kills", 99)),
         Job("below", executor_jobs.square, (str(tmp_path), "below", 1), ("kills",)),
-        *squares(tmp_path, 4, 0.2),
+        *squares(tmp_path, 6, 0.3, rank=1),
     ]
-    outcomes = run(dask_executor, jobs)
+    futures = []
+    company = []
+    submit = dask_executor.client.submit
+
+    def watch(function, folder, name, *args, **settings):
+        busy = [other for other, future in futures if not future.done()]
+        if name == "kills" or "kills" in busy:
+            company.append((name, busy))
+        futures.append((name, submit(function, folder, name, *args, **settings)))
+        return futures[-1][1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dask_executor.client, "submit", watch)
+        outcomes = run(dask_executor, jobs)
     assert set(errors(outcomes)) == {"kills", "below"}
     assert errors(outcomes)["kills"].startswith("KilledWorker: ")
     assert executor_jobs.count_calls(tmp_path)["kills"] == 3
+    # at first nobody knows; then nothing is beside it, neither before nor after
+    assert [entry for entry in company if entry[0] == "kills"] == [("kills", [])] * 3
+    assert company[-2:] == [("kills", [])] * 2
     dask_executor.client.wait_for_workers(N_WORKERS, timeout=60)
 
 

@@ -335,13 +335,13 @@ def test_no_damage_gives_another_kind_of_error(tmp_path, suffix):
     rng = np.random.default_rng(0)
     refused = []
     # the pickle, or the header, comes first
-    for place in rng.integers(0, min(len(good), 9000), 150):
+    for place in rng.integers(0, min(len(good), 9000), 70):
         path.write_bytes(
             good[:place] + bytes([good[place] ^ rng.integers(1, 256)]) + good[place + 1 :]
         )
         refused.append(sentence_or_none(path))
     assert not any("\n" in told for told in refused if told)
-    assert sum(told is not None for told in refused) > 50
+    assert sum(told is not None for told in refused) > 25
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,22 @@ def test_tissue_reaches_a_64th_of_the_strongest_contrast():
     assert survey(slide).bounds.tissue_fraction == 30 / 40
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_percentiles_leave_out_blocks_just_below_tissue(dtype):
+    """Whose values lie among those of tissue, so that one of them would shift the percentiles."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(20_000, 20_008, (64, 320))
+    pixels[0:4, ::32] += 64 * 64  # a column of a 4x4 mean: contrast 1024
+    pixels[32:] -= 3
+    pixels[32:36, ::32] += 4 * 11  # contrast about 13, and 16 would be tissue
+    pixels = pixels.astype(dtype)
+    (low, high), fraction = slow_survey(pixels, (10.0, 40.0))
+    bounds = survey(pixels, (10.0, 40.0)).bounds
+    assert bounds.tissue_fraction == fraction == 0.5
+    assert (bounds.low, bounds.high) == (low, high)
+    assert (low, high) != tuple(np.percentile(pixels, (10.0, 40.0)))
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1e-6, 1.0, 1e6, 1e15])
 def test_any_scale_of_float_has_a_result(scale):
     """Beyond the classes' range contrast saturates, as the oracle's does."""

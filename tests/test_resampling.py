@@ -27,9 +27,7 @@ def whole(n_in, n_out):
 
 def resize(pixels, height, width):
     rows, cols = whole(pixels.shape[-2], height), whole(pixels.shape[-1], width)
-    return resample(
-        pixels[..., rows.start : rows.stop, cols.start : cols.stop], rows, cols
-    )
+    return resample(pixels[..., rows.start : rows.stop, cols.start : cols.stop], rows, cols)
 
 
 def dense(weights, n_in):

@@ -57,7 +57,9 @@ def load_recipe(path: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
     help="Model to write, .safetensors; checkpoint and loss curve go beside it.",
 )
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="Recipe as YAML.")
-@click.option("--start", metavar="MODEL", help="Train this model further, instead of random weights.")
+@click.option(
+    "--start", metavar="MODEL", help="Train this model further, instead of random weights."
+)
 @click.option("--steps", type=int, help="Override the recipe's number of steps.")
 @click.option("--exclude", multiple=True, metavar="NAME", help="Image to hold out; repeatable.")
 def train(

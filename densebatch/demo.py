@@ -24,6 +24,7 @@ from densebatch.slide import open_slide
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     from numpy.typing import NDArray
 
     from densebatch.scoring_results import ImageScore

@@ -455,9 +455,7 @@ def trace_tile(
     ends = np.empty(foreground.shape, np.int32)
     travel = np.zeros(foreground.shape, np.float32)
     bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
-    _follow(
-        dy, dx, foreground, bounds, settings.iterations, settings.travel_limit_px, ends, travel
-    )
+    _follow(dy, dx, foreground, bounds, settings.iterations, settings.travel_limit_px, ends, travel)
     counts = _count_ends(ends, foreground)
     seeds = _find_seeds(counts)
     rows, cols = np.divmod(seeds.astype(np.int64), foreground.shape[1])
@@ -479,9 +477,7 @@ def trace_tile(
     by_key = present[np.argsort(keys[present - 1])]
     compact = np.zeros(seeds.size + 1, np.uint32)
     compact[by_key] = np.arange(1, by_key.size + 1, dtype=np.uint32)
-    owned = (
-        (rows >= inner.y0) & (rows < inner.y1) & (cols >= inner.x0) & (cols < inner.x1)
-    )
+    owned = (rows >= inner.y0) & (rows < inner.y1) & (cols >= inner.x0) & (cols < inner.x1)
     core_foreground = foreground[inner.slices]
     core_travel = travel[inner.slices]
     return TracedTile(

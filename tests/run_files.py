@@ -80,10 +80,14 @@ def call_main(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def start_command(*arguments, **options):
-    """The command line in a process group of its own."""
+def start_command(*arguments, group_px=None, **options):
+    """The command line in a process group of its own; `group_px` makes predict tasks small."""
+    start = ["-m", "densebatch"]
+    if group_px is not None:
+        changed = f"import densebatch.plan as p; p._GROUP_PX = {group_px}"
+        start = ["-c", f"{changed}; from densebatch.cli import main; main()"]
     return subprocess.Popen(
-        [sys.executable, "-m", "densebatch", *map(str, arguments)],
+        [sys.executable, *start, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

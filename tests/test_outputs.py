@@ -172,8 +172,9 @@ def assert_readable(group, n_levels, cells, ngff):
         model = open_ome_zarr(zarr.open_group(label, mode="r"))
         assert type(model).__name__ == "ImageLabel"
         assert len(next(iter(model.ome_attributes.multiscales)).datasets) == n_levels
-        (node,) = (n for n in Reader(parse_url(str(label)))() if len(n.data) == n_levels)
-        assert node.data[0].dtype == np.uint32
+        nodes = [node for node in Reader(parse_url(str(label)))() if node.data]
+        node = next(n for n in nodes if n.data[0].dtype == np.uint32)
+        assert len(node.data) == n_levels
         assert int(node.data[0].max().compute()) == cells
         layers = napari_get_reader(str(group))(str(group))
     shown = [layer for layer in layers if layer[2] == "labels"]
@@ -241,6 +242,7 @@ def test_in_place(tmp_path, version, capsys):
     found, table = read_result(out, slide)
     assert np.array_equal(np.unique(found), np.arange(table["id"].size + 1))
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    capsys.readouterr()  # what others' libraries said
     assert call_main(capsys, *arguments)[:2] == (0, told)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == after
     # the same bits as beside it

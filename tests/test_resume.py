@@ -22,18 +22,26 @@ from run_files import (
     write_tiff,
 )
 
-from densebatch import pipeline
+from densebatch import pipeline, plan
 from densebatch.errors import InputError
 from densebatch.pipeline import segment
 
-LONG = {"membrane": ("CD3",), "tile": 256}
+LONG = {"membrane": ("CD3",), "tile": 128}
+GROUP_PX = 300  # several predict tasks on a small slide
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_groups():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_GROUP_PX", GROUP_PX)
+        yield
 
 
 @pytest.fixture(scope="module")
 def long_slide(tmp_path_factory):
-    """A slide of several predict tasks and 22 tiles, and the bytes of its uninterrupted run."""
+    """A slide of several predict tasks and 16 tiles, and the bytes of its uninterrupted run."""
     folder = tmp_path_factory.mktemp("long")
-    slide = write_tiff(folder / "a.ome.tif", simulate(300, 2700, seed=2), ["CD3", "DAPI"])
+    slide = write_tiff(folder / "a.ome.tif", simulate(200, 1000, seed=2), ["CD3", "DAPI"])
     result = segment(slide, folder / "clean", workers=0, **LONG)
     return slide, output_bytes(folder / "clean"), result.report
 
@@ -53,7 +61,7 @@ def records(out):
 
 def run_until(arguments, out, n_records):
     """Start the command, kill its whole process group once enough tasks are done."""
-    process = start_command(*arguments)
+    process = start_command(*arguments, group_px=GROUP_PX)
     try:
         deadline = time.monotonic() + 120
         while len(records(out)) < n_records:
@@ -73,15 +81,15 @@ def command(slide, out, *options):
 def test_sigkill_again_and_again(long_slide, tmp_path):
     slide, expected, clean = long_slide
     out = tmp_path / "out"
-    arguments = command(slide, out, "--workers", 0, "--tile", 256)
+    arguments = command(slide, out, "--workers", 0, "--tile", 128)
     done = {}
-    for n_records in (1, 6, 15, 24):
+    for n_records in (1, 9, 19):
         run_until(arguments, out, n_records)
         now = records(out)
         assert {name: now[name] for name in done} == done, "finished work was repeated"
         done = now
         assert not (out / "run.json").exists()
-    code, _, err = run_command(*arguments)
+    code, _, err = run_command(*arguments, group_px=GROUP_PX)
     assert code == 0, err
     report = read_report(out)
     assert report["tasks_kept"] >= len(done) - 1  # the last record may not have had its name yet
@@ -92,10 +100,10 @@ def test_sigkill_again_and_again(long_slide, tmp_path):
 def test_sigkill_of_a_run_on_workers_and_on_with_other_tiles_and_workers(long_slide, tmp_path):
     slide, expected, clean = long_slide
     out = tmp_path / "out"
-    run_until(command(slide, out, "--workers", 2, "--tile", 256), out, 3)
+    run_until(command(slide, out, "--workers", 2, "--tile", 128), out, 3)
     done = records(out)
     watcher = Watcher()
-    result = segment(slide, out, workers=0, tile=300, membrane=("CD3",), progress=watcher)
+    result = segment(slide, out, workers=0, tile=150, membrane=("CD3",), progress=watcher)
     predicted = sum(name.startswith("predict") for name in done)
     assert predicted > 0
     assert watcher.stages["predict"][1] == predicted
@@ -109,7 +117,7 @@ def test_sigkill_between_any_two_files(tmp_path):
     options = json.dumps({"membrane": ["CD3"], "tile": 100})
     script = Path(__file__).with_name("kill_points.py")
     told = subprocess.run(
-        [sys.executable, script, slide, tmp_path, "7", options],
+        [sys.executable, script, slide, tmp_path, "9", options],
         capture_output=True,
         text=True,
         check=False,
@@ -119,7 +127,7 @@ def test_sigkill_between_any_two_files(tmp_path):
     report = json.loads(told.stdout)
     expected = output_bytes(tmp_path / "clean")
     kept = [point["kept"] for point in report["killed"]]
-    assert len(kept) >= 7
+    assert len(kept) >= 4
     # the last points are behind the record of the run, which then has nothing left to do
     assert kept[0] == 0 < max(kept)
     for point in report["killed"]:
@@ -267,7 +275,7 @@ def test_a_finished_run_whose_result_is_gone(small_slide, tmp_path, lost):
     slide, expected, _ = small_slide
     segment(slide, tmp_path, workers=0, **SMALL)
     path = tmp_path / lost
-    path.rename(tmp_path.with_name("gone"))
+    path.rename(tmp_path.with_name(f"gone-{lost}"))
     result = segment(slide, tmp_path, workers=0, **SMALL)
     assert result.report["tasks_kept"] == 0
     assert_same_output(tmp_path, expected)

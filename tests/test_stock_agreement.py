@@ -75,7 +75,7 @@ def test_ap_is_near_stocks(compared):
 
 @pytest.mark.xfail(
     strict=False,
-    reason="recorded: -0.012, -0.009, +0.005, -0.011; stock evaluates 1.7 x the pixels and averages",
+    reason="recorded: -0.012, -0.009, +0.005, -0.011; stock averages 1.7 evaluations a pixel",
 )
 def test_ap_is_stocks_within_a_hundredth(compared):
     truth, ours, theirs, _ = compared

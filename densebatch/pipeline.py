@@ -197,12 +197,20 @@ def _prepare(run: Session, *, restart: bool) -> None:
     run.folder.claim(run.plan, restart=restart)
     try:
         spec = output_spec(run.plan, run.root)
+        _remove_unfinished(run, spec)
         labels.create(spec, label_attrs={"fingerprint": run.plan.fingerprint}, restart=restart)
         create_flows(run.plan, run.work / "flows.zarr")
         create_traces(run.plan, run.work, run.tile)
     except InputError:
         run.folder.release()
         raise
+
+
+def _remove_unfinished(run: Session, spec: labels.PyramidSpec) -> None:
+    """Remove the files that killed writers had not yet given their names."""
+    ours = Path(run.root) / "labels" / spec.label_name if spec.in_place else Path(run.root)
+    for unfinished in ours.rglob("*.partial"):
+        unfinished.unlink(missing_ok=True)
 
 
 def _trace_step(run: Session, index: tuple[int, int], travel_px: int) -> Step:
@@ -353,9 +361,7 @@ def _finish(
     spec = output_spec(plan, run.root)
     tiles = describe_lost(run.grid, failed)
     labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
-    ours = Path(run.root) / "labels" / spec.label_name if plan.in_place else Path(run.root)
-    for unfinished in ours.rglob("*.partial"):  # of writers that were killed
-        unfinished.unlink(missing_ok=True)
+    _remove_unfinished(run, spec)
     run.seconds["total"] = round(time.monotonic() - started, 3)
     report = {
         "complete": True,

@@ -1,7 +1,7 @@
 """What a run leaves behind: the contract that scripts and viewers rely on."""
 
-import itertools
 import io
+import itertools
 import json
 import pickle
 import shutil
@@ -369,7 +369,7 @@ def test_a_running_scheduler(done, slide, tmp_path, running_scheduler):
 def test_what_the_command_line_says(slide, tmp_path):
     start = time.monotonic()
     code, out, err = run_command(
-        "segment", slide, tmp_path / "out", "--membrane", "CD3", "--workers", 1, "--tile", 300
+        "segment", slide, tmp_path / "out", "--membrane", "CD3", "--workers", 0, "--tile", 300
     )
     assert code == 0, err
     report = read_report(tmp_path / "out")

@@ -169,10 +169,7 @@ def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_pa
     assert_same_output(tmp_path, expected)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_chunk_that_the_network_cannot_read(
-    slide, clean, damage, tmp_path, capsys, monkeypatch, workers
-):
+def test_a_chunk_that_the_network_cannot_read(slide, clean, damage, tmp_path, capsys, monkeypatch):
     """Found only after the plan has read the whole slide; the tiles around it have no labels."""
     expected, labels, table = clean
     hole = damage(0, 0, 17)
@@ -184,7 +181,7 @@ def test_a_chunk_that_the_network_cannot_read(
         stage(self, name, total, done)
 
     monkeypatch.setattr(TerminalProgress, "stage", break_then_tell)
-    arguments = ("segment", slide, tmp_path, *COMMAND[:-4], "--workers", workers, *COMMAND[-2:])
+    arguments = ("segment", slide, tmp_path, *COMMAND)
     code, out, err = call_main(capsys, *arguments)
     assert code == 3
     report = read_report(tmp_path)

@@ -83,7 +83,7 @@ def test_sigkill_again_and_again(long_slide, tmp_path):
     out = tmp_path / "out"
     arguments = command(slide, out, "--workers", 0, "--tile", 128)
     done = {}
-    for n_records in (1, 9, 19):
+    for n_records in (2, 14):
         run_until(arguments, out, n_records)
         now = records(out)
         assert {name: now[name] for name in done} == done, "finished work was repeated"
@@ -114,10 +114,10 @@ def test_sigkill_of_a_run_on_workers_and_on_with_other_tiles_and_workers(long_sl
 def test_sigkill_between_any_two_files(tmp_path):
     pixels = simulate(130, 170, seed=2)
     slide = write_tiff(tmp_path / "a.ome.tif", pixels, ["CD3", "DAPI"])
-    options = json.dumps({"membrane": ["CD3"], "tile": 100})
+    options = json.dumps({"membrane": ["CD3"], "tile": 100, "image": "none"})
     script = Path(__file__).with_name("kill_points.py")
     told = subprocess.run(
-        [sys.executable, script, slide, tmp_path, "9", options],
+        [sys.executable, script, slide, tmp_path, "13", options],
         capture_output=True,
         text=True,
         check=False,
@@ -127,7 +127,7 @@ def test_sigkill_between_any_two_files(tmp_path):
     report = json.loads(told.stdout)
     expected = output_bytes(tmp_path / "clean")
     kept = [point["kept"] for point in report["killed"]]
-    assert len(kept) >= 4
+    assert len(kept) >= 3
     # the last points are behind the record of the run, which then has nothing left to do
     assert kept[0] == 0 < max(kept)
     for point in report["killed"]:

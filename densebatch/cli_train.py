@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-import yaml
 
+from densebatch.annotated import load_annotated
 from densebatch.errors import InputError
-from densebatch.models import describe, find_model, list_bundled, save_model
-from densebatch.training import TrainSettings, load_training_images
+from densebatch.models import describe, find_model, list_bundled
+from densebatch.recipe import load_recipe
 from densebatch.training import train as run_training
+from densebatch.training_curve import draw_curve
+from densebatch.validation import validate, write_model
 
-_MARGIN_PX = 8
+if TYPE_CHECKING:
+    from densebatch.annotated import HeldOut
+    from densebatch.network import CPnet
+    from densebatch.recipe import Recipe
+    from densebatch.training import CurvePoint
 
-
-def load_recipe(path: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
-    """Recipe from YAML: training settings, and what goes into the card as it is (`about`).
-
-    Raises
-    ------
-    InputError
-        For an unreadable file or an unknown key.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: not a readable YAML file ({error})") from error
-    about = values.pop("about", {})
-    known = {f.name for f in fields(TrainSettings)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise InputError(
-            f"{path}: unknown setting {unknown[0]!r}; "
-            f"accepted are {', '.join(sorted(known))}, about"
-        )
-    for name in ("widths", "percentiles"):
-        if name in values:
-            values[name] = tuple(values[name])
-    return TrainSettings(**values), about
+_TOLD_STEPS = 20
 
 
 @click.command()
@@ -54,72 +34,81 @@ def load_recipe(path: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Model to write, .safetensors; checkpoint and loss curve go beside it.",
+    help="Model to write, .safetensors; checkpoint and training curve go beside it.",
 )
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="Recipe as YAML.")
 @click.option(
     "--start", metavar="MODEL", help="Train this model further, instead of random weights."
 )
 @click.option("--steps", type=int, help="Override the recipe's number of steps.")
-@click.option("--exclude", multiple=True, metavar="NAME", help="Image to hold out; repeatable.")
+@click.option("--seed", type=int, help="Override the recipe's seed.")
+@click.option(
+    "--hold-out",
+    multiple=True,
+    metavar="NAME",
+    help="Image to validate with instead of training on it; repeatable.",
+)
 def train(
     images: Path,
     output: Path,
     config: Path | None,
     start: str | None,
     steps: int | None,
-    exclude: tuple[str, ...],
+    seed: int | None,
+    hold_out: tuple[str, ...],
 ) -> None:
-    """Train a network on IMAGES, a folder of *_img.png with *_masks.png.
+    """Train a network on IMAGES, a folder of annotated images.
 
+    \b
+    Accepted are X_img with X_masks (PNG, TIFF, OME-TIFF, zarr) and OME-Zarr images with labels.
     Progress is kept in OUTPUT.pt; the same command goes on from it.
-    """  # fmt: skip
-    settings, about = load_recipe(config)
-    if steps is not None:
-        settings = TrainSettings(**{**asdict(settings), "steps": steps})
+    """  # noqa: D301  the backspace is click's mark for a paragraph that keeps its lines
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a model's name ends in .safetensors")
-    try:
-        data = load_training_images(images, settings, exclude)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
+    recipe = load_recipe(config, steps=steps, seed=seed)
     origin = find_model(start) if start is not None else None
+    data, held_out = load_annotated(images, recipe, hold_out)
     begun = time.monotonic()
-    window: list[float] = []
+    losses: list[float] = []
 
-    def tell(step: int, loss: float) -> None:
-        window.append(loss)
-        if step % 20 == 0:
-            mean = sum(window[-20:]) / len(window[-20:])
-            click.echo(f"step {step}/{settings.steps}  loss {mean:.4f}  "
-                       f"{time.monotonic() - begun:.0f} s")  # fmt: skip
+    def tell(point: CurvePoint) -> None:
+        losses.append(point.loss)
+        if point.step % _TOLD_STEPS == 0 or point.scores or point.step == recipe.steps:
+            recent = losses[-_TOLD_STEPS:]
+            scores = "".join(f"  {name} {value:.4f}" for name, value in point.scores.items())
+            click.echo(
+                f"step {point.step}/{recipe.steps}  loss {sum(recent) / len(recent):.4f}{scores}  "
+                f"{time.monotonic() - begun:.0f} s"
+            )
 
+    check = partial(_validate, recipe=recipe, held_out=held_out) if held_out else None
     try:
-        network = run_training(
-            data, settings, output.with_suffix(".pt"), start=origin, on_step=tell
+        network, curve = run_training(
+            data, recipe, output.with_suffix(".pt"), start=origin, validate=check, on_step=tell
         )
     except ValueError as error:
         raise InputError(str(error)) from error
     card = {
         "name": output.stem,
-        "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()},
+        "recipe": recipe.model_dump(mode="json", exclude={"about"}),
         "data": {image.name: image.sha256 for image in data},
-        "held_out": list(exclude),
+        "held_out": [image.name for image in held_out],
+        "validation": curve[-1].scores,
         "start": {"name": origin.name, "sha256": origin.sha256} if origin is not None else "random",
         "versions": {name: version(name) for name in ("densebatch", "torch", "numpy")},
-        "about": about,
+        "about": recipe.about,
     }
-    save_model(
-        network,
-        output,
-        um_per_px=settings.um_per_px,
-        patch_px=settings.patch_px,
-        margin_px=_MARGIN_PX,
-        percentiles=settings.percentiles,
-        nuclei=settings.nuclei > 0,
-        card=card,
-    )
-    click.echo(f"model  {output}")
+    write_model(network, output, recipe, card)
+    picture = output.with_suffix(".svg")
+    draw_curve(curve, picture)
+    click.echo(f"model  {output}\ncurve  {output.with_suffix('.csv')}, {picture}")
+
+
+def _validate(
+    network: CPnet, step: int, *, recipe: Recipe, held_out: list[HeldOut]
+) -> dict[str, float]:
+    del step  # every validation is alike
+    return validate(network, recipe, held_out)
 
 
 @click.command()

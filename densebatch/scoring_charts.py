@@ -87,6 +87,27 @@ def draw_chart(
     return "".join([*parts, "</svg>"])
 
 
+_PICTURE_STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#222}.title{font-size:13px;font-weight:600}"
+    ".x{text-anchor:middle}.y{text-anchor:end}.grid{stroke:#ddd;fill:none}"
+    ".line{fill:none;stroke-width:1.6}"
+)
+
+
+def compose_picture(charts: Sequence[str]) -> str:
+    """Charts below each other as one SVG file that needs no page around it."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" '
+        f'height="{_HEIGHT * len(charts)}"><style>{_PICTURE_STYLE}</style>'
+        '<rect width="100%" height="100%" fill="#fff"/>'
+    ]
+    parts += [
+        chart.replace("<svg ", f'<svg y="{k * _HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" ', 1)
+        for k, chart in enumerate(charts)
+    ]
+    return "".join([*parts, "</svg>\n"])
+
+
 def draw_legend(names: Sequence[str]) -> str:
     """Names of series beside their colours."""
     keys = []

@@ -1,27 +1,42 @@
-"""Training: reproducible, resumable to the step, and it learns."""
+"""Training: reproducible, resumable to the step, validated on unseen tissue, and it learns."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from skimage.io import imsave
 
+from densebatch import training
+from densebatch.annotated import load_annotated
+from densebatch.cli import cli
+from densebatch.errors import InputError
 from densebatch.geometry import Region
+from densebatch.models import find_model, load_network
+from densebatch.recipe import Recipe, load_recipe
 from densebatch.simulate import Tissue, render
-from densebatch.training import (
-    TrainSettings,
-    compute_loss,
-    load_training_images,
-    sample_batch,
-    train,
+from densebatch.training import build_network, compute_loss, learning_rate_at, train
+from densebatch.validation import validate, write_model
+
+SMALL = Recipe(
+    widths=(2, 8, 16, 32),
+    steps=8,
+    batch=2,
+    patch_px=64,
+    warmup_steps=2,
+    rotation=True,
+    scaling=0.2,
+    autocast=False,
 )
 
-SMALL = TrainSettings(
-    widths=(2, 8, 16, 32), steps=8, batch=2, patch_px=64, warmup_steps=2, autocast=False
-)
+
+def vary(**update):
+    return SMALL.model_copy(update=update)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(folder):
-    return load_training_images(folder, SMALL)
+    return load_annotated(folder, SMALL)[0]
 
 
 def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -45,75 +60,87 @@ def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_same_seed_same_weights_and_another_seed_others(images, tmp_path):
-    first = train(images, SMALL, tmp_path / "a.pt")
-    second = train(images, SMALL, tmp_path / "b.pt")
-    other = train(images, replace(SMALL, seed=1), tmp_path / "c.pt")
+    recipe = vary(autocast=True, steps=4)
+    first, _ = train(images, recipe, tmp_path / "a.pt")
+    second, _ = train(images, recipe, tmp_path / "b.pt")
+    other, _ = train(images, vary(autocast=True, steps=4, seed=1), tmp_path / "c.pt")
     assert _same(first, second)
     assert not _same(first, other)
 
 
-def test_resumed_run_equals_uninterrupted(images, tmp_path):
-    whole = train(images, SMALL, tmp_path / "whole.pt")
+class Stopped(Exception):
+    pass
 
-    class Stopped(Exception):
-        pass
 
-    def stop(step: int, _: float) -> None:
-        if step == 5:
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
+def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser):
+    recipe = vary(optimiser=optimiser)
+
+    def score(network, step):
+        return {"map": float(network.output[2].bias.detach().sum()) + step}
+
+    whole, curve = train(images, recipe, tmp_path / "whole.pt", validate=score)
+
+    def stop(point):
+        if point.step == 5:
             raise Stopped
 
     # a checkpoint after every step, and a stop that loses the fifth step's checkpoint
+    cut = tmp_path / "cut.pt"
     with pytest.raises(Stopped):
-        train(images, SMALL, tmp_path / "cut.pt", checkpoint_seconds=0, on_step=stop)
+        train(images, recipe, cut, checkpoint_seconds=0, validate=score, on_step=stop)
     steps = []
-    resumed = train(images, SMALL, tmp_path / "cut.pt", on_step=lambda s, _: steps.append(s))
+    resumed, again = train(
+        images, recipe, cut, validate=score, on_step=lambda point: steps.append(point.step)
+    )
     assert steps == [5, 6, 7, 8]
     assert _same(whole, resumed)
-    curve = (tmp_path / "cut.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in curve] == ["step", *map(str, range(1, 9))]
+    assert again == curve
+    assert [point.step for point in curve if point.scores] == [2, 4, 5, 7, 8]
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    rows = list(csv.DictReader((tmp_path / "cut.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 9))
+    assert float(rows[-1]["map"]) == pytest.approx(curve[-1].scores["map"], abs=1e-4)
 
 
 def test_checkpoint_of_another_recipe_is_refused(images, tmp_path):
     train(images, SMALL, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="another recipe"):
-        train(images, replace(SMALL, seed=2), tmp_path / "a.pt")
+        train(images, vary(seed=2), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="another recipe or other images"):
+        train(images[:1], SMALL, tmp_path / "a.pt")
+
+
+def test_start_from_a_model(images, tmp_path):
+    first, _ = train(images, SMALL, tmp_path / "a.pt")
+    write_model(first, tmp_path / "first.safetensors", SMALL, {})
+    spec = find_model(str(tmp_path / "first.safetensors"))
+    network = build_network(images, SMALL, spec)
+    assert torch.equal(network.output[2].weight, load_network(spec).output[2].weight)
+    assert not _same(network, build_network(images, SMALL))
+    with pytest.raises(ValueError, match="has widths"):
+        build_network(images, vary(widths=(2, 8, 16)), spec)
 
 
 def test_loss_falls(images, tmp_path):
-    losses = []
-    train(
-        images,
-        replace(SMALL, steps=60, learning_rate=5e-3),
-        tmp_path / "a.pt",
-        on_step=lambda _, loss: losses.append(loss),
-    )
+    _, curve = train(images, vary(steps=60, learning_rate=5e-3), tmp_path / "a.pt")
+    losses = [point.loss for point in curve]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
 
 
-def test_flows_turn_with_the_image(images):
-    """Targets of a turned crop are the flows of the turned labels: no component is mixed up."""
-    from densebatch.training import _turn
-
-    image = images[0]
-    planes = np.stack([image.labels.astype(np.float32)])
-    from densebatch.diffusion import compute_flows
-
-    for turn in range(8):
-        turned, flows = _turn(planes, image.flows, turn)
-        expected = compute_flows(turned[0].astype(np.int32))
-        inside = turned[0] > 0
-        # ties in the centre's choice may fall otherwise in a turned cell; nearly all agree
-        agree = np.abs(flows - expected).max(axis=0)[inside] < 1e-3
-        assert agree.mean() > 0.9
+def test_diverging_training_says_so(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_take_step", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="loss became nan at step 1; lower the learning rate"):
+        train(images, SMALL, tmp_path / "a.pt")
 
 
-def test_batch_is_decided_by_seed_and_step(images):
-    first, second = sample_batch(images, SMALL, 3), sample_batch(images, SMALL, 3)
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not np.array_equal(first[0], sample_batch(images, SMALL, 4)[0])
-    assert first[0].shape == (2, 2, 64, 64)
-    assert first[1].shape == (2, 3, 64, 64)
-    assert set(np.unique(first[1][:, 2])) <= {0.0, 1.0}
+def test_learning_rate():
+    recipe = vary(steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate_at(step, recipe) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_loss_is_cellposes():
@@ -122,18 +149,124 @@ def test_loss_is_cellposes():
     output = torch.randn(2, 3, 16, 16, generator=generator)
     labels = (torch.rand(2, 16, 16, generator=generator) > 0.5).float()
     flows = torch.rand(2, 2, 16, 16, generator=generator)
-    target = torch.cat([5 * flows, labels[:, None]], dim=1)
+    target = torch.cat([5 * flows, labels[:, None], torch.ones(2, 1, 16, 16)], dim=1)
     stock = loss(torch.cat([labels[:, None], flows], dim=1).numpy(), output, torch.device("cpu"))
     torch.testing.assert_close(compute_loss(output, target), stock)
+    # a pixel of weight 3 counts as three
+    target[:, 3, :8] = 3.0
+    upper = compute_loss(
+        output[:, :, :8], torch.cat([target[:, :3], target[:, 3:] * 0 + 1], 1)[:, :, :8]
+    )
+    lower = compute_loss(output[:, :, 8:], target[:, :, 8:])
+    torch.testing.assert_close(compute_loss(output, target), (3 * upper + lower) / 2)
 
 
-def test_missing_masks_and_shapes_are_named(tmp_path, folder):
-    with pytest.raises(ValueError, match="no training pair"):
-        load_training_images(tmp_path, SMALL)
-    imsave(tmp_path / "x_img.png", np.zeros((80, 80), np.uint8), check_contrast=False)
-    with pytest.raises(ValueError, match="no masks beside it"):
-        load_training_images(tmp_path, SMALL)
-    imsave(tmp_path / "x_masks.png", np.zeros((80, 70), np.uint16), check_contrast=False)
-    with pytest.raises(ValueError, match=r"\(80, 80\), its masks are \(80, 70\)"):
-        load_training_images(tmp_path, SMALL)
-    assert len(load_training_images(folder, SMALL, exclude=["t0"])) == 1
+def test_validation_is_what_segment_and_score_give(folder, tmp_path):
+    """The bundled model on a held-out image, by `validate` and by the two commands."""
+    spec = find_model("dense")
+    recipe = Recipe(patch_px=spec.patch_px, percentiles=spec.percentiles)
+    _, held_out = load_annotated(folder, vary(patch_px=64), ["t1"])
+    scores = validate(load_network(spec), recipe, held_out)
+    run = CliRunner().invoke
+    write_model(load_network(spec), tmp_path / "same.safetensors", recipe, {})
+    arguments = [
+        "--workers",
+        "0",
+        "--pixel-size",
+        "0.5",
+        "--model",
+        str(tmp_path / "same.safetensors"),
+    ]
+    result = run(cli, ["segment", str(folder / "t1_img.png"), str(tmp_path / "out"), *arguments])
+    assert result.exit_code == 0, result.output
+    result = run(cli, ["score", str(tmp_path / "out"), str(folder / "t1_masks.png"), "--json", "-"])
+    ap = json.loads(result.stdout)["images"][0]["iou"]["0.50"]["ap"]
+    assert ap == pytest.approx(scores["map"], abs=1e-6)
+    assert scores["map"] > 0.3
+    assert set(scores) == {"map", "map_100"}
+
+
+def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "widths: [2, 8, 16, 32]\nsteps: 5\nbatch: 2\npatch_px: 64\nwarmup_steps: 1\n"
+        "validation_columns: 0.25\nautocast: false\nabout: {data: simulated}\n"
+    )
+    output = tmp_path / "new/model.safetensors"
+    command = ["train", str(folder), "-o", str(output), "-c", str(recipe), "--hold-out", "t1"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert "map_100" in result.output
+    spec = find_model(str(output))
+    assert spec.patch_px == 64
+    assert spec.um_per_px == 0.5
+    assert not spec.nuclei
+    card = spec.card
+    assert card["recipe"]["steps"] == 5
+    assert list(card["data"]) == ["t0"]
+    assert card["held_out"] == ["t0", "t1"]
+    assert set(card["validation"]) == {"map", "map_100"}
+    assert card["about"] == {"data": "simulated"}
+    assert card["start"] == "random"
+    picture = output.with_suffix(".svg").read_text()
+    assert picture.startswith("<svg xmlns=")
+    assert "held out" in picture
+    before = output.read_bytes()
+    again = CliRunner().invoke(cli, command)  # goes on from its last step, which was the last
+    assert again.exit_code == 0, again.output
+    assert output.read_bytes() == before
+
+
+def test_recipes_are_strict(tmp_path):
+    def load(text, **overrides):
+        (tmp_path / "r.yaml").write_text(text)
+        return load_recipe(tmp_path / "r.yaml", **overrides)
+
+    assert load("steps: 5", steps=7).steps == 7
+    assert load("").steps == Recipe().steps
+    with pytest.raises(InputError, match=r"r\.yaml: unknown setting 'stepz'; accepted are widths"):
+        load("stepz: 5")
+    with pytest.raises(InputError, match="'steps': input should be greater than 0"):
+        load("steps: 0")
+    with pytest.raises(InputError, match="a number is accepted, not a truth value"):
+        load("scaling: yes")
+    with pytest.raises(InputError, match="patch_px is a multiple of 8"):
+        load("patch_px: 100")
+    with pytest.raises(InputError, match="percentiles rise"):
+        load("percentiles: [99, 1]")
+    with pytest.raises(InputError, match="holds a list"):
+        load("[1, 2]")
+    with pytest.raises(InputError, match="not a readable YAML file"):
+        load("a: [")
+    with pytest.raises(InputError, match="not a readable YAML file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_command_refuses_what_cannot_work(folder, tmp_path):
+    from densebatch.errors import DensebatchError
+
+    def refusal(*arguments):
+        result = CliRunner().invoke(cli, ["train", *map(str, arguments)])
+        assert isinstance(result.exception, DensebatchError), result.output
+        return str(result.exception)
+
+    out = tmp_path / "m.safetensors"
+    assert "ends in .safetensors" in refusal(folder, "-o", tmp_path / "m.pt")
+    assert "not a folder" in refusal(tmp_path / "none", "-o", out)
+    assert "to hold out" in refusal(folder, "-o", out, "--hold-out", "x")
+    assert "smaller than a crop" in refusal(folder, "-o", out)
+    assert "nonesuch" in refusal(folder, "-o", out, "--start", "nonesuch")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/train/*.yaml")))
+def test_bundled_recipes_load(path):
+    assert load_recipe(path).steps > 0
+
+
+def test_curve_is_redrawn_without_validation(images, tmp_path):
+    from densebatch.training_curve import draw_curve
+
+    _, curve = train(images, SMALL, tmp_path / "a.pt")
+    draw_curve(curve, tmp_path / "a.svg")
+    assert "held out" not in (tmp_path / "a.svg").read_text()

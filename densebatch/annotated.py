@@ -1,0 +1,252 @@
+"""Annotated images to train on: found, read, normalised, and with the flows they ought to have."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from skimage.transform import resize
+
+from densebatch.diffusion import compute_flows
+from densebatch.errors import InputError
+from densebatch.geometry import Region
+from densebatch.label_io import open_labels
+from densebatch.label_pairs import find_partners, list_label_images
+from densebatch.label_zarr import is_zarr
+from densebatch.slide import open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from densebatch.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class AnnotatedFile:
+    """An image and its label image on disk."""
+
+    name: str
+    image: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One annotated image in memory.
+
+    Attributes
+    ----------
+    name : file name without ending and file type
+    image : `(2, h, w)` float32: membrane and nuclei, the recipe's percentiles at 0 and 1
+    labels : `(h, w)` int32
+    flows : `(2, h, w)` float32, unit vectors towards each cell's centre
+    sha256 : of pixels and labels as they were read
+    """
+
+    name: str
+    image: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    flows: NDArray[np.float32]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out part of an annotated image, as a slide would hold it.
+
+    Attributes
+    ----------
+    name : of the image
+    pixels : `(c, h, w)` in the image's own type: membrane channels, then nuclei if used
+    labels : `(h, w)` int32
+    """
+
+    name: str
+    pixels: NDArray[np.generic]
+    labels: NDArray[np.int32]
+
+
+def find_annotated(folder: Path) -> list[AnnotatedFile]:
+    """Pairs of a folder: `X_img.png` or `X.ome.tif` with `X_masks.png`, and OME-Zarr with labels.
+
+    Raises
+    ------
+    InputError
+        If there is no pair, or labels have no image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; accepted is one of images and their masks")
+    found = [
+        AnnotatedFile(path.name.split(".")[0], path, path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and is_zarr(path) and (path / "labels").is_dir()
+    ]
+    inside = {file.name for file in found}
+    labels = list_label_images(folder)
+    images = find_partners(folder, list(labels)) if labels else {}
+    for name, path in labels.items():
+        if name in inside:
+            raise InputError(f"{path}: {name} has labels of its own in its OME-Zarr; keep one")
+        image = images.get(name)
+        if image is None or image == path:
+            raise InputError(f"{path}: no image of the name {name} beside these labels")
+        found.append(AnnotatedFile(name, image, path))
+    if not found:
+        raise InputError(
+            f"{folder}: no annotated image; accepted are X_img with X_masks (PNG, TIFF, OME-TIFF, "
+            "zarr) and OME-Zarr images with a label image inside"
+        )
+    return sorted(found, key=lambda file: file.name)
+
+
+def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
+    """Channels `(c, h, w)` as stored, and labels."""
+    slide = open_slide(file.image)
+    whole = Region(0, 0, slide.info.height, slide.info.width)
+    names = [slide.channel_index(name) for name in recipe.membrane] or [slide.default_channel()]
+    if recipe.nuclei is not None:
+        names.append(slide.channel_index(recipe.nuclei))
+    pixels = np.stack([slide.read(channel, whole) for channel in names])
+    truth = open_labels(file.labels)
+    if truth.shape != pixels.shape[1:]:
+        raise InputError(
+            f"{file.labels}: labels of {truth.shape[0]} x {truth.shape[1]} px for an image of "
+            f"{pixels.shape[1]} x {pixels.shape[2]} px"
+        )
+    labels = truth[slice(None), slice(None)]
+    # ids may be any 32-bit number; training needs equality only
+    _, compact = np.unique(labels, return_inverse=True)
+    has_background = bool((labels == 0).any())
+    compact = compact.reshape(labels.shape) + (0 if has_background else 1)
+    return pixels, compact.astype(np.int32)
+
+
+def measure_diameter(labels: Sequence[NDArray[np.int32]]) -> float:
+    """Mean diameter of cells in pixels, `2 sqrt(area / pi)`."""
+    areas = np.concatenate([np.unique(plane[plane > 0], return_counts=True)[1] for plane in labels])
+    if not areas.size:
+        raise InputError("the annotated images hold no cell")
+    return float(np.mean(2.0 * np.sqrt(areas / np.pi)))
+
+
+def prepare(
+    name: str, pixels: NDArray[np.generic], labels: NDArray[np.int32], recipe: Recipe
+) -> AnnotatedImage:
+    """Normalise, rescale if the recipe says so, and compute target flows."""
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
+    digest.update(np.ascontiguousarray(labels).tobytes())
+    planes = np.zeros((2, *labels.shape), np.float32)
+    scaled = []
+    for plane in pixels.astype(np.float32):
+        low, high = np.percentile(plane, recipe.percentiles)
+        scaled.append((plane - low) / max(high - low, 1e-6))
+    n_membrane = len(scaled) - (recipe.nuclei is not None)
+    planes[0] = np.maximum.reduce(scaled[:n_membrane])
+    if recipe.nuclei is not None:
+        planes[1] = scaled[-1]
+    if recipe.diameter_px is not None:
+        factor = recipe.diameter_px / measure_diameter([labels])
+        shape = tuple(max(1, round(n * factor)) for n in labels.shape)
+        planes = resize(planes, (2, *shape), order=1, anti_aliasing=factor < 1).astype(np.float32)
+        labels = resize(labels, shape, order=0, preserve_range=True, anti_aliasing=False)
+        labels = labels.astype(np.int32)
+    flows = compute_flows(labels)
+    if recipe.collation:
+        planes, labels, flows = _collate(planes, labels, flows)
+    return AnnotatedImage(name, planes, labels, flows, digest.hexdigest())
+
+
+def _collate(
+    planes: NDArray[np.float32], labels: NDArray[np.int32], flows: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    """An image 2 x 2 with itself, without the cells at its edges, as Han et al. 2024 put it."""
+    edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    cut = np.isin(labels, edge[edge > 0])
+    kept = np.where(cut, 0, labels)
+    shift = int(labels.max()) + 1
+    copies = [np.where(kept > 0, kept + k * shift, 0) for k in range(4)]
+    tiled = np.block([copies[:2], copies[2:]]).astype(np.int32)
+    return (
+        np.tile(np.where(cut, 0, planes).astype(np.float32), (1, 2, 2)),
+        tiled,
+        np.tile(np.where(cut, 0, flows).astype(np.float32), (1, 2, 2)),
+    )
+
+
+def _choose(files: list[AnnotatedFile], folder: Path, recipe: Recipe) -> list[AnnotatedFile]:
+    wanted = recipe.train_images
+    names = [file.name for file in files]
+    if isinstance(wanted, tuple):
+        if missing := [name for name in wanted if name not in names]:
+            raise InputError(
+                f"{folder}: no image {missing[0]!r} to train on; there are {', '.join(names)}"
+            )
+        return [file for file in files if file.name in wanted]
+    if wanted > len(files):
+        raise InputError(f"{folder}: train_images is {wanted}, and there are {len(files)}")
+    if wanted == 0:
+        return files
+    chosen = np.random.default_rng([recipe.seed, 1]).permutation(len(files))[:wanted]
+    return [files[k] for k in sorted(chosen)]
+
+
+def load_annotated(
+    folder: Path, recipe: Recipe, exclude: Sequence[str] = ()
+) -> tuple[list[AnnotatedImage], list[HeldOut]]:
+    """Read a folder of annotated images and set the validation part aside.
+
+    Parameters
+    ----------
+    folder
+        See `find_annotated`.
+    recipe
+        For channels, percentiles, scale, the number of images and the held-out columns.
+    exclude
+        Names of images to hold out.
+
+    Returns
+    -------
+    images : list of AnnotatedImage
+        To train on, sorted by name.
+    held_out : list of HeldOut
+        To validate with; nothing of them is in `images`.
+
+    Raises
+    ------
+    InputError
+        For what cannot be paired or read, a name that is not there, or an image smaller than a
+        crop.
+    """
+    files = find_annotated(folder)
+    if unknown := sorted(set(exclude) - {file.name for file in files}):
+        raise InputError(
+            f"{folder}: no image {unknown[0]!r} to hold out; there are "
+            + ", ".join(file.name for file in files)
+        )
+    used = _choose([file for file in files if file.name not in exclude], folder, recipe)
+    if not used:
+        raise InputError(f"{folder}: every image is held out")
+    images, held_out = [], []
+    for file in files:
+        if file.name in exclude:
+            held_out.append(HeldOut(file.name, *_read(file, recipe)))
+        elif file in used:
+            pixels, labels = _read(file, recipe)
+            kept = labels.shape[1] - round(labels.shape[1] * recipe.validation_columns)
+            if kept < labels.shape[1]:
+                held_out.append(HeldOut(file.name, pixels[..., kept:], labels[:, kept:]))
+            image = prepare(file.name, pixels[..., :kept], labels[:, :kept], recipe)
+            if min(image.labels.shape) < recipe.patch_px:
+                height, width = image.labels.shape
+                raise InputError(
+                    f"{file.image}: {height} x {width} px to train on are smaller than a crop of "
+                    f"{recipe.patch_px} px"
+                )
+            images.append(image)
+    measure_diameter([image.labels for image in images])
+    return images, held_out

@@ -1,0 +1,181 @@
+"""Crops for one training step: lossless and lossy augmentation, intensity jitter, targets.
+
+Every random choice of a step comes from a generator seeded with (seed, step), so that a run that
+resumes continues as if it had not stopped.
+
+Turning by any angle and scaling read pixels bilinearly, but labels and flows at the nearest pixel:
+interpolated flows would point nowhere at the border of two cells, where dense tissue needs them
+most.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.annotated import AnnotatedImage
+    from densebatch.recipe import Recipe
+
+FLOW_SCALE = 5.0  # Cellpose's networks give flows at five times unit length
+_SHADING_PX = 64  # distance over which uneven gain changes
+
+
+def sample_batch(
+    images: Sequence[AnnotatedImage], recipe: Recipe, step: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The crops of one step, drawn evenly over the area of all images.
+
+    Parameters
+    ----------
+    images
+        None smaller than a crop.
+    recipe
+        Patch, batch, augmentation and seed.
+    step
+        Number of the step.
+
+    Returns
+    -------
+    inputs : `(batch, 2, patch, patch)` float32
+    targets : `(batch, 4, patch, patch)` float32
+        5 dy, 5 dx, inside a cell (0 or 1), weight in the loss.
+    """
+    rng = np.random.default_rng([recipe.seed, step])
+    areas = np.array([image.labels.size for image in images], float)
+    side = recipe.patch_px
+    inputs = np.empty((recipe.batch, 2, side, side), np.float32)
+    targets = np.empty((recipe.batch, 4, side, side), np.float32)
+    for index in range(recipe.batch):
+        image = images[rng.choice(len(images), p=areas / areas.sum())]
+        pixels, labels, flows = _crop(image, recipe, rng)
+        inputs[index] = _jitter(pixels, recipe, rng)
+        targets[index, :2] = FLOW_SCALE * flows
+        targets[index, 2] = labels > 0
+        targets[index, 3] = 1.0
+        if recipe.border_weight:
+            targets[index, 3] += recipe.border_weight * find_borders(labels)
+    return inputs, targets
+
+
+def find_borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pixels with another label, or background beside a cell, among their eight neighbours."""
+    result: NDArray[np.bool_] = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(
+        labels, 3
+    )
+    return result
+
+
+def orient(
+    planes: NDArray[Any], flows: NDArray[np.float32], turn: int
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """One of the eight lossless orientations of `(..., h, w)` planes and of `(2, h, w)` flows.
+
+    Bit 0 mirrors rows, bit 1 columns, bit 2 swaps the axes.
+    """
+    dy, dx = flows
+    if turn & 1:
+        planes, dy, dx = planes[..., ::-1, :], -dy[::-1], dx[::-1]
+    if turn & 2:
+        planes, dy, dx = planes[..., ::-1], dy[:, ::-1], -dx[:, ::-1]
+    if turn & 4:
+        planes, dy, dx = planes.swapaxes(-1, -2), dx.T, dy.T
+    return planes, np.stack([dy, dx])
+
+
+def _draw_turn(recipe: Recipe, rng: np.random.Generator) -> int:
+    """Mirrors and quarter turns as the recipe allows: 8, 4 or 1 orientations."""
+    drawn = int(rng.integers(8))  # drawn always, so that the rest does not depend on it
+    if recipe.flips and recipe.quarter_turns:
+        return drawn
+    if recipe.flips:
+        return drawn & 3
+    if recipe.quarter_turns:
+        # a quarter turn is a mirror and a swap; a half turn both mirrors
+        return (0, 5, 3, 6)[drawn & 3]
+    return 0
+
+
+def _crop(
+    image: AnnotatedImage, recipe: Recipe, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    """One crop: `(2, side, side)` pixels, labels, `(2, side, side)` unit flows."""
+    if recipe.rotation or recipe.scaling:
+        pixels, labels, flows = _warp(image, recipe, rng)
+    else:
+        side = recipe.patch_px
+        height, width = image.labels.shape
+        y = int(rng.integers(0, height - side + 1))
+        x = int(rng.integers(0, width - side + 1))
+        window = np.s_[..., y : y + side, x : x + side]
+        pixels, labels, flows = image.image[window], image.labels[window], image.flows[window]
+    turn = _draw_turn(recipe, rng)
+    turned, turned_flows = orient(pixels, flows, turn)
+    return turned, orient(labels, flows, turn)[0], turned_flows
+
+
+def _warp(
+    image: AnnotatedImage, recipe: Recipe, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    """A turned and scaled crop; one that reaches beyond the image is mirrored there."""
+    angle = rng.uniform(0.0, 2.0 * np.pi) if recipe.rotation else 0.0
+    scale = 2.0 ** rng.uniform(-recipe.scaling, recipe.scaling)
+    cos, sin = np.cos(angle), np.sin(angle)
+    side = recipe.patch_px
+    half = side / 2.0
+    at = np.arange(side) + 0.5 - half
+    height, width = image.labels.shape
+    reach = (abs(cos) + abs(sin)) * half / scale + 1.0
+    centre_y, centre_x = (
+        rng.uniform(reach, n - 1 - reach) if n > 2 * reach + 1 else (n - 1) / 2
+        for n in (height, width)
+    )
+    y = centre_y + (cos * at[:, None] - sin * at[None, :]) / scale
+    x = centre_x + (sin * at[:, None] + cos * at[None, :]) / scale
+    y, x = _mirror(y, height), _mirror(x, width)
+    y0 = np.minimum(y.astype(np.intp), height - 2)
+    x0 = np.minimum(x.astype(np.intp), width - 2)
+    fy, fx = (y - y0).astype(np.float32), (x - x0).astype(np.float32)
+    planes = image.image
+    upper = planes[:, y0, x0] * (1 - fx) + planes[:, y0, x0 + 1] * fx
+    lower = planes[:, y0 + 1, x0] * (1 - fx) + planes[:, y0 + 1, x0 + 1] * fx
+    pixels = upper * (1 - fy) + lower * fy
+    nearest = np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)
+    dy, dx = image.flows[:, *nearest]
+    flows = np.stack([cos * dy + sin * dx, cos * dx - sin * dy]).astype(np.float32)
+    return pixels.astype(np.float32), image.labels[nearest], flows
+
+
+def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Positions brought into 0 to n - 1 by mirroring at the first and last pixel."""
+    period = 2.0 * (n - 1)
+    folded = np.mod(position, period)
+    result: NDArray[np.float64] = np.minimum(folded, period - folded)
+    return result
+
+
+def _jitter(
+    pixels: NDArray[np.float32], recipe: Recipe, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Gamma, gain, offset, uneven gain and noise of the membrane channel; gain of the nuclei."""
+    membrane = pixels[0]
+    gamma = 2.0 ** rng.uniform(-recipe.gamma, recipe.gamma)
+    gain = 2.0 ** rng.uniform(-recipe.brightness, recipe.brightness)
+    offset = rng.uniform(-recipe.offset, recipe.offset)
+    membrane = np.sign(membrane) * np.abs(membrane) ** gamma * gain + offset
+    if recipe.shading and rng.random() < 0.5:
+        side = membrane.shape[0]
+        knots = rng.normal(0.0, recipe.shading, (side // _SHADING_PX + 3,) * 2)
+        field = ndimage.zoom(knots, _SHADING_PX, order=3)[:side, :side]
+        membrane = membrane * 2.0**field
+    if rng.random() < 0.5:
+        membrane = membrane + rng.normal(0.0, recipe.noise * rng.random(), membrane.shape)
+    nuclei = pixels[1] * 2.0 ** rng.uniform(-recipe.brightness, recipe.brightness)
+    result: NDArray[np.float32] = np.stack([membrane, nuclei]).astype(np.float32)
+    return result

@@ -1,0 +1,102 @@
+"""Optimisers of a recipe: AdamW, Cellpose's SGD, and Muon for the convolutions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from densebatch.network import CPnet
+    from densebatch.recipe import Recipe
+
+_SGD_MOMENTUM = 0.9  # Cellpose's
+_MUON_MOMENTUM = 0.95
+_MUON_ROUNDS = 5
+# Coefficients of the quintic iteration: fastest growth of small singular values that still ends
+# between about 0.7 and 1.2 (Jordan et al. 2024, Muon).
+_MUON_QUINTIC = (3.4445, -4.7750, 2.0315)
+_MUON_RMS = 0.2  # of an update in units of the rate, as AdamW's is (Liu et al. 2025, section 2.2)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is brought to equal singular values (Jordan et al. 2024).
+
+    A convolution's weights `(out, in, h, w)` are taken as the matrix `(out, in h w)`. PyTorch's own
+    `torch.optim.Muon` accepts matrices only.
+
+    Parameters
+    ----------
+    weights
+        Tensors of two axes and more.
+    lr
+        Rate; the root mean square of an update is 0.2 times that.
+    weight_decay
+        Decoupled, times the rate.
+    """
+
+    def __init__(self, weights: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ANN401
+        """Update every weight that has a gradient; `closure` is not accepted."""
+        if closure is not None:
+            raise TypeError("Muon takes no closure")
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight.grad)
+                state["momentum"].lerp_(weight.grad, 1.0 - _MUON_MOMENTUM)
+                ahead = weight.grad.lerp(state["momentum"], _MUON_MOMENTUM)
+                update = orthogonalize(ahead.reshape(len(ahead), -1))
+                weight.mul_(1.0 - group["lr"] * group["weight_decay"])
+                scale = _MUON_RMS * max(update.shape) ** 0.5
+                weight.add_(update.reshape(weight.shape), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix of the same singular vectors, whose singular values are all brought near 1.
+
+    Five rounds of `a X + (b A + c A A) X` with `A = X X^T` (Newton-Schulz).
+    """
+    a, b, c = _MUON_QUINTIC
+    tall = matrix.shape[0] > matrix.shape[1]
+    x: torch.Tensor = matrix.mT if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(_MUON_ROUNDS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def build_optimisers(network: CPnet, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The recipe's optimiser; with Muon a second one, AdamW, for all that is no inner convolution.
+
+    The first convolution sees two channels and the last gives three: neither is a matrix whose
+    directions ought to weigh alike.
+    """
+    weights = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser == "sgd":
+        return [
+            torch.optim.SGD(weights.values(), lr=rate, momentum=_SGD_MOMENTUM, weight_decay=decay)
+        ]
+    if recipe.optimiser == "adamw":
+        return [torch.optim.AdamW(weights.values(), lr=rate, weight_decay=decay)]
+    inner = {
+        name
+        for name, p in weights.items()
+        if p.ndim == 4 and p.shape[1] > network.widths[0] and not name.startswith("output.")
+    }
+    return [
+        torch.optim.AdamW(
+            [p for name, p in weights.items() if name not in inner], lr=rate, weight_decay=decay
+        ),
+        Muon([weights[name] for name in sorted(inner)], lr=rate, weight_decay=decay),
+    ]

@@ -1,0 +1,152 @@
+"""Recipe of a training run: frozen, strict, one docstring and unit each; YAML in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from densebatch.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _refuse_truth(value: object) -> object:
+    """YAML's yes and no are no numbers, though Python would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is accepted, not a truth value")  # noqa: TRY004
+    return value
+
+
+_Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_truth)]
+_Amount = Annotated[float, Field(ge=0), BeforeValidator(_refuse_truth)]
+_Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_refuse_truth)]
+_PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(_refuse_truth)]
+_Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth)]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the weights, besides images and start.
+
+    Lossless augmentation (flips, quarter turns) moves pixels; lossy augmentation (rotation,
+    scaling) interpolates them, and Han et al. 2024 found rotation harmful on dense tissue.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    widths: tuple[_PositiveCount, ...] = Field(
+        default=(2, 16, 32, 64, 128),
+        min_length=3,
+        max_length=6,
+        description="channels of the input and of each resolution; Cellpose's own are "
+        "2, 32, 64, 128, 256",
+    )
+    steps: _PositiveCount = Field(default=1100, description="optimiser steps")
+    batch: _PositiveCount = Field(default=8, description="crops per step")
+    patch_px: _PositiveCount = Field(default=224, description="side of a crop, multiple of 8")
+    optimiser: Literal["adamw", "muon", "sgd"] = Field(
+        default="adamw",
+        description="muon: for inner convolutions, with adamw for the rest; sgd: momentum 0.9",
+    )
+    learning_rate: _Positive = Field(default=2e-3, description="peak")
+    weight_decay: _Amount = Field(default=1e-2, description="of the optimiser")
+    warmup_steps: _Count = Field(
+        default=100, description="linear warm-up; cosine decay to zero follows"
+    )
+    average: _Share = Field(
+        default=0.99, description="decay per step of the averaged weights, which are saved"
+    )
+    clip_norm: _Positive = Field(default=1.0, description="gradients are scaled to this norm")
+
+    flips: bool = Field(default=True, description="mirror crops (lossless)")
+    quarter_turns: bool = Field(default=True, description="turn crops by 90 degrees (lossless)")
+    rotation: bool = Field(default=False, description="turn crops by any angle (interpolates)")
+    scaling: _Amount = Field(
+        default=0.0, description="half-width of random scaling, log2 (interpolates)"
+    )
+    collation: bool = Field(
+        default=False,
+        description="erase cells at an image's edges and put it together with itself, 2 x 2",
+    )
+    gamma: _Amount = Field(default=0.25, description="half-width of gamma, log2")
+    brightness: _Amount = Field(default=0.25, description="half-width of the gain, log2")
+    offset: _Amount = Field(
+        default=0.03, description="half-width of an added constant, of the range 0..1"
+    )
+    noise: _Amount = Field(
+        default=0.02, description="largest standard deviation of added noise, of the range 0..1"
+    )
+    shading: _Amount = Field(
+        default=0.0, description="standard deviation of a smooth uneven gain, log2"
+    )
+    border_weight: _Amount = Field(
+        default=0.0, description="extra weight in the loss of pixels at cell borders"
+    )
+
+    membrane: tuple[str, ...] = Field(
+        default=(), description="channels of multi-channel images, combined by maximum"
+    )
+    nuclei: str | None = Field(default=None, description="nuclear channel, fed as second input")
+    percentiles: tuple[float, float] = Field(
+        default=(1.0, 99.0), description="of an image that become 0 and 1"
+    )
+    um_per_px: _Positive | None = Field(
+        default=0.5, description="resolution of the images, if they do not tell"
+    )
+    diameter_px: _Positive | None = Field(
+        default=None, description="rescale every image to this mean cell diameter; default: native"
+    )
+    train_images: _Count | tuple[str, ...] = Field(
+        default=0, description="names of images, or how many (the seed chooses); 0 takes all"
+    )
+    validation_columns: _Share = Field(
+        default=0.0, description="share of columns at the right of each image held out"
+    )
+    autocast: bool = Field(default=True, description="bfloat16 activations; weights stay float32")
+    seed: _Count = Field(default=0, description="of weights, crops and jitter")
+    about: dict[str, str] = Field(default_factory=dict, description="goes into the card as it is")
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        unit = 2 ** (len(self.widths) - 2)
+        if self.patch_px % unit:
+            raise ValueError(f"patch_px is a multiple of {unit}")
+        if self.widths[0] != 2:
+            raise ValueError("widths begin with 2: membrane and nuclei")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles rise from 0 to 100")
+        return self
+
+
+def load_recipe(path: Path | None, **overrides: object) -> Recipe:
+    """Recipe from YAML, with what was given on the command line on top.
+
+    Raises
+    ------
+    InputError
+        For an unreadable file, an unknown key or a value out of range: one sentence.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise InputError(f"{path}: not a readable YAML file ({reason[:200]})") from error
+        values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}; accepted is a mapping")
+    given = {k: v for k, v in overrides.items() if v is not None}
+    try:
+        return Recipe.model_validate({**values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ").lower().replace("tuple", "list")
+        if first["type"] in ("extra_forbidden", "invalid_key"):
+            known = ", ".join(Recipe.model_fields)
+            raise InputError(f"{path}: unknown setting {where!r}; accepted are {known}") from error
+        source = f"{path}: " if path is not None else ""
+        raise InputError(f"{source}{f'setting {where!r}: ' if where else ''}{message}") from error

@@ -1,0 +1,49 @@
+"""The training curve as a picture."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from densebatch.scoring_charts import compose_picture, draw_chart
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from densebatch.training import CurvePoint
+
+_BINS = 40
+_TICKS = 5
+
+
+def draw_curve(curve: Sequence[CurvePoint], path: Path) -> None:
+    """Write the loss (means of up to 40 equal parts) and the validation scores as SVG.
+
+    Parameters
+    ----------
+    curve
+        Not empty.
+    path
+        Of the SVG file.
+    """
+    parts = np.array_split(np.arange(len(curve)), min(_BINS, len(curve)))
+    ends = [curve[part[-1]].step for part in parts]
+    losses = [float(np.mean([curve[k].loss for k in part])) for part in parts]
+    every = math.ceil(len(ends) / _TICKS)
+    # counted from the last, which is always named
+    ticks = [str(n) if (len(ends) - 1 - k) % every == 0 else "" for k, n in enumerate(ends)]
+    charts = [draw_chart("Loss", "step", ticks, {"loss": losses})]
+    validated = [point for point in curve if point.scores]
+    if validated:
+        names = {"map": "all cells", "map_100": "cells of 100 px and more"}
+        series = {
+            text: [point.scores.get(name, math.nan) for point in validated]
+            for name, text in names.items()
+        }
+        steps = [str(point.step) for point in validated]
+        title = "Mean AP at IoU 0.5, held out (upper line: cells >= 100 px)"
+        charts.append(draw_chart(title, "step", steps, series, y_max=1.0))
+    path.write_text(compose_picture(charts), encoding="utf-8")

@@ -142,6 +142,19 @@ def pair_labels(pred: Path, truth: Path, *, allow_missing: bool = False) -> Pair
     )
 
 
+def list_label_images(folder: Path) -> dict[str, Path]:
+    """Files of a folder that are label images by their endings, by the name without it.
+
+    Raises
+    ------
+    InputError
+        If two have the same name.
+    """
+    if not any(ending for _, ending in map(split_name, _candidates(folder))):
+        return {}
+    return _list_folder(folder)[0]
+
+
 def find_partners(source: Path, names: list[str]) -> dict[str, Path]:
     """Files of a folder with the given names, whatever their endings; or one file for one name."""
     if not _is_folder(source):

@@ -4,27 +4,26 @@ import csv
 import json
 import math
 from fractions import Fraction
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
-from run_files import Watcher, call_main, write_tiff
+from run_files import call_main, write_tiff
 
 from densebatch import inference, plan
 from densebatch.config import SegmentSettings, SweepSettings, load_sweep
-from densebatch.dynamics import TraceSettings, halo_for_travel
 from densebatch.errors import DensebatchError, InputError
-from densebatch.geometry import Region
+from densebatch.geometry import Grid, Region
 from densebatch.pipeline import segment
+from densebatch.scoring import score_labels
 from densebatch.scoring_results import ScoreSettings
 from densebatch.scoring_run import ScoreOptions, score_files
 from densebatch.simulate import Tissue, render
 from densebatch.sweep import Setting, find_images, sweep
 from densebatch.sweep_report import draw_sweep, find_best, format_csv, format_markdown
 
-SHAPE = 150, 230
+SHAPE = 110, 200
 FLOW, CELLPROB, SIZES = (0.0, 0.2, 0.4), (-2.0, 0.5), (0, 100)
 SEGMENT = {"membrane": ("0",), "pixel_size": 0.5, "workers": 0}
 
@@ -170,11 +169,13 @@ def test_far_travellers_get_the_halo_that_they_need(images, swept, monkeypatch):
 
     monkeypatch.setattr(module, "store_flows", shorten)
     monkeypatch.setattr(module, "trace_tile", watch)
-    tiled = sweep(find_images(images, None), swept[1], settings(tile=64))
-    assert len(travels) > 2 * len(FLOW) * len(CELLPROB) * 3 * 4
-    for setting, scores in swept[0].scores.items():
-        assert same(scores, tiled.scores[setting])
-    assert halo_for_travel(1) < TraceSettings().travel_limit_px
+    files = find_images(images, None)
+    tiled = sweep(files, swept[1], settings(tile=64, flow_threshold=(0.4,)))
+    once = len(files) * len(CELLPROB) * len(Grid(*SHAPE, 64, 64))
+    assert len(travels) > once
+    assert max(travels) > min(travels)
+    for setting, scores in tiled.scores.items():
+        assert same(scores, swept[0].scores[setting])
 
 
 def test_failed_patches_are_no_background(images, tmp_path, monkeypatch):
@@ -204,7 +205,7 @@ def test_command_writes_table_text_and_plot(images, swept, tmp_path, recipe, cap
     code, told, _ = call_main(capsys, "sweep", images, "-o", out, "-c", recipe)
     assert code == 0
     assert sorted(p.name for p in out.iterdir()) == ["sweep.csv", "sweep.md", "sweep.svg", "work"]
-    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    rows = read_rows(out)
     assert len(rows) == 4 * 3
     row = next(
         r
@@ -242,8 +243,12 @@ def test_one_slide_with_its_truth(tmp_path, capsys, recipe):
     assert not out.exists()
     code, _, _ = call_main(capsys, *arguments, "--truth", tmp_path / "s_masks.npy")
     assert code == 0
-    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    rows = read_rows(out)
     assert {row["image"] for row in rows} == {"s", "mean"}
+
+
+def read_rows(out):
+    return list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
 
 
 def refuse(capsys, *arguments):
@@ -262,7 +267,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(images, tmp_path, capsys, 
     (bad / "x_masks.png").write_bytes((images / "a_masks.png").read_bytes())
     assert "no image of the name x" in refuse(capsys, bad, "-o", out)
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(bad / "x_img.png")
-    assert "labels of 150 x 230 px for an image of 5 x 7 px" in refuse(capsys, bad, "-o", out)
+    assert "labels of 110 x 200 px for an image of 5 x 7 px" in refuse(capsys, bad, "-o", out)
     np.save(bad / "x.npy", np.zeros((5, 7)))
     told = refuse(capsys, bad / "x_img.png", "--truth", bad / "x.npy", "-o", out)
     assert "values of type float64" in told
@@ -312,18 +317,31 @@ def test_defaults_are_what_the_paper_varied():
     assert SweepSettings().segment.min_size == SegmentSettings().min_size == 15
 
 
-def test_reports_of_images_without_cells(swept):
-    """NaN where there is nothing to find: no number, no picture element, no crash."""
-    scores = {
-        setting: tuple(image for image in images) for setting, images in swept[0].scores.items()
-    }
-    empty = {s: v for s, v in scores.items() if s.min_size == 0}
-    assert find_best(empty).ap == max(
-        np.mean([image.at("0.5").ap for image in images]) for images in empty.values()
-    )
-    assert format_csv(empty).count("\n") == 1 + len(empty) * 3 * 2
-    assert format_markdown(empty).count("**") == 2 * 2 or math.isnan(find_best(empty).ap)
-    root = ElementTree.fromstring(draw_sweep(empty))
+def test_reports_hold_every_combination(swept):
+    scores = {s: images for s, images in swept[0].scores.items() if s.min_size == 0}
+    means = {s: np.mean([image.at("0.5").ap for image in v]) for s, v in scores.items()}
+    best = find_best(scores)
+    assert best.ap == pytest.approx(max(means.values()))
+    assert means[best.setting] == pytest.approx(best.ap)
+    assert format_csv(scores).count("\n") == 1 + len(scores) * 3 * 2
+    text = format_markdown(scores)
+    assert text.count("\n| ") == 1 + len(scores)
+    assert text.count("**") == 2 * 2
+    root = ElementTree.fromstring(draw_sweep(scores))
     namespace = "{http://www.w3.org/2000/svg}"
     assert len(root.findall(f"{namespace}svg")) == 1
     assert len(list(root.iter(f"{namespace}polyline"))) == len(CELLPROB)
+    assert len(list(root.iter(f"{namespace}circle"))) == len(scores)
+
+
+def test_images_without_cells_have_no_score():
+    nothing = np.zeros((9, 9), np.uint32)
+    image = score_labels(nothing, nothing, ScoreSettings(thresholds=(Fraction(1, 2),)), name="x|y")
+    scores = {Setting(0.4, c, 0): (image, image) for c in (0.0, 1.0)}
+    assert find_best(scores)[0] == Setting(0.4, 0.0, 0)
+    assert math.isnan(find_best(scores).ap)
+    assert "0.4,0.0,0,mean,0.50,,1.000000,0,0,0,0,0\n" in format_csv(scores)
+    rows = [line for line in format_markdown(scores).splitlines() if line.startswith("|")]
+    assert [row.count("|") for row in rows] == [rows[0].count("|")] * 4
+    root = ElementTree.fromstring(draw_sweep(scores))
+    assert not list(root.iter("{http://www.w3.org/2000/svg}circle"))

@@ -113,7 +113,8 @@ def draw_sweep(scores: Scores) -> str:
     means = {tuple(setting): summarize(images).mean_ap[0] for setting, images in scores.items()}
     known = [ap for ap in means.values() if not math.isnan(ap)] or [0.0]
     low = math.floor(20 * min(known)) / 20
-    high = max(math.ceil(20 * max(known)) / 20, low + 0.05)
+    # four divisions of a whole number of hundredths
+    high = low + 0.04 * max(1, math.ceil((max(known) - low) / 0.04))
     iou = format_threshold(next(iter(scores.values()))[0].settings.thresholds[0])
     pictures = []
     for chart in values[charts]:

@@ -247,6 +247,15 @@ def test_one_slide_with_its_truth(tmp_path, capsys, recipe):
     assert {row["image"] for row in rows} == {"s", "mean"}
 
 
+def test_labels_inside_an_ome_zarr_score_one_where_they_came_from(images, tmp_path, capsys, recipe):
+    run = SegmentSettings(**SEGMENT, flow_threshold=0.2, cellprob_threshold=0.5, image="copy")
+    segment(images / "a_img.png", tmp_path / "run", run)
+    slide = tmp_path / "run" / "segmentation.ome.zarr"
+    code, told, _ = call_main(capsys, "sweep", slide, "-o", tmp_path / "out", "-c", recipe)
+    assert code == 0
+    assert "best   mean AP 1.000 at IoU 0.5: flow 0.2, cell probability 0.5" in told
+
+
 def read_rows(out):
     return list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
 

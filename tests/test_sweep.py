@@ -231,6 +231,20 @@ def test_command_writes_table_text_and_plot(images, swept, tmp_path, recipe, cap
     assert "network evaluated on 0 patches" in told
 
 
+def test_flows_of_other_settings_are_refused_until_told(images, tmp_path, capsys, recipe, patches):
+    out = tmp_path / "out"
+    assert call_main(capsys, "sweep", images, "-o", out, "-c", recipe)[0] == 0
+    before = sum(patches)
+    text = recipe.read_text()
+    recipe.write_text(text.replace('"pixel_size": 0.5', '"pixel_size": 0.6'))
+    told = refuse(capsys, images, "-o", out, "-c", recipe)
+    assert told.startswith(f"error: {out / 'work' / 'a'}: holds another run: ")
+    assert told.endswith("; choose another folder or give --restart\n")
+    assert sum(patches) == before
+    assert call_main(capsys, "sweep", images, "-o", out, "-c", recipe, "--restart")[0] == 0
+    assert sum(patches) > before
+
+
 def test_one_slide_with_its_truth(tmp_path, capsys, recipe):
     pixels, labels = simulate(3)
     slide = write_tiff(tmp_path / "s.ome.tif", pixels[np.newaxis], ["CD3"])

@@ -126,12 +126,19 @@ def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDA
     return pixels, compact.astype(np.int32)
 
 
-def measure_diameter(labels: Sequence[NDArray[np.int32]]) -> float:
-    """Mean diameter of cells in pixels, `2 sqrt(area / pi)`."""
+def measure_diameters(labels: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+    """Diameter of every cell in pixels, `2 sqrt(area / pi)`.
+
+    Raises
+    ------
+    InputError
+        If there is no cell.
+    """
     areas = np.concatenate([np.unique(plane[plane > 0], return_counts=True)[1] for plane in labels])
     if not areas.size:
         raise InputError("the annotated images hold no cell")
-    return float(np.mean(2.0 * np.sqrt(areas / np.pi)))
+    result: NDArray[np.float64] = 2.0 * np.sqrt(areas / np.pi)
+    return result
 
 
 def prepare(
@@ -150,7 +157,8 @@ def prepare(
     if recipe.nuclei is not None:
         planes[1] = scaled[-1]
     if recipe.diameter_px is not None:
-        factor = recipe.diameter_px / measure_diameter([labels])
+        # the median, as Cellpose's `utils.diameters`
+        factor = recipe.diameter_px / float(np.median(measure_diameters([labels])))
         shape = tuple(max(1, round(n * factor)) for n in labels.shape)
         planes = resize(planes, (2, *shape), order=1, anti_aliasing=factor < 1).astype(np.float32)
         labels = resize(labels, shape, order=0, preserve_range=True, anti_aliasing=False)
@@ -248,5 +256,5 @@ def load_annotated(
                     f"{recipe.patch_px} px"
                 )
             images.append(image)
-    measure_diameter([image.labels for image in images])
+    measure_diameters([image.labels for image in images])  # refuses images without a cell
     return images, held_out

@@ -21,6 +21,7 @@ _COMMANDS = {
     "plan": ("densebatch.cli_segment", "Show what a segmentation would do, and do nothing."),
     "demo": ("densebatch.cli_demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli_score", "Compare label images with ground truth."),
+    "sweep": ("densebatch.cli_sweep", "Score many thresholds; the network runs once."),
     "train": ("densebatch.cli_train", "Train a network on annotated images."),
     "models": ("densebatch.cli_train", "List the bundled models."),
 }

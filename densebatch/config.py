@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  pydantic looks the annotation up at run time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from densebatch.errors import InputError
 
@@ -99,6 +106,63 @@ class SegmentSettings(BaseModel):
         return self.model_dump(mode="json", exclude=_RUN_ONLY)
 
 
+# what a sweep varies itself, and what only says how labels are written
+_NOT_IN_SWEEP = (
+    *("flow_threshold", "cellprob_threshold"),
+    *("ngff", "image", "in_place", "keep_flows"),
+)
+_Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_refuse_truth)]
+_Amount = Annotated[float, Field(ge=0), BeforeValidator(_refuse_truth)]
+
+
+class SweepSettings(BaseModel):
+    """Which settings to try on one flow field, and how to score them.
+
+    Every combination of the first three is scored. The defaults are those that Han et al. 2024
+    varied.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    flow_threshold: tuple[_Amount, ...] = Field(
+        default=(0.3, 0.4, 0.5), min_length=1, description="largest flow errors; 0 keeps all"
+    )
+    cellprob_threshold: tuple[_Number, ...] = Field(
+        default=(-1.0, 0.0, 1.0), min_length=1, description="foreground has a larger logit"
+    )
+    min_size: tuple[_Count, ...] = Field(
+        default=(0, 50, 100, 200),
+        min_length=1,
+        description="px; at scoring, smaller cells are removed on both sides before matching",
+    )
+    iou: tuple[_Share, ...] = Field(
+        default=(0.5,), min_length=1, description="IoU from which a cell counts as found"
+    )
+    segment: SegmentSettings = Field(
+        default_factory=SegmentSettings,
+        description="all else, as for `densebatch segment`; its min_size acts when tracing",
+    )
+
+    @field_validator("flow_threshold", "cellprob_threshold", "min_size", "iou")
+    @classmethod
+    def _refuse_repeats(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("names a value twice")
+        return values
+
+    @field_validator("segment")
+    @classmethod
+    def _refuse_ineffective(cls, segment: SegmentSettings) -> SegmentSettings:
+        for name in _NOT_IN_SWEEP:
+            if name in segment.model_fields_set:
+                where = "; it is accepted beside segment" if name in cls.model_fields else ""
+                raise ValueError(f"{name} has no effect here{where}")
+        return segment
+
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
 def _tell(value: object) -> str:
     """A value in at most a line."""
     text = " ".join(repr(value).split())
@@ -113,6 +177,15 @@ def load_settings(path: Path | None, **overrides: object) -> SegmentSettings:
     InputError
         For an unreadable file, an unknown key or a value out of range: one sentence.
     """
+    return _load(SegmentSettings, path, overrides)
+
+
+def load_sweep(path: Path | None) -> SweepSettings:
+    """Settings of a sweep from a YAML file; errors as for `load_settings`."""
+    return _load(SweepSettings, path, {})
+
+
+def _load(kind: type[_Settings], path: Path | None, overrides: dict[str, object]) -> _Settings:
     values: object = None
     if path is not None:
         try:
@@ -126,11 +199,12 @@ def load_settings(path: Path | None, **overrides: object) -> SegmentSettings:
         raise InputError(f"{path}: holds a {type(values).__name__}; accepted is a mapping")
     given = {k: v for k, v in overrides.items() if v is not None}
     try:
-        return SegmentSettings.model_validate({**values, **given})
+        return kind.model_validate({**values, **given})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(SegmentSettings.model_fields)
+        nested = kind is SweepSettings and where.startswith("segment.")
+        known = ", ".join((SegmentSettings if nested else kind).model_fields)
         unknown = first["type"] in ("extra_forbidden", "invalid_key")
         hint = f"; accepted settings: {known}" if unknown else ""
         source = f"{path}: " if path is not None and first["loc"][0] not in given else ""

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from densebatch.config import SegmentSettings
     from densebatch.executor import DaskExecutor, SerialExecutor
 
-__all__ = ["Progress", "SegmentResult", "segment"]
+__all__ = ["Progress", "SegmentResult", "predict_steps", "segment", "start_executor"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def segment(
                 shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
             return _result(folder, plan, report)
     with ExitStack() as stack:
-        executor = _open_executor(stack, settings, workers)
+        executor = start_executor(stack, settings, workers)
         run = Session(plan, settings, folder, executor, progress, shuffle)
         run.seconds["plan"] = round(surveyed, 3)
         _prepare(run, restart=restart)
@@ -177,9 +177,10 @@ def segment(
     return result
 
 
-def _open_executor(
+def start_executor(
     stack: ExitStack, settings: SegmentSettings, workers: int
 ) -> SerialExecutor | DaskExecutor:
+    """The executor that the settings ask for, until the stack is closed; errors in words."""
     address, file = settings.scheduler_address, settings.scheduler_file
     try:
         return stack.enter_context(open_executor(workers, address, file))
@@ -224,16 +225,13 @@ def _trace_step(run: Session, index: tuple[int, int], travel_px: int) -> Step:
     return Step(job, "trace", core.area)
 
 
-def _predict_and_trace(run: Session) -> dict[tuple[int, int], str]:
-    """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
-
-    Returns the tiles that have no result, with the reason.
-    """
+def predict_steps(run: Session) -> list[Step]:
+    """Stage 1: a task for each group of patches."""
     plan, settings = run.plan, run.settings
     local = settings.scheduler_address is None and settings.scheduler_file is None
     # a remote worker's cores are its scheduler's to share out, by tasks
     lanes = max(1, (os.cpu_count() or 1) // max(1, run.executor.workers)) if local else 1
-    steps = [
+    return [
         Step(
             Job(
                 predict_name(*group),
@@ -246,7 +244,15 @@ def _predict_and_trace(run: Session) -> dict[tuple[int, int], str]:
         )
         for group in plan.groups
     ]
-    steps += [_trace_step(run, index, plan.travel_px) for index in run.grid]
+
+
+def _predict_and_trace(run: Session) -> dict[tuple[int, int], str]:
+    """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
+
+    Returns the tiles that have no result, with the reason.
+    """
+    steps = predict_steps(run)
+    steps += [_trace_step(run, index, run.plan.travel_px) for index in run.grid]
     with run.timed("predict_and_trace"):
         failed = _failed_tiles(run, run.drive(steps))
         _trace_far_travellers(run, failed)

@@ -22,6 +22,8 @@ def draw_chart(
     *,
     bars: bool = False,
     y_max: float | None = None,
+    y_min: float = 0.0,
+    legend: bool = False,
 ) -> str:
     """Draw one or more series over named positions.
 
@@ -37,6 +39,10 @@ def draw_chart(
         Bars side by side instead of lines.
     y_max
         Upper end of the axis; None takes the largest value.
+    y_min
+        Lower end of the axis.
+    legend
+        Write the names of the series, in their colours, at the right of the title.
     """
     values = [v for line in series.values() for v in line if not math.isnan(v)]
     top = y_max or max(values, default=1) or 1
@@ -48,14 +54,19 @@ def draw_chart(
         return _LEFT + (k + 0.5) * step
 
     def y_at(value: float) -> float:
-        return _TOP + height * (1 - min(value, top) / top)
+        return _TOP + height * (1 - (min(value, top) - y_min) / (top - y_min))
 
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<text x="{_LEFT}" y="18" class="title">{escape(title)}</text>',
     ]
+    right = _WIDTH - _RIGHT
+    for k, name in reversed([*enumerate(series)] if legend else []):
+        style = f"fill:{COLOURS[k % len(COLOURS)]};text-anchor:end"
+        parts.append(f'<text x="{right}" y="18" style="{style}">{escape(name)}</text>')
+        right -= 12 + 7 * len(name)
     for k in range(5):
-        value = top * k / 4
+        value = y_min + (top - y_min) * k / 4
         y = y_at(value)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" class="grid"/>')
         text = f"{value:.2f}" if top <= 2 else f"{value:,.0f}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from densebatch.annotated import measure_diameter
+from densebatch.annotated import measure_diameters
 from densebatch.augmentation import sample_batch
 from densebatch.models import load_network
 from densebatch.network import CPnet
@@ -98,7 +98,7 @@ def build_network(
         )
     else:
         network = load_network(start)
-    diameter = measure_diameter([image.labels for image in images])
+    diameter = float(measure_diameters([image.labels for image in images]).mean())
     with torch.no_grad():
         network.diam_mean.fill_(diameter)
         network.diam_labels.fill_(diameter)

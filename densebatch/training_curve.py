@@ -38,12 +38,12 @@ def draw_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     charts = [draw_chart("Loss", "step", ticks, {"loss": losses})]
     validated = [point for point in curve if point.scores]
     if validated:
-        names = {"map": "all cells", "map_100": "cells of 100 px and more"}
+        names = {"map": "all cells", "map_100": "from 100 px"}
         series = {
             text: [point.scores.get(name, math.nan) for point in validated]
             for name, text in names.items()
         }
         steps = [str(point.step) for point in validated]
-        title = "Mean AP at IoU 0.5, held out (upper line: cells >= 100 px)"
-        charts.append(draw_chart(title, "step", steps, series, y_max=1.0))
+        title = "Mean AP, held out"
+        charts.append(draw_chart(title, "step", steps, series, y_max=1.0, legend=True))
     path.write_text(compose_picture(charts), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,7 +209,7 @@ def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_p
     assert card["start"] == "random"
     picture = output.with_suffix(".svg").read_text()
     assert picture.startswith("<svg xmlns=")
-    assert "held out" in picture
+    assert "Mean AP, held out" in picture
     before = output.read_bytes()
     again = CliRunner().invoke(cli, command)  # goes on from its last step, which was the last
     assert again.exit_code == 0, again.output
@@ -257,11 +256,6 @@ def test_command_refuses_what_cannot_work(folder, tmp_path):
     assert "smaller than a crop" in refusal(folder, "-o", out)
     assert "nonesuch" in refusal(folder, "-o", out, "--start", "nonesuch")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/train/*.yaml")))
-def test_bundled_recipes_load(path):
-    assert load_recipe(path).steps > 0
 
 
 def test_curve_is_redrawn_without_validation(images, tmp_path):

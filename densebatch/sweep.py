@@ -1,0 +1,276 @@
+"""Try thresholds on stored flow fields and score each: the network runs once per image.
+
+Flow and cell-probability threshold decide which cells are traced, so each pair of them is traced
+anew, by the same function as in a run, over tiles with their halos. The minimum size is that of
+Han et al. 2024: it acts at scoring, on truth and prediction alike, so every minimum size comes
+from one table of overlaps. A score here is the score of `densebatch segment` with these
+thresholds, to the last digit.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import psutil
+
+from densebatch.annotated import AnnotatedFile, find_annotated
+from densebatch.contingency import Contingency
+from densebatch.dynamics import halo_for_travel, trace_tile
+from densebatch.errors import InputError
+from densebatch.flow_fields import store_flows
+from densebatch.label_io import open_labels
+from densebatch.label_pairs import name_label_image
+from densebatch.label_zarr import is_zarr
+from densebatch.pipeline import Progress
+from densebatch.scoring import score_table
+from densebatch.scoring_results import ScoreSettings
+from densebatch.slide import open_slide
+from densebatch.tracing import read_flows
+from densebatch.work import tile_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from densebatch.config import SegmentSettings, SweepSettings
+    from densebatch.flow_fields import FlowField
+    from densebatch.geometry import Region
+    from densebatch.label_io import LabelImage
+    from densebatch.scoring_results import ImageScore
+
+_STAGE = "trace and score"
+_INT32 = 2**31 - 1  # no cell is larger
+_WINDOW_BYTES = 48  # that tracing takes per pixel of a window
+_MEMORY_SHARE = 0.5  # of what is free, for all threads
+
+
+class Thresholds(NamedTuple):
+    """Of tracing."""
+
+    flow: float
+    cellprob: float
+
+
+class Setting(NamedTuple):
+    """One combination of a sweep; the minimum size is in px."""
+
+    flow_threshold: float
+    cellprob_threshold: float
+    min_size: int
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Scores of all combinations.
+
+    Attributes
+    ----------
+    scores : by combination, an `ImageScore` per image, in the order of names
+    evaluated : patches that the network was evaluated on in this call; 0 if all flows were there
+    """
+
+    scores: dict[Setting, tuple[ImageScore, ...]]
+    evaluated: int
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Overlaps of a tile's cells with the truth; `keys` tells what its local ids stand for."""
+
+    table: Contingency
+    keys: NDArray[np.int64]
+    max_travel_px: float
+
+
+def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
+    """What is to be segmented, and the labels that it is to be compared with.
+
+    Parameters
+    ----------
+    images
+        A folder of annotated images, or one slide.
+    truth
+        Label image of the one slide; not needed where it lies inside.
+
+    Raises
+    ------
+    InputError
+        If an image has no labels, labels have no image, or either cannot be opened, or their
+        shapes differ.
+    """
+    if truth is not None or is_zarr(images):
+        files = [AnnotatedFile(name_label_image(images), images, truth or images)]
+    elif images.is_dir():
+        files = find_annotated(images)
+    else:
+        open_slide(images)  # what is no slide at all is told first
+        raise InputError(f"{images}: one slide needs its label image; give it with --truth")
+    for file in files:
+        info = open_slide(file.image).info
+        labels = open_labels(file.labels)
+        _ = labels[0:1, 0:1]  # pixels that are no labels, before the network runs
+        if labels.shape != (info.height, info.width):
+            raise InputError(
+                f"{file.labels}: labels of {labels.shape[0]} x {labels.shape[1]} px for an image "
+                f"of {info.height} x {info.width} px"
+            )
+    return files
+
+
+def sweep(
+    files: Sequence[AnnotatedFile],
+    work: Path,
+    settings: SweepSettings,
+    *,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Score every combination of thresholds on every image.
+
+    Parameters
+    ----------
+    files
+        Images and their labels, see `find_images`.
+    work
+        Folder for flow fields, one folder per image; what fits is used again.
+    settings
+        What to try.
+    restart
+        Compute flow fields again, also if they fit.
+    progress
+        Receives stages and tasks as they happen.
+
+    Raises
+    ------
+    InputError
+        For images or settings that cannot be used, and for flow fields of other settings.
+    DensebatchError
+        If the network failed on an image.
+    """
+    progress = progress or Progress()
+    folders = {work / file.name: file.image for file in files}
+    # whatever acts in tracing only is no part of what the flow fields are made by
+    plain = settings.segment.model_copy(update={"min_size": 0, "max_size": None})
+    fields = store_flows(folders, plain, restart=restart, progress=progress)
+    tables = _count_all(list(fields.values()), files, settings, progress)
+    iou = tuple(Fraction(str(value)) for value in settings.iou)
+    scores = {}
+    for flow, cellprob, min_size in product(
+        settings.flow_threshold, settings.cellprob_threshold, settings.min_size
+    ):
+        options = ScoreSettings(thresholds=iou, min_size=min_size)
+        scores[Setting(flow, cellprob, min_size)] = tuple(
+            score_table(table[Thresholds(flow, cellprob)], options, name=file.name)
+            for table, file in zip(tables, files, strict=True)
+        )
+    return SweepResult(scores, sum(field.evaluated for field in fields.values()))
+
+
+def _count_all(
+    fields: Sequence[FlowField],
+    files: Sequence[AnnotatedFile],
+    settings: SweepSettings,
+    progress: Progress,
+) -> list[dict[Thresholds, Contingency]]:
+    """Per image, the overlaps of truth and cells for each pair of thresholds."""
+    pairs = [
+        Thresholds(*pair) for pair in product(settings.flow_threshold, settings.cellprob_threshold)
+    ]
+    n_tiles = sum(len(tile_grid(field.plan, settings.segment.tile)) for field in fields)
+    progress.stage(_STAGE, n_tiles * len(pairs), 0)
+    with ThreadPoolExecutor(_choose_threads(fields, settings.segment)) as pool:
+        return [
+            _count_image(field, open_labels(file.labels), pairs, settings.segment, pool, progress)
+            for field, file in zip(fields, files, strict=True)
+        ]
+
+
+def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> int:
+    """Threads that trace at once: as asked for, one per core by default, and as memory allows."""
+    largest = max(
+        core.expand(halo_for_travel(field.plan.travel_px)).clip(*field.plan.shape).area
+        for field in fields
+        for core in [tile_grid(field.plan, settings.tile)[0, 0]]
+    )
+    free = psutil.virtual_memory().available * _MEMORY_SHARE
+    wanted = settings.workers if settings.workers is not None else os.cpu_count() or 1
+    return max(1, min(wanted, int(free / (_WINDOW_BYTES * largest))))
+
+
+def _count_image(
+    field: FlowField,
+    truth: LabelImage,
+    pairs: Sequence[Thresholds],
+    settings: SegmentSettings,
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+) -> dict[Thresholds, Contingency]:
+    """Overlaps of one image, traced with as much halo as the furthest pixel needs.
+
+    Where a run traces again the tiles around a pixel that went further than the halo allowed for,
+    this traces all tiles of the image again, for the thresholds concerned.
+    """
+    grid = tile_grid(field.plan, settings.tile)
+    travel, limit = field.plan.travel_px, field.plan.trace.travel_limit_px
+    tables: dict[Thresholds, Contingency] = {}
+    pending = list(pairs)
+    while pending:
+        tasks = [(pair, grid[index]) for pair in pending for index in grid]
+        count = partial(_count_tile, field, truth, settings, travel)
+        found: dict[Thresholds, list[_Counted]] = {pair: [] for pair in pending}
+        for (pair, core), counted in zip(tasks, pool.map(count, tasks), strict=True):
+            found[pair].append(counted)
+            if pair not in tables:
+                progress.advance(_STAGE, core.area)
+        tables.update({pair: _join(parts) for pair, parts in found.items()})
+        # the window of an only tile is the whole slide, whatever the halo
+        if len(grid) == 1 or travel >= limit:
+            break
+        reach = {pair: max(part.max_travel_px for part in found[pair]) for pair in pending}
+        pending = [pair for pair in pending if reach[pair] > travel]
+        while travel < limit and any(reach[pair] > travel for pair in pending):
+            travel = min(2 * travel, limit)
+    return tables
+
+
+def _count_tile(
+    field: FlowField,
+    truth: LabelImage,
+    settings: SegmentSettings,
+    travel_px: int,
+    task: tuple[Thresholds, Region],
+) -> _Counted:
+    plan, (pair, core) = field.plan, task
+    window = core.expand(halo_for_travel(travel_px)).clip(*plan.shape)
+    limits = replace(
+        plan.trace,
+        flow_threshold=pair.flow,
+        cellprob_threshold=pair.cellprob,
+        min_size_px=min(settings.min_size, _INT32),
+        max_size_px=min(settings.max_size or plan.trace.max_size_px, _INT32),
+    )
+    traced = trace_tile(read_flows(plan, field.work, window), window, core, plan.shape, limits)
+    table = Contingency.from_arrays(truth[core.slices], traced.labels)
+    return _Counted(table, traced.keys, traced.max_travel_px)
+
+
+def _join(parts: Sequence[_Counted]) -> Contingency:
+    """One table of all tiles, with ids in the order of keys as `densebatch segment` gives them."""
+    keys = np.unique(np.concatenate([part.keys for part in parts]))
+    renamed = []
+    for part in parts:
+        ids = np.zeros(part.keys.size + 1, np.uint32)
+        ids[1:] = np.searchsorted(keys, part.keys) + 1
+        renamed.append(
+            Contingency.from_rows(part.table.truth, ids[part.table.pred], part.table.count)
+        )
+    return Contingency.sum(renamed)

@@ -1,0 +1,142 @@
+"""A sweep as CSV in long form, as a Markdown table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from densebatch.scoring_charts import compose_picture, draw_chart
+from densebatch.scoring_matching import format_threshold
+from densebatch.scoring_report import show_number
+from densebatch.scoring_summary import summarize
+from densebatch.sweep import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from densebatch.scoring_results import ImageScore
+
+    Scores = Mapping[Setting, Sequence[ImageScore]]
+
+_MAX_COLUMNS = 8  # images with a column of their own in the Markdown table
+_NAMES = ("flow threshold", "cell probability", "minimum size (px)")
+_SHORT = ("flow", "cell probability", "min size")
+
+
+class Best(NamedTuple):
+    """The combination with the highest mean AP at the first IoU, and that AP."""
+
+    setting: Setting
+    ap: float
+
+
+def find_best(scores: Scores) -> Best:
+    """The best combination; of equal ones the first."""
+    means = {setting: summarize(images).mean_ap[0] for setting, images in scores.items()}
+    ranked = [setting for setting in means if not math.isnan(means[setting])] or list(means)
+    best = max(ranked, key=lambda setting: means[setting])
+    return Best(best, means[best])
+
+
+def format_csv(scores: Scores) -> str:
+    """One line per combination, image and IoU, and one with the mean over images.
+
+    `tp`, `fp`, `fn`, `n_truth` and `n_pred` of a mean are sums.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [*Setting._fields, "image", "iou", "ap", "ari", "tp", "fp", "fn", "n_truth", "n_pred"]
+    )
+    for setting, images in scores.items():
+        summary = summarize(images)
+        for k, threshold in enumerate(summary.thresholds):
+            for image in images:
+                found = image.by_threshold[k]
+                counts = (found.tp, found.fp, found.fn, image.n_truth, image.n_pred)
+                writer.writerow([*setting, image.name, format_threshold(threshold),
+                                 _write(found.ap), _write(image.ari), *counts])  # fmt: skip
+            pooled = summary.pooled[k]
+            counts = (pooled.tp, pooled.fp, pooled.fn, summary.n_truth, summary.n_pred)
+            writer.writerow([*setting, "mean", format_threshold(threshold),
+                             _write(summary.mean_ap[k]), _write(summary.ari), *counts])  # fmt: skip
+    return text.getvalue()
+
+
+def format_markdown(scores: Scores) -> str:
+    """A table with a row per combination; the best mean AP of each IoU is bold."""
+    first = next(iter(scores.values()))
+    thresholds = [format_threshold(t) for t in first[0].settings.thresholds]
+    summaries = {setting: summarize(images) for setting, images in scores.items()}
+    highest = [
+        max((s.mean_ap[k] for s in summaries.values() if not math.isnan(s.mean_ap[k])), default=0.0)
+        for k in range(len(thresholds))
+    ]
+    shown = [image.name for image in first] if 1 < len(first) <= _MAX_COLUMNS else []
+    headings = [
+        *_NAMES,
+        *(f"mean AP at {t}" for t in thresholds),
+        "mean ARI",
+        *(f"AP at {thresholds[0]}, {name}" for name in shown),
+    ]
+    lines = [_row(headings), _row("---:" for _ in headings)]
+    for setting, images in scores.items():
+        summary = summaries[setting]
+        means = [
+            f"**{show_number(ap)}**" if ap == highest[k] else show_number(ap)
+            for k, ap in enumerate(summary.mean_ap)
+        ]
+        alone = [show_number(image.by_threshold[0].ap) for image in images if shown]
+        lines.append(_row([*(f"{v:g}" for v in setting), *means, show_number(summary.ari), *alone]))
+    note = (
+        f"{len(first)} image{'' if len(first) == 1 else 's'}. AP = TP / (TP + FP + FN) at the IoU "
+        "given, ARI over all pixels; mean over images. The minimum size acts at scoring: smaller "
+        "cells are removed from truth and prediction before matching."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def draw_sweep(scores: Scores) -> str:
+    """Mean AP at the first IoU as an SVG file.
+
+    Along the axis of each chart runs what took most values, its lines are what took fewer, and
+    there is a chart for each value of the third.
+    """
+    values = [list(dict.fromkeys(setting[k] for setting in scores)) for k in range(3)]
+    along, lines, charts = sorted(range(3), key=lambda k: -len(values[k]))
+    means = {tuple(setting): summarize(images).mean_ap[0] for setting, images in scores.items()}
+    known = [ap for ap in means.values() if not math.isnan(ap)] or [0.0]
+    low = math.floor(20 * min(known)) / 20
+    # four divisions of a whole number of hundredths
+    high = low + 0.04 * max(1, math.ceil((max(known) - low) / 0.04))
+    iou = format_threshold(next(iter(scores.values()))[0].settings.thresholds[0])
+    pictures = []
+    for chart in values[charts]:
+        series = {}
+        for k, line in enumerate(values[lines]):
+            name = f"{line:g}" if k else f"{_SHORT[lines]} {line:g}"
+            at = {lines: line, charts: chart}
+            places = [{**at, along: x} for x in values[along]]
+            series[name] = [means[tuple(place[k] for k in range(3))] for place in places]
+        pictures.append(
+            draw_chart(
+                f"AP at {iou}, {_SHORT[charts]} {chart:g}",
+                _NAMES[along],
+                [f"{x:g}" for x in values[along]],
+                series,
+                y_min=low,
+                y_max=high,
+                legend=True,
+            )
+        )
+    return compose_picture(pictures)
+
+
+def _write(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6f}"

@@ -22,7 +22,8 @@ _COMMANDS = {
     "demo": ("densebatch.cli_demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli_score", "Compare label images with ground truth."),
     "train": ("densebatch.cli_train", "Train a network on annotated images."),
-    "models": ("densebatch.cli_train", "List the bundled models."),
+    "models": ("densebatch.cli_models", "List, show, import or fetch models."),
+    "fetch": ("densebatch.cli_fetch", "Fetch the image set that the paper's figures are from."),
 }
 
 

@@ -1,4 +1,4 @@
-"""`densebatch train` and `densebatch models`."""
+"""`densebatch train`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 import yaml
 
 from densebatch.errors import InputError
-from densebatch.models import describe, find_model, list_bundled, save_model
+from densebatch.models import find_model, save_model
 from densebatch.training import TrainSettings, load_training_images
 from densebatch.training import train as run_training
 
@@ -120,14 +120,3 @@ def train(
         card=card,
     )
     click.echo(f"model  {output}")
-
-
-@click.command()
-def models() -> None:
-    """List the bundled models."""
-    for name in list_bundled():
-        spec = describe(find_model(name))
-        click.echo(
-            f"{name}: {spec['um_per_px']} um/px, cells of {spec['diameter_px']:.1f} px, patch "
-            f"{spec['patch_px']} px, widths {spec['widths']}, sha256 {spec['sha256'][:12]}"
-        )

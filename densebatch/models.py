@@ -1,4 +1,4 @@
-"""Weights and what must be known to use them: bundled, or any Cellpose 1-3 checkpoint file.
+"""Weights and what must be known to use them: bundled, fetched, or any Cellpose 1-3 checkpoint.
 
 A model's resolution, patch, percentiles and inputs belong to it and are read from its card, which
 is kept in the safetensors header. Checkpoints are read by name and as tensors only: no pickle is
@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from densebatch import zoo
 from densebatch.errors import InputError
 from densebatch.journal import write_atomic
 from densebatch.network import CPnet, infer_widths
@@ -79,14 +80,20 @@ def list_bundled() -> list[str]:
     )
 
 
+def bundled_path(name: str) -> Path:
+    """Path of a bundled model's file."""
+    return Path(str(resources.files("densebatch") / "weights" / f"{name}.safetensors"))
+
+
 def find_model(name: str) -> ModelSpec:
-    """Resolve a bundled model's name or a checkpoint file.
+    """Resolve the name of a bundled or fetched model, or a checkpoint file.
 
     Parameters
     ----------
     name
-        A bundled name, or the path of a `.safetensors` file written by `densebatch train` or of a
-        Cellpose 1-3 checkpoint.
+        A bundled name; a name of `zoo.KNOWN` that was fetched; or the path of a `.safetensors`
+        file written by `densebatch train` or of a Cellpose 1-3 checkpoint. A known name is never
+        taken for a file: `./NAME` is.
 
     Returns
     -------
@@ -96,24 +103,58 @@ def find_model(name: str) -> ModelSpec:
     Raises
     ------
     InputError
-        If there is no such model, or the file is not a CPnet's; nothing is substituted.
+        If there is no such model, a known one was not fetched or is no longer what was fetched,
+        or the file is not a CPnet's; nothing is substituted, and nothing is downloaded.
     """
-    path = Path(name)
+    path, pin = Path(name), None
     if name in list_bundled():
-        path = Path(str(resources.files("densebatch") / "weights" / f"{name}.safetensors"))
+        path = bundled_path(name)
+    elif name in zoo.KNOWN:
+        path, pin = zoo.locate(name)
     elif not path.is_file():
-        known = ", ".join(list_bundled()) or "none"
+        bundled = ", ".join(list_bundled()) or "none"
         raise InputError(
-            f"model {name!r} is neither bundled ({known}) nor a file; "
-            "give a bundled name or the path of a .safetensors or Cellpose 1-3 checkpoint"
+            f"model {name!r} is neither bundled ({bundled}), nor one that `densebatch models "
+            f"fetch` knows ({', '.join(zoo.KNOWN)}), nor a file; give such a name or the path of a "
+            ".safetensors or Cellpose 1-3 checkpoint"
         )
     digest = _digest(path)
+    if pin is not None:
+        zoo.check_pinned(pin, digest, str(path))
+        return _apply_zoo(_read_spec(name, path, digest), pin)
+    return _read_spec(name if name in list_bundled() else path.stem, path, digest)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Make sure that a file is a CPnet's.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    _read_spec(path.name, path, _digest(path))
+
+
+def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
+    """What stock Cellpose knows of its own models by name, and their files do not say."""
+    known = zoo.KNOWN[pin.name]
+    spec = replace(spec, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
+    if known.diameter_px is None:
+        return spec
+    # as in stock, a built-in model's own statement of its scale is not heard
+    state, _ = _read_state(spec.path, spec.sha256)
+    default = spec.default_diameter_px if "diam_labels" in state else known.diameter_px
+    return replace(spec, diameter_px=known.diameter_px, default_diameter_px=default)
+
+
+def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
     state, card = _read_state(str(path), digest)
     expected = _expect(str(path), state)
     _check_names_and_shapes(str(path), state, expected)
     diameter = _read_diameter(path, state, "diam_mean", 30.0)
     spec = ModelSpec(
-        name=name if name in list_bundled() else path.stem,
+        name=name,
         path=str(path.resolve()),
         sha256=digest,
         widths=infer_widths(state),
@@ -121,7 +162,7 @@ def find_model(name: str) -> ModelSpec:
         um_per_px=None,
         default_diameter_px=_read_diameter(path, state, "diam_labels", diameter),
     )
-    return replace(spec, **_read_use(path, card["use"]), card=card) if "use" in card else spec
+    return replace(spec, **read_use(path, card["use"]), card=card) if "use" in card else spec
 
 
 def _digest(path: Path) -> str:
@@ -143,10 +184,15 @@ def _read_diameter(
     return value
 
 
-def _read_use(path: Path, use: object) -> dict[str, Any]:
+def read_use(path: Path, use: object) -> dict[str, Any]:
     """Conditions of use from a card, as fields of `ModelSpec`.
 
     The card comes with the file: it may say what `save_model` writes and nothing else.
+
+    Raises
+    ------
+    InputError
+        If it says anything else.
     """
 
     def number(value: object) -> bool:
@@ -390,6 +436,13 @@ def choose_rescale(
             "check --pixel-size or --diameter"
         )
     return (1.0 if abs(factor - 1) < 0.03 else factor), reason
+
+
+def count_weights(spec: ModelSpec) -> int:
+    """Number of trained parameters (statistics and counters are none)."""
+    with torch.device("meta"):
+        network = CPnet(spec.widths)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:

@@ -64,11 +64,9 @@ def show(model: str, as_json: bool) -> None:
         return
     import yaml
 
-    for document in (facts, {"card": card or "none"}):
-        # through JSON: tuples become lists
-        plain = json.loads(json.dumps(document))
-        text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True)
-        click.echo(text, nl=False)
+    # through JSON: tuples become lists
+    plain = json.loads(json.dumps({**facts, "card": card or None}))
+    click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100), nl=False)
 
 
 @models.command("import")

@@ -72,15 +72,16 @@ def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
     try:
         with _one_sentence(url, path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                transfer(chunk_size=_CHUNK_BYTES, **_request_options(url))(url, file, None)
+            with partial.open("wb") as file, _requesting(url) as options:
+                transfer(chunk_size=_CHUNK_BYTES, **options)(url, file, None)
                 file.flush()
                 os.fsync(file.fileno())
         accept(partial)
         with _one_sentence(url, path):
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 @contextmanager
@@ -137,15 +138,21 @@ def list_record(doi: str) -> dict[str, str]:
     return dict(record.registry)
 
 
-def _request_options(url: str) -> dict[str, Any]:
-    """Options of every request: a time limit, and no way from https to plain http."""
+@contextmanager
+def _requesting(url: str) -> Iterator[dict[str, Any]]:
+    """Options of every request: a time limit, no way from https to http; closes all at the end."""
+    responses: list[Any] = []
 
-    def stay_secure(response: Any, *_: object, **__: object) -> None:  # noqa: ANN401
-        if not response.url.startswith("https://"):
+    def watch(response: Any, *_: object, **__: object) -> None:  # noqa: ANN401
+        responses.append(response)
+        if not url.startswith("http://") and not response.url.startswith("https://"):
             raise DownloadError(f"{url}: leads to {response.url}, which is not encrypted")
 
-    hooks = {} if url.startswith("http://") else {"response": stay_secure}
-    return {"timeout": _TIMEOUT_S, "hooks": hooks}
+    try:
+        yield {"timeout": _TIMEOUT_S, "hooks": {"response": watch}}
+    finally:
+        for response in responses:
+            response.close()
 
 
 @contextmanager

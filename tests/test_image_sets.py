@@ -1,7 +1,8 @@
 """The paper's images from a server: verified, resumed, and never in part."""
 
-import dataclasses
+import csv
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +17,7 @@ from file_server import serve
 from run_files import call_main
 
 from densebatch import image_sets
-from densebatch.cli_train import load_recipe
 from densebatch.image_sets import ImageSet, SetFile, fetch_set, find_set
-from densebatch.training import load_training_images
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"
 
@@ -258,5 +257,13 @@ def test_paper_set_from_a_mirror(tmp_path, capsys):
     assert len(names(tmp_path)) == len(held)
     for name in names(tmp_path):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes()
-    recipe = dataclasses.replace(load_recipe(None)[0], um_per_px=0.5)
-    assert len(load_training_images(tmp_path / "train", recipe, ())) == 7
+    # and there it is scored
+    code, out, _ = call_main(
+        capsys, "score", tmp_path / "predictions/cyto-train7", tmp_path / "test", "--json", "-"
+    )
+    assert code == 0
+    with (DATA / "published_ap.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["predictions"] == "cyto-train7"]
+    published = [float(r["ap"]) for r in rows if r["min_size_px"] == "0"]
+    found = json.loads(out)["mean"]["0.50"]["ap"]
+    assert found == pytest.approx(sum(published) / len(published), abs=1e-6)

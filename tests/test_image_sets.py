@@ -168,18 +168,19 @@ def test_killed_process_leaves_no_file_with_a_final_name(tmp_path, capsys):
             server.go.wait(10)
 
         whole, server.answer = server.answer, send_half
-        code = "; ".join([
-            "import sys; sys.path.insert(0, 'tests')",
-            "from test_image_sets import make_set, fetch_set, Path",
-            f"fetch_set(make_set({server.url!r}), Path({str(tmp_path)!r}))",
-        ])  # fmt: skip
+        code = (
+            "import sys, pathlib, densebatch.image_sets as s\n"
+            "files = tuple(s.SetFile(*line.split()) for line in sys.argv[3:])\n"
+            "s.fetch_set(s.ImageSet('tiny', sys.argv[1], files, ''), pathlib.Path(sys.argv[2]))"
+        )
+        files = [f"{f.path} {f.upstream} {f.sha256}" for f in make_set().files]
         process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, server.url, tmp_path, *files],
             start_new_session=True,
             cwd=Path(__file__).parents[1],
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(names(tmp_path)) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)

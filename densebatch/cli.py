@@ -23,7 +23,8 @@ _COMMANDS = {
     "score": ("densebatch.cli_score", "Compare label images with ground truth."),
     "sweep": ("densebatch.cli_sweep", "Score many thresholds; the network runs once."),
     "train": ("densebatch.cli_train", "Train a network on annotated images."),
-    "models": ("densebatch.cli_train", "List the bundled models."),
+    "models": ("densebatch.cli_models", "List, show, import or fetch models."),
+    "fetch": ("densebatch.cli_fetch", "Fetch the image set that the paper's figures are from."),
 }
 
 

@@ -35,7 +35,7 @@ _OPTIONS = [
     click.option("--membrane", callback=_channels, metavar="A,B,...",
                  help="Membrane or cytoplasm channels, by name or index; several are combined."),
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
-    click.option("--model", metavar="MODEL", help="Bundled model or checkpoint file.  [dense]"),
+    click.option("--model", metavar="MODEL", help="Bundled or fetched model, or a file.  [dense]"),
     click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),
     click.option("--diameter", type=float, metavar="PX", help="Cell diameter; sets the scale."),
     click.option("--flow-threshold", type=float, help="Largest flow error; 0 keeps all.  [0.4]"),

@@ -1,4 +1,4 @@
-"""`densebatch train` and `densebatch models`."""
+"""`densebatch train`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from densebatch.annotated import load_annotated
 from densebatch.errors import InputError
-from densebatch.models import describe, find_model, list_bundled
+from densebatch.models import find_model
 from densebatch.recipe import load_recipe
 from densebatch.training import train as run_training
 from densebatch.training_curve import draw_curve
@@ -109,14 +109,3 @@ def _validate(
 ) -> dict[str, float]:
     del step  # every validation is alike
     return validate(network, recipe, held_out)
-
-
-@click.command()
-def models() -> None:
-    """List the bundled models."""
-    for name in list_bundled():
-        spec = describe(find_model(name))
-        click.echo(
-            f"{name}: {spec['um_per_px']} um/px, cells of {spec['diameter_px']:.1f} px, patch "
-            f"{spec['patch_px']} px, widths {spec['widths']}, sha256 {spec['sha256'][:12]}"
-        )

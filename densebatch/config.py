@@ -63,7 +63,7 @@ class SegmentSettings(BaseModel):
         description="membrane or cytoplasm channels, by name or index; combined by maximum",
     )
     nuclei: str | None = Field(default=None, description="nuclear channel, by name or index")
-    model: str = Field(default="dense", description="bundled model, or path of a checkpoint")
+    model: str = Field(default="dense", description="bundled or fetched model, or path of a file")
     pixel_size: _Positive | None = Field(
         default=None, description="um per pixel, if not the metadata's"
     )

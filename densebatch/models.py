@@ -1,25 +1,23 @@
-"""Weights and what must be known to use them: bundled, or any Cellpose 1-3 checkpoint file.
+"""Weights and what must be known to use them: bundled, fetched, or any Cellpose 1-3 checkpoint.
 
 A model's resolution, patch, percentiles and inputs belong to it and are read from its card, which
-is kept in the safetensors header. Checkpoints are read by name and as tensors only: no pickle is
-ever executed.
+is kept in the safetensors header.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
+from densebatch import zoo
+from densebatch.checkpoint import CARD_KEY, check_state, digest_weights, read_state
 from densebatch.errors import InputError
 from densebatch.journal import write_atomic
 from densebatch.network import CPnet, infer_widths
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_MODEL = "dense"
-_CARD_KEY = "densebatch"
-_MAX_WEIGHTS = 2**28  # Cellpose's largest CPnet has 6.6 million
-_MAX_LEVELS = 5  # patches are multiples of 16 px
 _MAX_PATCH_PX = 4096
 
 
@@ -79,14 +74,20 @@ def list_bundled() -> list[str]:
     )
 
 
+def bundled_path(name: str) -> Path:
+    """Path of a bundled model's file."""
+    return Path(str(resources.files("densebatch") / "weights" / f"{name}.safetensors"))
+
+
 def find_model(name: str) -> ModelSpec:
-    """Resolve a bundled model's name or a checkpoint file.
+    """Resolve the name of a bundled or fetched model, or a checkpoint file.
 
     Parameters
     ----------
     name
-        A bundled name, or the path of a `.safetensors` file written by `densebatch train` or of a
-        Cellpose 1-3 checkpoint.
+        A bundled name; a name of `zoo.KNOWN` that was fetched; or the path of a `.safetensors`
+        file written by `densebatch train` or of a Cellpose 1-3 checkpoint. A known name is never
+        taken for a file: `./NAME` is.
 
     Returns
     -------
@@ -96,24 +97,57 @@ def find_model(name: str) -> ModelSpec:
     Raises
     ------
     InputError
-        If there is no such model, or the file is not a CPnet's; nothing is substituted.
+        If there is no such model, a known one was not fetched or is no longer what was fetched,
+        or the file is not a CPnet's; nothing is substituted, and nothing is downloaded.
     """
-    path = Path(name)
+    path, pin = Path(name), None
     if name in list_bundled():
-        path = Path(str(resources.files("densebatch") / "weights" / f"{name}.safetensors"))
+        path = bundled_path(name)
+    elif name in zoo.KNOWN:
+        path, pin = zoo.locate(name)
     elif not path.is_file():
-        known = ", ".join(list_bundled()) or "none"
+        bundled = ", ".join(list_bundled()) or "none"
         raise InputError(
-            f"model {name!r} is neither bundled ({known}) nor a file; "
-            "give a bundled name or the path of a .safetensors or Cellpose 1-3 checkpoint"
+            f"model {name!r} is neither bundled ({bundled}), nor one that `densebatch models "
+            f"fetch` knows ({', '.join(zoo.KNOWN)}), nor a file; give such a name or the path of a "
+            ".safetensors or Cellpose 1-3 checkpoint"
         )
-    digest = _digest(path)
-    state, card = _read_state(str(path), digest)
-    expected = _expect(str(path), state)
-    _check_names_and_shapes(str(path), state, expected)
+    digest = digest_weights(path)
+    if pin is not None:
+        zoo.check_pinned(pin, digest, str(path))
+        return _apply_zoo(_read_spec(name, path, digest), pin)
+    return _read_spec(name if name in list_bundled() else path.stem, path, digest)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Make sure that a file is a CPnet's.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    _read_spec(path.name, path, digest_weights(path))
+
+
+def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
+    """What stock Cellpose knows of its own models by name, and their files do not say."""
+    known = zoo.KNOWN[pin.name]
+    spec = replace(spec, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
+    if known.diameter_px is None:
+        return spec
+    # as in stock, a built-in model's own statement of its scale is not heard
+    state, _ = read_state(spec.path, spec.sha256)
+    default = spec.default_diameter_px if "diam_labels" in state else known.diameter_px
+    return replace(spec, diameter_px=known.diameter_px, default_diameter_px=default)
+
+
+def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
+    state, card = read_state(str(path), digest)
+    check_state(str(path), state)
     diameter = _read_diameter(path, state, "diam_mean", 30.0)
     spec = ModelSpec(
-        name=name if name in list_bundled() else path.stem,
+        name=name,
         path=str(path.resolve()),
         sha256=digest,
         widths=infer_widths(state),
@@ -121,15 +155,7 @@ def find_model(name: str) -> ModelSpec:
         um_per_px=None,
         default_diameter_px=_read_diameter(path, state, "diam_labels", diameter),
     )
-    return replace(spec, **_read_use(path, card["use"]), card=card) if "use" in card else spec
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
+    return replace(spec, **read_use(path, card["use"]), card=card) if "use" in card else spec
 
 
 def _read_diameter(
@@ -143,10 +169,15 @@ def _read_diameter(
     return value
 
 
-def _read_use(path: Path, use: object) -> dict[str, Any]:
+def read_use(path: Path, use: object) -> dict[str, Any]:
     """Conditions of use from a card, as fields of `ModelSpec`.
 
     The card comes with the file: it may say what `save_model` writes and nothing else.
+
+    Raises
+    ------
+    InputError
+        If it says anything else.
     """
 
     def number(value: object) -> bool:
@@ -186,102 +217,6 @@ def _read_use(path: Path, use: object) -> dict[str, Any]:
     return {**use, "percentiles": (float(use["percentiles"][0]), float(use["percentiles"][1]))}
 
 
-@lru_cache(maxsize=2)
-def _read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and card of a weights file; `digest` keys the cache, so a changed file is re-read."""
-    del digest
-    card: Any = {}
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                card = json.loads((file.metadata() or {}).get(_CARD_KEY, "{}"))
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # a damaged file can raise nearly anything in a parser; nothing of it is used after that
-        reason = " ".join((str(error) or type(error).__name__).splitlines()[:1])
-        raise InputError(
-            f"model {path}: cannot be read as weights ({reason[:120]}); "
-            "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
-        ) from error
-    if not isinstance(card, dict):
-        raise InputError(
-            f"model {path}: its card is a {type(card).__name__}; accepted is a mapping"
-        )
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
-    ):
-        raise InputError(
-            f"model {path}: holds no named tensors; accepted are Cellpose 1-3 checkpoints"
-        )
-    if "W2" in state or any("encoder." in key for key in state):
-        raise InputError(
-            f"model {path}: is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3 networks"
-        )
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    for key, value in state.items():
-        # sparse, quantised or complex tensors, and some that are a shape without content
-        if value.layout != torch.strided or value.device.type != "cpu" or not _is_plain(value):
-            raise InputError(
-                f"model {path}: weights {key!r} are {value.dtype}, {value.layout}, on "
-                f"{value.device.type}; accepted are dense float or integer tensors"
-            )
-    # a crafted file can declare more than it holds
-    n_weights = sum(value.numel() for value in state.values())
-    if n_weights > _MAX_WEIGHTS:
-        raise InputError(
-            f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}"
-        )
-    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad:
-        raise InputError(f"model {path}: weights {bad[0]!r} are not finite ({len(bad)} tensors)")
-    return state, card
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return not (tensor.is_quantized or tensor.is_complex() or tensor.is_nested)
-
-
-def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names and shapes (without content) of the network that the weights seem to be of."""
-    try:
-        widths = infer_widths(state)
-    except ValueError as error:
-        raise InputError(f"model {path}: {error}; accepted are Cellpose 1-3 networks") from error
-    if widths[0] != 2:
-        raise InputError(f"model {path}: takes {widths[0]} input channels; accepted are 2")
-    if len(widths) - 1 > _MAX_LEVELS:
-        raise InputError(
-            f"model {path}: has {len(widths) - 1} resolutions; accepted are 2 to {_MAX_LEVELS}"
-        )
-    with torch.device("meta"):
-        return CPnet(widths).state_dict()
-
-
-def _is_optional(name: str) -> bool:
-    """Absent from old checkpoints, or of no use in evaluation (batch-norm counters)."""
-    return name in ("diam_mean", "diam_labels") or name.endswith("num_batches_tracked")
-
-
-def _check_names_and_shapes(
-    path: str, state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> None:
-    for name, tensor in expected.items():
-        if name not in state:
-            if _is_optional(name):
-                continue
-            raise InputError(f"model {path}: weights {name!r} are missing")
-        if state[name].shape != tensor.shape:
-            raise InputError(
-                f"model {path}: weights {name!r} are {tuple(state[name].shape)}, "
-                f"expected {tuple(tensor.shape)}"
-            )
-    surplus = sorted(set(state) - set(expected))
-    if surplus:
-        raise InputError(f"model {path}: unknown weights {surplus[0]!r} ({len(surplus)})")
-
-
 def load_network(spec: ModelSpec) -> CPnet:
     """Build the network of a model and load its weights, in evaluation mode on the CPU.
 
@@ -291,10 +226,10 @@ def load_network(spec: ModelSpec) -> CPnet:
         If a weight is missing, left over or of another shape, or the file is no longer the one
         that `spec` describes.
     """
-    if _digest(Path(spec.path)) != spec.sha256:
+    if digest_weights(Path(spec.path)) != spec.sha256:
         raise InputError(f"model {spec.path}: has changed since the run was planned")
-    state, _ = _read_state(spec.path, spec.sha256)
-    _check_names_and_shapes(spec.path, state, _expect(spec.path, state))
+    state, _ = read_state(spec.path, spec.sha256)
+    check_state(spec.path, state)
     network = CPnet(spec.widths)
     # what the file leaves out keeps the network's own value
     network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
@@ -351,7 +286,7 @@ def save_model(
         "nuclei": nuclei,
     }
     document = json.dumps({**card, "use": use}, sort_keys=True)
-    write_atomic(path, save(state, metadata={_CARD_KEY: document}))
+    write_atomic(path, save(state, metadata={CARD_KEY: document}))
 
 
 def choose_rescale(
@@ -390,6 +325,13 @@ def choose_rescale(
             "check --pixel-size or --diameter"
         )
     return (1.0 if abs(factor - 1) < 0.03 else factor), reason
+
+
+def count_weights(spec: ModelSpec) -> int:
+    """Number of trained parameters (statistics and counters are none)."""
+    with torch.device("meta"):
+        network = CPnet(spec.widths)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:

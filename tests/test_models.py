@@ -2,14 +2,14 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 
+from densebatch import zoo
 from densebatch.errors import InputError
 from densebatch.models import (
     DEFAULT_MODEL,
@@ -23,7 +23,6 @@ from densebatch.models import (
 )
 from densebatch.network import CPnet
 
-WIDTHS = (2, 4, 8)
 USE = {
     "um_per_px": 0.5,
     "patch_px": 96,
@@ -31,38 +30,6 @@ USE = {
     "percentiles": [1.0, 99.0],
     "nuclei": True,
 }
-
-
-class Bomb:
-    """Pickled, it is a call; loaded carelessly, the call is made."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def make_network(widths=WIDTHS, seed=0, diam_mean=15.0):
-    """With weights and running statistics as after training, so that every tensor counts."""
-    generator = torch.Generator().manual_seed(seed)
-    network = CPnet(widths, diam_mean=diam_mean)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data.uniform_(-0.3, 0.3, generator=generator)
-    return network.eval()
-
-
-def make_state(**changes):
-    """A checkpoint's tensors; None takes one away."""
-    state = OrderedDict(make_network().state_dict())
-    for name, value in changes.items():
-        state[name.replace("__", ".")] = value
-    return OrderedDict((k, v) for k, v in state.items() if v is not None)
 
 
 def save(network, path, **changes):
@@ -212,8 +179,9 @@ def test_unknown_name_tells_what_there_is(tmp_path):
             find_model(name)
         bundled = ", ".join(list_bundled()) or "none"
         assert str(caught.value) == (
-            f"model {name!r} is neither bundled ({bundled}) nor a file; give a bundled name or "
-            "the path of a .safetensors or Cellpose 1-3 checkpoint"
+            f"model {name!r} is neither bundled ({bundled}), nor one that `densebatch models "
+            f"fetch` knows ({', '.join(zoo.KNOWN)}), nor a file; give such a name or the path of "
+            "a .safetensors or Cellpose 1-3 checkpoint"
         )
 
 
@@ -356,6 +324,17 @@ def test_no_damage_gives_another_kind_of_error(tmp_path, suffix):
         ({"W2": torch.zeros(3)}, "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3"),
         (
             {"encoder.patch_embed.proj.weight": torch.zeros(3)},
+            "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3",
+        ),
+        (
+            # as 4.x saves it: half precision, a wrapper's prefix, diameters of its own
+            {
+                "module.W2": torch.zeros(192, 3, 8, 8, dtype=torch.bfloat16),
+                "module.encoder.pos_embed": torch.zeros(1, 32, 32, 4, dtype=torch.bfloat16),
+                "module.encoder.blocks.0.attn.rel_pos_h": torch.zeros(27, 4, dtype=torch.bfloat16),
+                "module.out.weight": torch.zeros(192, 4, 1, 1, dtype=torch.bfloat16),
+                "module.diam_mean": torch.tensor([30.0]),
+            },
             "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3",
         ),
         ({"conv1.weight": torch.zeros(3)}, "no 'downsample.down.res_down_N.proj' weights: not"),

@@ -1,0 +1,149 @@
+"""Weights files as tensors, and what of them is refused.
+
+Checkpoints are read by name and as tensors only: no pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from densebatch.errors import InputError
+from densebatch.network import CPnet, infer_widths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CARD_KEY = "densebatch"
+_MAX_WEIGHTS = 2**28  # Cellpose's largest CPnet has 6.6 million
+_MAX_LEVELS = 5  # patches are multiples of 16 px
+
+
+def digest_weights(path: Path) -> str:
+    """SHA-256 of a weights file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=2)
+def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and card of a weights file; `digest` keys the cache, so a changed file is re-read.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, holds anything but dense finite tensors with names, or is a
+        Cellpose-SAM model.
+    """
+    del digest
+    card: Any = {}
+    try:
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                card = json.loads((file.metadata() or {}).get(CARD_KEY, "{}"))
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # a damaged file can raise nearly anything in a parser; nothing of it is used after that
+        reason = " ".join((str(error) or type(error).__name__).splitlines()[:1])
+        raise InputError(
+            f"model {path}: cannot be read as weights ({reason[:120]}); "
+            "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
+        ) from error
+    if not isinstance(card, dict):
+        raise InputError(
+            f"model {path}: its card is a {type(card).__name__}; accepted is a mapping"
+        )
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise InputError(
+            f"model {path}: holds no named tensors; accepted are Cellpose 1-3 checkpoints"
+        )
+    if "W2" in state or any("encoder." in key for key in state):
+        raise InputError(
+            f"model {path}: is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3 networks"
+        )
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    for key, value in state.items():
+        # sparse, quantised or complex tensors, and some that are a shape without content
+        if value.layout != torch.strided or value.device.type != "cpu" or not _is_plain(value):
+            raise InputError(
+                f"model {path}: weights {key!r} are {value.dtype}, {value.layout}, on "
+                f"{value.device.type}; accepted are dense float or integer tensors"
+            )
+    # a crafted file can declare more than it holds
+    n_weights = sum(value.numel() for value in state.values())
+    if n_weights > _MAX_WEIGHTS:
+        raise InputError(
+            f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}"
+        )
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise InputError(f"model {path}: weights {bad[0]!r} are not finite ({len(bad)} tensors)")
+    return state, card
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_quantized or tensor.is_complex() or tensor.is_nested)
+
+
+def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names and shapes (without content) of the network that the weights seem to be of."""
+    try:
+        widths = infer_widths(state)
+    except ValueError as error:
+        raise InputError(f"model {path}: {error}; accepted are Cellpose 1-3 networks") from error
+    if widths[0] != 2:
+        raise InputError(f"model {path}: takes {widths[0]} input channels; accepted are 2")
+    if len(widths) - 1 > _MAX_LEVELS:
+        raise InputError(
+            f"model {path}: has {len(widths) - 1} resolutions; accepted are 2 to {_MAX_LEVELS}"
+        )
+    with torch.device("meta"):
+        return CPnet(widths).state_dict()
+
+
+def _is_optional(name: str) -> bool:
+    """Absent from old checkpoints, or of no use in evaluation (batch-norm counters)."""
+    return name in ("diam_mean", "diam_labels") or name.endswith("num_batches_tracked")
+
+
+def check_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
+    """Make sure that weights are all those of one CPnet, by name and shape.
+
+    Raises
+    ------
+    InputError
+        If one is missing, left over or of another shape.
+    """
+    expected = _expect(path, state)
+    for name, tensor in expected.items():
+        if name not in state:
+            if _is_optional(name):
+                continue
+            raise InputError(f"model {path}: weights {name!r} are missing")
+        if state[name].shape != tensor.shape:
+            raise InputError(
+                f"model {path}: weights {name!r} are {tuple(state[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    surplus = sorted(set(state) - set(expected))
+    if surplus:
+        raise InputError(f"model {path}: unknown weights {surplus[0]!r} ({len(surplus)})")

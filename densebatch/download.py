@@ -1,0 +1,212 @@
+"""Fetch one file: it appears under its name when it is whole and accepted, or not at all.
+
+pooch does the transfer, with its and requests' defaults: certificates are verified, proxies and
+private certificate authorities are taken from the usual environment variables. What can go wrong
+on the way becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from densebatch.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+_TIMEOUT_S = 30.0  # without a byte
+_CHUNK_BYTES = 2**18
+
+
+class DownloadError(InputError):
+    """A file that could not be fetched.
+
+    Attributes
+    ----------
+    hopeless : other files from the same server or for the same folder would fail alike
+    """
+
+    def __init__(self, message: str, *, hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.hopeless = hopeless
+
+
+def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
+    """Fetch a file and put it in place, replacing what is there.
+
+    A process that dies on the way leaves at most `.NAME.*.partial` in the folder.
+
+    Parameters
+    ----------
+    url
+        `https://`, `http://`, or `doi:PREFIX/RECORD/FILE` of a file in a repository that pooch
+        knows (Zenodo, figshare, Dataverse).
+    path
+        Where the file is to be; its folder is made.
+    accept
+        Called with the path of the whole download before it gets its name; raises to refuse it.
+
+    Raises
+    ------
+    DownloadError
+        If the file cannot be fetched or written.
+    """
+    import pooch
+
+    transfer = {
+        "https": pooch.HTTPDownloader,
+        "http": pooch.HTTPDownloader,
+        "doi": pooch.DOIDownloader,
+    }.get(url.partition(":")[0])
+    if transfer is None:
+        raise DownloadError(f"{url}: accepted are addresses that begin with https:// or http://")
+    # another process may fetch the same file
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        with _one_sentence(url, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file, _requesting(url) as options:
+                transfer(chunk_size=_CHUNK_BYTES, **options)(url, file, None)
+                file.flush()
+                os.fsync(file.fileno())
+        accept(partial)
+        with _one_sentence(url, path):
+            partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Within this context, folders may be made; after a failure those still empty are removed."""
+    made = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        yield
+    except BaseException:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def list_record(doi: str) -> dict[str, str]:
+    """Files of a published record.
+
+    Parameters
+    ----------
+    doi
+        As in `10.5281/zenodo.10668824`.
+
+    Returns
+    -------
+    dict
+        By name, the digest that the repository states, as `md5:...`.
+
+    Raises
+    ------
+    DownloadError
+        If the record cannot be read.
+    """
+    import pooch
+
+    record = pooch.Pooch(path="", base_url=f"doi:{doi}/")
+    with _one_sentence(f"doi:{doi}", None):
+        record.load_registry_from_doi()
+    return dict(record.registry)
+
+
+@contextmanager
+def _requesting(url: str) -> Iterator[dict[str, Any]]:
+    """Options of every request: a time limit, no way from https to http; closes all at the end."""
+    responses: list[Any] = []
+
+    def watch(response: Any, *_: object, **__: object) -> None:  # noqa: ANN401
+        responses.append(response)
+        if not url.startswith("http://") and not response.url.startswith("https://"):
+            raise DownloadError(f"{url}: leads to {response.url}, which is not encrypted")
+
+    try:
+        yield {"timeout": _TIMEOUT_S, "hooks": {"response": watch}}
+    finally:
+        for response in responses:
+            response.close()
+
+
+@contextmanager
+def _one_sentence(url: str, path: Path | None) -> Iterator[None]:
+    """Turn what requests, pooch and the file system raise into a `DownloadError`."""
+    from requests.exceptions import ConnectionError as NoConnection
+    from requests.exceptions import RequestException, Timeout
+
+    try:
+        yield
+    except DownloadError:
+        raise
+    except RequestException as error:
+        raise DownloadError(
+            f"{url}: cannot be fetched ({_tell(error, url)})",
+            hopeless=isinstance(error, NoConnection | Timeout) or _is_overloaded(error),
+        ) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DownloadError(
+            f"{path or url}: cannot be written ({reason})", hopeless=True
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # pooch reads a repository's answer without checking what it is
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DownloadError(f"{url}: cannot be fetched ({reason})") from error
+
+
+def _is_overloaded(error: Exception) -> bool:
+    code = getattr(getattr(error, "response", None), "status_code", 0)
+    return bool(code == http.HTTPStatus.TOO_MANY_REQUESTS or code >= 500)
+
+
+def _tell(error: Exception, url: str) -> str:
+    from requests import exceptions
+
+    request = getattr(error, "request", None)
+    host = urlsplit(getattr(request, "url", None) or url).netloc or "the server"
+    response = getattr(error, "response", None)
+    if isinstance(error, exceptions.HTTPError) and response is not None:
+        code = response.status_code
+        known = code in set(http.HTTPStatus)
+        phrase = f" {http.HTTPStatus(code).phrase}" if known else ""
+        return f"{host} answers {code}{phrase}"
+    reasons: list[tuple[type[Exception], str]] = [
+        (exceptions.SSLError, f"the certificate of {host} is not accepted"),
+        (exceptions.ProxyError, f"no connection to {host} through the proxy"),
+        (exceptions.Timeout, f"{host} did not answer within {_TIMEOUT_S:g} s"),
+        (exceptions.ConnectionError, f"no connection to {host}, or it was lost: offline?"),
+        (exceptions.ChunkedEncodingError, "the connection broke off before the whole file came"),
+        (exceptions.ContentDecodingError, "the content is damaged"),
+        (exceptions.JSONDecodeError, f"{host} answers with something that is no record"),
+    ]
+    for kind, reason in reasons:
+        if isinstance(error, kind):
+            return reason
+    return " ".join(str(error).split())[:200] or type(error).__name__

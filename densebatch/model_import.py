@@ -1,0 +1,89 @@
+"""Turn a Cellpose 1-3 checkpoint into a model file of our own, which says how it is to be used."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from densebatch.errors import InputError
+from densebatch.models import ModelSpec, find_model, load_network, read_use, save_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def import_model(
+    checkpoint: str,
+    output: Path,
+    *,
+    um_per_px: float | None = None,
+    diameter_px: float | None = None,
+    patch_px: int | None = None,
+    percentiles: tuple[float, float] | None = None,
+    nuclei: bool | None = None,
+    licence: str | None = None,
+    source: str | None = None,
+) -> ModelSpec:
+    """Write a checkpoint's weights, bit by bit, with a card.
+
+    Parameters
+    ----------
+    checkpoint
+        Anything that `find_model` takes. It is read as tensors: no pickle is executed.
+    output
+        `.safetensors` file to write; must not exist.
+    um_per_px
+        Pixel size of the images that the network saw in training, after they were rescaled for
+        it, micrometres.
+    diameter_px
+        Cell diameter at the network's scale, pixels.
+    patch_px, percentiles, nuclei
+        See `ModelSpec`.
+    licence, source
+        Of the weights, for the card.
+        What is None stays as the checkpoint has it.
+
+    Returns
+    -------
+    ModelSpec
+        Of the written file.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint is refused, a value is out of range, or the output exists or cannot be
+        written.
+    """
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output}: a model's name ends in .safetensors")
+    if output.exists():
+        raise InputError(f"{output}: exists; remove it or choose another name")
+    spec = find_model(checkpoint)
+    use = {
+        "um_per_px": spec.um_per_px if um_per_px is None else um_per_px,
+        "patch_px": spec.patch_px if patch_px is None else patch_px,
+        "margin_px": spec.margin_px,
+        "percentiles": list(spec.percentiles if percentiles is None else percentiles),
+        "nuclei": spec.nuclei if nuclei is None else nuclei,
+    }
+    accepted = read_use(output, use)
+    if diameter_px is not None and not 0.1 <= diameter_px <= 10_000:
+        raise InputError(f"diameter {diameter_px:g} px: accepted are 0.1 to 10000")
+    network = load_network(spec)
+    # an old checkpoint says nothing of diameters, and then what is known goes into the file
+    network.diam_mean.data.fill_(spec.diameter_px if diameter_px is None else diameter_px)
+    same = spec.default_diameter_px == spec.diameter_px
+    default = diameter_px if same and diameter_px is not None else spec.default_diameter_px
+    network.diam_labels.data.fill_(default)
+    card = {
+        **{key: value for key, value in spec.card.items() if key not in ("use", "name")},
+        "name": output.stem,
+        "imported": {"name": spec.name, "sha256": spec.sha256, "by": version("densebatch")},
+        **({"source": source} if source is not None else {}),
+        **({"licence": licence} if licence is not None else {}),
+    }
+    try:
+        save_model(network, output, **accepted, card=card, half=False)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror})") from error
+    return find_model(str(output))

@@ -1,0 +1,251 @@
+"""Published Cellpose networks by name: where they come from, and the copies in the cache.
+
+Nobody publishes digests of these files, so the first fetch pins what came: its SHA-256 is kept
+beside it (`NAME.lock.json`), and every later use and fetch must find the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from densebatch.download import DownloadError, digest, download, list_record, no_empty_folders
+from densebatch.errors import InputError
+from densebatch.journal import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CACHE_VARIABLE = "DENSEBATCH_CACHE"
+_CELLPOSE_URL = "https://www.cellpose.org/models/"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A published network.
+
+    Attributes
+    ----------
+    name : how the user names it
+    url : of its file; of a record `doi:PREFIX/RECORD`, the only file in it
+    diameter_px : cell diameter at the network's scale, pixels; None if the file states it
+    nuclei : whether the network was trained with a nuclear channel
+    """
+
+    name: str
+    url: str
+    diameter_px: float | None = 30.0
+    nuclei: bool = True
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What came at the first fetch of a model.
+
+    Attributes
+    ----------
+    name : of the model
+    url : it came from
+    sha256 : of the file
+    n_bytes : size of the file
+    fetched : when, UTC, ISO 8601
+    """
+
+    name: str
+    url: str
+    sha256: str
+    n_bytes: int
+    fetched: str
+
+
+def _list_known() -> dict[str, KnownModel]:
+    """Every network of Cellpose 3.1.1.3's list that is a CPnet, and the one of Han et al. 2024.
+
+    Names, file names and diameters as in `cellpose/models.py` (`MODEL_NAMES`, `model_path`,
+    `get_model_params`); not listed are its transformers.
+    """
+    plain = ["cyto3", "cyto2_cp3", "tissuenet_cp3", "livecell_cp3", "yeast_PhC_cp3"]
+    plain += ["yeast_BF_cp3", "bact_phase_cp3", "bact_fluor_cp3", "deepbacs_cp3"]
+    plain += ["neurips_cellpose_default", "neurips_grayscale_cyto2", "CP", "CPx"]
+    plain += ["TN1", "TN2", "TN3", "LC1", "LC2", "LC3", "LC4"]
+    models = [
+        KnownModel("cyto", f"{_CELLPOSE_URL}cytotorch_0"),
+        KnownModel("cyto2", f"{_CELLPOSE_URL}cyto2torch_0"),
+        # its second input was zeros in training
+        KnownModel("nuclei", f"{_CELLPOSE_URL}nucleitorch_0", diameter_px=17.0, nuclei=False),
+        *(KnownModel(name, _CELLPOSE_URL + name) for name in plain),
+        # trained on images of one marker
+        KnownModel("train7", "doi:10.5281/zenodo.10668824", diameter_px=None, nuclei=False),
+    ]
+    return {model.name: model for model in models}
+
+
+KNOWN = _list_known()
+
+
+def cache_folder() -> Path:
+    """Folder of the fetched models: in `$DENSEBATCH_CACHE`, else in the platform's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser() / "models"
+    import pooch
+
+    return Path(pooch.os_cache("densebatch")) / "models"
+
+
+def file_of(name: str) -> Path:
+    """Path of a model's file in the cache, whether it is there or not."""
+    return cache_folder() / name
+
+
+def _lock_of(name: str) -> Path:
+    return cache_folder() / f"{name}.lock.json"
+
+
+def read_pin(name: str) -> Pin | None:
+    """What came at the first fetch of a model; None if it was never fetched.
+
+    Raises
+    ------
+    InputError
+        If the lock file is damaged.
+    """
+    lock = _lock_of(name)
+    try:
+        found = json.loads(lock.read_bytes())
+        pin = Pin(**found)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{lock}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{lock}: is not a lock file; remove it and fetch {name!r} again"
+        ) from error
+    if pin.name != name or not isinstance(pin.sha256, str):
+        raise InputError(f"{lock}: is not the lock file of {name!r}; remove it and fetch it again")
+    return pin
+
+
+def check_pinned(pin: Pin, sha256: str, where: str) -> None:
+    """Compare a file's digest with the pinned one.
+
+    Raises
+    ------
+    InputError
+        If they differ.
+    """
+    if sha256 != pin.sha256:
+        raise InputError(
+            f"{where}: has sha256 {sha256}, but {pin.name!r} is pinned to {pin.sha256} (fetched "
+            f"{pin.fetched} from {pin.url}); to take another file for it, remove "
+            f"{file_of(pin.name)} and {_lock_of(pin.name)}, and fetch it again"
+        )
+
+
+def locate(name: str) -> tuple[Path, Pin]:
+    """File and pin of a fetched model; the caller compares the digest (`check_pinned`).
+
+    Raises
+    ------
+    InputError
+        If the model was not fetched: nothing is fetched by the way.
+    """
+    path, pin = file_of(name), read_pin(name)
+    if pin is None or not path.is_file():
+        hint = f", or name the file here ./{name}" if Path(name).is_file() else ""
+        raise InputError(
+            f"model {name!r} has not been fetched to {path.parent}; "
+            f"fetch it with `densebatch models fetch {name}`{hint}"
+        )
+    return path, pin
+
+
+def fetch(name: str, accept: Callable[[Path], None], url: str | None = None) -> tuple[Pin, bool]:
+    """Fetch a known model into the cache, or find it there unchanged.
+
+    Parameters
+    ----------
+    name
+        One of `KNOWN`.
+    accept
+        Called with the path of what came, before anything is kept; raises `InputError` to refuse.
+    url
+        Address of the file, instead of the published one: a mirror's. A pinned digest holds there
+        too.
+
+    Returns
+    -------
+    tuple of Pin and bool
+        The pin, and whether the file was downloaded now.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, the file cannot be fetched, is refused, or is not the one pinned.
+    """
+    if name not in KNOWN:
+        raise InputError(f"model {name!r} is not known; accepted are {', '.join(KNOWN)}")
+    path, old = file_of(name), read_pin(name)
+    if old is not None and path.is_file():
+        check_pinned(old, digest(path), str(path))
+        return old, False
+    address, stated = (url, None) if url is not None else _resolve(KNOWN[name])
+    with no_empty_folders([path.parent]):
+        return _download(path, old, address, stated, accept), True
+
+
+def _download(
+    path: Path, old: Pin | None, address: str, stated: str | None, accept: Callable[[Path], None]
+) -> Pin:
+    name, pins = path.name, []
+
+    def check(partial: Path) -> None:
+        sha256 = digest(partial)
+        if stated is not None:
+            _check_stated(partial, stated, address)
+        if old is not None:
+            check_pinned(old, sha256, address)
+        try:
+            accept(partial)
+        except InputError as error:
+            reason = str(error).replace(str(partial), name)
+            raise InputError(f"{address}: is refused, and nothing is kept ({reason})") from error
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        pin = old or Pin(name, address, sha256, partial.stat().st_size, now)
+        # before the file gets its name: no file without its pin
+        write_atomic(_lock_of(name), (json.dumps(asdict(pin), indent=1) + "\n").encode())
+        pins.append(pin)
+
+    try:
+        download(address, path, check)
+    except OSError as error:
+        raise DownloadError(f"{_lock_of(name)}: cannot be written ({error.strerror})") from error
+    return pins[0]
+
+
+def _resolve(model: KnownModel) -> tuple[str, str | None]:
+    """Address of a model's file, and the digest that its repository states, as `md5:...`."""
+    if not model.url.startswith("doi:"):
+        return model.url, None
+    record = list_record(model.url.removeprefix("doi:"))
+    if len(record) != 1:
+        raise DownloadError(
+            f"{model.url}: holds {len(record)} files ({', '.join(sorted(record))}); "
+            f"name the network's with --url {model.url}/FILE"
+        )
+    ((name, stated),) = record.items()
+    return f"{model.url}/{name}", stated
+
+
+def _check_stated(path: Path, stated: str, address: str) -> None:
+    kind, _, expected = stated.rpartition(":")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, kind or "sha256").hexdigest()
+    if found != expected.lower():
+        raise DownloadError(f"{address}: came with {kind} {found}, its record states {expected}")

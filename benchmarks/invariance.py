@@ -19,14 +19,16 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from skimage.io import imread, imsave
 
 from densebatch.label_io import open_labels
-from densebatch.pipeline import segment
+from densebatch.pipeline import SegmentResult, segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WHOLE = 65536
 RUNS: tuple[tuple[int, int, int | None], ...] = (  # tile, workers, seed of the task order
@@ -44,7 +46,9 @@ def read_marker(path: Path) -> NDArray[np.generic]:
     return pixels[..., :3].max(axis=-1) if pixels.ndim == 3 else pixels
 
 
-def run(slide: Path, scratch: Path, model: str, tile: int, workers: int, seed: int | None) -> Any:
+def run(
+    slide: Path, scratch: Path, model: str, tile: int, workers: int, seed: int | None
+) -> tuple[NDArray[np.uint32], str, SegmentResult]:
     out = scratch / "out"
     result = segment(
         slide, out, model=model, tile=tile, workers=workers, shuffle=seed, image="none"

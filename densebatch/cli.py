@@ -22,6 +22,7 @@ _COMMANDS = {
     "demo": ("densebatch.cli_demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli_score", "Compare label images with ground truth."),
     "train": ("densebatch.cli_train", "Train a network on annotated images."),
+    "benchmark": ("densebatch.cli_benchmark", "Measure how fast this machine does what."),
     "models": ("densebatch.cli_train", "List the bundled models."),
 }
 

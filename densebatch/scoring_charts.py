@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, for reports that need no plotting library."""
+"""Small charts as SVG, inline or in files, for reports that need no plotting library."""
 
 from __future__ import annotations
 
@@ -94,3 +94,28 @@ def draw_legend(names: Sequence[str]) -> str:
         colour = COLOURS[k % len(COLOURS)]
         keys.append(f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>')
     return " ".join(keys)
+
+
+_FILE_STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#444}text.title{font-size:13px;font-weight:600}"
+    "text.x{text-anchor:middle}text.y{text-anchor:end}.grid{stroke:#e2e2e2}"
+    ".line{fill:none;stroke-width:2}"
+)
+_LEGEND_PX = 18
+
+
+def make_file(chart: str, names: Sequence[str]) -> str:
+    """A chart of `draw_chart` as a file of its own: with its style, and its series named below."""
+    height = _HEIGHT + _LEGEND_PX * len(names)
+    keys = "".join(
+        f'<rect x="{_LEFT}" y="{y}" width="10" height="10" fill="{COLOURS[k % len(COLOURS)]}"/>'
+        f'<text x="{_LEFT + 16}" y="{y + 9}">{escape(name)}</text>'
+        for k, name in enumerate(names)
+        for y in [_HEIGHT + _LEGEND_PX * k]
+    )
+    head, body = chart.removesuffix("</svg>").split(">", 1)
+    head = head.replace(f"0 0 {_WIDTH} {_HEIGHT}", f"0 0 {_WIDTH} {height}")
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{2 * _WIDTH}" height="{2 * height}"'
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    head = head.replace("<svg", f"<svg {size}", 1)
+    return f"{head}><style>{_FILE_STYLE}</style>{ground}{body}{keys}</svg>\n"

@@ -76,6 +76,12 @@ class Contestant:
     env: dict[str, str] = field(default_factory=dict)
 
 
+def read_pins(name: str) -> list[str]:
+    """Packages and versions of one peer's environment."""
+    lines = (HERE / f"requirements-{name}.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def build_environment(name: str, work: Path) -> Path:
     """A virtual environment with the pinned versions of one peer; its folder of programs."""
     folder = work / f"env-{name}"
@@ -314,10 +320,7 @@ def main() -> None:
         "machine": machine,
         "versions": {
             "densebatch": describe_versions(),
-            **{
-                name: (HERE / f"requirements-{name}.txt").read_text().split()
-                for name in ("stock", "patchworks")
-            },
+            **{name: read_pins(name) for name in ("stock", "patchworks")},
         },
         "settings": {
             "fields": mosaic.fields,

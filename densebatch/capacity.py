@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -17,6 +19,8 @@ from densebatch.dynamics import halo_for_travel
 from densebatch.errors import CapacityError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from densebatch.config import SegmentSettings
     from densebatch.plan import Plan
 
@@ -71,6 +75,12 @@ def estimate(plan: Plan, tile: int) -> Estimate:
     )
 
 
+def count_cores() -> int:
+    """Processors that this process may use; only Linux tells a limit, as batch systems set."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
     """Worker processes: as asked for; else one per core, as memory allows, for enough tasks."""
     if settings.scheduler_address or settings.scheduler_file:
@@ -80,7 +90,7 @@ def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
     needed = estimate(plan, settings.tile).worker_mb
     by_memory = int(psutil.virtual_memory().available // 10**6 * _MEMORY_SHARE / needed)
     by_tasks = len(plan.groups)
-    return max(1, min(os.cpu_count() or 1, by_memory, by_tasks, _MAX_WORKERS))
+    return max(1, min(count_cores(), by_memory, by_tasks, _MAX_WORKERS))
 
 
 def check_capacity(needs: Estimate, workers: int, folder: Path, *, remote: bool = False) -> None:
@@ -134,15 +144,54 @@ def measure_peak_mb() -> int:
         return int(psutil.Process().memory_info().rss // 10**6)
 
 
+def count_io() -> tuple[int, int] | None:
+    """Bytes that this process has read and written so far, cached or not; None if nobody knows.
+
+    Counted are the system calls, not the disk; what is mapped into memory is not.
+    """
+    try:
+        counters = psutil.Process().io_counters()
+        return int(counters.read_chars), int(counters.write_chars)
+    except (AttributeError, OSError, psutil.Error):  # only Linux counts calls
+        return None
+
+
+def name_process() -> str:
+    """A name that this process shares with no other of a run, on any machine."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
 class Meter:
     """Started at the beginning of a task; tells at its end what it took, for its record."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._io = count_io()
+        self._parts: dict[str, float] = {}
 
-    def read(self) -> dict[str, float]:
-        """Seconds since the start, and the peak memory of the process in MB."""
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add to the time of a part of the task."""
+        start = time.monotonic()
+        yield
+        self._parts[part] = self._parts.get(part, 0.0) + time.monotonic() - start
+
+    def read(self) -> dict[str, Any]:
+        """Seconds since the start, in all and by part; what the process has read and written.
+
+        Returns
+        -------
+        dict
+            `seconds`, `parts` (seconds by name), `peak_rss_mb`, `process`, and since the start
+            `bytes_read` and `bytes_written`, which are None if nobody knows.
+        """
+        before, now = self._io, count_io()
+        spent = (now[0] - before[0], now[1] - before[1]) if before and now else (None, None)
         return {
             "seconds": round(time.monotonic() - self._start, 4),
+            "parts": {name: round(seconds, 4) for name, seconds in self._parts.items()},
             "peak_rss_mb": measure_peak_mb(),
+            "process": name_process(),
+            "bytes_read": spent[0],
+            "bytes_written": spent[1],
         }

@@ -25,6 +25,7 @@ _COMMANDS = {
     "train": ("densebatch.cli_train", "Train a network on annotated images."),
     "models": ("densebatch.cli_models", "List, show, import or fetch models."),
     "fetch": ("densebatch.cli_fetch", "Fetch the image set that the paper's figures are from."),
+    "benchmark": ("densebatch.cli_benchmark", "Measure how fast this machine does what."),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from densebatch.capacity import count_cores
 from densebatch.errors import DensebatchError, InputError
 from densebatch.scoring_html import format_html
 from densebatch.scoring_report import format_csv, format_json, print_report
@@ -118,7 +118,7 @@ def score(
     for path in filter(None, (json_path, csv_path, report)):
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
-    threads = _count_processors() if workers is None else workers
+    threads = count_cores() if workers is None else workers
     connection: AbstractContextManager[Workers] = (
         connect_dask(scheduler_address) if scheduler_address else nullcontext(threads)
     )
@@ -145,12 +145,6 @@ def score(
         _write(json_path, format_json(images))
     if Path("-") not in (json_path, csv_path):
         print_report(images, Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH))
-
-
-def _count_processors() -> int:
-    """Processors that this process may use; only Linux tells a limit."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _score_all(

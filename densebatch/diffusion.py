@@ -41,53 +41,60 @@ def diffuse_cell(
     """
     height, width = inside.shape
     stride = width + 2
+    # in the grown box, one run of memory, so that every loop below is one long vector operation
+    kept = np.zeros((height + 2) * stride, np.float64)
     n_pixels = 0
     sum_y = 0
     sum_x = 0
     for y in range(height):
         for x in range(width):
             if inside[y, x]:
+                kept[(y + 1) * stride + x + 1] = 1.0
                 n_pixels += 1
                 sum_y += y
                 sum_x += x
     if n_pixels == 0:
         return
-    at = np.empty(n_pixels, np.int64)
     # in the grown box, as stock counts: distances that differ by rounding alone decide alike
     mean_y = (sum_y + n_pixels) / n_pixels
     mean_x = (sum_x + n_pixels) / n_pixels
     nearest = 1e300
     centre = 0
-    index = 0
     for y in range(height):
         for x in range(width):
             if inside[y, x]:
-                at[index] = (y + 1) * stride + x + 1
                 distance = (x + 1 - mean_x) ** 2 + (y + 1 - mean_y) ** 2
                 if distance < nearest:
                     nearest = distance
-                    centre = at[index]
-                index += 1
+                    centre = (y + 1) * stride + x + 1
     heat = np.zeros((height + 2) * stride, np.float64)
-    rows = np.zeros((height + 2) * stride, np.float64)
+    sums = np.zeros((height + 2) * stride, np.float64)
+    first = stride + 1  # of the box's own pixels; the last is n - 1 further
+    n = height * stride - 2
+    here = heat[first : first + n]
+    left = heat[first - 1 : first - 1 + n]
+    right = heat[first + 1 : first + 1 + n]
+    row = sums[first : first + n]
+    above = sums[first - stride : first - stride + n]
+    below = sums[first + stride : first + stride + n]
+    inner = kept[first : first + n]
     scale = 1.0 / 9.0
-    # The 3x3 sum is separable. There is no heat in the outer ring, so its row sums stay zero.
+    # The 3x3 sum is separable. Factors of 1 and 0 change no bit of a sum that is not negative.
     for _ in range(2 * (height + width + 4)):
         heat[centre] += 1.0
-        for y in range(height):
-            base = (y + 1) * stride + 1
-            for p in range(base, base + width):
-                rows[p] = heat[p - 1] + heat[p] + heat[p + 1]
-        for p in at:
-            heat[p] = scale * (rows[p - stride] + rows[p] + rows[p + stride])
-    for p in at:
-        down = heat[p + stride] - heat[p - stride]
-        right = heat[p + 1] - heat[p - 1]
-        norm = np.sqrt(down * down + right * right) + 1e-60
-        y = p // stride - 1
-        x = p % stride - 1
-        dy[y, x] = down / norm
-        dx[y, x] = right / norm
+        for p in range(n):
+            row[p] = left[p] + here[p] + right[p]
+        for p in range(n):
+            here[p] = scale * (above[p] + row[p] + below[p]) * inner[p]
+    for y in range(height):
+        for x in range(width):
+            if inside[y, x]:
+                p = (y + 1) * stride + x + 1
+                down = heat[p + stride] - heat[p - stride]
+                across = heat[p + 1] - heat[p - 1]
+                norm = np.sqrt(down * down + across * across) + 1e-60
+                dy[y, x] = down / norm
+                dx[y, x] = across / norm
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

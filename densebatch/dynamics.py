@@ -109,8 +109,9 @@ def _follow(
     `bounds` are the slide's first and last row and column in window coordinates; positions are
     clamped to them. A trajectory that needs a pixel outside the window is dropped.
 
-    A trajectory is deterministic in its position, so once it repeats a position it cycles: the
-    remaining steps are taken modulo the cycle's length (Brent's method), with the same result.
+    A trajectory is deterministic in its position, so where it stays once it stays, and once it
+    repeats a position it cycles: the remaining steps are taken modulo the cycle's length (Brent's
+    method), with the same result.
     """
     height, width = foreground.shape
     first_y, first_x, last_y, last_x = bounds
@@ -154,8 +155,12 @@ def _follow(
                 step_y += dy[iy1, ix] * w10 + dy[iy1, ix1] * w11
                 step_x = dx[iy, ix] * w00 + dx[iy, ix1] * w01
                 step_x += dx[iy1, ix] * w10 + dx[iy1, ix1] * w11
+                was_y = py
+                was_x = px
                 py = min(high_y, max(low_y, py + step_y))
                 px = min(high_x, max(low_x, px + step_x))
+                if py == was_y and px == was_x:  # arrived; so end 99 of 100
+                    break
                 step += 1
                 far = max(far, abs(py), abs(px))
                 if far > limit:
@@ -397,6 +402,17 @@ def _fill_holes(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]:
+    """Which of the labels 1..n_labels have a pixel."""
+    present = np.zeros(n_labels, np.bool_)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] > 0:
+                present[labels[y, x] - 1] = True
+    return present
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _mask_flows(
     flows: NDArray[np.float32], threshold: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
@@ -472,8 +488,7 @@ def trace_tile(
     _fill_holes(labels, cells, verdicts, np.argsort(keys), filled)
 
     in_core = filled[inner.slices]
-    present = np.unique(in_core)
-    present = present[present > 0]
+    present = np.flatnonzero(_mark_present(in_core, seeds.size)) + 1
     by_key = present[np.argsort(keys[present - 1])]
     compact = np.zeros(seeds.size + 1, np.uint32)
     compact[by_key] = np.arange(1, by_key.size + 1, dtype=np.uint32)

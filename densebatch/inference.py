@@ -224,7 +224,8 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
             max(p.y1 for p in patches),
             max(p.x1 for p in patches),
         )
-        pixels = read_network_input(plan, around)
+        with meter.timed("read"):
+            pixels = read_network_input(plan, around)
         margin_y, margin_x = plan.lattice.y.margin, plan.lattice.x.margin
         at_once = predictor.batch * predictor.lanes
         for start in range(0, len(wanted), at_once):
@@ -232,7 +233,9 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
             batch = np.stack(
                 [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches[some]]
             )
-            for index, output in zip(wanted[some], predictor(batch), strict=True):
+            with meter.timed("network"):
+                outputs = predictor(batch)
+            for index, output in zip(wanted[some], outputs, strict=True):
                 core = cores[index]
                 kept = output[
                     :, margin_y : margin_y + core.height, margin_x : margin_x + core.width
@@ -241,7 +244,8 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
         if not np.isfinite(flows).all():
             raise ValueError(f"the network gave values that are not finite in {group}")
     array = zarr.open_array(str(work / "flows.zarr"), mode="r+")
-    array[:, *group.slices] = flows
+    with meter.timed("write"):
+        array[:, *group.slices] = flows
     chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
     facts = {"patches": len(wanted), "device": kind, **meter.read()}
     return Journal(work / "journal").record(predict_name(row, col), [chunk], facts)

@@ -214,23 +214,30 @@ def number_shard(
     work = Path(plan_path).parent
     spec = output_spec(plan, root)
     region = labels.shard_grid(spec, 0)[row, col]
-    local, ids = _read_shard_labels(work, tile, tile_grid(plan, tile), region)
-    shapes = measure_shapes(local, ids.size, region.y0, region.x0)
+    with meter.timed("read"):
+        local, ids = _read_shard_labels(work, tile, tile_grid(plan, tile), region)
+    with meter.timed("table"):
+        shapes = measure_shapes(local, ids.size, region.y0, region.x0)
     sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
     unread = []
     for channel, name in enumerate(plan.slide.channels):
-        pixels, holes = _read_pixels(plan, channel, region)
+        with meter.timed("read"):
+            pixels, holes = _read_pixels(plan, channel, region)
         column = np.zeros(ids.size, np.float64)
-        add_intensities(local, pixels, column)
+        with meter.timed("table"):
+            add_intensities(local, pixels, column)
         for hole, reason in holes:
             touched = np.unique(local[hole.shift(-region.y0, -region.x0).slices])
             column[touched[touched > 0] - 1] = np.nan
             unread.append({"channel": name, "region": list(astuple(hole)), "reason": reason})
         sums[:, channel] = column
         if spec.image:
-            labels.write_image_shard(spec, channel, 0, region, pixels)
+            with meter.timed("write"):
+                labels.write_image_shard(spec, channel, 0, region, pixels)
     present = shapes[:, 0] > 0
-    labels.write_label_shard(spec, 0, region, np.concatenate([np.zeros(1, np.uint32), ids])[local])
+    with meter.timed("write"):
+        numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
+        labels.write_label_shard(spec, 0, region, numbered)
     buffer = io.BytesIO()
     np.savez(buffer, ids=ids[present], shapes=shapes[present], sums=sums[present])
     part = _part_path(work, tile, row, col)
@@ -277,10 +284,11 @@ def reduce_shard(
     work = Path(plan_path).parent
     spec = output_spec(plan, root)
     region = labels.shard_grid(spec, level)[row, col]
-    labels.downsample_labels(spec, level, region)
-    if spec.image:
-        for channel in range(len(spec.channels)):
-            labels.downsample_image(spec, channel, level, region)
+    with meter.timed("pyramid"):
+        labels.downsample_labels(spec, level, region)
+        if spec.image:
+            for channel in range(len(spec.channels)):
+                labels.downsample_image(spec, channel, level, region)
     facts = {"inputs": inputs, "digests": _digest_shard(spec, level, region), **meter.read()}
     return Journal(work / "journal").record(number_name(tile, level, row, col), [], facts)
 

@@ -6,7 +6,6 @@ The only module that names all stages. Read `segment` first.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch import labels
-from densebatch.capacity import check_capacity, choose_workers, estimate
+from densebatch.capacity import Meter, check_capacity, choose_workers, count_cores, estimate
 from densebatch.cells import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
@@ -36,7 +35,7 @@ from densebatch.numbering import (
 )
 from densebatch.output_folder import OutputFolder
 from densebatch.plan import Plan, draft_plan, survey_plan
-from densebatch.run_record import describe_lost, describe_run
+from densebatch.run_record import describe_costs, describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
 from densebatch.tracing import create_traces, groups_needed, trace_core
@@ -140,6 +139,7 @@ def segment(
     progress = progress or Progress()
     folder = OutputFolder(Path(out).absolute())
     started = time.monotonic()
+    meter = Meter()
     folder.check()
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = draft_plan(slide, settings)
@@ -171,7 +171,7 @@ def segment(
                 f"{plan.slide.path}: no tile could be segmented: {next(iter(failed.values()))}"
             )
         n_cells = _number(run, failed)
-        result = _finish(run, n_cells, failed, started)
+        result = _finish(run, n_cells, failed, started, meter)
     if not settings.keep_flows and not result.is_partial:
         shutil.rmtree(folder.work, ignore_errors=True)
     return result
@@ -230,7 +230,7 @@ def predict_steps(run: Session) -> list[Step]:
     plan, settings = run.plan, run.settings
     local = settings.scheduler_address is None and settings.scheduler_file is None
     # a remote worker's cores are its scheduler's to share out, by tasks
-    lanes = max(1, (os.cpu_count() or 1) // max(1, run.executor.workers)) if local else 1
+    lanes = max(1, count_cores() // max(1, run.executor.workers)) if local else 1
     return [
         Step(
             Job(
@@ -360,7 +360,11 @@ def _number_steps(run: Session, spec: labels.PyramidSpec, level: int, edition: s
 
 
 def _finish(
-    run: Session, n_cells: int, failed: Mapping[tuple[int, int], str], started: float
+    run: Session,
+    n_cells: int,
+    failed: Mapping[tuple[int, int], str],
+    started: float,
+    meter: Meter,
 ) -> SegmentResult:
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
     plan = run.plan
@@ -368,10 +372,12 @@ def _finish(
     tiles = describe_lost(run.grid, failed)
     labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
     _remove_unfinished(run, spec)
-    run.seconds["total"] = round(time.monotonic() - started, 3)
+    total = time.monotonic() - started
+    run.seconds["total"] = round(total, 3)
     report = {
         "complete": True,
         **describe_run(plan, run.settings, run.facts, n_cells, run.seconds),
+        **describe_costs(plan, run.facts, run.kept, run.executor.workers, total, meter.read()),
         "workers": run.executor.workers,
         "tasks": len(run.facts),
         "tasks_kept": len(run.kept),

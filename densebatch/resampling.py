@@ -78,6 +78,14 @@ def axis_weights(output: NDArray[np.int64], n_in: int, n_out: int) -> AxisWeight
     return AxisWeights(np.clip(index, 0, n_in - 1), weight.astype(np.float32))
 
 
+def _take(pixels: NDArray[np.float32], axis_index: AxisWeights, axis: int) -> NDArray[np.float32]:
+    """Pixels at the first tap of each index; without a copy where these follow each other."""
+    index = axis_index.index[:, 0] - axis_index.start
+    if index.size == pixels.shape[axis] and (np.diff(index) == 1).all():
+        return pixels
+    return np.take(pixels, index, axis=axis)
+
+
 def resample(
     pixels: NDArray[np.float32], rows: AxisWeights, cols: AxisWeights
 ) -> NDArray[np.float32]:
@@ -89,8 +97,8 @@ def resample(
         `(..., n_rows, n_cols)` float32.
     """
     if rows.index.shape[1] == 1 and cols.index.shape[1] == 1:
-        y, x = rows.index[:, 0] - rows.start, cols.index[:, 0] - cols.start
-        return np.ascontiguousarray(pixels[..., y[:, None], x[None, :]])
+        taken = _take(_take(pixels, rows, axis=-2), cols, axis=-1)
+        return np.array(taken, order="C")  # a copy, as in every other case
     partial = np.zeros((*pixels.shape[:-2], rows.index.shape[0], pixels.shape[-1]), np.float32)
     for tap in range(rows.index.shape[1]):
         weight = rows.weight[:, tap, None]

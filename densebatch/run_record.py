@@ -7,10 +7,8 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from densebatch.capacity import measure_peak_mb
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from densebatch.config import SegmentSettings
     from densebatch.geometry import Grid
@@ -39,7 +37,7 @@ def describe_run(
     n_cells: int,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What the tasks' records add up to, with all that was decided beforehand.
+    """What was decided beforehand, and what was found.
 
     Parameters
     ----------
@@ -58,10 +56,8 @@ def describe_run(
         Serialisable.
     """
     height, width = plan.shape
-    predict, trace, number = (
-        [facts[name] for name in sorted(facts) if name.startswith(stage)]
-        for stage in ("predict-", "trace-", "number-")
-    )
+    by_stage = _by_stage(facts)
+    trace, number = by_stage["trace"], by_stage["number"]
     document = json.loads(plan.to_json())
     document.pop("active")
     return {
@@ -74,17 +70,10 @@ def describe_run(
         "network_patches": plan.network_patches,
         "network_covered_px": plan.covered_px,
         "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
-        "devices": sorted({f["device"] for f in predict if f["device"]}),
+        "devices": sorted({f["device"] for f in by_stage["predict"] if f["device"]}),
         "seconds": dict(seconds),
-        "task_seconds": {
-            "predict": _total(predict, "seconds"),
-            "trace": _total(trace, "seconds"),
-            "number": _total(number, "seconds"),
-        },
         "mpx_per_second": round(height * width / 1e6 / seconds["total"], 4),
         "cells_per_second": round(n_cells / seconds["total"], 2),
-        "peak_rss_mb": measure_peak_mb(),
-        "worker_peak_rss_mb": max((f["peak_rss_mb"] for f in facts.values()), default=0),
         "unread": [hole for f in number for hole in f.get("unread", ())],
         "model": {"name": plan.model.name, "sha256": plan.model.sha256},
         "settings": settings.model_dump(mode="json"),
@@ -96,6 +85,93 @@ def describe_run(
             **plan.versions,
         },
     }
+
+
+def describe_costs(
+    plan: Plan,
+    facts: Mapping[str, Mapping[str, Any]],
+    kept: Collection[str],
+    workers: int,
+    total_s: float,
+    main: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Where time, bytes and memory went.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    facts
+        By task name, from the records, of this session and of earlier ones.
+    kept
+        Names of the tasks that an earlier session had finished.
+    workers
+        Tasks that were worked on at once.
+    total_s
+        Wall time of this session.
+    main
+        What the `Meter` of the whole session read.
+
+    Returns
+    -------
+    dict
+        `task_seconds`, summed over the tasks of each stage. `stages`: for each the number of
+        tasks, their seconds in all and by part, the slide's Mpx over these seconds (the rate of
+        one worker), bytes read and written (null where the system does not count them) and the
+        largest peak of a process. `network_seconds`: the wall time that the network's patches
+        take with all workers busy and nothing else to do, and `wall_over_network`: how many times
+        as long the session took; null if an earlier session shared the work. `bytes_read`,
+        `bytes_written`: of this session. `peak_rss_mb` of the main process, `worker_peak_rss_mb`
+        of the largest one, and `all_peak_rss_mb`, an upper bound for all of this session's
+        processes on every machine together.
+    """
+    mpx = plan.shape[0] * plan.shape[1] / 1e6
+    by_stage = _by_stage(facts)
+    new = [f for name, f in facts.items() if name not in kept]
+    elsewhere = [f for f in new if f["process"] != main["process"]]
+    peaks: dict[str, int] = {}
+    for f in elsewhere:
+        peaks[f["process"]] = max(peaks.get(f["process"], 0), f["peak_rss_mb"])
+    network_s = sum(f["parts"].get("network", 0.0) for f in by_stage["predict"]) / max(1, workers)
+    return {
+        "task_seconds": {stage: _total(some, "seconds") for stage, some in by_stage.items()},
+        "stages": {stage: _describe_stage(some, mpx) for stage, some in by_stage.items()},
+        "network_seconds": round(network_s, 3),
+        "wall_over_network": round(total_s / network_s, 4) if network_s and not kept else None,
+        "bytes_read": _sum_known([main, *elsewhere], "bytes_read"),
+        "bytes_written": _sum_known([main, *elsewhere], "bytes_written"),
+        "peak_rss_mb": main["peak_rss_mb"],
+        "worker_peak_rss_mb": max((f["peak_rss_mb"] for f in facts.values()), default=0),
+        "all_peak_rss_mb": main["peak_rss_mb"] + sum(peaks.values()),
+    }
+
+
+def _by_stage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    return {
+        stage: [facts[name] for name in sorted(facts) if name.startswith(f"{stage}-")]
+        for stage in ("predict", "trace", "number")
+    }
+
+
+def _describe_stage(facts: Sequence[Mapping[str, Any]], mpx: float) -> dict[str, Any]:
+    seconds = _total(facts, "seconds")
+    parts = {name for f in facts for name in f["parts"]}
+    return {
+        "tasks": len(facts),
+        "seconds": seconds,
+        "parts": {
+            name: round(sum(f["parts"].get(name, 0.0) for f in facts), 3) for name in sorted(parts)
+        },
+        "mpx_per_second": round(mpx / seconds, 4) if seconds else None,
+        "bytes_read": _sum_known(facts, "bytes_read"),
+        "bytes_written": _sum_known(facts, "bytes_written"),
+        "peak_rss_mb": max((f["peak_rss_mb"] for f in facts), default=0),
+    }
+
+
+def _sum_known(facts: Iterable[Mapping[str, Any]], key: str) -> int | None:
+    values = [f[key] for f in facts]
+    return None if None in values else sum(values)
 
 
 def _total(facts: Iterable[Mapping[str, Any]], key: str) -> float:

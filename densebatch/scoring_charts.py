@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, for reports that need no plotting library."""
+"""Small charts as SVG, inline or in files, for reports that need no plotting library."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def draw_chart(
     return "".join([*parts, "</svg>"])
 
 
+_KEY_PX = 18
 _PICTURE_STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#222}.title{font-size:13px;font-weight:600}"
     ".x{text-anchor:middle}.y{text-anchor:end}.grid{stroke:#ddd;fill:none}"
@@ -105,17 +106,32 @@ _PICTURE_STYLE = (
 )
 
 
-def compose_picture(charts: Sequence[str]) -> str:
-    """Charts below each other as one SVG file that needs no page around it."""
+def compose_picture(charts: Sequence[str], names: Sequence[str] = ()) -> str:
+    """Charts below each other as one SVG file that needs no page around it.
+
+    Parameters
+    ----------
+    charts
+        Of `draw_chart`.
+    names
+        Series to name at the bottom, beside their colours.
+    """
+    bottom = _HEIGHT * len(charts)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" '
-        f'height="{_HEIGHT * len(charts)}"><style>{_PICTURE_STYLE}</style>'
+        f'height="{bottom + _KEY_PX * len(names)}"><style>{_PICTURE_STYLE}</style>'
         '<rect width="100%" height="100%" fill="#fff"/>'
     ]
     parts += [
         chart.replace("<svg ", f'<svg y="{k * _HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" ', 1)
         for k, chart in enumerate(charts)
     ]
+    for k, name in enumerate(names):
+        y = bottom + _KEY_PX * k
+        parts.append(
+            f'<rect x="{_LEFT}" y="{y}" width="10" height="10" fill="{COLOURS[k % len(COLOURS)]}"/>'
+            f'<text x="{_LEFT + 16}" y="{y + 9}">{escape(name)}</text>'
+        )
     return "".join([*parts, "</svg>\n"])
 
 

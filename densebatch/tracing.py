@@ -91,10 +91,14 @@ def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) ->
     work = Path(plan_path).parent
     core = tile_grid(plan, tile)[row, col]
     window = _window(plan, core, travel_px)
-    traced = trace_tile(read_flows(plan, work, window), window, core, plan.shape, plan.trace)
+    with meter.timed("read"):
+        flows = read_flows(plan, work, window)
+    with meter.timed("trace"):
+        traced = trace_tile(flows, window, core, plan.shape, plan.trace)
     folder = trace_folder(work, tile)
     array = zarr.open_array(str(folder / "labels.zarr"), mode="r+")
-    array[core.slices] = traced.labels
+    with meter.timed("write"):
+        array[core.slices] = traced.labels
     buffer = io.BytesIO()
     np.save(buffer, traced.keys)
     keys = folder / f"keys-{row}-{col}.npy"

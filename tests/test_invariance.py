@@ -21,6 +21,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops_table
 
 from densebatch import pipeline
+from densebatch.capacity import Meter
 from densebatch.diffusion import compute_flows
 from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
 from densebatch.geometry import Grid, Region
@@ -286,7 +287,7 @@ def written_flows(monkeypatch):
             array = zarr.open_array(work / "flows.zarr", mode="r+")
             assert array.shape == flows.shape
             array[:, *group.slices] = flows[:, *group.slices]
-            facts = {"patches": 0, "device": None, "seconds": 0.0, "peak_rss_mb": 0}
+            facts = {"patches": 0, "device": None, **Meter().read()}
             chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
             return Journal(work / "journal").record(predict_name(row, col), [chunk], facts)
 

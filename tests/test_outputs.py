@@ -103,9 +103,43 @@ def test_run_json(done, slide):
     assert 100 < report["worker_peak_rss_mb"] < 2000
     assert report["tasks_kept"] == 0
     assert report["labels"] == str(result.labels)
+    _check_costs(report, result)
     # nothing of the work is left, and nothing else
     names = {".densebatch.json", "cells.parquet", "run.json", "segmentation.ome.zarr"}
     assert {p.name for p in result.out.iterdir()} == names
+
+
+def _check_costs(report, result):
+    stages = report["stages"]
+    assert {s: set(stages[s]["parts"]) for s in stages} == {
+        "predict": {"read", "network", "write"},
+        "trace": {"read", "trace", "write"},
+        "number": {
+            "read",
+            "table",
+            "write",
+            *(["pyramid"] if stages["number"]["tasks"] > 1 else []),
+        },
+    }
+    for stage, cost in stages.items():
+        assert cost["seconds"] == report["task_seconds"][stage] >= sum(cost["parts"].values()) > 0
+        assert cost["mpx_per_second"] == pytest.approx(
+            report["slide_px"] / 1e6 / cost["seconds"], abs=1e-4
+        )
+    # one process did one task after the other
+    assert report["workers"] == 0
+    assert report["network_seconds"] == pytest.approx(
+        stages["predict"]["parts"]["network"], abs=2e-3
+    )
+    assert report["wall_over_network"] == pytest.approx(
+        report["seconds"]["total"] / report["network_seconds"], rel=0.01
+    )
+    assert report["all_peak_rss_mb"] == report["peak_rss_mb"] >= report["worker_peak_rss_mb"]
+    if sys.platform == "linux":
+        written = sum(p.stat().st_size for p in result.out.rglob("*") if p.is_file())
+        assert report["bytes_written"] > written  # and the flow field, which is gone
+        assert report["bytes_written"] > stages["predict"]["bytes_written"] > 0
+        assert report["bytes_read"] > stages["trace"]["bytes_read"] > 0
 
 
 def test_the_network_sees_every_patch_once(done):

@@ -1,0 +1,110 @@
+"""A mosaic of annotated fields, written in the form that each contestant reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from skimage.io import imread
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+UM_PER_PX = 0.5
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Fields side by side.
+
+    Attributes
+    ----------
+    npy : pixels, `(h, w)` uint8 or uint16
+    store : the same as OME-Zarr 0.5
+    truth : `(h, w)` int64, ids without gaps
+    seams : row and column where fields meet
+    fields : names
+    """
+
+    npy: Path
+    store: Path
+    truth: NDArray[np.int64]
+    seams: tuple[int, int]
+    fields: list[str]
+
+
+def _read_field(image: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    pixels = imread(image)
+    if pixels.ndim == 3:  # one marker, stored as a colour picture
+        pixels = pixels[..., :3].max(axis=-1)
+    masks = imread(image.with_name(image.name.replace("_img.", "_masks."))).astype(np.int64)
+    return pixels, masks
+
+
+def build_mosaic(fields: Path, work: Path, crop: int | None) -> Mosaic:
+    """Put the first four annotated fields of a folder together, two by two.
+
+    Parameters
+    ----------
+    fields
+        Folder of `*_img.png` with `*_masks.png`; all of one shape.
+    work
+        Where to write.
+    crop
+        Keep only so many rows and columns around the middle, where the four fields meet.
+    """
+    images = [
+        image
+        for image in sorted(fields.glob("*_img.png"))
+        if image.with_name(image.name.replace("_img.", "_masks.")).exists()
+    ][:4]
+    if len(images) < 4:
+        raise SystemExit(f"{fields}: has {len(images)} annotated fields; a mosaic takes 4")
+    read = [_read_field(image) for image in images]
+    shapes = {pixels.shape for pixels, _ in read}
+    if len(shapes) > 1:
+        raise SystemExit(f"{fields}: the fields have shapes {shapes}; a mosaic takes one shape")
+    height, width = shapes.pop()
+    pixels = np.block([[read[0][0], read[1][0]], [read[2][0], read[3][0]]])
+    offset = 0
+    parts = []
+    for _, masks in read:
+        parts.append(np.where(masks > 0, masks + offset, 0))
+        offset += int(masks.max())
+    truth = np.block([[parts[0], parts[1]], [parts[2], parts[3]]])
+    seams = (height, width)
+    if crop is not None:
+        y0, x0 = max(0, height - crop // 2), max(0, width - crop // 2)
+        pixels, truth = (a[y0 : y0 + crop, x0 : x0 + crop] for a in (pixels, truth))
+        seams = (height - y0, width - x0)
+    ids, compact = np.unique(truth, return_inverse=True)
+    truth = compact.reshape(truth.shape).astype(np.int64) + (0 if ids[0] == 0 else 1)
+    npy = work / "mosaic.npy"
+    np.save(npy, np.ascontiguousarray(pixels))
+    store = work / "mosaic.ome.zarr"
+    _write_store(store, pixels)
+    return Mosaic(npy, store, truth, seams, [image.name for image in images])
+
+
+def _write_store(path: Path, pixels: NDArray[np.generic]) -> None:
+    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    array = group.create_array(
+        "0",
+        shape=pixels.shape,
+        chunks=tuple(min(512, n) for n in pixels.shape),
+        dtype=pixels.dtype,
+        dimension_names=("y", "x"),
+    )
+    array[:] = pixels
+    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
+    scale = [{"type": "scale", "scale": [UM_PER_PX, UM_PER_PX]}]
+    multiscale = {
+        "name": "mosaic",
+        "axes": space,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}

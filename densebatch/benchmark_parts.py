@@ -1,0 +1,208 @@
+"""`densebatch benchmark score` and `backends`: parts of the work, timed by themselves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from densebatch.benchmark import Row, summarize
+from densebatch.benchmark_watch import scratch_folder, watch_success
+from densebatch.errors import InputError
+from densebatch.geometry import Region
+from densebatch.inference import Predictor, choose_device
+from densebatch.label_io import open_labels
+from densebatch.models import find_model
+from densebatch.scoring import score_labels
+from densebatch.simulate import Tissue, render, write_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from densebatch.models import ModelSpec
+
+    Evaluate = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+_SEED = 1
+_SHIFT_PX = 2
+_LOST_EVERY = 20  # one cell in so many is missing from the simulated prediction
+
+BACKENDS: Mapping[str, Callable[[ModelSpec, str, int], Evaluate]] = {"torch": Predictor}
+"""How each backend is opened: model, device and lanes in; patches to flows and logits out.
+
+The first is the reference of the others' differences.
+"""
+
+
+def _write_prediction(truth: Path, path: Path) -> None:
+    """The truth moved by two pixels, without one cell in twenty; band by band."""
+    source = zarr.open_array(str(truth), mode="r")
+    height, width = source.shape
+    target = zarr.create_array(
+        str(path), shape=source.shape, chunks=source.chunks, dtype="uint32", fill_value=0
+    )
+    step = source.chunks[0]
+    for y0 in range(0, height, step):
+        y1 = min(y0 + step, height)
+        rows = np.arange(y0, y1) - _SHIFT_PX
+        band = np.asarray(source[max(0, rows[0]) : rows[-1] + 1])
+        moved = np.zeros((y1 - y0, width), np.uint32)
+        moved[rows >= 0, _SHIFT_PX:] = band[:, :-_SHIFT_PX]
+        moved[moved % _LOST_EVERY == 0] = 0
+        target[y0:y1] = moved
+
+
+def measure_scoring(
+    size_px: int, workers: int, repeats: int, note: Callable[[str], None]
+) -> list[Row]:
+    """Time scoring of a simulated pair.
+
+    Parameters
+    ----------
+    size_px
+        Side of the label images.
+    workers
+        Threads.
+    repeats
+        Runs; the row holds medians.
+    note
+        Is told what happens.
+
+    Returns
+    -------
+    list of Row
+        One row: `score_s` is the time of reading and scoring with everything loaded, `wall_s` that
+        of the command in a process of its own, `peak_mb` its memory.
+    """
+    with scratch_folder() as scratch:
+        note("preparing: a simulated pair of label images")
+        truth, pred = scratch / "truth.zarr", scratch / "pred.zarr"
+        tissue = Tissue(size_px, size_px, seed=_SEED)
+        write_slide(tissue, scratch / "slide.ome.zarr", truth, threads=workers)
+        _write_prediction(truth, pred)
+        command = [sys.executable, "-m", "densebatch", "score", str(pred), str(truth)]
+        command += ["--workers", str(workers), "--json", "-"]
+        score_labels(np.ones((64, 64), np.uint32), np.ones((64, 64), np.uint32))  # compiles
+        runs: list[dict[str, float | None]] = []
+        for repeat in range(repeats):
+            watched = watch_success(command)
+            start = time.perf_counter()
+            score = score_labels(open_labels(truth), open_labels(pred), workers=workers)
+            seconds = time.perf_counter() - start
+            runs.append(
+                {
+                    "slide_mpx": size_px**2 / 1e6,
+                    "cells": score.n_truth + score.n_pred,
+                    "score_s": seconds,
+                    "mpx_per_s": size_px**2 / 1e6 / seconds,
+                    "cells_per_s": (score.n_truth + score.n_pred) / seconds,
+                    "wall_s": watched.wall_s,
+                    "peak_mb": watched.peak_mb,
+                    "ap": score.at("0.50").ap,
+                }
+            )
+            note(f"run {repeat + 1} of {repeats}: {seconds:.2f} s")
+    return [summarize("score", runs)]
+
+
+def choose_backends(names: Sequence[str]) -> tuple[str, ...]:
+    """The named backends, or all.
+
+    Raises
+    ------
+    InputError
+        For a name that there is not.
+    """
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown:
+        raise InputError(f"backend {unknown[0]!r}: accepted are {', '.join(BACKENDS)}")
+    return tuple(names) or tuple(BACKENDS)
+
+
+def measure_backends(
+    names: Sequence[str],
+    model: str,
+    device: str,
+    lanes: int,
+    n_patches: int,
+    repeats: int,
+    note: Callable[[str], None],
+) -> list[Row]:
+    """Time the network alone, with each backend, on the same patches of simulated tissue.
+
+    Parameters
+    ----------
+    names
+        Backends; none for all.
+    model
+        Bundled model or checkpoint file.
+    device
+        `auto`, `cpu` or `cuda`.
+    lanes
+        Patches that a CPU evaluates at once.
+    n_patches
+        Patches of the model's own size.
+    repeats
+        Passes over the patches; the row holds medians.
+    note
+        Is told what happens.
+
+    Returns
+    -------
+    list of Row
+        A row for each backend: `s_per_mpx` of evaluated pixels, `load_s` until its first output,
+        and `max_difference` and `mean_difference` of its flows and logits from the first backend's.
+
+    Raises
+    ------
+    InputError
+        For a backend, model or device that cannot be used.
+    """
+    chosen = choose_backends(names)
+    spec, where = find_model(model), choose_device(device)
+    patches = _simulate_patches(n_patches, spec.patch_px)
+    mpx = n_patches * spec.patch_px**2 / 1e6
+    reference = next(iter(BACKENDS.values()))(spec, where, lanes)(patches)
+    rows = []
+    for name in chosen:
+        start = time.perf_counter()
+        evaluate = BACKENDS[name](spec, where, lanes)
+        evaluate(patches[:1])
+        load_s = time.perf_counter() - start
+        output = evaluate(patches)  # not timed: memory is found, code is compiled
+        difference = np.abs(output - reference)
+        runs: list[dict[str, float | None]] = []
+        for repeat in range(repeats):
+            start = time.perf_counter()
+            evaluate(patches)
+            seconds = time.perf_counter() - start
+            runs.append(
+                {
+                    "network_mpx": mpx,
+                    "s_per_mpx": seconds / mpx,
+                    "mpx_per_s": mpx / seconds,
+                    "load_s": load_s,
+                    "max_difference": float(difference.max()),
+                    "mean_difference": float(difference.mean()),
+                }
+            )
+            note(f"{name}, pass {repeat + 1} of {repeats}: {seconds / mpx:.3f} s/Mpx")
+        rows.append(summarize(name, runs))
+    return rows
+
+
+def _simulate_patches(n: int, side: int) -> NDArray[np.float32]:
+    """`(n, 2, side, side)`: membrane from 0 to about 1, and no nuclei."""
+    patches = np.zeros((n, 2, side, side), np.float32)
+    tissue = Tissue(side, n * side, seed=_SEED)
+    for index in range(n):
+        pixels: Any = render(tissue, Region(0, index * side, side, (index + 1) * side))[0][0]
+        low, high = np.percentile(pixels, (1, 99))
+        patches[index, 0] = (pixels - low) / max(1.0, high - low)
+    return patches

@@ -8,19 +8,23 @@ differently: a run uses one, and its name is part of the run's identity.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+
 from densebatch.errors import InputError
+from densebatch.geometry import Region
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Lattice, Region
+    from densebatch.geometry import Lattice
     from densebatch.network import CPnet
 
 REFERENCE = "torch"
@@ -57,6 +61,22 @@ BACKENDS: Mapping[str, Traits] = {
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What evaluates a run's network: part of the run's identity, for it decides the last bits.
+
+    Attributes
+    ----------
+    backend : a key of `BACKENDS`
+    device : one of its devices
+    quantised : sha256 of the quantised network in the work folder; None but for int8
+    """
+
+    backend: str = REFERENCE
+    device: str = "cpu"
+    quantised: str | None = None
+
+
+@dataclass(frozen=True)
 class PatchShape:
     """Size of a patch in pixels, and the part of it that is trusted."""
 
@@ -72,8 +92,6 @@ class PatchShape:
 
 def patch_shape(lattice: Lattice) -> PatchShape:
     """The shape of all patches of a lattice."""
-    from densebatch.geometry import Region
-
     y, x = lattice.y, lattice.x
     kept = Region(y.margin, x.margin, y.margin + y.step, x.margin + x.step)
     return PatchShape(y.patch, x.patch, kept)
@@ -181,3 +199,39 @@ def make_backend(
     from densebatch.backend_torch import TorchBackend
 
     return TorchBackend(network, shape, traits.precision, lanes, compiled=compiled)
+
+
+def evaluate_patches(
+    backend: Backend, patches: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float16]:
+    """Flows and logits of the trusted parts of any number of patches.
+
+    Parameters
+    ----------
+    backend
+        Gets batches of its own size, the last one padded, in as many threads as it has lanes.
+    patches
+        `(2, h, w)` float32 each.
+
+    Returns
+    -------
+    ndarray
+        `(n, 3, kept_h, kept_w)` float16, in order.
+    """
+
+    def evaluate(start: int) -> NDArray[np.float16]:
+        some = patches[start : start + backend.batch]
+        batch = np.zeros((backend.batch, *some[0].shape), np.float32)
+        for place, patch in zip(batch, some, strict=False):
+            place[:] = patch
+        return backend.evaluate(batch)[: len(some)]
+
+    starts = range(0, len(patches), backend.batch)
+    if backend.lanes == 1:
+        return np.concatenate([evaluate(start) for start in starts])
+    return np.concatenate(list(_threads(backend.lanes).map(evaluate, starts)))
+
+
+@lru_cache(maxsize=1)
+def _threads(lanes: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(lanes, thread_name_prefix="densebatch-lane")

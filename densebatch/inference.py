@@ -36,91 +36,31 @@ if TYPE_CHECKING:
 
     from densebatch.models import ModelSpec
 
-# On a CPU one patch fills the cores, and a batch of one is never padded.
-_BATCH = {"cpu": 1, "cuda": 16}
 model_loads = 0  # in this process; tests hold it to one
 
 
-class Predictor:
-    """A network on its device, ready for batches of one fixed size."""
-
-    def __init__(self, model: ModelSpec, device: str, lanes: int = 1) -> None:
-        global model_loads
-        model_loads += 1
-        self.device = torch.device(device)
-        network = load_network(model)
-        # torch declares no overload for modules that takes the memory format
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.batch = _BATCH[self.device.type]
-        # A GPU takes one batch at a time; on a CPU each lane is one thread.
-        self.lanes = lanes if self.device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(self.lanes) if self.lanes > 1 else None
-
-    def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Flows and logits of `(n, 2, h, w)` patches, `(n, 3, h, w)` float32; any n."""
-        batches = [
-            patches[start : start + self.batch] for start in range(0, len(patches), self.batch)
-        ]
-        with _one_thread() if self.device.type == "cpu" else nullcontext():
-            if self._pool is None:
-                return np.concatenate([self._evaluate(batch) for batch in batches])
-            return np.concatenate(list(self._pool.map(self._evaluate, batches)))
-
-    def _evaluate(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        n = len(batch)
-        if n < self.batch:
-            padding = np.zeros((self.batch - n, *batch.shape[1:]), np.float32)
-            batch = np.concatenate([batch, padding])
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(batch))
-            x = x.to(self.device, memory_format=torch.channels_last)
-            output: NDArray[np.float32] = self.network(x)[:n].float().cpu().numpy()
-        return output
-
-
-_entered = 0
-_threads_before = 1
-_entering = threading.Lock()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch at one thread while anybody is evaluating, then leave it as it was found."""
-    global _entered, _threads_before
-    with _entering:
-        if _entered == 0:
-            _threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)  # it holds for the calling thread too, so each entrant sets it
-        _entered += 1
-    try:
-        yield
-    finally:
-        with _entering:
-            _entered -= 1
-            if _entered == 0:
-                torch.set_num_threads(_threads_before)
-
-
-def choose_device(requested: str) -> str:
-    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: this process sees none; accepted here are auto and cpu")
-    return requested
-
-
-_loaded: dict[tuple[str, str, int], Predictor] = {}
+_loaded: dict[tuple[str, Engine, PatchShape, int, int], Backend] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
 
 
-def get_predictor(model: ModelSpec, device: str, lanes: int) -> Predictor:
-    """The predictor of this process, loaded once and keyed by the weights' content."""
-    key = (model.sha256, device, lanes)
+def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
+    """The plan's network, ready in this process; loaded once, keyed by the weights' content."""
+    global model_loads
+    shape = patch_shape(plan.lattice)
+    # Two batches make up a group: while one is computed, the other is on its way.
+    batch = -(-plan.group_y * plan.group_x // 2)
+    key = (plan.model.sha256, plan.engine, shape, batch, lanes)
     with _loading:
         if key not in _loaded:
             _loaded.clear()
-            _loaded[key] = Predictor(model, device, lanes)
+            model_loads += 1
+            quantised = None
+            if plan.engine.quantised is not None:
+                quantised = read_quantised(work, plan.engine.quantised)
+            _loaded[key] = make_backend(
+                plan.engine.backend, plan.engine.device, load_network(plan.model), shape,
+                batch=batch, lanes=lanes, quantised=quantised,
+            )  # fmt: skip
         return _loaded[key]
 
 

@@ -46,9 +46,9 @@ class _Slot:
         self.host_out = torch.empty(given, dtype=torch.float16, pin_memory=pinned)
         self.device_in = torch.empty(taken, dtype=torch.float32, device=device)
         self.device_out = torch.empty(given, dtype=torch.float16, device=device)
-        self.stream = torch.cuda.Stream(device) if pinned else None
-        self.uploaded = torch.cuda.Event() if pinned else None
-        self.computed = torch.cuda.Event() if pinned else None
+        self.stream = _new_stream(device)
+        self.uploaded = _new_event(device)
+        self.computed = _new_event(device)
 
 
 class CudaBackend:
@@ -93,7 +93,7 @@ class CudaBackend:
             options = {"triton.cudagraphs": False} if device == "cuda" else {}
             self._run.compile(dynamic=False, fullgraph=True, options=options)
         self._turn = threading.Lock()
-        self._compute = torch.cuda.Stream(where) if device == "cuda" else None
+        self._compute = _new_stream(where)
         self._input = torch.zeros(taken, dtype=torch.float32, device=where)
         self._graph: Any = None
         self._output: torch.Tensor | None = None
@@ -116,9 +116,7 @@ class CudaBackend:
             torch.cuda.synchronize(self._input.device)
             graph = torch.cuda.CUDAGraph()
             # other threads of this process may go on allocating
-            with torch.cuda.graph(
-                graph, stream=self._compute, capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
                 self._output = self._run(self._input)
             self._graph = graph
 
@@ -161,6 +159,14 @@ def _fixed_algorithms() -> AbstractContextManager[None]:
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
     return flags
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _new_event(device: torch.device) -> torch.cuda.Event | None:
+    return torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:

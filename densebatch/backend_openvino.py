@@ -70,9 +70,7 @@ def unpack_model(packed: bytes) -> Any:  # noqa: ANN401
     """Inverse of `pack_model`."""
     openvino = import_openvino()
     with zipfile.ZipFile(BytesIO(packed)) as archive:
-        return openvino.Core().read_model(
-            archive.read("network.xml"), archive.read("network.bin")
-        )
+        return openvino.Core().read_model(archive.read("network.xml"), archive.read("network.bin"))
 
 
 def has_bf16() -> bool:

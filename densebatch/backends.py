@@ -151,6 +151,17 @@ def check_backend(name: str, device: str) -> None:
         )
 
 
+def choose_device(requested: str) -> str:
+    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
+    import torch
+
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this process sees none; accepted here are auto and cpu")
+    return requested
+
+
 def make_backend(
     name: str,
     device: str,

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from densebatch.network import CPnet
+    from densebatch.network import CPnet, _ResidualDown, _ResidualUp, _StyledConv
 
 
 def fold_network(network: CPnet) -> FoldedCPnet:
@@ -61,10 +61,13 @@ class FoldedCPnet(nn.Module):
 
     def __init__(self, network: CPnet) -> None:
         super().__init__()
-        self.down = nn.ModuleList(_Down(block) for block in network.downsample.down)
+        self.down = nn.ModuleList(
+            _Down(cast("_ResidualDown", block)) for block in network.downsample.down
+        )
         deepest = len(self.down) - 1
         self.up = nn.ModuleList(
-            _Up(block, enlarges=level < deepest) for level, block in enumerate(network.upsample.up)
+            _Up(cast("_ResidualUp", block), enlarges=level < deepest)
+            for level, block in enumerate(network.upsample.up)
         )
         self.norm = _copy_norm(network.output[0])
         self.output = _copy_conv(network.output[2])
@@ -85,10 +88,10 @@ class FoldedCPnet(nn.Module):
 
 
 class _Down(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: _ResidualDown) -> None:
         super().__init__()
-        first, second, third, fourth = cast("nn.Sequential", block.conv)
-        self.proj = _fold_before(*cast("nn.Sequential", block.proj))
+        first, second, third, fourth = (cast("nn.Sequential", conv) for conv in block.conv)
+        self.proj = _fold_before(*block.proj)
         self.norm_0 = _copy_norm(first[0])
         self.conv_0 = _fold_after(first[2], second[0])
         self.conv_1 = _copy_conv(second[2])
@@ -110,11 +113,12 @@ class _Up(nn.Module):
     skip_scale: torch.Tensor
     scale_2: torch.Tensor
 
-    def __init__(self, block: nn.Module, *, enlarges: bool) -> None:
+    def __init__(self, block: _ResidualUp, *, enlarges: bool) -> None:
         super().__init__()
         self.enlarges = enlarges
-        first, second, third, fourth = cast("nn.Sequential", block.conv)
-        self.proj = _fold_before(*cast("nn.Sequential", block.proj))
+        first = cast("nn.Sequential", block.conv[0])
+        second, third, fourth = (cast("_StyledConv", conv) for conv in list(block.conv)[1:])
+        self.proj = _fold_before(*block.proj)
         self.norm_0 = _copy_norm(first[0])
         conv = _fold_after(first[2], second.conv[0], offset=False)
         self.conv_0 = _EnlargingConv(conv) if enlarges else conv

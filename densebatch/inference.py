@@ -1,40 +1,34 @@
 """Stage 1: evaluate the network on lattice patches and keep their trusted cores.
 
 The only module that runs a network on a slide. A patch's bits must not depend on how the work is
-divided, so batches have one fixed size, padded if need be (another size changes bits), and on a
-CPU a patch is evaluated by one thread (oneDNN divides, and rounds, some convolutions according to
-the number of threads). Cores are used by evaluating several patches at once.
+divided: `backends` says how that is held.
 """
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import zarr
 
+from densebatch.backends import choose_device, evaluate_patches, make_backend, patch_shape
 from densebatch.capacity import Meter
-from densebatch.errors import InputError
 from densebatch.geometry import Region
 from densebatch.journal import Journal
 from densebatch.models import load_network
 from densebatch.normalization import normalize
 from densebatch.plan import Plan, load_plan
+from densebatch.quantization import read_quantised
 from densebatch.resampling import axis_weights, reflect, resample
 from densebatch.slide import open_slide
 from densebatch.work import predict_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
-    from densebatch.models import ModelSpec
+    from densebatch.backends import Backend, Engine, PatchShape
 
 model_loads = 0  # in this process; tests hold it to one
 
@@ -47,11 +41,10 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
     """The plan's network, ready in this process; loaded once, keyed by the weights' content."""
     global model_loads
     shape = patch_shape(plan.lattice)
-    # Two batches make up a group: while one is computed, the other is on its way.
-    batch = -(-plan.group_y * plan.group_x // 2)
-    key = (plan.model.sha256, plan.engine, shape, batch, lanes)
+    key = (plan.model.sha256, plan.engine, shape, plan.network_batch, lanes)
     with _loading:
         if key not in _loaded:
+            choose_device(plan.engine.device)  # a worker may lack what the planner has
             _loaded.clear()
             model_loads += 1
             quantised = None
@@ -59,7 +52,7 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
                 quantised = read_quantised(work, plan.engine.quantised)
             _loaded[key] = make_backend(
                 plan.engine.backend, plan.engine.device, load_network(plan.model), shape,
-                batch=batch, lanes=lanes, quantised=quantised,
+                batch=plan.network_batch, lanes=lanes, quantised=quantised,
             )  # fmt: skip
         return _loaded[key]
 
@@ -124,7 +117,7 @@ def create_flows(plan: Plan, path: Path) -> None:
     )
 
 
-def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -> dict[str, Any]:
+def predict_group(plan_path: str, row: int, col: int, lanes: int) -> dict[str, Any]:
     """Evaluate the active patches of one group and write its chunk of the flow field.
 
     Parameters
@@ -133,8 +126,6 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
         The run's plan; the flow field and the journal lie beside it.
     row, col
         Group.
-    device
-        `auto`, `cpu` or `cuda`.
     lanes
         Patches that a CPU evaluates at once.
 
@@ -155,8 +146,8 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
     flows[2] = plan.background_logit
     kind = None
     if wanted:
-        predictor = get_predictor(plan.model, choose_device(device), lanes)
-        kind = predictor.device.type
+        backend = get_backend(plan, work, lanes)
+        kind = backend.device
         patches = [plan.lattice.patch(*index) for index in wanted]
         around = Region(
             min(p.y0 for p in patches),
@@ -165,19 +156,13 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
             max(p.x1 for p in patches),
         )
         pixels = read_network_input(plan, around)
-        margin_y, margin_x = plan.lattice.y.margin, plan.lattice.x.margin
-        at_once = predictor.batch * predictor.lanes
-        for start in range(0, len(wanted), at_once):
-            some = slice(start, start + at_once)
-            batch = np.stack(
-                [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches[some]]
-            )
-            for index, output in zip(wanted[some], predictor(batch), strict=True):
-                core = cores[index]
-                kept = output[
-                    :, margin_y : margin_y + core.height, margin_x : margin_x + core.width
-                ]
-                flows[:, *core.shift(-group.y0, -group.x0).slices] = kept
+        seen = [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches]
+        for index, output in zip(wanted, evaluate_patches(backend, seen), strict=True):
+            core = cores[index]
+            # the last cores may be cut short by the slide's edge
+            flows[:, *core.shift(-group.y0, -group.x0).slices] = output[
+                :, : core.height, : core.width
+            ]
         if not np.isfinite(flows).all():
             raise ValueError(f"the network gave values that are not finite in {group}")
     array = zarr.open_array(str(work / "flows.zarr"), mode="r+")

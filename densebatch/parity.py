@@ -155,11 +155,12 @@ def predict_sample(backend: Backend, sample: Sample) -> NDArray[np.float32]:
 
 
 def _trace(flows: NDArray[np.float32], sample: Sample) -> NDArray[np.uint32]:
-    whole = Region(0, 0, *sample.truth.shape)
+    height, width = sample.truth.shape
+    whole = Region(0, 0, height, width)
     largest = math.ceil(math.pi / 4 * (10 * sample.diameter_px) ** 2)
     limit = max(256, math.ceil(16 * sample.diameter_px))
     settings = TraceSettings(max_size_px=largest, travel_limit_px=limit)
-    return trace_tile(flows, whole, whole, sample.truth.shape, settings).labels
+    return trace_tile(flows, whole, whole, (height, width), settings).labels
 
 
 def _score(truth: NDArray[np.uint32], found: NDArray[np.uint32]) -> float:

@@ -19,10 +19,11 @@ from densebatch.capacity import check_capacity, choose_workers, estimate
 from densebatch.cells import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
+from densebatch.engines import check_engine, settle_engine
 from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import Job, open_executor
 from densebatch.geometry import Region
-from densebatch.inference import choose_device, create_flows, predict_group
+from densebatch.inference import create_flows, predict_group
 from densebatch.journal import write_atomic
 from densebatch.numbering import (
     collect_keys,
@@ -36,6 +37,7 @@ from densebatch.numbering import (
 )
 from densebatch.output_folder import OutputFolder
 from densebatch.plan import Plan, draft_plan, survey_plan
+from densebatch.quantization import write_quantised
 from densebatch.run_record import describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
@@ -144,14 +146,17 @@ def segment(
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = draft_plan(slide, settings)
     workers = choose_workers(settings, plan)
-    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
-    if not remote:
-        choose_device(settings.device)
-    check_capacity(estimate(plan, settings.tile), workers, folder.path, remote=remote)
+    check_engine(settings)
+    needs = estimate(plan, settings.tile)
+    check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     plan = survey_plan(plan)
+    plan, choice = settle_engine(plan, settings, folder, restart=restart)
     surveyed = time.monotonic() - started
     for note in plan.notes:
         progress.note(note)
+    if choice.reason != "default":
+        engine = choice.engine
+        progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
     if not restart:
         folder.compare(plan)
         report = folder.read_complete(plan)
@@ -162,7 +167,7 @@ def segment(
             return _result(folder, plan, report)
     with ExitStack() as stack:
         executor = _open_executor(stack, settings, workers)
-        run = Session(plan, settings, folder, executor, progress, shuffle)
+        run = Session(plan, settings, choice, folder, executor, progress, shuffle)
         run.seconds["plan"] = round(surveyed, 3)
         _prepare(run, restart=restart)
         failed = _predict_and_trace(run)
@@ -199,6 +204,8 @@ def _prepare(run: Session, *, restart: bool) -> None:
         spec = output_spec(run.plan, run.root)
         _remove_unfinished(run, spec)
         labels.create(spec, label_attrs={"fingerprint": run.plan.fingerprint}, restart=restart)
+        if run.choice.packed is not None:
+            write_quantised(run.work, run.choice.packed)
         create_flows(run.plan, run.work / "flows.zarr")
         create_traces(run.plan, run.work, run.tile)
     except InputError:
@@ -230,15 +237,15 @@ def _predict_and_trace(run: Session) -> dict[tuple[int, int], str]:
     Returns the tiles that have no result, with the reason.
     """
     plan, settings = run.plan, run.settings
-    local = settings.scheduler_address is None and settings.scheduler_file is None
     # a remote worker's cores are its scheduler's to share out, by tasks
-    lanes = max(1, (os.cpu_count() or 1) // max(1, run.executor.workers)) if local else 1
+    cores = 1 if settings.is_remote else os.cpu_count() or 1
+    lanes = max(1, cores // max(1, run.executor.workers))
     steps = [
         Step(
             Job(
                 predict_name(*group),
                 predict_group,
-                (run.plan_path, *group, settings.device, lanes),
+                (run.plan_path, *group, lanes),
                 rank=1,
             ),
             "predict",
@@ -365,7 +372,7 @@ def _finish(
     run.seconds["total"] = round(time.monotonic() - started, 3)
     report = {
         "complete": True,
-        **describe_run(plan, run.settings, run.facts, n_cells, run.seconds),
+        **describe_run(plan, run.settings, run.choice, run.facts, n_cells, run.seconds),
         "workers": run.executor.workers,
         "tasks": len(run.facts),
         "tasks_kept": len(run.kept),

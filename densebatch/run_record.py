@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from densebatch.config import SegmentSettings
+    from densebatch.engines import EngineChoice
     from densebatch.geometry import Grid
     from densebatch.plan import Plan
 
@@ -35,6 +36,7 @@ def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dic
 def describe_run(
     plan: Plan,
     settings: SegmentSettings,
+    choice: EngineChoice,
     facts: Mapping[str, Mapping[str, Any]],
     n_cells: int,
     seconds: Mapping[str, float],
@@ -43,7 +45,7 @@ def describe_run(
 
     Parameters
     ----------
-    plan, settings
+    plan, settings, choice
         Of the run.
     facts
         By task name, from the records, of this session and of earlier ones.
@@ -74,6 +76,7 @@ def describe_run(
         "network_patches": plan.network_patches,
         "network_covered_px": plan.covered_px,
         "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
+        "engine": choice.to_dict(),
         "devices": sorted({f["device"] for f in predict if f["device"]}),
         "seconds": dict(seconds),
         "task_seconds": {

@@ -74,8 +74,9 @@ def unpack_model(packed: bytes) -> Any:  # noqa: ANN401
 
 
 def has_bf16() -> bool:
-    """Whether this processor computes in bfloat16; elsewhere OpenVINO refuses or emulates it."""
-    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether this processor computes in bfloat16; elsewhere OpenVINO does without."""
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in capabilities
 
 
 class OpenVinoBackend:

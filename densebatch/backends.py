@@ -133,7 +133,7 @@ def check_backend(name: str, device: str) -> None:
     Raises
     ------
     InputError
-        If the device is not one of the backend's, or a package is missing.
+        If the device is not one of the backend's, or a package or an instruction is missing.
     """
     traits = BACKENDS[name]
     if device not in traits.devices:
@@ -144,6 +144,14 @@ def check_backend(name: str, device: str) -> None:
             f"backend {name}: the package openvino is not installed; install densebatch[cpu], or "
             f"choose the backend {REFERENCE}"
         )
+    if name == "openvino-bf16":
+        from densebatch.backend_openvino import has_bf16
+
+        if not has_bf16():
+            raise InputError(
+                f"backend {name}: this processor does not compute in bfloat16; choose the backend "
+                "openvino"
+            )
     if traits.precision == "int8" and find_spec("nncf") is None:
         raise InputError(
             f"backend {name}: the package nncf is not installed; install densebatch[int8], or "

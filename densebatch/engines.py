@@ -243,15 +243,19 @@ def judge(plan: Plan, engine: Engine, packed: bytes | None = None) -> Parity:
     return parity
 
 
+def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
+    """What a trial's result depends on besides the machine and the versions of libraries."""
+    return {
+        "finding": "trial", "device": device, "candidates": CANDIDATES[device],
+        "model": plan.model.sha256, "shape": asdict(patch_shape(plan.lattice)),
+        "gpu": _name_gpu(device),
+    }  # fmt: skip
+
+
 def _choose_fastest(plan: Plan, device: str) -> EngineChoice:
     """Those that pass the gate are timed on a few patches; the answer is kept."""
-    shape = patch_shape(plan.lattice)
-    identity = {
-        "finding": "trial", "device": device, "candidates": CANDIDATES[device],
-        "model": plan.model.sha256, "shape": asdict(shape), "gpu": _name_gpu(device),
-    }  # fmt: skip
-    known = recall(identity)
-    trial = _read_trial(known, device)
+    identity = identify_trial(plan, device)
+    trial = _read_trial(recall(identity), device)
     if trial is None:
         trial = _run_trial(plan, device)
         remember(identity, {"s_per_mpx": trial})

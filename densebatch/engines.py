@@ -222,20 +222,25 @@ def prepare(plan: Plan, engine: Engine, packed: bytes | None = None, lanes: int 
         ) from error
 
 
+def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:
+    """What a backend's parity depends on besides the machine and the versions of libraries."""
+    return {
+        "finding": "parity", "engine": asdict(engine), "model": plan.model.sha256,
+        "shape": asdict(patch_shape(plan.lattice)), "gpu": _name_gpu(engine.device), "batch": plan.network_batch,
+    }  # fmt: skip
+
+
 def judge(plan: Plan, engine: Engine, packed: bytes | None = None) -> Parity:
     """Put a backend beside the reference, or recall how it was; see `parity`."""
-    shape = patch_shape(plan.lattice)
-    identity = {
-        "finding": "parity", "engine": asdict(engine), "model": plan.model.sha256,
-        "shape": asdict(shape), "gpu": _name_gpu(engine.device),
-    }  # fmt: skip
+    identity = identify_parity(plan, engine)
     known = recall(identity)
     if known is not None:
         try:
             return Parity(**known)
         except TypeError:  # of another version of this program, or made by hand
             pass
-    sample = draw_sample(plan.model, shape, BACKENDS[engine.backend].precision)
+    precision = BACKENDS[engine.backend].precision
+    sample = draw_sample(plan.model, patch_shape(plan.lattice), precision)
     flows = predict_sample(prepare(plan, engine, packed), sample)
     reference = predict_sample(prepare(plan, Engine()), sample)
     parity = compare(engine.backend, flows, reference, sample)
@@ -248,7 +253,7 @@ def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
     return {
         "finding": "trial", "device": device, "candidates": CANDIDATES[device],
         "model": plan.model.sha256, "shape": asdict(patch_shape(plan.lattice)),
-        "gpu": _name_gpu(device),
+        "gpu": _name_gpu(device), "batch": plan.network_batch,
     }  # fmt: skip
 
 

@@ -9,35 +9,56 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from densebatch.backends import (
+    BACKENDS,
+    REFERENCE,
+    PatchShape,
+    check_backend,
+    choose_device,
+    evaluate_patches,
+    make_backend,
+)
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import scratch_folder, watch_success
 from densebatch.errors import InputError
 from densebatch.geometry import Region
-from densebatch.inference import Predictor, choose_device
 from densebatch.label_io import open_labels
-from densebatch.models import find_model
+from densebatch.models import find_model, load_network
 from densebatch.scoring import score_labels
 from densebatch.simulate import Tissue, render, write_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from densebatch.models import ModelSpec
 
-    Evaluate = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    Evaluate = Callable[[NDArray[np.float32]], NDArray[np.float16]]
 
 _SEED = 1
 _SHIFT_PX = 2
 _LOST_EVERY = 20  # one cell in so many is missing from the simulated prediction
 
-BACKENDS: Mapping[str, Callable[[ModelSpec, str, int], Evaluate]] = {"torch": Predictor}
-"""How each backend is opened: model, device and lanes in; patches to flows and logits out.
+_GPU_BATCH = 16
+# int8 is calibrated on a slide's own tissue, so it can only be timed by a run
+TIMED = tuple(name for name, traits in BACKENDS.items() if traits.precision != "int8")
 
-The first is the reference of the others' differences.
-"""
+
+def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluate:
+    """A backend as a function from `(n, 2, h, w)` patches to flows and logits of all their pixels.
+
+    Raises
+    ------
+    InputError
+        If this machine cannot use it.
+    """
+    side = spec.patch_px
+    shape = PatchShape(side, side, Region(0, 0, side, side))
+    network = load_network(spec)
+    backend = make_backend(name, device, network, shape, batch=_GPU_BATCH, lanes=lanes)
+    return lambda patches: evaluate_patches(backend, list(patches))
 
 
 def _write_prediction(truth: Path, path: Path) -> None:
@@ -111,18 +132,27 @@ def measure_scoring(
     return [summarize("score", runs)]
 
 
-def choose_backends(names: Sequence[str]) -> tuple[str, ...]:
-    """The named backends, or all.
+def choose_backends(names: Sequence[str], device: str) -> tuple[str, ...]:
+    """The named backends, or all that this machine can use.
 
     Raises
     ------
     InputError
-        For a name that there is not.
+        For a name that there is not, or that cannot be used.
     """
-    unknown = [name for name in names if name not in BACKENDS]
-    if unknown:
-        raise InputError(f"backend {unknown[0]!r}: accepted are {', '.join(BACKENDS)}")
-    return tuple(names) or tuple(BACKENDS)
+    for name in names:
+        if name not in TIMED:
+            raise InputError(f"backend {name!r}: accepted are {', '.join(TIMED)}")
+        check_backend(name, device)
+    return tuple(names) or tuple(name for name in TIMED if _is_usable(name, device))
+
+
+def _is_usable(name: str, device: str) -> bool:
+    try:
+        check_backend(name, device)
+    except InputError:
+        return False
+    return True
 
 
 def measure_backends(
@@ -157,26 +187,26 @@ def measure_backends(
     -------
     list of Row
         A row for each backend: `s_per_mpx` of evaluated pixels, `load_s` until its first output,
-        and `max_difference` and `mean_difference` of its flows and logits from the first backend's.
+        and `max_difference` and `mean_difference` of its flows and logits from the reference's.
 
     Raises
     ------
     InputError
         For a backend, model or device that cannot be used.
     """
-    chosen = choose_backends(names)
     spec, where = find_model(model), choose_device(device)
+    chosen = choose_backends(names, where)
     patches = _simulate_patches(n_patches, spec.patch_px)
     mpx = n_patches * spec.patch_px**2 / 1e6
-    reference = next(iter(BACKENDS.values()))(spec, where, lanes)(patches)
+    reference = open_backend(REFERENCE, spec, where, lanes)(patches)
     rows = []
     for name in chosen:
         start = time.perf_counter()
-        evaluate = BACKENDS[name](spec, where, lanes)
+        evaluate = open_backend(name, spec, where, lanes)
         evaluate(patches[:1])
         load_s = time.perf_counter() - start
         output = evaluate(patches)  # not timed: memory is found, code is compiled
-        difference = np.abs(output - reference)
+        difference = np.abs(output.astype(np.float32) - reference)
         runs: list[dict[str, float | None]] = []
         for repeat in range(repeats):
             start = time.perf_counter()

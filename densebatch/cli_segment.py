@@ -6,13 +6,13 @@ import json
 import sys
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
 
 from densebatch.cli_summary import print_summary
-from densebatch.config import SegmentSettings, load_settings
+from densebatch.config import BackendName, SegmentSettings, load_settings
 from densebatch.errors import PartialRunError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ _OPTIONS = [
     click.option("--scheduler-address", metavar="ADDRESS", help="A running Dask scheduler."),
     click.option("--scheduler-file", type=click.Path(path_type=Path), help="Its scheduler file."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Of the network."),
+    click.option("--backend", type=click.Choice(get_args(BackendName)), metavar="NAME",
+                 help="What evaluates the network; auto: fastest in a trial.  [torch]"),
     click.option("--config", type=click.Path(path_type=Path), help="Settings as YAML."),
 ]  # fmt: skip
 
@@ -117,6 +119,7 @@ def _tell_missing(result: SegmentResult) -> str:
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
     from densebatch.capacity import check_capacity, choose_workers, estimate
+    from densebatch.engines import check_engine, settle_engine
     from densebatch.output_folder import OutputFolder
     from densebatch.plan import draft_plan, survey_plan
     from densebatch.work import tile_grid
@@ -126,9 +129,9 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     draft = draft_plan(slide, settings)
     needs = estimate(draft, settings.tile)
     workers = choose_workers(settings, draft)
-    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
-    check_capacity(needs, workers, folder.path, remote=remote)
-    built = survey_plan(draft)
+    check_engine(settings)
+    check_capacity(needs, workers, folder.path, remote=settings.is_remote)
+    built, choice = settle_engine(survey_plan(draft), settings, folder)
     facts = {
         "slide_px": built.shape[0] * built.shape[1],
         "network_patches": built.network_patches,
@@ -140,6 +143,7 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
         "worker_mb": needs.worker_mb,
         "worst_task": needs.worst_task,
         "disk_mb": needs.disk_mb,
+        "engine": choice.to_dict(),
         "fingerprint": built.fingerprint,
     }
     if as_json:
@@ -176,6 +180,7 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
         f"{facts['network_px'] / 1e6:.1f} Mpx, "
         f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
+        f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
         f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
         f"{facts['workers']} workers",
         f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",

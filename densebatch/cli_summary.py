@@ -19,6 +19,8 @@ def print_summary(result: SegmentResult) -> None:
         f"({report['mpx_per_second']:.3g} Mpx/s); network on {report['network_patches']} patches, "
         f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
     )
+    engine = report["engine"]
+    click.echo(f"engine  {engine['backend']} on {engine['device']} ({engine['reason']})")
     click.echo(f"labels  {result.labels}")
     click.echo(f"cells   {result.table}")
     click.echo(f"record  {result.out / 'run.json'}")

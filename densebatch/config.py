@@ -23,7 +23,7 @@ from densebatch.errors import InputError
 # found down to 0.031.
 SKIP_CONTRAST = 0.015
 
-_RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "device", "keep_flows"}
+_RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "keep_flows"}
 
 
 def _refuse_truth(value: object) -> object:
@@ -40,6 +40,10 @@ def _name_version(value: object) -> object:
 
 # the JSON Schema loses a limit that stands outside of "| None" or after the validator
 _Number = Annotated[float, BeforeValidator(_refuse_truth)]
+BackendName = Literal[
+    "auto", "torch", "torch-bf16", "compile", "compile-bf16",
+    "openvino", "openvino-bf16", "openvino-int8",
+]  # fmt: skip
 _Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_truth)]
 _Integer = Annotated[int, BeforeValidator(_refuse_truth)]
 _Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth)]
@@ -89,17 +93,26 @@ class SegmentSettings(BaseModel):
         description="image pyramid beside the labels; auto copies unless it is OME-Zarr",
     )
     in_place: bool = Field(default=False, description="write labels into the OME-Zarr slide itself")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where the network runs"
+    )
+    backend: BackendName = Field(
+        default="torch",
+        description="what evaluates the network; auto is the fastest in a trial",
+    )
 
     tile: _Integer = Field(default=2048, ge=64, description="side of a tracing tile in px")
     workers: _Count | None = Field(default=None, description="Dask workers; 0 runs in this process")
     scheduler_address: str | None = Field(default=None, description="running Dask scheduler")
     scheduler_file: Path | None = Field(default=None, description="its scheduler file")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where the network runs"
-    )
     keep_flows: bool = Field(
         default=False, description="leave the flow field in OUT/work when done"
     )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a running Dask scheduler does the work, rather than this machine."""
+        return self.scheduler_address is not None or self.scheduler_file is not None
 
     def science(self) -> dict[str, Any]:
         """The settings that decide the result."""

@@ -244,6 +244,24 @@ def _await_scheduler_file(path: Path) -> str:
         time.sleep(0.1)
 
 
+def ask_worker(
+    scheduler_address: str | None,
+    scheduler_file: Path | None,
+    function: Callable[..., Any],
+    *args: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Call a function on one worker of a running scheduler.
+
+    Raises
+    ------
+    OSError
+        As `open_executor`; else what the function raises.
+    """
+    with open_executor(0, scheduler_address, scheduler_file) as executor:
+        client = cast("DaskExecutor", executor).client
+        return client.submit(function, *args, pure=False).result()
+
+
 @contextmanager
 def open_executor(
     workers: int, scheduler_address: str | None, scheduler_file: Path | None

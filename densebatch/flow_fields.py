@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.capacity import check_capacity, choose_workers, estimate
+from densebatch.engines import check_engine, settle_engine
 from densebatch.errors import DensebatchError
-from densebatch.inference import choose_device, create_flows
+from densebatch.inference import create_flows
 from densebatch.journal import Journal
 from densebatch.output_folder import OutputFolder
 from densebatch.pipeline import Progress, predict_steps, start_executor
 from densebatch.plan import Plan, draft_plan, survey_plan
+from densebatch.quantization import write_quantised
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Session
 from densebatch.work import predict_name
@@ -77,17 +79,21 @@ def store_flows(
     """
     progress = progress or Progress()
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
-    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
     folders = [OutputFolder(path.absolute()) for path in slides]
     for folder in folders:
         folder.check()
     drafts = [draft_plan(slide, settings) for slide in slides.values()]
     workers = max(choose_workers(settings, draft) for draft in drafts)
-    if not remote:
-        choose_device(settings.device)
+    check_engine(settings)
     for draft, folder in zip(drafts, folders, strict=True):
-        check_capacity(estimate(draft, settings.tile), workers, folder.path, remote=remote)
-    plans = [survey_plan(draft) for draft in drafts]
+        check_capacity(
+            estimate(draft, settings.tile), workers, folder.path, remote=settings.is_remote
+        )
+    settled = [
+        settle_engine(survey_plan(draft), settings, folder, restart=restart)
+        for draft, folder in zip(drafts, folders, strict=True)
+    ]
+    plans = [plan for plan, _ in settled]
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         progress.note(note)
     if not restart:
@@ -98,9 +104,11 @@ def store_flows(
         if not restart and all(map(_has_flows, plans, folders)):
             workers = 0  # nobody need be started
         executor = start_executor(stack, settings, workers)
-        for path, plan, folder in zip(slides, plans, folders, strict=True):
-            run = Session(plan, settings, folder, executor, progress)
+        for path, (plan, choice), folder in zip(slides, settled, folders, strict=True):
+            run = Session(plan, settings, choice, folder, executor, progress)
             folder.claim(plan, restart=restart)
+            if choice.packed is not None:
+                write_quantised(run.work, choice.packed)
             create_flows(plan, run.work / "flows.zarr")
             failures = run.drive(predict_steps(run))
             if failures:

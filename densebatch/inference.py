@@ -1,126 +1,59 @@
 """Stage 1: evaluate the network on lattice patches and keep their trusted cores.
 
 The only module that runs a network on a slide. A patch's bits must not depend on how the work is
-divided, so batches have one fixed size, padded if need be (another size changes bits), and on a
-CPU a patch is evaluated by one thread (oneDNN divides, and rounds, some convolutions according to
-the number of threads). Cores are used by evaluating several patches at once.
+divided: `backends` says how that is held.
 """
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import zarr
 
+from densebatch.backends import choose_device, evaluate_patches, make_backend, patch_shape
 from densebatch.capacity import Meter
-from densebatch.errors import InputError
 from densebatch.geometry import Region
 from densebatch.journal import Journal
 from densebatch.models import load_network
 from densebatch.normalization import normalize
 from densebatch.plan import Plan, load_plan
+from densebatch.quantization import read_quantised
 from densebatch.resampling import axis_weights, reflect, resample
 from densebatch.slide import open_slide
 from densebatch.work import predict_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
-    from densebatch.models import ModelSpec
+    from densebatch.backends import Backend, Engine, PatchShape
 
-# On a CPU one patch fills the cores, and a batch of one is never padded.
-_BATCH = {"cpu": 1, "cuda": 16}
 model_loads = 0  # in this process; tests hold it to one
 
 
-class Predictor:
-    """A network on its device, ready for batches of one fixed size."""
-
-    def __init__(self, model: ModelSpec, device: str, lanes: int = 1) -> None:
-        global model_loads
-        model_loads += 1
-        self.device = torch.device(device)
-        network = load_network(model)
-        # torch declares no overload for modules that takes the memory format
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.batch = _BATCH[self.device.type]
-        # A GPU takes one batch at a time; on a CPU each lane is one thread.
-        self.lanes = lanes if self.device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(self.lanes) if self.lanes > 1 else None
-
-    def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Flows and logits of `(n, 2, h, w)` patches, `(n, 3, h, w)` float32; any n."""
-        batches = [
-            patches[start : start + self.batch] for start in range(0, len(patches), self.batch)
-        ]
-        with _one_thread() if self.device.type == "cpu" else nullcontext():
-            if self._pool is None:
-                return np.concatenate([self._evaluate(batch) for batch in batches])
-            return np.concatenate(list(self._pool.map(self._evaluate, batches)))
-
-    def _evaluate(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        n = len(batch)
-        if n < self.batch:
-            padding = np.zeros((self.batch - n, *batch.shape[1:]), np.float32)
-            batch = np.concatenate([batch, padding])
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(batch))
-            x = x.to(self.device, memory_format=torch.channels_last)
-            output: NDArray[np.float32] = self.network(x)[:n].float().cpu().numpy()
-        return output
-
-
-_entered = 0
-_threads_before = 1
-_entering = threading.Lock()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch at one thread while anybody is evaluating, then leave it as it was found."""
-    global _entered, _threads_before
-    with _entering:
-        if _entered == 0:
-            _threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)  # it holds for the calling thread too, so each entrant sets it
-        _entered += 1
-    try:
-        yield
-    finally:
-        with _entering:
-            _entered -= 1
-            if _entered == 0:
-                torch.set_num_threads(_threads_before)
-
-
-def choose_device(requested: str) -> str:
-    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: this process sees none; accepted here are auto and cpu")
-    return requested
-
-
-_loaded: dict[tuple[str, str, int], Predictor] = {}
+_loaded: dict[tuple[str, Engine, PatchShape, int, int], Backend] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
 
 
-def get_predictor(model: ModelSpec, device: str, lanes: int) -> Predictor:
-    """The predictor of this process, loaded once and keyed by the weights' content."""
-    key = (model.sha256, device, lanes)
+def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
+    """The plan's network, ready in this process; loaded once, keyed by the weights' content."""
+    global model_loads
+    shape = patch_shape(plan.lattice)
+    key = (plan.model.sha256, plan.engine, shape, plan.network_batch, lanes)
     with _loading:
         if key not in _loaded:
+            choose_device(plan.engine.device)  # a worker may lack what the planner has
             _loaded.clear()
-            _loaded[key] = Predictor(model, device, lanes)
+            model_loads += 1
+            quantised = None
+            if plan.engine.quantised is not None:
+                quantised = read_quantised(work, plan.engine.quantised)
+            _loaded[key] = make_backend(
+                plan.engine.backend, plan.engine.device, load_network(plan.model), shape,
+                batch=plan.network_batch, lanes=lanes, quantised=quantised,
+            )  # fmt: skip
         return _loaded[key]
 
 
@@ -184,7 +117,7 @@ def create_flows(plan: Plan, path: Path) -> None:
     )
 
 
-def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -> dict[str, Any]:
+def predict_group(plan_path: str, row: int, col: int, lanes: int) -> dict[str, Any]:
     """Evaluate the active patches of one group and write its chunk of the flow field.
 
     Parameters
@@ -193,8 +126,6 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
         The run's plan; the flow field and the journal lie beside it.
     row, col
         Group.
-    device
-        `auto`, `cpu` or `cuda`.
     lanes
         Patches that a CPU evaluates at once.
 
@@ -215,8 +146,8 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
     flows[2] = plan.background_logit
     kind = None
     if wanted:
-        predictor = get_predictor(plan.model, choose_device(device), lanes)
-        kind = predictor.device.type
+        backend = get_backend(plan, work, lanes)
+        kind = backend.device
         patches = [plan.lattice.patch(*index) for index in wanted]
         around = Region(
             min(p.y0 for p in patches),
@@ -226,21 +157,15 @@ def predict_group(plan_path: str, row: int, col: int, device: str, lanes: int) -
         )
         with meter.timed("read"):
             pixels = read_network_input(plan, around)
-        margin_y, margin_x = plan.lattice.y.margin, plan.lattice.x.margin
-        at_once = predictor.batch * predictor.lanes
-        for start in range(0, len(wanted), at_once):
-            some = slice(start, start + at_once)
-            batch = np.stack(
-                [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches[some]]
-            )
-            with meter.timed("network"):
-                outputs = predictor(batch)
-            for index, output in zip(wanted[some], outputs, strict=True):
-                core = cores[index]
-                kept = output[
-                    :, margin_y : margin_y + core.height, margin_x : margin_x + core.width
-                ]
-                flows[:, *core.shift(-group.y0, -group.x0).slices] = kept
+        seen = [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches]
+        with meter.timed("network"):
+            outputs = evaluate_patches(backend, seen)
+        for index, output in zip(wanted, outputs, strict=True):
+            core = cores[index]
+            # the last cores may be cut short by the slide's edge
+            flows[:, *core.shift(-group.y0, -group.x0).slices] = output[
+                :, : core.height, : core.width
+            ]
         if not np.isfinite(flows).all():
             raise ValueError(f"the network gave values that are not finite in {group}")
     array = zarr.open_array(str(work / "flows.zarr"), mode="r+")

@@ -90,6 +90,13 @@ class OutputFolder:
                 "accepted is a new or empty folder, or one of the same run"
             )
 
+    def read_marker(self) -> Plan | None:
+        """The plan of the run that the folder belongs to, if it can be read."""
+        try:
+            return parse_plan(self.marker.read_text())
+        except (OSError, ValueError):  # `compare` tells of them
+            return None
+
     def compare(self, plan: Plan) -> None:
         """Refuse a folder that another run uses.
 

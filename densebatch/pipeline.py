@@ -18,10 +18,11 @@ from densebatch.capacity import Meter, check_capacity, choose_workers, count_cor
 from densebatch.cells import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
+from densebatch.engines import check_engine, settle_engine
 from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import Job, open_executor
 from densebatch.geometry import Region
-from densebatch.inference import choose_device, create_flows, predict_group
+from densebatch.inference import create_flows, predict_group
 from densebatch.journal import write_atomic
 from densebatch.numbering import (
     collect_keys,
@@ -35,6 +36,7 @@ from densebatch.numbering import (
 )
 from densebatch.output_folder import OutputFolder
 from densebatch.plan import Plan, draft_plan, survey_plan
+from densebatch.quantization import write_quantised
 from densebatch.run_record import describe_costs, describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
@@ -144,14 +146,17 @@ def segment(
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = draft_plan(slide, settings)
     workers = choose_workers(settings, plan)
-    remote = settings.scheduler_address is not None or settings.scheduler_file is not None
-    if not remote:
-        choose_device(settings.device)
-    check_capacity(estimate(plan, settings.tile), workers, folder.path, remote=remote)
+    check_engine(settings)
+    needs = estimate(plan, settings.tile)
+    check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     plan = survey_plan(plan)
+    plan, choice = settle_engine(plan, settings, folder, restart=restart)
     surveyed = time.monotonic() - started
     for note in plan.notes:
         progress.note(note)
+    if choice.reason != "default":
+        engine = choice.engine
+        progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
     if not restart:
         folder.compare(plan)
         report = folder.read_complete(plan)
@@ -162,7 +167,7 @@ def segment(
             return _result(folder, plan, report)
     with ExitStack() as stack:
         executor = start_executor(stack, settings, workers)
-        run = Session(plan, settings, folder, executor, progress, shuffle)
+        run = Session(plan, settings, choice, folder, executor, progress, shuffle)
         run.seconds["plan"] = round(surveyed, 3)
         _prepare(run, restart=restart)
         failed = _predict_and_trace(run)
@@ -200,6 +205,8 @@ def _prepare(run: Session, *, restart: bool) -> None:
         spec = output_spec(run.plan, run.root)
         _remove_unfinished(run, spec)
         labels.create(spec, label_attrs={"fingerprint": run.plan.fingerprint}, restart=restart)
+        if run.choice.packed is not None:
+            write_quantised(run.work, run.choice.packed)
         create_flows(run.plan, run.work / "flows.zarr")
         create_traces(run.plan, run.work, run.tile)
     except InputError:
@@ -228,15 +235,15 @@ def _trace_step(run: Session, index: tuple[int, int], travel_px: int) -> Step:
 def predict_steps(run: Session) -> list[Step]:
     """Stage 1: a task for each group of patches."""
     plan, settings = run.plan, run.settings
-    local = settings.scheduler_address is None and settings.scheduler_file is None
     # a remote worker's cores are its scheduler's to share out, by tasks
-    lanes = max(1, count_cores() // max(1, run.executor.workers)) if local else 1
+    cores = 1 if settings.is_remote else count_cores()
+    lanes = max(1, cores // max(1, run.executor.workers))
     return [
         Step(
             Job(
                 predict_name(*group),
                 predict_group,
-                (run.plan_path, *group, settings.device, lanes),
+                (run.plan_path, *group, lanes),
                 rank=1,
             ),
             "predict",
@@ -376,7 +383,7 @@ def _finish(
     run.seconds["total"] = round(total, 3)
     report = {
         "complete": True,
-        **describe_run(plan, run.settings, run.facts, n_cells, run.seconds),
+        **describe_run(plan, run.settings, run.choice, run.facts, n_cells, run.seconds),
         **describe_costs(plan, run.facts, run.kept, run.executor.workers, total, meter.read()),
         "workers": run.executor.workers,
         "tasks": len(run.facts),

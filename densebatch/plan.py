@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from pydantic import TypeAdapter
 
+from densebatch.backends import Engine
 from densebatch.config import SKIP_CONTRAST
 from densebatch.dynamics import TraceSettings
 from densebatch.errors import InputError
@@ -64,6 +65,7 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
+    engine : what evaluates the network; `engines.settle_engine` decides it last
     """
 
     slide: SlideInfo
@@ -85,6 +87,7 @@ class Plan:
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    engine: Engine = field(default_factory=Engine)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,6 +119,14 @@ class Plan:
             self.group_y * self.lattice.y.step,
             self.group_x * self.lattice.x.step,
         )
+
+    @property
+    def network_batch(self) -> int:
+        """Patches of a batch, where the device takes many.
+
+        Two batches make up a group: while one is computed, the other is on its way.
+        """
+        return -(-self.group_y * self.group_x // 2)
 
     @property
     def network_patches(self) -> int:
@@ -351,7 +362,10 @@ def describe_difference(old: Plan, new: Plan) -> str:
         return None if a == b else f"{name} was {a!r} and is now {b!r}"
 
     # what the user can see comes before what follows from it
-    first = ("slide", "model", "trace", "membrane", "nuclei", "um_per_px", "rescale", "versions")
+    first = (
+        "slide", "model", "engine", "trace", "membrane", "nuclei", "um_per_px", "rescale",
+        "versions",
+    )  # fmt: skip
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
         if found:

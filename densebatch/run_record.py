@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from densebatch.config import SegmentSettings
+    from densebatch.engines import EngineChoice
     from densebatch.geometry import Grid
     from densebatch.plan import Plan
 
@@ -33,6 +34,7 @@ def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dic
 def describe_run(
     plan: Plan,
     settings: SegmentSettings,
+    choice: EngineChoice,
     facts: Mapping[str, Mapping[str, Any]],
     n_cells: int,
     seconds: Mapping[str, float],
@@ -41,7 +43,7 @@ def describe_run(
 
     Parameters
     ----------
-    plan, settings
+    plan, settings, choice
         Of the run.
     facts
         By task name, from the records, of this session and of earlier ones.
@@ -70,6 +72,7 @@ def describe_run(
         "network_patches": plan.network_patches,
         "network_covered_px": plan.covered_px,
         "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
+        "engine": choice.to_dict(),
         "devices": sorted({f["device"] for f in by_stage["predict"] if f["device"]}),
         "seconds": dict(seconds),
         "mpx_per_second": round(height * width / 1e6 / seconds["total"], 4),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from densebatch.config import SegmentSettings
+    from densebatch.engines import EngineChoice
     from densebatch.executor import DaskExecutor, Job, SerialExecutor
     from densebatch.geometry import Grid
     from densebatch.output_folder import OutputFolder
@@ -54,7 +55,7 @@ class Session:
 
     Attributes
     ----------
-    plan, settings, folder, executor, progress : of the run
+    plan, settings, choice, folder, executor, progress : of the run
     shuffle : seed of a random task order
     seconds : by stage
     facts : of all finished tasks, by name, from their records
@@ -63,6 +64,7 @@ class Session:
 
     plan: Plan
     settings: SegmentSettings
+    choice: EngineChoice
     folder: OutputFolder
     executor: SerialExecutor | DaskExecutor
     progress: Progress

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from densebatch.config import SegmentSettings, load_settings
 from densebatch.errors import InputError
 
-RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "device", "keep_flows"}
+RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "keep_flows"}
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_file_sets_every_setting(path):
         scheduler_address: tcp://10.0.0.1:8786
         scheduler_file: scheduler.json
         device: cpu
+        backend: openvino
         keep_flows: yes
         """
     )
@@ -78,6 +79,7 @@ def test_file_sets_every_setting(path):
         scheduler_address="tcp://10.0.0.1:8786",
         scheduler_file=Path("scheduler.json"),
         device="cpu",
+        backend="openvino",
         keep_flows=True,
     )
     # nothing was left at its default, so nothing was left out above
@@ -237,6 +239,7 @@ def test_science_changes_with_the_result_only():
         "max_size": 100, "skip_background": False, "ngff": "0.4", "image": "none",
         "in_place": True, "tile": 64, "workers": 3, "scheduler_address": "tcp://a:1",
         "scheduler_file": Path("f"), "device": "cpu", "keep_flows": True,
+        "backend": "openvino",
     }  # fmt: skip
     assert set(others) == set(SegmentSettings.model_fields)
     plain = SegmentSettings().science()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from densebatch.inference import Predictor
-from densebatch.models import find_model, save_model
 from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet, infer_widths
 
 stock = pytest.importorskip("cellpose.resnet_torch")
@@ -62,28 +59,3 @@ def test_widths_are_read_from_a_checkpoint(widths):
 def test_foreign_names_are_no_widths():
     with pytest.raises(ValueError, match="not a Cellpose 1-3 network"):
         infer_widths({"conv.weight": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("widths", [FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH])
-def test_lanes_and_company_keep_the_bits(widths, tmp_path):
-    """A patch has the same bits whatever runs beside it, and the process keeps its threads."""
-    torch.manual_seed(0)
-    network = CPnet(widths)
-    path = tmp_path / "m.safetensors"
-    save_model(
-        network, path, um_per_px=0.5, patch_px=96, margin_px=8, percentiles=(1, 99), nuclei=True,
-        card={},
-    )  # fmt: skip
-    spec = find_model(str(path))
-    patches = np.random.default_rng(0).random((5, 2, 112, 96), np.float32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        alone = Predictor(spec, "cpu", lanes=1)(patches)
-        beside = Predictor(spec, "cpu", lanes=3)(patches)
-        single = Predictor(spec, "cpu", lanes=2)(patches[3:4])
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    assert np.array_equal(alone, beside)
-    assert np.array_equal(alone[3:4], single)

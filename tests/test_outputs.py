@@ -32,6 +32,7 @@ from run_files import (
 from slide_files import write_zarr
 
 from densebatch import inference, labels, pipeline, session
+from densebatch.backend_torch import TorchBackend
 from densebatch.geometry import Region
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
@@ -62,15 +63,15 @@ def done(slide, tmp_path_factory):
     inference._loaded.clear()
     loads = inference.model_loads
     evaluated = []
-    evaluate = inference.Predictor._evaluate
-    inference.Predictor._evaluate = lambda self, batch: (
+    evaluate = TorchBackend.evaluate
+    TorchBackend.evaluate = lambda self, batch: (
         evaluated.append(batch.shape),
         evaluate(self, batch),
     )[1]
     try:
         result = segment(slide, out, tile=300, **MEMBRANE)
     finally:
-        inference.Predictor._evaluate = evaluate
+        TorchBackend.evaluate = evaluate
     return result, inference.model_loads - loads, evaluated
 
 
@@ -90,6 +91,8 @@ def test_run_json(done, slide):
     assert report["slide_px"] == height * width
     assert report["failed_tiles"] == report["unread"] == []
     assert report["devices"] in (["cpu"], ["cuda"])
+    assert report["engine"]["backend"] == report["plan"]["engine"]["backend"] == "torch"
+    assert report["engine"]["device"] == report["devices"][0]
     assert set(report["seconds"]) == {"plan", "predict_and_trace", "number", "total"}
     assert set(report["task_seconds"]) == {"predict", "trace", "number"}
     assert all(0 < s <= report["seconds"]["total"] for s in report["task_seconds"].values())
@@ -407,7 +410,9 @@ def test_what_the_command_line_says(slide, tmp_path):
     )
     assert code == 0, err
     report = read_report(tmp_path / "out")
+    engine = report["engine"]
     assert out.splitlines()[1:] == [
+        f"engine  torch on {engine['device']} (default)",
         f"labels  {tmp_path}/out/segmentation.ome.zarr/labels/cells",
         f"cells   {tmp_path}/out/cells.parquet",
         f"record  {tmp_path}/out/run.json",

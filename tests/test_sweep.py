@@ -50,13 +50,13 @@ def images(tmp_path_factory):
 def patches(monkeypatch):
     """Patches that the network is evaluated on from now, in this process."""
     counted = []
-    evaluate = inference.Predictor.__call__
+    evaluate = inference.evaluate_patches
 
-    def count(self, batch):
-        counted.append(len(batch))
-        return evaluate(self, batch)
+    def count(backend, patches):
+        counted.append(len(patches))
+        return evaluate(backend, patches)
 
-    monkeypatch.setattr(inference.Predictor, "__call__", count)
+    monkeypatch.setattr(inference, "evaluate_patches", count)
     return counted
 
 
@@ -179,10 +179,10 @@ def test_far_travellers_get_the_halo_that_they_need(images, swept, monkeypatch):
 
 
 def test_failed_patches_are_no_background(images, tmp_path, monkeypatch):
-    def fail(self, batch):
+    def fail(backend, patches):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(inference.Predictor, "__call__", fail)
+    monkeypatch.setattr(inference, "evaluate_patches", fail)
     with pytest.raises(DensebatchError, match=r"a_img\.png: predict-0-0 failed \(MemoryError"):
         sweep(find_images(images, None), tmp_path, settings())
 

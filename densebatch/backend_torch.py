@@ -1,0 +1,126 @@
+"""PyTorch on a CPU, eager or compiled: one patch a call, one thread a call.
+
+oneDNN divides, and rounds, some 1x1 convolutions according to the number of threads, so a patch
+is evaluated by one thread and cores are used by evaluating several patches at once. Channels last
+is what its convolutions are fastest in.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from densebatch.folding import fold_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from densebatch.backends import PatchShape, Precision
+    from densebatch.folding import FoldedCPnet
+    from densebatch.network import CPnet
+
+_DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def cast_network(network: CPnet, precision: Precision) -> FoldedCPnet:
+    """The folded network, channels last, in the precision of its convolutions.
+
+    Norms keep float32 statistics: eight bits would move every pixel of a channel the same way.
+    """
+    folded = fold_network(network)
+    for module in folded.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(_DTYPES[precision])
+    # torch declares no overload for modules that takes the memory format
+    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+class Trimmed(nn.Module):
+    """A network from float32 to the trusted part in float16, all on its device."""
+
+    def __init__(self, network: FoldedCPnet, shape: PatchShape, precision: Precision) -> None:
+        super().__init__()
+        self.network = network
+        self.kept = shape.kept.slices
+        self.dtype = _DTYPES[precision]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(n, 3, kept_h, kept_w)` float16 of `(n, 2, h, w)` float32."""
+        rows, cols = self.kept
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        result: torch.Tensor = self.network(x)[:, :, rows, cols]
+        return result.to(torch.float16, memory_format=torch.contiguous_format)
+
+
+class TorchBackend:
+    """See `backends.Backend`.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, float32; not changed.
+    shape
+        Of the patches.
+    precision
+        `f32` or `bf16`.
+    lanes
+        Patches evaluated at once, each by one thread.
+    compiled
+        Let TorchInductor write the code: about a minute when it is first used on a machine.
+    """
+
+    device = "cpu"
+    batch = 1
+
+    def __init__(
+        self,
+        network: CPnet,
+        shape: PatchShape,
+        precision: Precision,
+        lanes: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.lanes = lanes
+        self._run = Trimmed(cast_network(network, precision), shape, precision).eval()
+        if compiled:
+            # no autotuning: it would choose kernels, and with them bits, by the clock
+            self._run.compile(dynamic=False, fullgraph=True, options={"cpp.threads": 1})
+            with _one_thread(), torch.inference_mode():
+                self._run(torch.zeros(1, 2, shape.height, shape.width))
+
+    def evaluate(self, patches: NDArray[np.float32]) -> NDArray[np.float16]:
+        """See `backends.Backend`."""
+        with _one_thread(), torch.inference_mode():
+            result: NDArray[np.float16] = self._run(torch.from_numpy(patches)).numpy()
+        return result
+
+
+_entered = 0
+_threads_before = 1
+_entering = threading.Lock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch at one thread while anybody is evaluating, then leave it as it was found."""
+    global _entered, _threads_before
+    with _entering:
+        if _entered == 0:
+            _threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)  # it holds for the calling thread too, so each entrant sets it
+        _entered += 1
+    try:
+        yield
+    finally:
+        with _entering:
+            _entered -= 1
+            if _entered == 0:
+                torch.set_num_threads(_threads_before)

@@ -1,0 +1,256 @@
+"""Backends: what evaluates the network on patches. The protocol, the names, what each needs.
+
+A backend takes batches of one fixed shape and returns the trusted part of each patch as float16.
+It must give a patch the same bits whatever else it is evaluating, in whichever lane, beside
+whichever patches; `tests/test_backends.py` holds every one to that. Different backends round
+differently: a run uses one, and its name is part of the run's identity.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from densebatch.errors import InputError
+from densebatch.geometry import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.geometry import Lattice
+    from densebatch.network import CPnet
+
+REFERENCE = "torch"
+"""The backend that all others are compared with: PyTorch, eager, float32."""
+
+Precision = Literal["f32", "bf16", "int8"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a backend is.
+
+    Attributes
+    ----------
+    library : what evaluates
+    precision : of most of the arithmetic
+    devices : where it can
+    """
+
+    library: Literal["torch", "compile", "openvino"]
+    precision: Precision
+    devices: tuple[str, ...]
+
+
+BACKENDS: Mapping[str, Traits] = {
+    "torch": Traits("torch", "f32", ("cpu", "cuda")),
+    "torch-bf16": Traits("torch", "bf16", ("cpu", "cuda")),
+    "compile": Traits("compile", "f32", ("cpu", "cuda")),
+    "compile-bf16": Traits("compile", "bf16", ("cpu", "cuda")),
+    "openvino": Traits("openvino", "f32", ("cpu",)),
+    "openvino-bf16": Traits("openvino", "bf16", ("cpu",)),
+    "openvino-int8": Traits("openvino", "int8", ("cpu",)),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What evaluates a run's network: part of the run's identity, for it decides the last bits.
+
+    Attributes
+    ----------
+    backend : a key of `BACKENDS`
+    device : one of its devices
+    quantised : sha256 of the quantised network in the work folder; None but for int8
+    """
+
+    backend: str = REFERENCE
+    device: str = "cpu"
+    quantised: str | None = None
+
+
+@dataclass(frozen=True)
+class PatchShape:
+    """Size of a patch in pixels, and the part of it that is trusted."""
+
+    height: int
+    width: int
+    kept: Region
+
+    @property
+    def area(self) -> int:
+        """Pixels of a patch."""
+        return self.height * self.width
+
+
+def patch_shape(lattice: Lattice) -> PatchShape:
+    """The shape of all patches of a lattice."""
+    y, x = lattice.y, lattice.x
+    kept = Region(y.margin, x.margin, y.margin + y.step, x.margin + x.step)
+    return PatchShape(y.patch, x.patch, kept)
+
+
+class Backend(Protocol):
+    """A network ready to be evaluated.
+
+    Attributes
+    ----------
+    device : where it runs, `cpu` or `cuda`
+    batch : patches that a call takes, no fewer and no more
+    lanes : calls that may run at the same time, from as many threads
+    """
+
+    device: str
+    batch: int
+    lanes: int
+
+    def evaluate(self, patches: NDArray[np.float32]) -> NDArray[np.float16]:
+        """Flows and logits of the trusted parts of a batch of patches.
+
+        Parameters
+        ----------
+        patches
+            `(batch, 2, h, w)` float32: what the network sees, C-contiguous.
+
+        Returns
+        -------
+        ndarray
+            `(batch, 3, kept_h, kept_w)` float16, new.
+        """
+        ...
+
+
+def check_backend(name: str, device: str) -> None:
+    """Refuse a backend that this process cannot use.
+
+    Raises
+    ------
+    InputError
+        If the device is not one of the backend's, or a package or an instruction is missing.
+    """
+    traits = BACKENDS[name]
+    if device not in traits.devices:
+        fitting = ", ".join(key for key, value in BACKENDS.items() if device in value.devices)
+        raise InputError(f"backend {name}: does not run on {device}; accepted there are {fitting}")
+    if traits.library == "openvino" and find_spec("openvino") is None:
+        raise InputError(
+            f"backend {name}: the package openvino is not installed; install densebatch[cpu], or "
+            f"choose the backend {REFERENCE}"
+        )
+    if name == "openvino-bf16":
+        from densebatch.backend_openvino import has_bf16
+
+        if not has_bf16():
+            raise InputError(
+                f"backend {name}: this processor does not compute in bfloat16; choose the backend "
+                "openvino"
+            )
+    if traits.precision == "int8" and find_spec("nncf") is None:
+        raise InputError(
+            f"backend {name}: the package nncf is not installed; install densebatch[int8], or "
+            "choose the backend openvino"
+        )
+
+
+def choose_device(requested: str) -> str:
+    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
+    import torch
+
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this process sees none; accepted here are auto and cpu")
+    return requested
+
+
+def make_backend(
+    name: str,
+    device: str,
+    network: CPnet,
+    shape: PatchShape,
+    *,
+    batch: int,
+    lanes: int,
+    quantised: bytes | None = None,
+) -> Backend:
+    """Make a network ready on a device.
+
+    Parameters
+    ----------
+    name, device
+        A key of `BACKENDS` and one of its devices.
+    network
+        In evaluation mode, float32; not changed.
+    shape
+        Of all patches that will be evaluated.
+    batch
+        Patches in a batch where a device is filled by many, such as a GPU. A CPU core is filled
+        by one.
+    lanes
+        Patches that a CPU evaluates at once.
+    quantised
+        The network as `quantization.quantise` returns it; for int8.
+
+    Raises
+    ------
+    InputError
+        If the backend cannot be used here.
+    """
+    # nncf is needed to quantise, not to evaluate what was quantised
+    check_backend("openvino" if name == "openvino-int8" else name, device)
+    traits = BACKENDS[name]
+    if traits.library == "openvino":
+        from densebatch.backend_openvino import OpenVinoBackend
+
+        return OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
+    compiled = traits.library == "compile"
+    if device == "cuda":
+        from densebatch.backend_cuda import CudaBackend
+
+        return CudaBackend(network, shape, traits.precision, batch, compiled=compiled)
+    from densebatch.backend_torch import TorchBackend
+
+    return TorchBackend(network, shape, traits.precision, lanes, compiled=compiled)
+
+
+def evaluate_patches(
+    backend: Backend, patches: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float16]:
+    """Flows and logits of the trusted parts of any number of patches.
+
+    Parameters
+    ----------
+    backend
+        Gets batches of its own size, the last one padded, in as many threads as it has lanes.
+    patches
+        `(2, h, w)` float32 each.
+
+    Returns
+    -------
+    ndarray
+        `(n, 3, kept_h, kept_w)` float16, in order.
+    """
+
+    def evaluate(start: int) -> NDArray[np.float16]:
+        some = patches[start : start + backend.batch]
+        batch = np.zeros((backend.batch, *some[0].shape), np.float32)
+        for place, patch in zip(batch, some, strict=False):
+            place[:] = patch
+        return backend.evaluate(batch)[: len(some)]
+
+    starts = range(0, len(patches), backend.batch)
+    if backend.lanes == 1:
+        return np.concatenate([evaluate(start) for start in starts])
+    return np.concatenate(list(_threads(backend.lanes).map(evaluate, starts)))
+
+
+@lru_cache(maxsize=1)
+def _threads(lanes: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(lanes, thread_name_prefix="densebatch-lane")

@@ -1,0 +1,98 @@
+"""What was found out about this machine, kept so that it is found out once.
+
+One small file for each finding, named after a digest of all that it depends on, in the user's
+cache folder (`DENSEBATCH_CACHE` says otherwise). A file that cannot be read, or is about something
+else, does not exist; a folder that cannot be written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from densebatch.journal import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LIBRARIES = ("densebatch", "torch", "openvino", "nncf", "numpy", "numba")
+
+
+def cache_folder() -> Path:
+    """`DENSEBATCH_CACHE`, else `densebatch` in what the system uses for caches."""
+    chosen = os.environ.get("DENSEBATCH_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "densebatch"
+
+
+@lru_cache(maxsize=1)
+def describe_machine() -> dict[str, Any]:
+    """Host, processor and cores: a home folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(s.split(":", 1)[1].strip() for s in lines if s.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    return {"host": platform.node(), "processor": processor, "cores": os.cpu_count()}
+
+
+def list_versions() -> dict[str, str]:
+    """Versions of the libraries that backends are made of; what is absent is left out."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _file_of(identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    whole = {**identity, "machine": describe_machine(), "versions": list_versions()}
+    text = json.dumps(whole, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return cache_folder() / "engines" / f"{digest}.json", json.loads(text)
+
+
+def recall(identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `remember` was given for this identity on this machine, None if nothing is known.
+
+    Parameters
+    ----------
+    identity
+        All that the finding depends on, besides the machine and the versions of libraries;
+        serialisable.
+    """
+    try:
+        path, whole = _file_of(identity)
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RuntimeError):  # of a user without a home
+        return None
+    if not isinstance(document, dict) or document.get("identity") != whole:
+        return None
+    finding = document.get("finding")
+    return finding if isinstance(finding, dict) else None
+
+
+def remember(identity: Mapping[str, Any], finding: Mapping[str, Any]) -> None:
+    """Keep a finding, if the cache folder can be written; see `recall`."""
+    try:
+        path, whole = _file_of(identity)
+        text = json.dumps({"identity": whole, "finding": finding}, indent=1, sort_keys=True)
+        write_atomic(path, text.encode())
+    except (OSError, RuntimeError):
+        return

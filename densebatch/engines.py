@@ -1,0 +1,337 @@
+"""Which backend a run uses, and why: asked for, or the fastest of those that pass the gate.
+
+The choice is made once, when the run is planned, and its name is part of the run's fingerprint: a
+resumed run uses the backend that it began with, or is refused. `auto` measures; its answer may
+differ between two machines, and with it the last bits of the flows, which is why it is not the
+default. It never takes int8, and on a CPU nothing that compiles for a minute first: TorchInductor
+comes out between PyTorch and OpenVINO there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from densebatch.backends import (
+    BACKENDS,
+    REFERENCE,
+    Engine,
+    check_backend,
+    choose_device,
+    evaluate_patches,
+    make_backend,
+    patch_shape,
+)
+from densebatch.engine_cache import recall, remember
+from densebatch.errors import InputError
+from densebatch.executor import ask_worker
+from densebatch.models import load_network
+from densebatch.parity import Parity, compare, draw_sample, predict_sample
+from densebatch.quantization import digest_quantised, quantise, read_quantised
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from densebatch.backends import Backend
+    from densebatch.config import SegmentSettings
+    from densebatch.output_folder import OutputFolder
+    from densebatch.parity import Sample
+    from densebatch.plan import Plan
+
+# In order of exactness: of two that are equally fast the first is taken.
+CANDIDATES = {
+    "cpu": ("torch", "openvino", "openvino-bf16"),
+    "cuda": ("torch", "torch-bf16", "compile-bf16"),
+}
+_WORTH = 0.95  # of the time of a more exact one; less is noise
+_ROUNDS = 3
+_TRIAL_PATCHES = 2
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What was chosen and what is known of it.
+
+    Attributes
+    ----------
+    engine : for the plan
+    reason : in words
+    parity : beside the reference; None for the reference itself
+    trial : s per Mpx of each candidate that took part, or why it did not
+    packed : the quantised network, for int8
+    """
+
+    engine: Engine
+    reason: str
+    parity: Parity | None = None
+    trial: dict[str, float | str] | None = None
+    packed: bytes | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            **asdict(self.engine),
+            "reason": self.reason,
+            "parity": self.parity.to_dict() if self.parity is not None else None,
+            "trial_s_per_mpx": self.trial,
+        }
+
+
+def check_engine(settings: SegmentSettings) -> None:
+    """Refuse at once what this machine cannot do; another machine's workers are asked later.
+
+    Raises
+    ------
+    InputError
+        See `backends.check_backend` and `backends.choose_device`.
+    """
+    if not settings.is_remote:
+        device = choose_device(settings.device)
+        if settings.backend != "auto":
+            check_backend(settings.backend, device)
+
+
+def settle_engine(
+    plan: Plan, settings: SegmentSettings, folder: OutputFolder, *, restart: bool = False
+) -> tuple[Plan, EngineChoice]:
+    """Complete a surveyed plan with its engine.
+
+    Parameters
+    ----------
+    plan, settings, folder
+        Of the run. If the folder holds an earlier session of it, that one's backend is kept as
+        far as the settings leave the choice.
+    restart
+        What the folder holds does not count.
+
+    Raises
+    ------
+    InputError
+        If a backend that was asked for cannot be used or fails the gate.
+    """
+    earlier = None if restart else folder.read_marker()
+    began = earlier.engine if earlier is not None else None
+    if began is not None and began.quantised is not None:
+        kept = _recall_quantised(folder, began, settings)
+        if kept is not None:
+            return _with_engine(plan, kept), kept
+    arguments = (plan, settings.backend, settings.device, began)
+    if settings.is_remote:
+        address, file = settings.scheduler_address, settings.scheduler_file
+        try:
+            choice: EngineChoice = ask_worker(address, file, choose_engine, *arguments)
+        except OSError as error:
+            raise InputError(
+                f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
+                "accepted is a running Dask scheduler with workers"
+            ) from error
+    else:
+        choice = choose_engine(*arguments)
+    return _with_engine(plan, choice), choice
+
+
+def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
+    versions = dict(plan.versions)
+    if BACKENDS[choice.engine.backend].library == "openvino":
+        versions["openvino"] = version("openvino")
+    return replace(plan, engine=choice.engine, versions=versions)
+
+
+def _recall_quantised(
+    folder: OutputFolder, began: Engine, settings: SegmentSettings
+) -> EngineChoice | None:
+    """The quantised network of an earlier session, if it is still there or no longer needed."""
+    if settings.backend != began.backend or began.quantised is None:
+        return None
+    reason = "as this run began"
+    try:
+        packed = read_quantised(folder.work, began.quantised)
+    except InputError:
+        return EngineChoice(began, reason) if folder.report.exists() else None
+    return EngineChoice(began, reason, packed=packed)
+
+
+def choose_engine(
+    plan: Plan, backend: str, device: str, began: Engine | None = None
+) -> EngineChoice:
+    """Choose for the machine that this is called on.
+
+    Parameters
+    ----------
+    plan
+        Surveyed; its own engine plays no part.
+    backend, device
+        As in the settings.
+    began
+        Engine of an earlier session of the run.
+
+    Raises
+    ------
+    InputError
+        If a backend that was asked for cannot be used here or fails the gate.
+    """
+    device = choose_device(device)
+    if backend != "auto":
+        reason = "default" if backend == REFERENCE else "asked for"
+        return _choose_named(plan, backend, device, reason)
+    if began is not None and began.device == device and BACKENDS[began.backend].precision != "int8":
+        return _choose_named(plan, began.backend, device, "as this run began")
+    return _choose_fastest(plan, device)
+
+
+def _choose_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoice:
+    check_backend(name, device)
+    if (name, device) == (REFERENCE, "cpu"):
+        return EngineChoice(Engine(name, device), reason)
+    packed = quantise(plan) if BACKENDS[name].precision == "int8" else None
+    engine = Engine(name, device, digest_quantised(packed) if packed is not None else None)
+    parity = judge(plan, engine, packed)
+    if parity.refused is not None:
+        raise InputError(
+            f"backend {name} on {device}: does not do what {REFERENCE} does on the sample "
+            f"({parity.refused}); choose {REFERENCE} or auto"
+        )
+    return EngineChoice(engine, reason, parity, packed=packed)
+
+
+def prepare(plan: Plan, engine: Engine, packed: bytes | None = None, lanes: int = 1) -> Backend:
+    """The plan's network on an engine, in this process.
+
+    Raises
+    ------
+    InputError
+        If the backend cannot be used here; whatever a library raises becomes that.
+    """
+    try:
+        return make_backend(
+            engine.backend, engine.device, load_network(plan.model), patch_shape(plan.lattice),
+            batch=plan.network_batch, lanes=lanes, quantised=packed,
+        )  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:
+        # a missing compiler, an unknown processor, a device without memory
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"backend {engine.backend} on {engine.device}: cannot be used here "
+            f"({type(error).__name__}: {reason[:200]}); choose {REFERENCE} or auto"
+        ) from error
+
+
+def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:
+    """What a backend's parity depends on besides the machine and the versions of libraries."""
+    return {
+        "finding": "parity", "engine": asdict(engine), "model": plan.model.sha256,
+        "shape": asdict(patch_shape(plan.lattice)), "gpu": _name_gpu(engine.device),
+        "batch": plan.network_batch,
+    }  # fmt: skip
+
+
+def judge(plan: Plan, engine: Engine, packed: bytes | None = None) -> Parity:
+    """Put a backend beside the reference, or recall how it was; see `parity`."""
+    identity = identify_parity(plan, engine)
+    known = recall(identity)
+    if known is not None:
+        try:
+            return Parity(**known)
+        except TypeError:  # of another version of this program, or made by hand
+            pass
+    precision = BACKENDS[engine.backend].precision
+    sample = draw_sample(plan.model, patch_shape(plan.lattice), precision)
+    flows = predict_sample(prepare(plan, engine, packed), sample)
+    reference = predict_sample(prepare(plan, Engine()), sample)
+    parity = compare(engine.backend, flows, reference, sample)
+    remember(identity, parity.to_dict())
+    return parity
+
+
+def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
+    """What a trial's result depends on besides the machine and the versions of libraries."""
+    return {
+        "finding": "trial", "device": device, "candidates": CANDIDATES[device],
+        "model": plan.model.sha256, "shape": asdict(patch_shape(plan.lattice)),
+        "gpu": _name_gpu(device), "batch": plan.network_batch,
+    }  # fmt: skip
+
+
+def _choose_fastest(plan: Plan, device: str) -> EngineChoice:
+    """Those that pass the gate are timed on a few patches; the answer is kept."""
+    identity = identify_trial(plan, device)
+    trial = _read_trial(recall(identity), device)
+    if trial is None:
+        trial = _run_trial(plan, device)
+        remember(identity, {"s_per_mpx": trial})
+    times = {name: value for name, value in trial.items() if not isinstance(value, str)}
+    best = next(iter(times))
+    for name in times:
+        if times[name] < _WORTH * times[best]:
+            best = name
+    measured = ", ".join(f"{name} {value:.3g}" for name, value in times.items())
+    return replace(
+        _choose_named(plan, best, device, f"fastest in a trial, s/Mpx: {measured}"), trial=trial
+    )
+
+
+def _read_trial(known: dict[str, Any] | None, device: str) -> dict[str, float | str] | None:
+    """A recalled trial, if it is one."""
+    found = known.get("s_per_mpx") if known is not None else None
+    if not isinstance(found, dict) or not set(found) <= set(CANDIDATES[device]):
+        return None
+    times = {name: found[name] for name in CANDIDATES[device] if name in found}
+    whole = all(isinstance(v, str) or (isinstance(v, float) and v > 0) for v in times.values())
+    return times if whole and isinstance(times.get(REFERENCE), float) else None
+
+
+def _run_trial(plan: Plan, device: str) -> dict[str, float | str]:
+    """Seconds per Mpx of the candidates, or why they do not take part."""
+    ready: dict[str, Backend] = {}
+    trial: dict[str, float | str] = {}
+    for name in CANDIDATES[device]:
+        try:
+            engine = Engine(name, device)
+            check_backend(name, device)
+            if (name, device) != (REFERENCE, "cpu"):
+                refused = judge(plan, engine).refused
+                if refused is not None:
+                    trial[name] = refused
+                    continue
+            ready[name] = prepare(plan, engine)
+            trial[name] = 0.0
+        except InputError as error:
+            if name == REFERENCE:
+                raise
+            trial[name] = str(error)
+    sample = draw_sample(plan.model, patch_shape(plan.lattice))
+    return {**trial, **time_backends(ready, sample, _ROUNDS)}
+
+
+def time_backends(backends: dict[str, Backend], sample: Sample, rounds: int) -> dict[str, float]:
+    """Wall seconds per Mpx of network patches, best of some rounds.
+
+    Backends take turns, so that a machine that is busy for a while is busy for all.
+    """
+    best = dict.fromkeys(backends, float("inf"))
+    for turn in range(rounds + 1):
+        for name, backend in backends.items():
+            patches = _some(sample, backend)
+            start = time.perf_counter()
+            evaluate_patches(backend, patches)
+            seconds = time.perf_counter() - start
+            if turn > 0:  # the first is for allocating
+                px = sum(patch[0].size for patch in patches)
+                best[name] = min(best[name], 1e6 * seconds / px)
+    return {name: float(f"{value:.4g}") for name, value in best.items()}
+
+
+def _some(sample: Sample, backend: Backend) -> Sequence[Any]:
+    """Whole batches, two for each lane; on a CPU that is what a core has to do."""
+    n = _TRIAL_PATCHES * backend.batch * backend.lanes
+    return [sample.patches[k % len(sample.patches)] for k in range(n)]
+
+
+def _name_gpu(device: str) -> str | None:
+    return str(torch.cuda.get_device_name()) if device == "cuda" else None

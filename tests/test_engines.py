@@ -1,0 +1,295 @@
+"""Which backend a run gets: the gate, the trial, what is remembered; and a resumed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from run_files import (
+    assert_same_output,
+    call_main,
+    output_bytes,
+    read_report,
+    read_result,
+    simulate,
+    write_tiff,
+)
+from test_folding import trained
+
+from densebatch import engines
+from densebatch.backends import Engine, evaluate_patches, patch_shape
+from densebatch.config import SegmentSettings
+from densebatch.engine_cache import cache_folder, recall, remember
+from densebatch.engines import choose_engine, identify_parity, identify_trial
+from densebatch.errors import InputError
+from densebatch.inference import read_network_input
+from densebatch.models import save_model
+from densebatch.parity import compare, draw_sample, predict_sample
+from densebatch.pipeline import segment
+from densebatch.plan import build_plan
+from densebatch.quantization import (
+    digest_quantised,
+    quantise,
+    read_quantised,
+    write_quantised,
+)
+from densebatch.scoring import score_labels
+
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="the extra `cpu` is not installed"
+)
+OPTIONS = {"membrane": ("CD3",), "workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DENSEBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    return write_tiff(folder / "a.ome.tif", simulate(330, 300, seed=4), ["CD3", "DAPI"])
+
+
+@pytest.fixture(scope="module")
+def plan(slide):
+    return build_plan(slide, SegmentSettings(membrane=("CD3",)))
+
+
+@pytest.fixture(scope="module")
+def by_torch(slide, tmp_path_factory):
+    return segment(slide, tmp_path_factory.mktemp("torch"), **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def by_openvino(slide, tmp_path_factory):
+    return segment(slide, tmp_path_factory.mktemp("openvino"), backend="openvino", **OPTIONS)
+
+
+# the gate
+
+
+@needs_openvino
+def test_openvino_passes_and_its_figures_are_recorded(by_torch, by_openvino):
+    report = read_report(by_openvino.out)
+    engine = report["engine"]
+    assert (engine["backend"], engine["device"], engine["reason"]) == (
+        "openvino", "cpu", "asked for",
+    )  # fmt: skip
+    assert engine["parity"]["refused"] is None
+    assert engine["parity"]["flow_rms"] < 1e-4
+    assert engine["parity"]["cells"] > 1000
+    assert engine["parity"]["ap"] == pytest.approx(engine["parity"]["ap_reference"], abs=0.002)
+    assert report["plan"]["engine"]["backend"] == "openvino"
+    assert "openvino" in report["versions"]
+    assert "openvino" not in by_torch.report["versions"]
+    labels = [read_result(result.out)[0] for result in (by_torch, by_openvino)]
+    assert by_torch.cells > 100
+    assert score_labels(*labels).at("0.50").ap > 0.99
+
+
+@pytest.fixture(scope="module")
+def sampled(plan):
+    sample = draw_sample(plan.model, patch_shape(plan.lattice))
+    return sample, predict_sample(engines.prepare(plan, Engine()), sample)
+
+
+def test_the_reference_is_like_itself(sampled):
+    sample, reference = sampled
+    same = compare("openvino", reference, reference, sample)
+    assert (same.flow_rms, same.flow_max, same.alike, same.refused) == (0, 0, 1, None)
+    assert same.ap == same.ap_reference > 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "reason"),
+    [
+        ("openvino", 0.01, "flows differ by .* of their RMS, accepted is 0.0001"),
+        ("torch-bf16", 3.0, "of the cells are alike, accepted is 0.97"),
+        ("openvino-int8", 6.0, "AP is .* and not .* to 0.01"),
+        ("openvino", np.nan, "flows are not finite"),
+    ],
+)
+def test_what_is_too_far_off_is_refused(sampled, name, noise, reason):
+    sample, reference = sampled
+    other = reference + noise * np.random.default_rng(0).normal(size=reference.shape)
+    assert re.search(reason, compare(name, other.astype(np.float32), reference, sample).refused)
+
+
+def test_lost_precision_is_not_judged_by_a_few_cells(sampled):
+    sample, reference = sampled
+    nothing = reference.copy()
+    nothing[2, 50:] = -9
+    assert compare("openvino", nothing, nothing, sample).refused is None
+    assert "too few" in compare("openvino-int8", nothing, nothing, sample).refused
+
+
+@needs_openvino
+def test_a_backend_that_fails_the_gate_is_not_used(slide, plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "cache"))
+    figures = {"flow_rms": 0.1, "flow_max": 1.0, "ap": 0.1, "ap_reference": 0.5, "alike": 0.3}
+    finding = {**figures, "cells": 900, "refused": "flows differ"}
+    remember(identify_parity(plan, Engine("openvino", "cpu")), finding)
+    with pytest.raises(InputError) as caught:
+        segment(slide, tmp_path / "out", backend="openvino", **OPTIONS)
+    assert str(caught.value) == (
+        "backend openvino on cpu: does not do what torch does on the sample (flows differ); "
+        "choose torch or auto"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+# the trial
+
+
+@needs_openvino
+def test_auto_measures_picks_and_says_why(slide, plan, monkeypatch):
+    monkeypatch.setitem(engines.CANDIDATES, "cpu", ("torch", "openvino"))  # a matter of time
+    choice = choose_engine(plan, "auto", "cpu")
+    assert set(choice.trial) == {"torch", "openvino"}
+    assert all(seconds > 0 for seconds in choice.trial.values())
+    assert choice.engine.backend in choice.trial
+    assert choice.reason.startswith("fastest in a trial, s/Mpx: torch ")
+    assert recall(identify_trial(plan, "cpu")) == {"s_per_mpx": choice.trial}
+
+
+@pytest.mark.parametrize(
+    ("trial", "picked"),
+    [
+        ({"torch": 2.0, "openvino": 1.0, "openvino-bf16": "no"}, "openvino"),
+        ({"torch": 2.0, "openvino": 1.95, "openvino-bf16": "no"}, "torch"),
+        ({"torch": 2.0, "openvino": "no", "openvino-bf16": "no"}, "torch"),
+    ],
+)
+@needs_openvino
+def test_the_fastest_is_taken_if_it_is_worth_it(plan, trial, picked):
+    remember(identify_trial(plan, "cpu"), {"s_per_mpx": trial})
+    choice = choose_engine(plan, "auto", "cpu")
+    assert choice.engine.backend == picked
+    assert choice.trial == trial
+    assert (choice.parity is None) == (picked == "torch")
+
+
+# what a resumed run does
+
+
+@needs_openvino
+def test_auto_keeps_what_the_run_began_with(slide, plan, by_openvino):
+    remember(identify_trial(plan, "cpu"), {"s_per_mpx": {"torch": 1.0, "openvino": 2.0}})
+    assert choose_engine(plan, "auto", "cpu").engine.backend == "torch"
+    again = segment(slide, by_openvino.out, backend="auto", **OPTIONS)
+    assert again.report == by_openvino.report
+
+
+@needs_openvino
+def test_another_backend_is_another_run(slide, by_torch, by_openvino):
+    with pytest.raises(
+        InputError, match=r"another run: engine\.backend was 'openvino' and is now 'torch'"
+    ):
+        segment(slide, by_openvino.out, **OPTIONS)
+    with pytest.raises(
+        InputError, match=r"another run: engine\.backend was 'torch' and is now 'openvino'"
+    ):
+        segment(slide, by_torch.out, backend="openvino", **OPTIONS)
+
+
+@needs_openvino
+def test_a_worker_uses_what_was_planned(slide, by_openvino, tmp_path):
+    options = {**OPTIONS, "workers": 1, "tile": 128}
+    segment(slide, tmp_path, backend="openvino", shuffle=1, **options)
+    assert_same_output(tmp_path, output_bytes(by_openvino.out))
+
+
+def test_the_plan_says_it(slide, tmp_path, capsys):
+    code, out, _ = call_main(capsys, "plan", slide, tmp_path / "out", "--membrane", "CD3",
+                             "--device", "cpu")  # fmt: skip
+    assert code == 0
+    assert "engine     torch on cpu (default)" in out.splitlines()
+
+
+# what is remembered
+
+
+def test_findings_are_remembered_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "not" / "there"))
+    assert cache_folder() == tmp_path / "not" / "there"
+    assert recall({"a": 1}) is None
+    remember({"a": 1}, {"b": 2})
+    assert recall({"a": 1}) == {"b": 2}
+    assert recall({"a": 2}) is None
+    (path,) = (tmp_path / "not" / "there" / "engines").iterdir()
+    assert json.loads(path.read_text())["identity"]["machine"]["cores"] == os.cpu_count()
+    whole = path.read_bytes()
+    other = json.dumps({"identity": {"a": 2}, "finding": {"b": 3}}).encode()
+    for content in (whole[:50], b"", b"[]", b"\xff", b'{"identity": 1}', other):
+        path.write_bytes(content)
+        assert recall({"a": 1}) is None
+    remember({"a": 1}, {"b": 2})
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "file"))
+    remember({"a": 1}, {"b": 2})
+    assert recall({"a": 1}) is None
+
+
+def test_a_trial_that_makes_no_sense_is_run_again(plan, monkeypatch):
+    monkeypatch.setitem(engines.CANDIDATES, "cpu", ("torch",))
+    for rubbish in ({"cells": 1}, {"s_per_mpx": 7}, {"s_per_mpx": {"torch": "no"}}):
+        assert engines._read_trial(rubbish, "cpu") is None
+    remember(identify_trial(plan, "cpu"), {"s_per_mpx": {"torch": -1.0}})
+    choice = choose_engine(plan, "auto", "cpu")
+    assert choice.trial["torch"] > 0
+    assert choice.reason == f"fastest in a trial, s/Mpx: torch {choice.trial['torch']:.3g}"
+
+
+# int8
+
+
+@pytest.fixture(scope="module")
+def quantised(slide, tmp_path_factory):
+    """A small network in eight bits, twice, and its plan."""
+    pytest.importorskip("nncf")
+    pytest.importorskip("openvino")
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    save_model(
+        trained((2, 8, 16)), path, um_per_px=0.5, patch_px=112, margin_px=8, percentiles=(1, 99),
+        nuclei=False, card={},
+    )  # fmt: skip
+    plan = build_plan(slide, SegmentSettings(membrane=("CD3",), model=str(path)))
+    return plan, quantise(plan)
+
+
+def test_the_same_plan_gives_the_same_eight_bits(quantised, tmp_path):
+    plan, packed = quantised
+    digest = digest_quantised(packed)
+    assert digest == digest_quantised(quantise(plan))
+    write_quantised(tmp_path, packed)
+    assert read_quantised(tmp_path, digest) == packed
+    with pytest.raises(InputError, match="is not the network that the run was planned with"):
+        read_quantised(tmp_path, "0" * 64)
+    (tmp_path / "network-int8.zip").write_bytes(packed[:-100])
+    with pytest.raises(InputError, match="is damaged"):
+        read_quantised(tmp_path, digest)
+
+
+def test_eight_bits_are_near_and_keep_the_bits(quantised):
+    plan, packed = quantised
+    lattice = plan.lattice
+    seen = [read_network_input(plan, lattice.patch(*core)) for core in lattice.cores]
+    engine = Engine("openvino-int8", "cpu", digest_quantised(packed))
+    found = evaluate_patches(engines.prepare(plan, engine, packed), seen)
+    beside = evaluate_patches(engines.prepare(plan, engine, packed, lanes=2), seen[::-1])[::-1]
+    assert np.array_equal(found, beside)
+    exact = evaluate_patches(engines.prepare(plan, Engine()), seen).astype(np.float64)
+    rms = np.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
+    assert 1e-3 < rms < 0.3

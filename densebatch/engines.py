@@ -32,6 +32,7 @@ from densebatch.executor import ask_worker
 from densebatch.models import load_network
 from densebatch.parity import Parity, compare, draw_sample, predict_sample
 from densebatch.quantization import digest_quantised, quantise, read_quantised
+from densebatch.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +123,7 @@ def settle_engine(
     arguments = (plan, settings.backend, settings.device, began)
     if settings.is_remote:
         address, file = settings.scheduler_address, settings.scheduler_file
+        check_scheduler(address, file)
         try:
             choice: EngineChoice = ask_worker(address, file, choose_engine, *arguments)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Hold the labels of real tissue to each other over tile sizes, workers and task orders.
 
-    python -m benchmarks.invariance FIELDS --model dense
+    python -m benchmarks.invariance FIELDS --model dense-small
 
 FIELDS holds annotated fields (`*_img.png` with `*_masks.png`). The first of them, and a mosaic of
 four (2 x 2), are segmented with tiles of 256, 500 and 1024 px and one tile for all, with 0, 1 and 2
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.io import imread, imsave
 
+from densebatch.config import DEFAULT_MODEL
 from densebatch.label_io import open_labels
 from densebatch.pipeline import SegmentResult, segment
 
@@ -62,7 +63,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fields", type=Path)
-    parser.add_argument("--model", default="dense")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     default = Path(__file__).parent / "results/invariance.json"
     parser.add_argument("--out", type=Path, default=default)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
 """Score a model on a folder of annotated images: `*_img.png` with `*_masks.png`.
 
-    python benchmarks/model.py IMAGES --model dense
+    python benchmarks/model.py IMAGES --model dense-small
 
 Each image is segmented by the ordinary path (`densebatch.segment`), each is scored as the paper
 does (AP at IoU >= 0.5, without and with a size filter on both sides), and the means are written to
-benchmarks/results/model.json. A model's test score is computed once: choose between models on
+benchmarks/results/model-MODEL.json. A model's test score is computed once: choose between models on
 images held out of training, not here.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from densebatch.config import DEFAULT_MODEL
 from densebatch.label_io import open_labels
 from densebatch.pipeline import segment
 from densebatch.scoring import ScoreSettings, score_labels
@@ -45,8 +46,8 @@ def score_image(image: Path, truth: Path, model: str, scratch: Path) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
-    parser.add_argument("--model", default="dense")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/model.json")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--out", type=Path, help="Default: results/model-MODEL.json here.")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,8 +64,10 @@ def main() -> None:
         "images": rows,
         "versions": {name: version(name) for name in ("densebatch", "torch", "numpy")},
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    name = f"model-{Path(arguments.model).stem}.json"
+    out = arguments.out or Path(__file__).parent / "results" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(means))
 
 

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from densebatch.capacity import count_cores
+from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def throughput(
 
     What follows `--` goes to `densebatch segment`, as in
 
-        densebatch benchmark throughput --size 8192 -- --model dense --workers 4
+        densebatch benchmark throughput --size 8192 -- --model dense-tiny --workers 4
     """
     from densebatch.benchmark_segment import measure_throughput
 
@@ -186,7 +187,9 @@ def score(size: int, workers: int, repeats: int, note: Callable[[str], None]) ->
 @benchmark.command()
 @click.option("--backend", "names", multiple=True, metavar="NAME",
               help="Of the network. Repeatable.  [all]")  # fmt: skip
-@click.option("--model", default="dense", show_default=True, help="Bundled model or checkpoint.")
+@click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, help="Bundled model or checkpoint."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
               show_default=True, help="Of the network.")  # fmt: skip
 @click.option("--lanes", default=count_cores(), type=click.IntRange(1), metavar="N",

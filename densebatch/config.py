@@ -23,6 +23,9 @@ from densebatch.errors import InputError
 # found down to 0.031.
 SKIP_CONTRAST = 0.015
 
+# The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
+DEFAULT_MODEL = "dense-small"
+
 _RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "keep_flows"}
 
 
@@ -67,7 +70,9 @@ class SegmentSettings(BaseModel):
         description="membrane or cytoplasm channels, by name or index; combined by maximum",
     )
     nuclei: str | None = Field(default=None, description="nuclear channel, by name or index")
-    model: str = Field(default="dense", description="bundled or fetched model, or path of a file")
+    model: str = Field(
+        default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
+    )
     pixel_size: _Positive | None = Field(
         default=None, description="um per pixel, if not the metadata's"
     )

@@ -25,7 +25,6 @@ from densebatch.network import CPnet, infer_widths
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT_MODEL = "dense"
 _MAX_PATCH_PX = 4096
 
 

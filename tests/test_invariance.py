@@ -22,6 +22,7 @@ from skimage.measure import regionprops_table
 
 from densebatch import pipeline
 from densebatch.capacity import Meter
+from densebatch.config import DEFAULT_MODEL
 from densebatch.diffusion import compute_flows
 from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
 from densebatch.geometry import Grid, Region
@@ -54,7 +55,7 @@ def panel(folder):
     share = np.linspace(0.2, 0.9, membrane.shape[1])
     pixels = np.stack([membrane * share, nuclei, membrane * (1 - share)]).astype(np.uint16)
     path = write_tiff(folder / "panel.ome.tif", pixels, ["CD3", "DAPI", "CD8"], 0.3)
-    spec = find_model("dense")
+    spec = find_model(DEFAULT_MODEL)
     model = folder / "nuclei.safetensors"
     network = load_network(spec)
     for name, tensor in network.state_dict().items():

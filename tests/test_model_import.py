@@ -174,7 +174,7 @@ def test_show_tells_of_a_file(tmp_path, capsys, checkpoint):
 
 
 def test_show_tells_the_bundled_model_with_its_card(capsys):
-    facts = json.loads(run(capsys, "show", "dense", "--json"))
+    facts = json.loads(run(capsys, "show", "dense-small", "--json"))
     with safe_open(facts["path"], framework="pt") as file:
         assert facts["card"] == json.loads(file.metadata()["densebatch"])
         assert facts["weights"] == sum(
@@ -182,4 +182,4 @@ def test_show_tells_the_bundled_model_with_its_card(capsys):
             for name in file.keys()  # noqa: SIM118
             if name.endswith(("weight", "bias"))
         )
-    assert "recipe:" in run(capsys, "show", "dense")
+    assert "recipe:" in run(capsys, "show", "dense-small")

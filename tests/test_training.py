@@ -14,6 +14,7 @@ from skimage.io import imsave
 from densebatch import training
 from densebatch.annotated import load_annotated
 from densebatch.cli import cli
+from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
 from densebatch.geometry import Region
 from densebatch.models import find_model, load_network
@@ -162,7 +163,7 @@ def test_loss_is_cellposes():
 
 def test_validation_is_what_segment_and_score_give(folder, tmp_path):
     """The bundled model on a held-out image, by `validate` and by the two commands."""
-    spec = find_model("dense")
+    spec = find_model(DEFAULT_MODEL)
     recipe = Recipe(patch_px=spec.patch_px, percentiles=spec.percentiles)
     _, held_out = load_annotated(folder, vary(patch_px=64), ["t1"])
     scores = validate(load_network(spec), recipe, held_out)

@@ -269,8 +269,8 @@ def test_hostile_file_is_not_kept(tmp_path, capsys, cache, network):
 def test_names_that_are_not_fetched(capsys):
     told = refused_fetch(capsys, "cyto9")
     assert told == f"model 'cyto9' is not known; accepted are {', '.join(zoo.KNOWN)}"
-    told = refused_fetch(capsys, "dense")
-    assert told == "model 'dense' is bundled: there is nothing to fetch"
+    told = refused_fetch(capsys, "dense-small")
+    assert told == "model 'dense-small' is bundled: there is nothing to fetch"
 
 
 def test_cache_that_cannot_be_written(tmp_path, capsys, network):
@@ -292,8 +292,8 @@ def test_list_tells_where_models_are(capsys, cache, network):
     out = run(capsys)
     assert out == run(capsys, "list")
     rows = {line.split()[0]: re.split(r"  +", line)[1:] for line in out.splitlines()}
-    assert set(rows) == {"dense", *zoo.KNOWN}
-    state, where = rows["dense"]
+    assert set(rows) == {"dense-small", "dense-tiny", *zoo.KNOWN}
+    state, where = rows["dense-small"]
     assert state == "bundled"
     assert Path(where).is_file()
     assert rows["LC1"] == ["fetched", str(cache / "LC1")]

@@ -26,7 +26,7 @@ def format_value(value: float | None) -> str:
 
     Examples
     --------
-    >>> format_value(None), format_value(0.012345), format_value(12345.6), format_value(2.0)
+    >>> format_value(None), format_value(0.012344), format_value(12345.6), format_value(2.0)
     ('-', '0.01234', '12346', '2')
     """
     if value is None:

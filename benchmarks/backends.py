@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from densebatch.backend_openvino import convert_network, pack_model
 from densebatch.backends import BACKENDS, PatchShape, choose_device, make_backend
+from densebatch.config import DEFAULT_MODEL
 from densebatch.engine_cache import describe_machine, list_versions
 from densebatch.errors import InputError
 from densebatch.folding import _EnlargingConv, fold_network
@@ -129,7 +130,7 @@ def time_all(
 
 def measure(width: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     network, model = find_network(width)
-    spec = find_model(model or "dense")
+    spec = find_model(model or DEFAULT_MODEL)
     side = arguments.patch
     shape = PatchShape(side, side, Region(8, 8, side - 8, side - 8))
     sample = draw_sample(spec, shape, "bf16" if not arguments.quick else "f32")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from densebatch.config import DEFAULT_MODEL
 from densebatch.folding import fold_network
 from densebatch.models import find_model, load_network
 from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
@@ -42,7 +43,7 @@ def test_outputs_are_the_networks(widths, shape):
 
 
 def test_the_bundled_networks_outputs_are_kept():
-    assert relative_difference(load_network(find_model("dense")), (1, 2, 96, 96)) < 1e-5
+    assert relative_difference(load_network(find_model(DEFAULT_MODEL)), (1, 2, 96, 96)) < 1e-5
 
 
 def test_the_algebra_is_exact():

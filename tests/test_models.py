@@ -10,9 +10,9 @@ import torch
 from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 
 from densebatch import zoo
+from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
 from densebatch.models import (
-    DEFAULT_MODEL,
     ModelSpec,
     choose_rescale,
     describe,

@@ -1,5 +1,6 @@
 """A run that is killed continues to the same bytes, and does not repeat what was done."""
 
+import contextlib
 import json
 import os
 import signal
@@ -225,12 +226,13 @@ def test_sigkill_of_a_worker_does_not_lose_the_run(long_slide, tmp_path):
         def advance(self, name, pixels):
             super().advance(name, pixels)
             if len(killed) < 2:
-                workers = [
-                    p
-                    for p in psutil.Process().children(recursive=True)
-                    if "multiprocessing.spawn" in " ".join(p.cmdline())
-                ]
-                victim = max(workers, key=lambda p: p.memory_info().rss)
+                sizes = {}
+                for process in psutil.Process().children(recursive=True):
+                    # the last victim may be a zombie still
+                    with contextlib.suppress(psutil.Error):
+                        if "multiprocessing.spawn" in " ".join(process.cmdline()):
+                            sizes[process] = process.memory_info().rss
+                victim = max(sizes, key=sizes.__getitem__)
                 victim.send_signal(signal.SIGKILL)
                 killed.append(victim.pid)
 

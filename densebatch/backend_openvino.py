@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from densebatch.backends import PatchShape, Precision
     from densebatch.network import CPnet
 
+_TRACED_PX = 64
 # what int8 leaves in float stays in float32
 _HINTS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -47,11 +48,13 @@ def import_openvino() -> Any:  # noqa: ANN401
 def convert_network(network: CPnet, shape: PatchShape) -> Any:  # noqa: ANN401
     """The folded network as an `openvino.Model` for batches of one patch."""
     openvino = import_openvino()
-    folded = fold_network(network)
-    example = torch.zeros(1, 2, shape.height, shape.width)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer, about Python values in the network
-        return openvino.convert_model(folded, example_input=example, input=[example.shape])
+        warnings.simplefilter("ignore")  # the tracer is deprecated, and what OpenVINO reads
+        # no operation depends on the size: a small example is as good, and faster
+        example = torch.zeros(1, 2, _TRACED_PX, _TRACED_PX)
+        folded = fold_network(network)
+        traced = torch.jit.trace(folded, example, check_trace=False)  # type: ignore[no-untyped-call]
+        return openvino.convert_model(traced, input=[(1, 2, shape.height, shape.width)])
 
 
 def pack_model(model: Any) -> bytes:  # noqa: ANN401

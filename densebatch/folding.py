@@ -193,7 +193,9 @@ def _scale_of(norm: nn.Module) -> torch.Tensor:
 
 def _make_conv(weight: torch.Tensor, bias: torch.Tensor, padding: int) -> nn.Conv2d:
     n_out, n_in, height, width = weight.shape
-    conv = nn.Conv2d(n_in, n_out, (height, width), padding=padding)
+    # without random numbers, which would be drawn from the caller's generator
+    conv = nn.Conv2d(n_in, n_out, (height, width), padding=padding, device="meta")
+    conv.to_empty(device="cpu")
     conv.weight.copy_(weight)
     _bias_of(conv).copy_(bias)
     return conv
@@ -237,7 +239,8 @@ def _fold_style(layer: nn.Module, norm: nn.Module) -> nn.Linear:
     """The layer that projects the style, followed by a norm."""
     linear = cast("nn.Linear", layer)
     scale, shift = _scale_and_offset(norm)
-    folded = nn.Linear(linear.in_features, linear.out_features)
+    folded = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    folded.to_empty(device="cpu")
     folded.weight.copy_(linear.weight.double() * scale[:, None])
     folded.bias.copy_(linear.bias.double() * scale + shift)
     return folded

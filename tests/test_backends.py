@@ -83,7 +83,7 @@ def test_the_trusted_part_of_the_networks_output(make, precision, patches):
 
 @pytest.mark.parametrize(("make", "precision"), MAKERS)
 def test_lanes_company_order_and_threads_keep_the_bits(make, precision, patches):
-    network = trained(HALF_WIDTH)
+    network = trained((2, 16, 32, 64))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

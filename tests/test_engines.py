@@ -113,7 +113,7 @@ def test_the_reference_is_like_itself(sampled):
     [
         ("openvino", 0.01, "flows differ by .* of their RMS, accepted is 0.0001"),
         ("torch-bf16", 3.0, "of the cells are alike, accepted is 0.97"),
-        ("openvino-int8", 6.0, "AP is .* and not .* to 0.01"),
+        ("openvino-int8", 6.0, "AP is .* and not .*, accepted is 0.01 less"),
         ("openvino", np.nan, "flows are not finite"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_trial_that_makes_no_sense_is_run_again(plan, monkeypatch):
 
 @pytest.fixture(scope="module")
 def quantised(slide, tmp_path_factory):
-    """A small network in eight bits, twice, and its plan."""
+    """A small network in eight bits, and its plan."""
     pytest.importorskip("nncf")
     pytest.importorskip("openvino")
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
@@ -269,10 +269,9 @@ def quantised(slide, tmp_path_factory):
     return plan, quantise(plan)
 
 
-def test_the_same_plan_gives_the_same_eight_bits(quantised, tmp_path):
-    plan, packed = quantised
+def test_the_quantised_network_of_another_run_is_refused(quantised, tmp_path):
+    _, packed = quantised
     digest = digest_quantised(packed)
-    assert digest == digest_quantised(quantise(plan))
     write_quantised(tmp_path, packed)
     assert read_quantised(tmp_path, digest) == packed
     with pytest.raises(InputError, match="is not the network that the run was planned with"):

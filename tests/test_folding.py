@@ -64,7 +64,9 @@ def test_only_the_norms_that_have_to_stay_stay():
 def test_the_network_itself_is_left_alone():
     network = trained((2, 8, 16))
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    random = torch.get_rng_state()
     folded = fold_network(network)
+    assert torch.equal(torch.get_rng_state(), random)
     for tensor in folded.state_dict().values():
         tensor.zero_()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -35,10 +35,20 @@ class Muon(torch.optim.Optimizer):
         Rate; the root mean square of an update is 0.2 times that.
     weight_decay
         Decoupled, times the rate.
+    dtype
+        Of the rounds that find the update. They bring singular values near 1, not to it, so
+        bfloat16 serves, and is three times as fast where a processor computes in it.
     """
 
-    def __init__(self, weights: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        weights: Iterable[torch.Tensor],
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ANN401
@@ -54,25 +64,25 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight.grad)
                 state["momentum"].lerp_(weight.grad, 1.0 - _MUON_MOMENTUM)
                 ahead = weight.grad.lerp(state["momentum"], _MUON_MOMENTUM)
-                update = orthogonalize(ahead.reshape(len(ahead), -1))
+                update = orthogonalize(ahead.reshape(len(ahead), -1), self._dtype)
                 weight.mul_(1.0 - group["lr"] * group["weight_decay"])
                 scale = _MUON_RMS * max(update.shape) ** 0.5
                 weight.add_(update.reshape(weight.shape), alpha=-group["lr"] * scale)
 
 
-def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+def orthogonalize(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A matrix of the same singular vectors, whose singular values are all brought near 1.
 
-    Five rounds of `a X + (b A + c A A) X` with `A = X X^T` (Newton-Schulz).
+    Five rounds of `a X + (b A + c A A) X` with `A = X X^T` (Newton-Schulz), in `dtype`.
     """
     a, b, c = _MUON_QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x: torch.Tensor = matrix.mT if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(dtype).contiguous()
     for _ in range(_MUON_ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 def build_optimisers(network: CPnet, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -98,5 +108,10 @@ def build_optimisers(network: CPnet, recipe: Recipe) -> list[torch.optim.Optimiz
         torch.optim.AdamW(
             [p for name, p in weights.items() if name not in inner], lr=rate, weight_decay=decay
         ),
-        Muon([weights[name] for name in sorted(inner)], lr=rate, weight_decay=decay),
+        Muon(
+            [weights[name] for name in sorted(inner)],
+            lr=rate,
+            weight_decay=decay,
+            dtype=torch.bfloat16 if recipe.autocast else torch.float32,
+        ),
     ]

@@ -104,7 +104,9 @@ class Recipe(BaseModel):
     validation_columns: _Share = Field(
         default=0.0, description="share of columns at the right of each image held out"
     )
-    autocast: bool = Field(default=True, description="bfloat16 activations; weights stay float32")
+    autocast: bool = Field(
+        default=True, description="bfloat16 activations and Muon rounds; weights stay float32"
+    )
     seed: _Count = Field(default=0, description="of weights, crops and jitter")
     about: dict[str, str] = Field(default_factory=dict, description="goes into the card as it is")
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from densebatch.recipe import Recipe
 
 
+EDGE_PX = 64
+"""Pixels around every image of which nothing is known: NaN until they are shown to the network,
+which sees zeros, as around a slide. More than a patch's margin, so that an image's edge is in
+as many crops as it needs to be learnt: in a quarter, of fields of 1000 px."""
+
+
 @dataclass(frozen=True)
 class AnnotatedFile:
     """An image and its label image on disk."""
@@ -42,7 +48,8 @@ class AnnotatedImage:
     Attributes
     ----------
     name : file name without ending and file type
-    image : `(2, h, w)` float32: membrane and nuclei, the recipe's percentiles at 0 and 1
+    image : `(2, h, w)` float32: membrane and nuclei, the recipe's percentiles at 0 and 1; with
+        `EDGE_PX` of NaN around, which are background in labels and flows
     labels : `(h, w)` int32
     flows : `(2, h, w)` float32, unit vectors towards each cell's centre
     sha256 : of pixels and labels as they were read
@@ -166,6 +173,10 @@ def prepare(
     flows = compute_flows(labels)
     if recipe.collation:
         planes, labels, flows = _collate(planes, labels, flows)
+    edge = ((EDGE_PX, EDGE_PX), (EDGE_PX, EDGE_PX))
+    planes = np.pad(planes, ((0, 0), *edge), constant_values=np.nan)
+    flows = np.pad(flows, ((0, 0), *edge))
+    labels = np.pad(labels, edge)
     return AnnotatedImage(name, planes, labels, flows, digest.hexdigest())
 
 
@@ -249,8 +260,8 @@ def load_annotated(
             if kept < labels.shape[1]:
                 held_out.append(HeldOut(file.name, pixels[..., kept:], labels[:, kept:]))
             image = prepare(file.name, pixels[..., :kept], labels[:, :kept], recipe)
-            if min(image.labels.shape) < recipe.patch_px:
-                height, width = image.labels.shape
+            height, width = (n - 2 * EDGE_PX for n in image.labels.shape)
+            if min(height, width) < recipe.patch_px:
                 raise InputError(
                     f"{file.image}: {height} x {width} px to train on are smaller than a crop of "
                     f"{recipe.patch_px} px"

@@ -55,7 +55,9 @@ def sample_batch(
     for index in range(recipe.batch):
         image = images[rng.choice(len(images), p=areas / areas.sum())]
         pixels, labels, flows = _crop(image, recipe, rng)
-        inputs[index] = _jitter(pixels, recipe, rng)
+        # beyond an image's edge there is NaN, whatever the jitter; networks are shown zeros there
+        jittered = _jitter(pixels, recipe, rng)
+        inputs[index] = np.where(np.isnan(jittered), 0.0, jittered)
         targets[index, :2] = FLOW_SCALE * flows
         targets[index, 2] = labels > 0
         targets[index, 3] = 1.0

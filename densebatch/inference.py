@@ -21,7 +21,7 @@ from densebatch.models import load_network
 from densebatch.normalization import normalize
 from densebatch.plan import Plan, load_plan
 from densebatch.quantization import read_quantised
-from densebatch.resampling import axis_weights, reflect, resample
+from densebatch.resampling import axis_weights, resample
 from densebatch.slide import open_slide
 from densebatch.work import predict_name
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.backends import Backend, Engine, PatchShape
+    from densebatch.normalization import ChannelBounds
 
 model_loads = 0  # in this process; tests hold it to one
 
@@ -58,7 +59,7 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
 
 
 def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
-    """Normalised channels of a region at the network's scale, mirrored beyond the slide's edges.
+    """Normalised channels of a region at the network's scale, zero beyond the slide's edges.
 
     Parameters
     ----------
@@ -72,26 +73,30 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
     ndarray
         `(2, h, w)` float32: the maximum of the membrane channels, and the nuclear channel or
         zeros.
+
+    Notes
+    -----
+    A cell that the slide's edge cuts has its sink inside the slide, and the network must see where
+    that is: zeros, which training images are surrounded by too (`annotated.EDGE_PX`), are an edge;
+    a mirror image is more tissue, to which the cell goes on.
     """
     slide = open_slide(plan.slide.path)
     net_height, net_width = plan.network_shape
-    rows = axis_weights(
-        reflect(np.arange(region.y0, region.y1), net_height), plan.slide.height, net_height
-    )
-    cols = axis_weights(
-        reflect(np.arange(region.x0, region.x1), net_width), plan.slide.width, net_width
-    )
+    inside = region.clip(net_height, net_width)
+    rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, net_height)
+    cols = axis_weights(np.arange(inside.x0, inside.x1), plan.slide.width, net_width)
     source = Region(rows.start, cols.start, rows.stop, cols.stop)
+
+    def read(bounds: ChannelBounds) -> NDArray[np.float32]:
+        return resample(normalize(slide.read(bounds.channel, source), bounds), rows, cols)
+
     planes = np.zeros((2, *region.shape), np.float32)
-    combined: NDArray[np.float32] | None = None
-    for bounds in plan.membrane:
-        plane = resample(normalize(slide.read(bounds.channel, source), bounds), rows, cols)
-        combined = plane if combined is None else np.maximum(combined, plane)
-    if combined is not None:
-        planes[0] = combined
+    rest = inside.shift(-region.y0, -region.x0).slices
+    for place, bounds in enumerate(plan.membrane):
+        plane = read(bounds)
+        planes[0][rest] = plane if place == 0 else np.maximum(planes[0][rest], plane)
     if plan.nuclei is not None:
-        plane = normalize(slide.read(plan.nuclei.channel, source), plan.nuclei)
-        planes[1] = resample(plane, rows, cols)
+        planes[1][rest] = read(plan.nuclei)
     return planes
 
 

@@ -34,18 +34,6 @@ class AxisWeights:
         return int(self.index.max()) + 1
 
 
-def reflect(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Mirror indices into `0..length` about the edges, repeating the edge pixel.
-
-    Examples
-    --------
-    >>> reflect(np.arange(-3, 5), 2).tolist()
-    [1, 1, 0, 0, 1, 1, 0, 0]
-    """
-    wrapped = np.mod(index, 2 * length)
-    return np.where(wrapped < length, wrapped, 2 * length - 1 - wrapped)
-
-
 def axis_weights(output: NDArray[np.int64], n_in: int, n_out: int) -> AxisWeights:
     """Weights that bring an axis of `n_in` pixels to `n_out`, for some output indices.
 

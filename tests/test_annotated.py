@@ -8,13 +8,15 @@ import tifffile
 import zarr
 from skimage.io import imsave
 
-from densebatch.annotated import find_annotated, load_annotated, measure_diameters
+from densebatch.annotated import EDGE_PX, find_annotated, load_annotated, measure_diameters
+from densebatch.diffusion import compute_flows
 from densebatch.errors import InputError
 from densebatch.geometry import Region
 from densebatch.recipe import Recipe
 from densebatch.simulate import Tissue, render
 
 RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)
+INSIDE = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
 
 
 def draw(seed):
@@ -66,7 +68,7 @@ def test_every_format_gives_the_same_image(tmp_path, folder):
     (from_zarr,), _ = load_annotated(tmp_path / "zarr", RECIPE)
     for found in (from_tiff, from_zarr):
         assert found.name == "t0"
-        assert np.array_equal(found.image, expected.image)
+        assert np.array_equal(found.image, expected.image, equal_nan=True)
         assert np.array_equal(found.labels, expected.labels)
         assert np.array_equal(found.flows, expected.flows)
         assert found.sha256 == expected.sha256
@@ -82,14 +84,30 @@ def test_nuclei_are_the_second_input(tmp_path):
     tifffile.imwrite(tmp_path / "t_masks.tif", labels)
     recipe = RECIPE.model_copy(update={"membrane": ("CD3",), "nuclei": "DAPI"})
     (image,), _ = load_annotated(tmp_path, recipe)
-    assert np.allclose(image.image[1], image.image[0][::-1])
-    assert image.image[0].any()
+    assert np.allclose(image.image[1], image.image[0][::-1], equal_nan=True)
+    assert image.image[0][INSIDE].any()
 
 
 def test_percentiles_become_0_and_1(folder):
     image = load_annotated(folder, RECIPE)[0][0]
-    assert np.percentile(image.image[0], [1, 99]) == pytest.approx([0, 1], abs=1e-5)
-    assert not image.image[1].any()
+    assert np.percentile(image.image[0][INSIDE], [1, 99]) == pytest.approx([0, 1], abs=1e-5)
+    assert not image.image[1][INSIDE].any()
+
+
+def test_an_image_has_an_edge(folder):
+    """Nothing around; cells that it cuts have their flows inside it."""
+    image = load_annotated(folder, RECIPE)[0][0]
+    assert image.labels.shape == (128 + 2 * EDGE_PX, 160 + 2 * EDGE_PX)
+    outside = np.ones(image.labels.shape, bool)
+    outside[INSIDE] = False
+    assert np.isnan(image.image[:, outside]).all()
+    assert np.isfinite(image.image[:, ~outside]).all()
+    assert not image.flows[:, outside].any()
+    assert not image.labels[outside].any()
+    labels = image.labels[INSIDE]
+    assert np.array_equal(labels > 0, draw(0)[1] > 0)
+    assert labels[0].any()
+    assert np.array_equal(image.flows[:, *INSIDE], compute_flows(np.ascontiguousarray(labels)))
 
 
 def test_held_out_parts_are_not_trained_on(folder):
@@ -98,7 +116,7 @@ def test_held_out_parts_are_not_trained_on(folder):
     assert [i.name for i in images] == ["t0", "t2"]
     assert [h.name for h in held_out] == ["t0", "t1", "t2"]
     assert [h.labels.shape for h in held_out] == [(128, 40), (128, 160), (128, 40)]
-    assert images[0].labels.shape == (128, 120)
+    assert images[0].labels[INSIDE].shape == (128, 120)
     pixels, labels = draw(0)
     assert np.array_equal(held_out[0].pixels[0], pixels[:, 120:])
     cells = np.unique(held_out[0].labels[held_out[0].labels > 0]).size
@@ -130,17 +148,19 @@ def test_rescaled_images_have_the_wanted_diameter(folder):
 def test_collated_image_is_four_copies_without_cut_cells(folder):
     whole = load_annotated(folder, RECIPE)[0][0]
     collated = load_annotated(folder, RECIPE.model_copy(update={"collation": True}))[0][0]
-    assert collated.labels.shape == (256, 320)
-    edge = np.zeros_like(whole.labels, bool)
+    labels, flows = collated.labels[INSIDE], collated.flows[:, *INSIDE]
+    image, original = collated.image[0][INSIDE], whole.image[0][INSIDE]
+    assert labels.shape == (256, 320)
+    edge = np.zeros((128, 160), bool)
     edge[[0, -1]] = edge[:, [0, -1]] = True
-    cut = set(np.unique(whole.labels[edge])) - {0}
+    cut = set(np.unique(whole.labels[INSIDE][edge])) - {0}
     assert cut
     n_kept = len(set(np.unique(whole.labels)) - cut - {0})
-    assert np.unique(collated.labels).size - 1 == 4 * n_kept
-    assert not collated.labels[128].any()
-    assert np.array_equal(collated.flows[:, :128, :160], collated.flows[:, 128:, 160:])
-    kept = collated.labels[:128, :160] > 0
-    assert np.array_equal(collated.image[0, :128, :160][kept], whole.image[0][kept])
+    assert np.unique(labels).size - 1 == 4 * n_kept
+    assert not labels[128].any()
+    assert np.array_equal(flows[:, :128, :160], flows[:, 128:, 160:])
+    kept = labels[:128, :160] > 0
+    assert np.array_equal(image[:128, :160][kept], original[kept])
 
 
 def test_what_cannot_be_used_is_named(tmp_path, folder):

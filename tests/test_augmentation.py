@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from skimage.io import imsave
 
-from densebatch.annotated import load_annotated
+from densebatch.annotated import EDGE_PX, load_annotated
 from densebatch.augmentation import FLOW_SCALE, find_borders, orient, sample_batch
 from densebatch.diffusion import compute_flows
 from densebatch.geometry import Region
@@ -24,6 +26,8 @@ PLAIN = Recipe(
     offset=0,
     noise=0,
 )
+
+WINDOW = np.s_[EDGE_PX : EDGE_PX + 64, EDGE_PX : EDGE_PX + 64]
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +54,33 @@ def test_batch_is_decided_by_seed_and_step(images):
 
 
 def test_plain_crops_are_windows_of_the_images(images):
-    inputs, targets = sample_batch(images, PLAIN, 0)
-    for crop, target in zip(inputs, targets, strict=True):
+    """Where nothing is known of an image, beyond its edge, they are zero."""
+    drawn = [sample_batch(images, PLAIN, step) for step in range(3)]
+    n_edges = 0
+    parts = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    for crop, target in zip(*parts, strict=True):
+        shown = [np.nan_to_num(image.image[0]) for image in images]
         places = [
             (image, y, x)
-            for image in images
-            for y in range(160 - 63)
-            for x in range(192 - 63)
-            if np.array_equal(image.image[0, y, x : x + 8], crop[0, 0, :8])
-            and np.array_equal(image.image[0, y : y + 64, x : x + 64], crop[0])
+            for image, pixels in zip(images, shown, strict=True)
+            for y, x in itertools.product(*(range(n - 63) for n in pixels.shape))
+            if np.array_equal(pixels[y : y + 64 : 9, x + 32], crop[0, ::9, 32])
+            and np.array_equal(pixels[y : y + 64, x : x + 64], crop[0])
         ]
         assert len(places) == 1
         image, y, x = places[0]
         window = np.s_[y : y + 64, x : x + 64]
         assert np.array_equal(target[:2], FLOW_SCALE * image.flows[:, *window])
         assert np.array_equal(target[2], image.labels[window] > 0)
+        n_edges += bool(np.isnan(image.image[0][window]).any())
+    assert 0 < n_edges < 12
+
+
+def test_nothing_is_what_jitter_leaves_beyond_an_edge(images):
+    recipe = PLAIN.model_copy(update={"shading": 0.5, "gamma": 0.3, "noise": 0.05, "offset": 0.1})
+    (plain, _), (jittered, _) = (sample_batch(images, r, 0) for r in (PLAIN, recipe))
+    assert ((plain == 0) & (jittered == 0))[:, 0].mean() > 0.05
+    assert np.isfinite(jittered).all()
 
 
 @pytest.mark.parametrize("turn", range(8))
@@ -86,9 +102,9 @@ def test_orientations_are_those_allowed(images, flips, quarter_turns, expected):
     square = [
         type(images[0])(
             "square",
-            images[0].image[:, :64, :64],
-            images[0].labels[:64, :64],
-            images[0].flows[:, :64, :64],
+            images[0].image[:, *WINDOW],
+            images[0].labels[WINDOW],
+            images[0].flows[:, *WINDOW],
             "",
         )
     ]

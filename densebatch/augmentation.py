@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FLOW_SCALE = 5.0  # Cellpose's networks give flows at five times unit length
 _SHADING_PX = 64  # distance over which uneven gain changes
+_MAX_SHIFT = 7  # px, of a pair; a CPnet of four resolutions pools over 8
 
 
 def sample_batch(
@@ -44,26 +45,41 @@ def sample_batch(
     Returns
     -------
     inputs : `(batch, 2, patch, patch)` float32
+        With `recipe.consistency`, each odd crop is the one before it, `draw_shift` further.
     targets : `(batch, 4, patch, patch)` float32
         5 dy, 5 dx, inside a cell (0 or 1), weight in the loss.
     """
     rng = np.random.default_rng([recipe.seed, step])
     areas = np.array([image.labels.size for image in images], float)
     side = recipe.patch_px
+    starts = [(0, 0)] if not recipe.consistency else [(0, 0), draw_shift(recipe, step)]
+    reach = side + max(max(start) for start in starts)
     inputs = np.empty((recipe.batch, 2, side, side), np.float32)
     targets = np.empty((recipe.batch, 4, side, side), np.float32)
-    for index in range(recipe.batch):
+    for index in range(0, recipe.batch, len(starts)):
         image = images[rng.choice(len(images), p=areas / areas.sum())]
-        pixels, labels, flows = _crop(image, recipe, rng)
+        pixels, labels, flows = _crop(image, recipe, reach, rng)
         # beyond an image's edge there is NaN, whatever the jitter; networks are shown zeros there
         jittered = _jitter(pixels, recipe, rng)
-        inputs[index] = np.where(np.isnan(jittered), 0.0, jittered)
-        targets[index, :2] = FLOW_SCALE * flows
-        targets[index, 2] = labels > 0
-        targets[index, 3] = 1.0
+        jittered = np.where(np.isnan(jittered), 0.0, jittered)
+        target = np.ones((4, reach, reach), np.float32)
+        target[:2] = FLOW_SCALE * flows
+        target[2] = labels > 0
         if recipe.border_weight:
-            targets[index, 3] += recipe.border_weight * find_borders(labels)
+            target[3] += recipe.border_weight * find_borders(labels)
+        for k, (y, x) in enumerate(starts):
+            window = np.s_[:, y : y + side, x : x + side]
+            inputs[index + k], targets[index + k] = jittered[window], target[window]
     return inputs, targets
+
+
+def draw_shift(recipe: Recipe, step: int) -> tuple[int, int]:
+    """Rows and columns between the two crops of a pair, 0 to 7 px and never both 0.
+
+    Pooling sees other pixels together in a shifted crop, unless the shift is a multiple of 8.
+    """
+    drawn = int(np.random.default_rng([recipe.seed, step, 1]).integers(1, (_MAX_SHIFT + 1) ** 2))
+    return divmod(drawn, _MAX_SHIFT + 1)
 
 
 def find_borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -105,13 +121,12 @@ def _draw_turn(recipe: Recipe, rng: np.random.Generator) -> int:
 
 
 def _crop(
-    image: AnnotatedImage, recipe: Recipe, rng: np.random.Generator
+    image: AnnotatedImage, recipe: Recipe, side: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """One crop: `(2, side, side)` pixels, labels, `(2, side, side)` unit flows."""
     if recipe.rotation or recipe.scaling:
-        pixels, labels, flows = _warp(image, recipe, rng)
+        pixels, labels, flows = _warp(image, recipe, side, rng)
     else:
-        side = recipe.patch_px
         height, width = image.labels.shape
         y = int(rng.integers(0, height - side + 1))
         x = int(rng.integers(0, width - side + 1))
@@ -123,13 +138,12 @@ def _crop(
 
 
 def _warp(
-    image: AnnotatedImage, recipe: Recipe, rng: np.random.Generator
+    image: AnnotatedImage, recipe: Recipe, side: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """A turned and scaled crop; one that reaches beyond the image is mirrored there."""
     angle = rng.uniform(0.0, 2.0 * np.pi) if recipe.rotation else 0.0
     scale = 2.0 ** rng.uniform(-recipe.scaling, recipe.scaling)
     cos, sin = np.cos(angle), np.sin(angle)
-    side = recipe.patch_px
     half = side / 2.0
     at = np.arange(side) + 0.5 - half
     height, width = image.labels.shape

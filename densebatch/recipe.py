@@ -53,7 +53,12 @@ class Recipe(BaseModel):
     learning_rate: _Positive = Field(default=2e-3, description="peak")
     weight_decay: _Amount = Field(default=1e-2, description="of the optimiser")
     warmup_steps: _Count = Field(
-        default=100, description="linear warm-up; cosine decay to zero follows"
+        default=100,
+        description="linear warm-up; cosine decay to zero follows, over the steps on images",
+    )
+    simulated_steps: _Count = Field(
+        default=0,
+        description="of the steps, how many come first on simulated tissue, at the peak rate",
     )
     average: _Share = Field(
         default=0.99, description="decay per step of the averaged weights, which are saved"
@@ -83,6 +88,11 @@ class Recipe(BaseModel):
     )
     border_weight: _Amount = Field(
         default=0.0, description="extra weight in the loss of pixels at cell borders"
+    )
+    consistency: _Amount = Field(
+        default=0.0,
+        description="weight in the loss of the difference between the outputs for two crops that "
+        "are a few pixels apart; above 0, the crops of a batch come in such pairs",
     )
 
     membrane: tuple[str, ...] = Field(
@@ -117,6 +127,10 @@ class Recipe(BaseModel):
             raise ValueError(f"patch_px is a multiple of {unit}")
         if self.widths[0] != 2:
             raise ValueError("widths begin with 2: membrane and nuclei")
+        if self.simulated_steps >= self.steps:
+            raise ValueError("simulated_steps are fewer than steps")
+        if self.consistency and self.batch % 2:
+            raise ValueError("batch is even where crops come in pairs (consistency)")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles rise from 0 to 100")
         return self

@@ -18,17 +18,15 @@ import torch
 from torch.nn import functional
 
 from densebatch.annotated import measure_diameters
-from densebatch.augmentation import sample_batch
+from densebatch.augmentation import draw_shift, sample_batch
 from densebatch.models import load_network
 from densebatch.network import CPnet
 from densebatch.optimisers import build_optimisers
+from densebatch.simulated_images import simulate_annotated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from densebatch.annotated import AnnotatedImage
     from densebatch.models import ModelSpec
@@ -67,11 +65,34 @@ def compute_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return flow.mean() / 2.0 + probability
 
 
+def compute_inconsistency(output: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+    """How much the outputs for the two crops of a pair differ where both see the same pixels.
+
+    Parameters
+    ----------
+    output : `(2 n, 3, h, w)`, see `CPnet`; pairs one after the other
+    shift : rows and columns of the second crop of a pair beyond the first
+
+    Returns
+    -------
+    scalar
+        Half the mean squared difference of 5x flows plus that of cell probabilities, in the
+        weights of `compute_loss`.
+    """
+    dy, dx = shift
+    height, width = output.shape[-2:]
+    first, second = output[0::2, :, dy:, dx:], output[1::2, :, : height - dy, : width - dx]
+    flow = (first[:, :2] - second[:, :2]).square().mean()
+    probability = (first[:, 2].sigmoid() - second[:, 2].sigmoid()).square().mean()
+    return flow / 2.0 + probability
+
+
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then cosine decay to zero at the last step."""
+    """Linear warm-up, the peak while tissue is simulated, then cosine decay to zero at the end."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    top = max(recipe.warmup_steps, recipe.simulated_steps)
+    done = max(0, step - top) / max(1, recipe.steps - top)
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -202,6 +223,7 @@ def train(
         write_curve(curve, checkpoint.with_suffix(".csv"))
 
     stops = {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
+    simulated = simulate_annotated(images, recipe) if len(curve) < recipe.simulated_steps else []
     saved = time.monotonic()
     network.train()
     while len(curve) < recipe.steps:
@@ -209,7 +231,8 @@ def train(
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate_at(step, recipe)
-        loss = _take_step(network, optimisers, *sample_batch(images, recipe, step), recipe, device)
+        source = images if step >= recipe.simulated_steps else simulated
+        loss = _take_step(network, optimisers, source, recipe, step)
         if not math.isfinite(loss):
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
@@ -231,16 +254,19 @@ def train(
 def _take_step(
     network: CPnet,
     optimisers: Sequence[torch.optim.Optimizer],
-    inputs: NDArray[np.float32],
-    targets: NDArray[np.float32],
+    images: Sequence[AnnotatedImage],
     recipe: Recipe,
-    device: torch.device,
+    step: int,
 ) -> float:
     """Forward, backward and update; the loss before the update."""
+    inputs, targets = sample_batch(images, recipe, step)
+    device = next(network.parameters()).device
     batch = torch.from_numpy(inputs).to(device, memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
-        output = network(batch)
-    loss = compute_loss(output.float(), torch.from_numpy(targets).to(device))
+        output = network(batch).float()
+    loss = compute_loss(output, torch.from_numpy(targets).to(device))
+    if recipe.consistency:
+        loss = loss + recipe.consistency * compute_inconsistency(output, draw_shift(recipe, step))
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

@@ -9,7 +9,13 @@ import pytest
 from skimage.io import imsave
 
 from densebatch.annotated import EDGE_PX, load_annotated
-from densebatch.augmentation import FLOW_SCALE, find_borders, orient, sample_batch
+from densebatch.augmentation import (
+    FLOW_SCALE,
+    draw_shift,
+    find_borders,
+    orient,
+    sample_batch,
+)
 from densebatch.diffusion import compute_flows
 from densebatch.geometry import Region
 from densebatch.recipe import Recipe
@@ -189,3 +195,19 @@ def test_intensity_jitter_changes_the_image_and_not_the_target(images):
     assert np.array_equal(targets[0], plain[1][0])  # of the first crop nothing was drawn before
     assert not np.array_equal(inputs[0], plain[0][0])
     assert np.isfinite(inputs).all()
+
+
+def test_pairs_are_the_same_crop_a_few_pixels_apart(images):
+    recipe = PLAIN.model_copy(
+        update={"consistency": 1.0, "gamma": 0.2, "noise": 0.02, "flips": True, "rotation": True}
+    )
+    shifts = set()
+    for step in range(12):
+        dy, dx = draw_shift(recipe, step)
+        shifts.add((dy, dx))
+        assert 0 <= min(dy, dx) <= max(dy, dx) <= 7
+        for planes in sample_batch(images, recipe, step):
+            assert np.array_equal(planes[0::2, :, dy:, dx:], planes[1::2, :, : 64 - dy, : 64 - dx])
+            assert not np.array_equal(planes[0], planes[2])
+    assert len(shifts) > 8
+    assert (0, 0) not in {draw_shift(recipe, step) for step in range(500)}

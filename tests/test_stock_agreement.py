@@ -71,7 +71,7 @@ def test_ap_is_near_stocks(compared):
     truth, ours, theirs, _ = compared
     ap_ours = score_labels(truth, ours).at("0.50").ap
     ap_theirs = score_labels(truth, theirs).at("0.50").ap
-    assert abs(ap_ours - ap_theirs) <= 0.03
+    assert abs(ap_ours - ap_theirs) <= 0.03, (ap_ours, ap_theirs)
 
 
 @pytest.mark.xfail(

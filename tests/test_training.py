@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from click.testing import CliRunner
 from skimage.io import imsave
 
 from densebatch import training
-from densebatch.annotated import load_annotated
+from densebatch.annotated import EDGE_PX, load_annotated, measure_diameters
+from densebatch.augmentation import draw_shift, sample_batch
 from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
@@ -20,7 +22,14 @@ from densebatch.geometry import Region
 from densebatch.models import find_model, load_network
 from densebatch.recipe import Recipe, load_recipe
 from densebatch.simulate import Tissue, render
-from densebatch.training import build_network, compute_loss, learning_rate_at, train
+from densebatch.simulated_images import simulate_annotated
+from densebatch.training import (
+    build_network,
+    compute_inconsistency,
+    compute_loss,
+    learning_rate_at,
+    train,
+)
 from densebatch.validation import validate, write_model
 
 SMALL = Recipe(
@@ -122,10 +131,97 @@ def test_start_from_a_model(images, tmp_path):
         build_network(images, vary(widths=(2, 8, 16)), spec)
 
 
+def _losses(network, images, recipe, steps):
+    """Of a network in evaluation mode, on the crops of some steps."""
+    values = []
+    with torch.no_grad():
+        for step in steps:
+            inputs, targets = map(torch.from_numpy, sample_batch(images, recipe, step))
+            values.append(float(compute_loss(network.eval()(inputs), targets)))
+    return np.mean(values)
+
+
 def test_loss_falls(images, tmp_path):
-    _, curve = train(images, vary(steps=60, learning_rate=5e-3), tmp_path / "a.pt")
-    losses = [point.loss for point in curve]
-    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    recipe = vary(steps=60, learning_rate=5e-3)
+    network, curve = train(images, recipe, tmp_path / "a.pt")
+    # crops that were not trained on, the same for both
+    before = _losses(build_network(images, recipe), images, recipe, range(1000, 1010))
+    assert _losses(network, images, recipe, range(1000, 1010)) < 0.8 * before
+    assert len(curve) == 60
+
+
+def test_simulated_tissue_comes_first(images, tmp_path, monkeypatch):
+    """And an interrupted run goes on with it as if it had not stopped."""
+    recipe = vary(simulated_steps=5)
+    simulated = simulate_annotated(images, recipe)
+    seen = []
+    draw = training.sample_batch
+
+    def watch(source, recipe, step):
+        seen.append((step, source[0].name))
+        return draw(source, recipe, step)
+
+    monkeypatch.setattr(training, "sample_batch", watch)
+    whole, curve = train(images, recipe, tmp_path / "whole.pt")
+    assert seen == [(k, simulated[0].name if k < 5 else images[0].name) for k in range(8)]
+
+    def stop(point):
+        if point.step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(images, recipe, tmp_path / "cut.pt", checkpoint_seconds=0, on_step=stop)
+    resumed, again = train(images, recipe, tmp_path / "cut.pt")
+    assert again == curve
+    assert _same(whole, resumed)
+    assert not _same(whole, train(images, SMALL, tmp_path / "without.pt")[0])
+
+
+def test_simulated_images(images):
+    first, second = (simulate_annotated(images, SMALL) for _ in range(2))
+    assert len({image.sha256 for image in first}) == len(first) == 16
+    assert [image.sha256 for image in first] == [image.sha256 for image in second]
+    other = simulate_annotated(images, vary(seed=1))
+    assert first[0].sha256 != other[0].sha256
+    real = measure_diameters([image.labels for image in images]).mean()
+    means = [measure_diameters([image.labels]).mean() / real for image in first]
+    assert 0.6 < min(means) < 0.9  # smaller and larger ones than the annotated
+    assert 1.1 < max(means) < 1.5
+    assert all((image.image[1, EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX] == 0).all() for image in first)
+    nuclear = simulate_annotated(images, vary(nuclei="DAPI"))
+    assert all(np.nanmax(image.image[1]) > 0.5 for image in nuclear)
+
+
+def test_consistency_is_zero_for_outputs_that_move_along():
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(2, 3, 40, 40, generator=generator)
+    dy, dx = 3, 5
+    pairs = torch.stack([field[:, :, :32, :32], field[:, :, dy : dy + 32, dx : dx + 32]], dim=1)
+    output = pairs.flatten(0, 1)
+    assert compute_inconsistency(output, (dy, dx)) == 0
+    assert compute_inconsistency(output, (dy, dx - 1)) > 0.1
+    output[1, 0] += 2.0  # one of two pairs, one of two flow components: 4 / 4 of the mean
+    assert compute_inconsistency(output, (dy, dx)) == pytest.approx(4 / 4 / 2, rel=1e-5)
+
+
+def test_training_with_consistency(images, tmp_path):
+    recipe = vary(steps=40, learning_rate=5e-3, consistency=2.0)
+    _, curve = train(images, recipe, tmp_path / "a.pt")
+    assert all(math.isfinite(point.loss) for point in curve)
+
+    def differ(network):
+        values = []
+        for step in range(1000, 1008):
+            inputs, _ = sample_batch(images, recipe, step)
+            with torch.no_grad():
+                output = network.eval()(torch.from_numpy(inputs))
+            shift = draw_shift(recipe, step)
+            values.append(float(compute_inconsistency(output, shift)) / float(output.var()))
+        return np.mean(values)
+
+    plain, _ = train(images, vary(steps=40, learning_rate=5e-3), tmp_path / "b.pt")
+    with_it, _ = train(images, recipe, tmp_path / "c.pt")
+    assert differ(with_it) < differ(plain)
 
 
 def test_diverging_training_says_so(images, tmp_path, monkeypatch):
@@ -140,6 +236,11 @@ def test_learning_rate():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
+    recipe = vary(steps=100, warmup_steps=10, simulated_steps=40, learning_rate=1.0)
+    rates = [learning_rate_at(step, recipe) for step in range(101)]
+    assert set(rates[10:41]) == {1.0}
+    assert rates[70] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
 
 
@@ -234,6 +335,10 @@ def test_recipes_are_strict(tmp_path):
         load("patch_px: 100")
     with pytest.raises(InputError, match="percentiles rise"):
         load("percentiles: [99, 1]")
+    with pytest.raises(InputError, match="simulated_steps are fewer than steps"):
+        load("simulated_steps: 5", steps=5)
+    with pytest.raises(InputError, match="batch is even where crops come in pairs"):
+        load("consistency: 1\nbatch: 3")
     with pytest.raises(InputError, match="holds a list"):
         load("[1, 2]")
     with pytest.raises(InputError, match="not a readable YAML file"):

@@ -1,11 +1,13 @@
 """densebatch beside its peers: same mosaic, same checkpoint, same diameter, same processors.
 
-    python benchmarks/peers/run.py FIELDS --checkpoint FILE --work SCRATCH
+    python benchmarks/peers/run.py FIELDS --checkpoint MODEL --work SCRATCH
 
 FIELDS holds annotated images (`*_img.png` with `*_masks.png`), of which the first four become a
-mosaic of two by two. FILE is a Cellpose 1-3 checkpoint of full width (stock cannot run another),
-trained at the resolution of the fields: its own diameter is the cells' diameter, so that nobody
-rescales, except in the row of the paper's protocol (Han et al. 2024), which enlarges twice.
+mosaic of two by two. MODEL is of full width (stock cannot run another) and trained at the
+resolution of the fields: a bundled model, which everybody then runs as a Cellpose checkpoint with
+its diameter rounded to a whole pixel, or the file of a Cellpose 1-3 checkpoint. Its own diameter
+is the cells' diameter, so that nobody rescales, except in the row of the paper's protocol (Han et
+al. 2024), which enlarges twice.
 
 The peers are installed into virtual environments in SCRATCH, with the versions pinned beside this
 file, and run as programs, each repeat in a process of its own:
@@ -36,13 +38,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import zarr
 from borders import interior_lines, report_borders
 from mosaic import UM_PER_PX, Mosaic, build_mosaic
 
 from densebatch.benchmark import describe_machine, describe_versions
 from densebatch.benchmark_watch import watch
-from densebatch.models import find_model
+from densebatch.models import find_model, load_network
 from densebatch.scoring import score_labels
 
 if TYPE_CHECKING:
@@ -97,13 +100,31 @@ def build_environment(name: str, work: Path) -> Path:
     return folder / "bin"
 
 
+def as_checkpoint(model: str, work: Path) -> Path:
+    """The file of a model that stock Cellpose can load; its diameter is a whole number of pixels.
+
+    `distributed_eval` takes no other diameter.
+    """
+    spec = find_model(model)
+    if spec.path.endswith(".safetensors"):
+        state = load_network(spec).state_dict()
+        for name in ("diam_mean", "diam_labels"):
+            state[name] = torch.full((1,), float(round(spec.diameter_px)))
+        path = work / f"{spec.name}-cellpose"
+        torch.save(state, path)
+        return path
+    if spec.diameter_px != int(spec.diameter_px):
+        raise SystemExit(
+            f"{model}: diameter {spec.diameter_px}; distributed_eval takes whole pixels"
+        )
+    return Path(spec.path).absolute()
+
+
 def list_contestants(options: argparse.Namespace, mosaic: Mosaic) -> list[Contestant]:
     """Everybody who takes part, with their environments built."""
     shape = mosaic.truth.shape
-    checkpoint = str(options.checkpoint.absolute())
+    checkpoint = str(as_checkpoint(options.checkpoint, options.work))
     diameter = find_model(checkpoint).diameter_px
-    if diameter != int(diameter):
-        raise SystemExit(f"{checkpoint}: diameter {diameter}; distributed_eval takes whole pixels")
     common = {"image": str(mosaic.npy), "checkpoint": checkpoint}
 
     def no_lines(_: Path) -> tuple[list[int], list[int]]:
@@ -280,7 +301,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("fields", type=Path)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", required=True, metavar="MODEL")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder, kept")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="processors for everybody")
@@ -327,7 +348,7 @@ def main() -> None:
             "shape": list(mosaic.truth.shape),
             "truth_cells": int(mosaic.truth.max()),
             "um_per_px": UM_PER_PX,
-            "checkpoint_sha256": find_model(str(options.checkpoint)).sha256,
+            "checkpoint_sha256": find_model(options.checkpoint).sha256,
             "threads": options.threads,
             "repeats": options.repeats,
         },

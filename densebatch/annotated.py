@@ -53,6 +53,7 @@ class AnnotatedImage:
     labels : `(h, w)` int32
     flows : `(2, h, w)` float32, unit vectors towards each cell's centre
     sha256 : of pixels and labels as they were read
+    scale : pixels of it for one of the image as it was read, along an axis
     """
 
     name: str
@@ -60,6 +61,7 @@ class AnnotatedImage:
     labels: NDArray[np.int32]
     flows: NDArray[np.float32]
     sha256: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def prepare(
     planes[0] = np.maximum.reduce(scaled[:n_membrane])
     if recipe.nuclei is not None:
         planes[1] = scaled[-1]
+    factor = 1.0
     if recipe.diameter_px is not None:
         # the median, as Cellpose's `utils.diameters`
         factor = recipe.diameter_px / float(np.median(measure_diameters([labels])))
@@ -177,7 +180,7 @@ def prepare(
     planes = np.pad(planes, ((0, 0), *edge), constant_values=np.nan)
     flows = np.pad(flows, ((0, 0), *edge))
     labels = np.pad(labels, edge)
-    return AnnotatedImage(name, planes, labels, flows, digest.hexdigest())
+    return AnnotatedImage(name, planes, labels, flows, digest.hexdigest(), factor)
 
 
 def _collate(

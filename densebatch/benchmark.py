@@ -109,13 +109,20 @@ def write_record(path: Path, record: Record) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, kind: str | None = None) -> Record:
     """Inverse of `write_record`.
+
+    Parameters
+    ----------
+    path
+        The record.
+    kind
+        Of the benchmark that it ought to be of; None for any.
 
     Raises
     ------
     InputError
-        If the file is not one that a benchmark wrote.
+        If the file is not one that a benchmark wrote, or of another benchmark.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -124,6 +131,9 @@ def read_record(path: Path) -> Record:
         for row in rows:
             if not all(v is None or isinstance(v, int | float) for v in row.values.values()):
                 raise TypeError(row.name)  # noqa: TRY301  told with the other reasons
+        parts = (record.settings, record.machine, record.versions)
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError(str(path))  # noqa: TRY301
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -131,6 +141,10 @@ def read_record(path: Path) -> Record:
             f"{path}: is no record of a benchmark; accepted is JSON that "
             "`densebatch benchmark` wrote"
         ) from error
+    if kind is not None and record.kind != kind:
+        raise InputError(
+            f"{path}: is a record of benchmark {record.kind}; accepted here is one of {kind}"
+        )
     return record
 
 

@@ -57,7 +57,17 @@ def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluat
     side = spec.patch_px
     shape = PatchShape(side, side, Region(0, 0, side, side))
     network = load_network(spec)
-    backend = make_backend(name, device, network, shape, batch=_GPU_BATCH, lanes=lanes)
+    try:
+        backend = make_backend(name, device, network, shape, batch=_GPU_BATCH, lanes=lanes)
+        # whatever is compiled is compiled by the first patch
+        evaluate_patches(backend, [np.zeros((2, side, side), np.float32)])
+    except InputError:
+        raise
+    except Exception as error:  # a missing compiler, an unknown processor
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"backend {name}: cannot be used here ({type(error).__name__}: {reason[:200]})"
+        ) from error
     return lambda patches: evaluate_patches(backend, list(patches))
 
 
@@ -202,8 +212,13 @@ def measure_backends(
     rows = []
     for name in chosen:
         start = time.perf_counter()
-        evaluate = open_backend(name, spec, where, lanes)
-        evaluate(patches[:1])
+        try:
+            evaluate = open_backend(name, spec, where, lanes)
+        except InputError as error:
+            if names:
+                raise
+            note(f"{error}; left out")
+            continue
         load_s = time.perf_counter() - start
         output = evaluate(patches)  # not timed: memory is found, code is compiled
         difference = np.abs(output.astype(np.float32) - reference)

@@ -38,7 +38,7 @@ class Estimate:
     disk_mb: int
 
 
-def estimate(plan: Plan, tile: int) -> Estimate:
+def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     """Memory of the largest task and disk of work folder and output, upper bounds.
 
     Parameters
@@ -47,6 +47,8 @@ def estimate(plan: Plan, tile: int) -> Estimate:
         The run.
     tile
         Side of a tracing tile in pixels.
+    lanes
+        Patches that a worker evaluates at once.
     """
     height, width = plan.shape
     halo = halo_for_travel(plan.travel_px)
@@ -56,11 +58,10 @@ def estimate(plan: Plan, tile: int) -> Estimate:
     )
     shard = min(height, 4096) * min(width, 4096)
     n_inputs = len(plan.membrane) + (plan.nuclei is not None)
-    # widths per pixel of a patch: about 20 activations of the first width are alive at once
-    patch = plan.lattice.patch_area * plan.model.widths[1] * 4 * 20
+    patches = lanes * _patch_bytes(plan)
     item = np.dtype(plan.slide.dtype).itemsize
     tasks = {
-        f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patch,
+        f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patches,
         f"trace a window of {window} px": window * 48,
         f"number a shard of {shard} px": shard * (4 * 4 + 2 * item),
     }
@@ -73,6 +74,21 @@ def estimate(plan: Plan, tile: int) -> Estimate:
         worst_task=worst,
         disk_mb=math.ceil((flows + 2 * labels + image) / 1e6),
     )
+
+
+def _patch_bytes(plan: Plan) -> int:
+    """Of a patch's activations: about 20 of the first width are alive at once."""
+    return plan.lattice.patch_area * plan.model.widths[1] * 4 * 20
+
+
+def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
+    """Patches that each of so many workers evaluates at once: one per core, as memory allows."""
+    if settings.is_remote:
+        return 1  # a remote worker's cores are its scheduler's to share out, by tasks
+    workers = max(1, workers)
+    share = psutil.virtual_memory().available * _MEMORY_SHARE / workers
+    spare = share - 1e6 * estimate(plan, settings.tile).worker_mb
+    return max(1, min(count_cores() // workers, 1 + int(spare // _patch_bytes(plan))))
 
 
 def count_cores() -> int:

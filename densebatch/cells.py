@@ -64,22 +64,32 @@ def measure_shapes(
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def add_intensities(
-    labels: NDArray[np.uint32], pixels: NDArray[np.generic], sums: NDArray[np.float64]
+    labels: NDArray[np.uint32],
+    pixels: NDArray[np.generic],
+    sums: NDArray[np.float64],
+    missing: NDArray[np.int64],
 ) -> None:
     """Add a stripe's pixel values to the sums of their cells, in raster order.
 
-    float64 holds integer sums exactly up to 2^53, beyond any cell of 16-bit pixels.
+    Pixels that are NaN or infinite are left out and counted in `missing`. float64 holds integer
+    sums exactly up to 2^53, beyond any cell of 16-bit pixels.
     """
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
             label = labels[y, x]
             if label != 0:
-                sums[label - 1] += pixels[y, x]
+                value = np.float64(pixels[y, x])
+                if np.isfinite(value):
+                    sums[label - 1] += value
+                else:
+                    missing[label - 1] += 1
 
 
 def write_table(
     path: Path,
-    parts: Iterable[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64]]],
+    parts: Iterable[
+        tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
+    ],
     n_cells: int,
     slide: Region,
     um_per_px: float | None,
@@ -92,8 +102,8 @@ def write_table(
     path
         Output file.
     parts
-        Per shard: ids `(k,)`, shapes `(k, 7)` and intensity sums `(k, channels)`; in the order of
-        the shards.
+        Per shard: ids `(k,)`, shapes `(k, 7)`, intensity sums `(k, channels)`, and the numbers of
+        pixels left out of them; in the order of the shards.
     n_cells
         Cells of the slide; the table has one row each, by ascending id.
     slide
@@ -101,17 +111,20 @@ def write_table(
     um_per_px
         Pixel size; the columns in um hold nulls if it is unknown.
     channels
-        Names of all channels; a column `mean_<name>` each.
+        Names of all channels; a column `mean_<name>` each, over the cell's finite pixels; NaN if
+        there is none, or a pixel could not be read.
     """
     shapes = np.zeros((n_cells, 7), np.int64)
     shapes[:, 3:5] = np.iinfo(np.int64).max
     sums = np.zeros((n_cells, len(channels)), np.float64)
-    for ids, part, intensities in parts:
+    missing = np.zeros(sums.shape, np.int64)
+    for ids, part, intensities, left_out in parts:
         rows = ids.astype(np.int64) - 1  # unique within a shard, so plain indexing adds once
         shapes[rows, :3] += part[:, :3]
         shapes[rows, 3:5] = np.minimum(shapes[rows, 3:5], part[:, 3:5])
         shapes[rows, 5:] = np.maximum(shapes[rows, 5:], part[:, 5:])
         sums[rows] += intensities
+        missing[rows] += left_out
     area = shapes[:, 0]
     divisor = np.maximum(area, 1)
     y, x = shapes[:, 1] / divisor, shapes[:, 2] / divisor
@@ -139,7 +152,10 @@ def write_table(
         while name in used:  # channel names of a slide need not be unique
             name += f"_{index}"
         used.add(name)
-        columns[name] = pa.array(sums[:, index] / divisor)
+        counted = area - missing[:, index]
+        mean = np.full(n_cells, np.nan)
+        np.divide(sums[:, index], counted, out=mean, where=counted > 0)
+        columns[name] = pa.array(mean)
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(pa.table(columns), partial, compression="zstd")
     partial.replace(path)

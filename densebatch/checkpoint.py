@@ -62,6 +62,8 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
     except Exception as error:
         # a damaged file can raise nearly anything in a parser; nothing of it is used after that
         reason = " ".join((str(error) or type(error).__name__).splitlines()[:1])
+        if "Weights only load failed" in reason:  # the rest is advice to load it in spite of that
+            reason = "no checkpoint of tensors"
         raise InputError(
             f"model {path}: cannot be read as weights ({reason[:120]}); "
             "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
@@ -94,9 +96,12 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
         raise InputError(
             f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}"
         )
-    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    # in the type that they are used in
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()]
     if bad:
         raise InputError(f"model {path}: weights {bad[0]!r} are not finite ({len(bad)} tensors)")
+    if bad := [k for k, v in state.items() if k.endswith("running_var") and (v < 0).any()]:
+        raise InputError(f"model {path}: variances {bad[0]!r} are negative ({len(bad)} tensors)")
     return state, card
 
 

@@ -78,7 +78,7 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
             target = out or Path(f"densebatch-benchmark-{kind}.json")
             if not target.absolute().parent.is_dir():
                 raise InputError(f"{target} cannot be written: there is no folder {target.parent}")
-            old = read_record(compare_with) if compare_with is not None else None
+            old = read_record(compare_with, kind) if compare_with is not None else None
             machine, versions = describe_machine(), describe_versions()
             console = Console(stderr=True)
 

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from densebatch.cli_summary import print_summary
-from densebatch.config import BackendName, SegmentSettings, load_settings
+from densebatch.config import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 from densebatch.errors import PartialRunError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _OPTIONS = [
     click.option("--membrane", callback=_channels, metavar="A,B,...",
                  help="Membrane or cytoplasm channels, by name or index; several are combined."),
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
-    click.option("--model", metavar="MODEL", help="Bundled or fetched model, or a file.  [dense]"),
+    click.option("--model", metavar="MODEL",
+                 help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
     click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),
     click.option("--diameter", type=float, metavar="PX", help="Cell diameter; sets the scale."),
     click.option("--flow-threshold", type=float, help="Largest flow error; 0 keeps all.  [0.4]"),
@@ -118,8 +119,8 @@ def _tell_missing(result: SegmentResult) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
-    from densebatch.capacity import check_capacity, choose_workers, estimate
-    from densebatch.engines import check_engine, settle_engine
+    from densebatch.capacity import check_capacity, choose_workers, count_lanes, estimate
+    from densebatch.engines import check_engine, fit_device, settle_engine
     from densebatch.output_folder import OutputFolder
     from densebatch.plan import draft_plan, survey_plan
     from densebatch.work import tile_grid
@@ -127,8 +128,8 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     folder = OutputFolder(out.absolute())
     folder.check()
     draft = draft_plan(slide, settings)
-    needs = estimate(draft, settings.tile)
-    workers = choose_workers(settings, draft)
+    workers = fit_device(draft, settings, choose_workers(settings, draft))
+    needs = estimate(draft, settings.tile, count_lanes(draft, settings, workers))
     check_engine(settings)
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     built, choice = settle_engine(survey_plan(draft), settings, folder)

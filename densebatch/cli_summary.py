@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -24,4 +25,6 @@ def print_summary(result: SegmentResult) -> None:
     click.echo(f"labels  {result.labels}")
     click.echo(f"cells   {result.table}")
     click.echo(f"record  {result.out / 'run.json'}")
-    click.echo(f"look    napari --plugin napari-ome-zarr {report['view']}  (labels open hidden)")
+    paths = [path for path in (report["view_image"], report["view"]) if path is not None]
+    click.echo(f"look    {shlex.join(['napari', '--plugin', 'napari-ome-zarr', *paths])}")
+    click.echo("        (labels open hidden: click their eye)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +20,8 @@ from densebatch.training_curve import draw_curve
 from densebatch.validation import validate, write_model
 
 if TYPE_CHECKING:
-    from densebatch.annotated import HeldOut
+    from densebatch.annotated import AnnotatedImage, HeldOut
+    from densebatch.models import ModelSpec
     from densebatch.network import CPnet
     from densebatch.recipe import Recipe
     from densebatch.training import CurvePoint
@@ -65,6 +67,7 @@ def train(
     """  # noqa: D301  the backspace is click's mark for a paragraph that keeps its lines
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a model's name ends in .safetensors")
+    _check_output(output)
     recipe = load_recipe(config, steps=steps, seed=seed)
     origin = find_model(start) if start is not None else None
     data, held_out = load_annotated(images, recipe, hold_out)
@@ -86,8 +89,23 @@ def train(
         network, curve = run_training(
             data, recipe, output.with_suffix(".pt"), start=origin, validate=check, on_step=tell
         )
+        _write(output, network, curve, recipe, data, held_out, origin)
     except ValueError as error:
         raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+def _write(
+    output: Path,
+    network: CPnet,
+    curve: list[CurvePoint],
+    recipe: Recipe,
+    data: list[AnnotatedImage],
+    held_out: list[HeldOut],
+    origin: ModelSpec | None,
+) -> None:
+    """The model with its card, and the picture of its training."""
     card = {
         "name": output.stem,
         "recipe": recipe.model_dump(mode="json", exclude={"about"}),
@@ -102,6 +120,18 @@ def train(
     picture = output.with_suffix(".svg")
     draw_curve(curve, picture)
     click.echo(f"model  {output}\ncurve  {output.with_suffix('.csv')}, {picture}")
+
+
+def _check_output(output: Path) -> None:
+    """Refuse, before hours of training, a place that nothing can be written to."""
+    existing = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    is_free = existing.is_file() if existing == output.absolute() else existing.is_dir()
+    if not is_free or not os.access(existing, os.W_OK):
+        kind = "is a folder" if existing.is_dir() else "is a file"
+        raise InputError(
+            f"{output}: cannot be written, {existing} {'is not writable' if is_free else kind}; "
+            "accepted is a new or an earlier model's file"
+        )
 
 
 def _validate(

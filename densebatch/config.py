@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from densebatch.errors import InputError
@@ -34,6 +35,11 @@ def _refuse_truth(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a number is accepted, not a truth value")  # noqa: TRY004
     return value
+
+
+def _name_channels(value: object) -> object:
+    """One channel may be given without a list around it."""
+    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 def _name_version(value: object) -> object:
@@ -65,7 +71,7 @@ class SegmentSettings(BaseModel):
         frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
     )
 
-    membrane: tuple[str, ...] = Field(
+    membrane: Annotated[tuple[str, ...], BeforeValidator(_name_channels)] = Field(
         default=(),
         description="membrane or cytoplasm channels, by name or index; combined by maximum",
     )
@@ -113,6 +119,14 @@ class SegmentSettings(BaseModel):
     keep_flows: bool = Field(
         default=False, description="leave the flow field in OUT/work when done"
     )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> SegmentSettings:
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ValueError(f"max_size {self.max_size} is below min_size {self.min_size}")
+        if self.in_place and self.image == "copy":
+            raise ValueError("labels written into the slide bring no copy of its image")
+        return self
 
     @property
     def is_remote(self) -> bool:

@@ -29,7 +29,7 @@ def cache_folder() -> Path:
     """`DENSEBATCH_CACHE`, else `densebatch` in what the system uses for caches."""
     chosen = os.environ.get("DENSEBATCH_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":

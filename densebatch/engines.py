@@ -51,6 +51,8 @@ CANDIDATES = {
 _WORTH = 0.95  # of the time of a more exact one; less is noise
 _ROUNDS = 3
 _TRIAL_PATCHES = 2
+_CUDA_CONTEXT_BYTES = 600 * 10**6
+_GPU_SHARE = 0.8  # of its free memory, for workers that nobody asked for
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,21 @@ def check_engine(settings: SegmentSettings) -> None:
         device = choose_device(settings.device)
         if settings.backend != "auto":
             check_backend(settings.backend, device)
+
+
+def fit_device(plan: Plan, settings: SegmentSettings, workers: int) -> int:
+    """So many worker processes, or fewer if a GPU's memory holds fewer.
+
+    Every process has a context, weights and two batches of its own there. An asked-for number is
+    not changed.
+    """
+    chosen = settings.workers is not None or settings.is_remote
+    if chosen or settings.device == "cpu" or choose_device(settings.device) != "cuda":
+        return workers
+    activations = 20 * plan.model.widths[1] * 4 * plan.lattice.patch_area
+    each = _CUDA_CONTEXT_BYTES + 2 * plan.network_batch * activations
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(workers, int(_GPU_SHARE * free // each)))
 
 
 def settle_engine(

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from densebatch.capacity import check_capacity, choose_workers, estimate
+from densebatch.capacity import check_capacity, choose_workers, count_lanes, estimate
 from densebatch.engines import check_engine, settle_engine
 from densebatch.errors import DensebatchError
 from densebatch.inference import create_flows
@@ -87,7 +87,10 @@ def store_flows(
     check_engine(settings)
     for draft, folder in zip(drafts, folders, strict=True):
         check_capacity(
-            estimate(draft, settings.tile), workers, folder.path, remote=settings.is_remote
+            estimate(draft, settings.tile, count_lanes(draft, settings, workers)),
+            workers,
+            folder.path,
+            remote=settings.is_remote,
         )
     settled = [
         settle_engine(survey_plan(draft), settings, folder, restart=restart)

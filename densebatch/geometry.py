@@ -146,7 +146,7 @@ class Axis:
 
 
 _MAX_EVALUATED = 1.072  # of an axis; its square, of an area, is just below 1.15
-_MAX_STRETCH = 2.0
+_MAX_STRETCH = 3
 
 
 def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
@@ -171,8 +171,8 @@ def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
     Returns
     -------
     Axis
-        With the shortest patch, from the model's own to twice that, that evaluates at most 1.072
-        times the axis; if there is none, as on an axis of a few patches, with the patch that
+        With the shortest patch, from the model's own to three times that, that evaluates at most
+        1.072 times the axis; if there is none, as on an axis of a few patches, with the patch that
         evaluates the fewest pixels, of equal ones the shortest.
 
     Raises
@@ -192,13 +192,13 @@ def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
     first = -(-patch // multiple) * multiple
     candidates = [
         Axis(length, size, margin, -(-length // (size - 2 * margin)))
-        for size in range(first, int(patch * _MAX_STRETCH) + 1, multiple)
+        for size in range(first, _MAX_STRETCH * patch + 1, multiple)
         if size > 2 * margin
     ]
     if not candidates:
         raise ValueError(
-            f"no multiple of {multiple} px from {patch} to {2 * patch} px exceeds twice the "
-            f"margin of {margin} px"
+            f"no multiple of {multiple} px from {patch} to {_MAX_STRETCH * patch} px exceeds twice "
+            f"the margin of {margin} px"
         )
     for axis in candidates:
         if axis.n * axis.patch <= _MAX_EVALUATED * length:

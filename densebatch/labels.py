@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PyramidSpec",
     "SlidePyramid",
+    "check_place",
     "count_levels",
     "create",
     "digest_pixels",
@@ -71,7 +72,9 @@ __all__ = [
     "finalize",
     "in_place_spec",
     "read_labels",
+    "read_run",
     "shard_grid",
+    "slide_layout",
     "source_region",
     "viewer_path",
     "write_image_shard",
@@ -80,6 +83,9 @@ __all__ = [
 
 # Our own key in a group's attributes: tells our groups from others', and one run from another.
 OWNER = "densebatch"
+
+_IN_THE_WAY = "{} exists and was not written by densebatch; remove it or choose another place."
+_FOREIGN = "{} was not written by densebatch and is not deleted."
 
 
 def in_place_spec(
@@ -114,7 +120,34 @@ def in_place_spec(
         chunk_px=chunk_px,
         shard_px=shard_px,
         slide=layout,
+        in_place=True,
     )
+
+
+def slide_layout(image: str | Path) -> SlidePyramid | None:
+    """Layout of an OME-Zarr image whose labels go elsewhere; None if labels cannot copy it."""
+    try:
+        return in_place_spec(image).slide
+    except InputError:
+        return None
+
+
+def check_place(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool) -> None:
+    """Refuse, before anything is written or deleted, what `create` would refuse inside a slide.
+
+    Parameters and errors as for `create`.
+    """
+    label = label_path(spec)
+    if not spec.in_place or _format_of(label) is None:
+        return
+    attributes = _attributes(label)
+    if OWNER in attributes:
+        if not restart:
+            _compare_runs(label, attributes, dict(label_attrs))
+    elif restart:
+        raise InputError(_FOREIGN.format(label))
+    elif attributes or next(iter(_open_group(label).keys()), None) is not None:
+        raise InputError(_IN_THE_WAY.format(label))
 
 
 def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool = False) -> None:
@@ -225,6 +258,24 @@ def read_labels(path: str | Path, level: int = 0, *, label_name: str = "cells") 
     return open_array(label / datasets[level]["path"])
 
 
+def read_run(path: str | Path, *, label_name: str = "cells") -> dict[str, Any]:
+    """What identifies the run that wrote a label image, as it was given to `create`.
+
+    Parameters
+    ----------
+    path
+        The image group above `labels/`.
+    label_name
+        Which of the labels.
+
+    Raises
+    ------
+    InputError
+        If there is no such group.
+    """
+    return dict(_attributes(Path(path) / "labels" / label_name).get(OWNER, {}).get("run", {}))
+
+
 def viewer_path(spec: PyramidSpec) -> Path:
     """The path that viewers open: with the image if there is one, else the label image alone."""
     return Path(spec.root) if spec.image or spec.in_place else label_path(spec)
@@ -274,10 +325,12 @@ def _claim(folder: Path, spec: PyramidSpec, about: dict[str, Any]) -> None:
         group.update_attributes({OWNER: about})
         return
     if OWNER not in attributes:
-        raise InputError(
-            f"{folder} exists and was not written by densebatch; remove it or choose another place."
-        )
-    found, given = attributes[OWNER].get("run", {}), about["run"]
+        raise InputError(_IN_THE_WAY.format(folder))
+    _compare_runs(folder, attributes, about["run"])
+
+
+def _compare_runs(folder: Path, attributes: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    found = attributes[OWNER].get("run", {})
     if found != given:
         raise InputError(
             f"{folder} belongs to another run ({_differences(found, given)}); use --restart to"
@@ -316,7 +369,7 @@ def _delete_earlier(spec: PyramidSpec) -> None:
     if _format_of(target) is None:
         return
     if OWNER not in _attributes(target):
-        raise InputError(f"{target} was not written by densebatch and is not deleted.")
+        raise InputError(_FOREIGN.format(target))
     if spec.in_place:
         # Unlisted first: a reader must not follow the list to labels that are gone.
         names = _listed_labels(target.parent)

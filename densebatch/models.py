@@ -310,8 +310,9 @@ def choose_rescale(
         factor = um_per_px / spec.um_per_px
         reason = f"slide {um_per_px:g} um/px, network {spec.um_per_px:g} um/px"
     elif spec.um_per_px is not None:
-        factor = 1.0
-        reason = f"pixel size unknown, taken as the network's {spec.um_per_px:g} um/px"
+        factor = spec.diameter_px / spec.default_diameter_px
+        taken = spec.um_per_px * factor
+        reason = f"pixel size unknown, taken as {taken:g} um/px, that of the model's images"
     else:
         factor = spec.diameter_px / spec.default_diameter_px
         reason = (

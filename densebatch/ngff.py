@@ -45,7 +45,7 @@ CHANNEL_COLORS = ("0000FF", "00FF00", "FF0000", "FF00FF", "00FFFF", "FFFF00", "F
 
 @dataclass(frozen=True)
 class SlidePyramid:
-    """How an OME-Zarr image is laid out, for labels that are written into it.
+    """How an OME-Zarr image is laid out, for labels of it.
 
     Attributes
     ----------
@@ -99,7 +99,9 @@ class PyramidSpec:
     shard_px
         Side of a shard, the unit of writing; a multiple of `chunk_px`.
     slide
-        Layout of the existing image at `root` when labels are written in place.
+        Layout of an existing image that the labels are of: their levels and scales are its own.
+    in_place
+        Whether that image is the one at `root`, and labels go into it.
     """
 
     root: str
@@ -117,6 +119,7 @@ class PyramidSpec:
     chunk_px: int = 512
     shard_px: int = 4096
     slide: SlidePyramid | None = None
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         if self.ngff not in ZARR_FORMATS:
@@ -129,9 +132,11 @@ class PyramidSpec:
             raise ValueError(
                 f"a label name has letters, digits, _, - and . only: {self.label_name}"
             )
+        if self.in_place and self.slide is None:
+            raise ValueError("labels written into an image have its layout")
         if self.slide is not None:
             if self.image:
-                raise ValueError("labels written into an image bring no image of their own")
+                raise ValueError("labels of an existing image bring no image of their own")
             if not len(self.slide.shapes) == len(self.slide.transforms) == self.n_levels:
                 raise ValueError(f"{self.n_levels} levels are not those of {self.slide}")
             if self.slide.shapes[0] != (self.height, self.width):
@@ -143,11 +148,6 @@ class PyramidSpec:
                 raise ValueError(f"an image is of integer or real type, not {self.image_dtype}")
             if self.windows is not None and len(self.windows) != len(self.channels):
                 raise ValueError(f"{len(self.channels)} channels have {len(self.windows)} windows")
-
-    @property
-    def in_place(self) -> bool:
-        """Whether labels go into an existing image."""
-        return self.slide is not None
 
     @property
     def zarr_format(self) -> Literal[2, 3]:

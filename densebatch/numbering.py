@@ -48,18 +48,22 @@ def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:
     if plan.in_place:
         return labels.in_place_spec(root)
     height, width = plan.shape
+    layout = None
+    if plan.slide.kind == "ome-zarr" and not plan.copy_image:
+        layout = labels.slide_layout(plan.slide.path)
     return labels.PyramidSpec(
         root=root,
         ngff=plan.ngff,
         height=height,
         width=width,
-        n_levels=labels.count_levels(height, width),
+        n_levels=labels.count_levels(height, width) if layout is None else len(layout.shapes),
         um_per_px=plan.um_per_px,
         image=plan.copy_image,
         channels=plan.slide.channels if plan.copy_image else (),
         image_dtype=plan.slide.dtype if plan.copy_image else None,
         windows=_display_windows(plan) if plan.copy_image else None,
         image_name=Path(plan.slide.path).name,
+        slide=layout,
     )
 
 
@@ -219,18 +223,21 @@ def number_shard(
     with meter.timed("table"):
         shapes = measure_shapes(local, ids.size, region.y0, region.x0)
     sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
+    missing = np.zeros(sums.shape, np.int64)
     unread = []
     for channel, name in enumerate(plan.slide.channels):
         with meter.timed("read"):
             pixels, holes = _read_pixels(plan, channel, region)
-        column = np.zeros(ids.size, np.float64)
+        column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
         with meter.timed("table"):
-            add_intensities(local, pixels, column)
+            # numba has no half precision
+            exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
+            add_intensities(local, exact, column, left_out)
         for hole, reason in holes:
             touched = np.unique(local[hole.shift(-region.y0, -region.x0).slices])
             column[touched[touched > 0] - 1] = np.nan
             unread.append({"channel": name, "region": list(astuple(hole)), "reason": reason})
-        sums[:, channel] = column
+        sums[:, channel], missing[:, channel] = column, left_out
         if spec.image:
             with meter.timed("write"):
                 labels.write_image_shard(spec, channel, 0, region, pixels)
@@ -239,7 +246,13 @@ def number_shard(
         numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
         labels.write_label_shard(spec, 0, region, numbered)
     buffer = io.BytesIO()
-    np.savez(buffer, ids=ids[present], shapes=shapes[present], sums=sums[present])
+    np.savez(
+        buffer,
+        ids=ids[present],
+        shapes=shapes[present],
+        sums=sums[present],
+        missing=missing[present],
+    )
     part = _part_path(work, tile, row, col)
     write_atomic(part, buffer.getvalue())
     facts = {
@@ -258,11 +271,11 @@ def _part_path(work: Path, tile: int, row: int, col: int) -> Path:
 
 def read_parts(
     work: Path, tile: int, grid: Grid
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64]]]:
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
     """Cell sums of every shard, in raster order of the shards."""
     for row, col in grid:
         with np.load(_part_path(work, tile, row, col)) as part:
-            yield part["ids"], part["shapes"], part["sums"]
+            yield part["ids"], part["shapes"], part["sums"], part["missing"]
 
 
 def reduce_shard(

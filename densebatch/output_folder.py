@@ -132,6 +132,8 @@ class OutputFolder:
             return None
         try:
             labels.read_labels(self.root(plan))
+            if labels.read_run(self.root(plan)).get("fingerprint") != plan.fingerprint:
+                return None  # another run wrote its own in their place
         except InputError:  # somebody removed them
             return None
         return report if self.table.is_file() else None

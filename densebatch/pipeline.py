@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch import labels
-from densebatch.capacity import Meter, check_capacity, choose_workers, count_cores, estimate
+from densebatch.capacity import Meter, check_capacity, choose_workers, count_lanes, estimate
 from densebatch.cells import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
-from densebatch.engines import check_engine, settle_engine
+from densebatch.engines import check_engine, fit_device, settle_engine
 from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import Job, open_executor
 from densebatch.geometry import Region
@@ -145,9 +145,9 @@ def segment(
     folder.check()
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = draft_plan(slide, settings)
-    workers = choose_workers(settings, plan)
+    workers = fit_device(plan, settings, choose_workers(settings, plan))
     check_engine(settings)
-    needs = estimate(plan, settings.tile)
+    needs = estimate(plan, settings.tile, count_lanes(plan, settings, workers))
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     plan = survey_plan(plan)
     plan, choice = settle_engine(plan, settings, folder, restart=restart)
@@ -162,7 +162,7 @@ def segment(
         report = folder.read_complete(plan)
         if report is not None:
             progress.note(f"{folder.path}: this run is already complete")
-            if not settings.keep_flows:
+            if not settings.keep_flows and not report["settings"]["keep_flows"]:
                 shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
             return _result(folder, plan, report)
     with ExitStack() as stack:
@@ -196,15 +196,22 @@ def start_executor(
             f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
             "accepted is a running Dask scheduler with workers"
         ) from error
+    except RuntimeError as error:  # of Dask, when a worker's process ends at once
+        raise DensebatchError(
+            f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
+            'calls segment under `if __name__ == "__main__":`, or gives workers=0'
+        ) from error
 
 
 def _prepare(run: Session, *, restart: bool) -> None:
     """Make the output folder this run's and create all arrays; or leave nothing behind."""
+    spec = output_spec(run.plan, run.root)
+    identity = {"fingerprint": run.plan.fingerprint}
+    labels.check_place(spec, label_attrs=identity, restart=restart)
     run.folder.claim(run.plan, restart=restart)
     try:
-        spec = output_spec(run.plan, run.root)
         _remove_unfinished(run, spec)
-        labels.create(spec, label_attrs={"fingerprint": run.plan.fingerprint}, restart=restart)
+        labels.create(spec, label_attrs=identity, restart=restart)
         if run.choice.packed is not None:
             write_quantised(run.work, run.choice.packed)
         create_flows(run.plan, run.work / "flows.zarr")
@@ -235,9 +242,7 @@ def _trace_step(run: Session, index: tuple[int, int], travel_px: int) -> Step:
 def predict_steps(run: Session) -> list[Step]:
     """Stage 1: a task for each group of patches."""
     plan, settings = run.plan, run.settings
-    # a remote worker's cores are its scheduler's to share out, by tasks
-    cores = 1 if settings.is_remote else count_cores()
-    lanes = max(1, cores // max(1, run.executor.workers))
+    lanes = count_lanes(plan, settings, run.executor.workers)
     return [
         Step(
             Job(
@@ -391,9 +396,15 @@ def _finish(
         "failed_tiles": tiles,
         "labels": str(Path(run.root) / "labels" / spec.label_name),
         "view": str(labels.viewer_path(spec)),
+        "view_image": None if spec.image or spec.in_place else _viewable(plan),
     }
     write_atomic(run.folder.report, json.dumps(report, indent=1).encode())
     return _result(run.folder, plan, report)
+
+
+def _viewable(plan: Plan) -> str | None:
+    """The slide, if viewers open it as they do labels: then both are looked at together."""
+    return plan.slide.path if plan.slide.kind == "ome-zarr" else None
 
 
 def _result(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> SegmentResult:

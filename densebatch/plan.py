@@ -31,7 +31,7 @@ from densebatch.normalization import ChannelBounds, ChannelSurvey, contrast_in, 
 from densebatch.slide import SlideInfo, open_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -273,6 +273,11 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         raise InputError(
             f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
         )
+    if settings.in_place and "ngff" in settings.model_fields_set and settings.ngff != info.ngff:
+        raise InputError(
+            f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
+            f"--ngff {settings.ngff} is not accepted with --in-place"
+        )
     um_per_px = settings.pixel_size or info.um_per_px
     rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
     height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
@@ -307,7 +312,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         travel_px=16 * math.ceil(2 * diameter / 16),
         ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
         copy_image=settings.image == "copy"
-        or (settings.image == "auto" and info.kind != "ome-zarr" and not settings.in_place),
+        or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
         notes=notes,
@@ -331,7 +336,20 @@ def survey_plan(draft: Plan) -> Plan:
         membrane=tuple(bounds[:n_membrane]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
+        notes=(*draft.notes, *_odd_pixels(bounds)),
     )
+
+
+def _odd_pixels(bounds: Sequence[ChannelBounds]) -> Iterator[str]:
+    """Notes on channels in which a user would not expect what is found."""
+    for b in bounds:
+        if b.nonfinite_px:
+            yield (
+                f"channel {b.name}: {b.nonfinite_px} pixels are NaN or infinite; the network sees "
+                "0 there, for plus infinity 1"
+            )
+        if b.high <= b.low:
+            yield f"channel {b.name}: has no contrast, so nothing is found in it"
 
 
 def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:

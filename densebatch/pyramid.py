@@ -90,7 +90,7 @@ def source_region(spec: PyramidSpec, level: int, region: Region) -> Region:
     y0, x0 = nearest(region.y0, above[0], here[0]), nearest(region.x0, above[1], here[1])
     y1 = nearest(region.y1 - 1, above[0], here[0]) + 1
     x1 = nearest(region.x1 - 1, above[1], here[1]) + 1
-    if spec.in_place:
+    if spec.slide is not None:
         return Region(y0, x0, y1, x1)
     # A mean needs both pixels of a pair, where there are two.
     return Region(y0, x0, y1 + 1, x1 + 1).clip(*above)

@@ -92,7 +92,17 @@ def quantise_model(model: Any, patches: list[NDArray[np.float32]]) -> Any:  # no
         nncf.Dataset(patches),
         subset_size=len(patches),
         preset=nncf.QuantizationPreset.MIXED,
+        # the style scales whole feature maps, and the last layer's errors are the flows' own
+        ignored_scope=nncf.IgnoredScope(names=[_find_last_layer(model)], types=["MatMul"]),
     )
+
+
+def _find_last_layer(model: Any) -> str:  # noqa: ANN401
+    """Name of the convolution whose output, with its bias, is the network's."""
+    node = model.outputs[0].get_node()
+    while node.get_type_name() != "Convolution":
+        node = node.input_value(0).get_node()
+    return str(node.get_friendly_name())
 
 
 def write_quantised(work: Path, packed: bytes) -> None:

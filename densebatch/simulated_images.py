@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _N_IMAGES = 16
 _SIDE_PX = 768
+_CELL_PX = (6.0, 200.0)  # what can be simulated
 
 
 def simulate_annotated(images: Sequence[AnnotatedImage], recipe: Recipe) -> list[AnnotatedImage]:
@@ -39,14 +40,18 @@ def simulate_annotated(images: Sequence[AnnotatedImage], recipe: Recipe) -> list
     diameter = float(measure_diameters([image.labels for image in images]).mean())
     rng = np.random.default_rng([recipe.seed, 2])
     side = max(_SIDE_PX, recipe.patch_px)
+    at_scale = recipe.model_copy(update={"diameter_px": None})  # as the network sees cells already
     whole = Region(0, 0, side, side)
     result = []
     for index in range(_N_IMAGES):
+        seed = int(rng.integers(2**63))
+        cell_px = float(np.clip(diameter * rng.uniform(0.75, 1.3), *_CELL_PX))
         tissue = Tissue(
             side,
             side,
-            seed=int(rng.integers(2**63)),
-            cell_diameter_px=diameter * rng.uniform(0.75, 1.3),
+            seed=seed,
+            cell_diameter_px=cell_px,
+            min_area_px=min(30, int(0.3 * cell_px**2)),
             stained_fraction=rng.uniform(0.25, 0.95),
             clustering=rng.uniform(0.2, 1.0),
             cluster_px=rng.uniform(60.0, 250.0),
@@ -57,5 +62,5 @@ def simulate_annotated(images: Sequence[AnnotatedImage], recipe: Recipe) -> list
         pixels, ids = render(tissue, whole)
         channels = pixels[:1] if recipe.nuclei is None else pixels
         labels = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.int32)
-        result.append(prepare(f"simulated-{index}", channels, labels, recipe))
+        result.append(prepare(f"simulated-{index}", channels, labels, at_scale))
     return result

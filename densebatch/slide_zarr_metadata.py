@@ -71,6 +71,8 @@ def find_image(path: Path, stamps: dict[Path, Stamp]) -> tuple[Path, Json, int]:
         If there is no image, or several.
     """
     attributes, zarr_format = _read_group(path, stamps)
+    if "image-label" in attributes:
+        raise InputError(f"{path} is a label image; accepted are images")
     if "multiscales" in attributes:
         return path, attributes, zarr_format
     if "bioformats2raw.layout" not in attributes:

@@ -9,7 +9,6 @@ thresholds, to the last digit.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,6 +20,7 @@ import numpy as np
 import psutil
 
 from densebatch.annotated import AnnotatedFile, find_annotated
+from densebatch.capacity import count_cores
 from densebatch.contingency import Contingency
 from densebatch.dynamics import halo_for_travel, trace_tile
 from densebatch.errors import InputError
@@ -202,7 +202,7 @@ def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> i
         for core in [tile_grid(field.plan, settings.tile)[0, 0]]
     )
     free = psutil.virtual_memory().available * _MEMORY_SHARE
-    wanted = settings.workers if settings.workers is not None else os.cpu_count() or 1
+    wanted = settings.workers if settings.workers is not None else count_cores()
     return max(1, min(wanted, int(free / (_WINDOW_BYTES * largest))))
 
 

@@ -14,11 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from densebatch.annotated import measure_diameters
 from densebatch.augmentation import draw_shift, sample_batch
+from densebatch.errors import InputError
 from densebatch.models import load_network
 from densebatch.network import CPnet
 from densebatch.optimisers import build_optimisers
@@ -119,10 +121,11 @@ def build_network(
         )
     else:
         network = load_network(start)
-    diameter = float(measure_diameters([image.labels for image in images]).mean())
+    seen = [measure_diameters([image.labels]) for image in images if image.labels.any()]
+    read = [measure_diameters([i.labels]) / i.scale for i in images if i.labels.any()]
     with torch.no_grad():
-        network.diam_mean.fill_(diameter)
-        network.diam_labels.fill_(diameter)
+        network.diam_mean.fill_(float(np.concatenate(seen).mean()))
+        network.diam_labels.fill_(float(np.concatenate(read).mean()))
     return network
 
 
@@ -178,9 +181,10 @@ def train(
 
     Raises
     ------
+    InputError
+        If the checkpoint is damaged, or of another recipe or other images.
     ValueError
-        If the checkpoint is of another recipe or other images, the start has other widths, or the
-        loss is not finite.
+        If the start has other widths, or the loss is not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
@@ -196,17 +200,7 @@ def train(
     }
     curve: list[CurvePoint] = []
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state.get("identity") != identity:
-            raise ValueError(
-                f"{checkpoint}: belongs to another recipe or other images; "
-                "choose another output or remove it"
-            )
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
-        curve = [CurvePoint(*point) for point in state["curve"]]
+        curve = _resume(checkpoint, identity, network, average, optimisers)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
@@ -222,7 +216,14 @@ def train(
         partial.replace(checkpoint)
         write_curve(curve, checkpoint.with_suffix(".csv"))
 
+    def score_last() -> None:
+        point = curve[-1]
+        if validate is not None and point.step in stops and not point.scores:
+            point.scores.update(validate(copy.deepcopy(average).eval().cpu(), point.step))
+
     stops = {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
+    if curve:
+        score_last()  # a stop may have come between a step and its validation
     simulated = simulate_annotated(images, recipe) if len(curve) < recipe.simulated_steps else []
     saved = time.monotonic()
     network.train()
@@ -237,10 +238,10 @@ def train(
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
         _update_average(average, network, min(recipe.average, (step + 1) / (step + 10)))
-        scores: dict[str, float] = {}
-        if validate is not None and step + 1 in stops:
-            scores = dict(validate(copy.deepcopy(average).eval().cpu(), step + 1))
-        curve.append(CurvePoint(step + 1, loss, scores))
+        curve.append(CurvePoint(step + 1, loss, {}))
+        if step + 1 in stops:
+            save()  # whatever happens to a validation, the steps are kept
+            score_last()
         if on_step is not None:
             on_step(curve[-1])
         if time.monotonic() - saved > checkpoint_seconds:
@@ -249,6 +250,34 @@ def train(
     save()
     result: CPnet = average.eval().cpu()
     return result, curve
+
+
+def _resume(
+    checkpoint: Path,
+    identity: Mapping[str, Any],
+    network: CPnet,
+    average: CPnet,
+    optimisers: Sequence[torch.optim.Optimizer],
+) -> list[CurvePoint]:
+    """Put everything where the checkpoint left it; the curve so far."""
+    device = next(network.parameters()).device
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        found = state["identity"]
+        if found == identity:
+            network.load_state_dict(state["network"])
+            average.load_state_dict(state["average"])
+            for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(kept)
+            return [CurvePoint(*point) for point in state["curve"]]
+    except Exception as error:  # a damaged file can raise nearly anything in a parser
+        raise InputError(
+            f"{checkpoint}: is damaged, or no progress of a training; remove it to start again"
+        ) from error
+    raise InputError(
+        f"{checkpoint}: belongs to another recipe or other images; choose another output or "
+        "remove it"
+    )
 
 
 def _take_step(

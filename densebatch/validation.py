@@ -27,10 +27,13 @@ _MIN_SIZES = (0, 100)  # px; the paper reports both
 
 def write_model(network: CPnet, path: Path, recipe: Recipe, card: Mapping[str, object]) -> None:
     """Write a trained network with the conditions of use that its recipe implies."""
+    um_per_px = recipe.um_per_px
+    if um_per_px is not None:  # of what the network sees, on average
+        um_per_px *= float(network.diam_labels / network.diam_mean)
     save_model(
         network,
         path,
-        um_per_px=recipe.um_per_px if recipe.diameter_px is None else None,
+        um_per_px=um_per_px,
         patch_px=recipe.patch_px,
         margin_px=MARGIN_PX,
         percentiles=recipe.percentiles,
@@ -70,9 +73,12 @@ def validate(network: CPnet, recipe: Recipe, held_out: Sequence[HeldOut]) -> dic
                 model=str(model),
                 membrane=tuple(str(k) for k in range(n_membrane)),
                 nuclei=None if recipe.nuclei is None else str(n_membrane),
-                pixel_size=recipe.um_per_px if recipe.diameter_px is None else None,
+                pixel_size=recipe.um_per_px,
                 workers=0,
                 image="none",
+                # the reference: nothing to be judged first, and none that can be refused
+                device="cpu",
+                backend="torch",
             )
             found = open_labels(result.labels)[slice(None), slice(None)]
             for size in _MIN_SIZES:

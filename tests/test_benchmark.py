@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from run_files import call_main
 
 from densebatch import benchmark_parts
@@ -13,6 +14,7 @@ from densebatch.benchmark import Record, Row, compare, read_record, summarize, t
 from densebatch.benchmark import write_record as write
 from densebatch.benchmark_report import draw_record
 from densebatch.benchmark_watch import watch, watch_success
+from densebatch.cli import cli
 from densebatch.errors import DensebatchError, InputError
 
 
@@ -51,6 +53,25 @@ def test_a_file_that_is_no_record(tmp_path, text):
         read_record(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_record(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("part", ["settings", "machine", "versions"])
+def test_a_record_whose_parts_are_no_mappings(tmp_path, part):
+    write(tmp_path / "a.json", make_record())
+    document = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps({**document, part: None}))
+    with pytest.raises(InputError, match="is no record of a benchmark"):
+        read_record(tmp_path / "a.json")
+
+
+def test_a_record_of_another_benchmark_is_refused_before_anything_is_measured(tmp_path):
+    write(tmp_path / "old.json", make_record(kind="score"))
+    command = ["benchmark", "backends", "--compare", str(tmp_path / "old.json")]
+    result = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "new.json")])
+    assert "is a record of benchmark score; accepted here is one of backends" in str(
+        result.exception
+    )
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_ratios_are_new_over_old():

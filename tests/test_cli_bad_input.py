@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from run_files import call_main, read_report, read_result, run_command, simulate, write_tiff
 from slide_files import edit_json, write_png, write_zarr
 
 from densebatch import scheduler
 from densebatch.pipeline import segment
+from densebatch.slide_source import DTYPES
 
 PIXELS = simulate(90, 120)
 
@@ -256,6 +258,42 @@ def test_labels_of_another_run_in_the_slide(capsys, tmp_path):
     assert "labels/cells belongs to another run (fingerprint: " in message
     assert "use --restart" in message
     assert call_main(capsys, *other, "--restart")[0] == 0
+    # the first run's labels are gone, whatever its folder says
+    message = refused(capsys, tmp_path, *arguments)
+    assert "labels/cells belongs to another run (fingerprint: " in message
+
+
+def test_a_refused_restart_leaves_what_was_there(capsys, tmp_path):
+    """Labels in the slide that somebody else wrote, and a finished run in the output folder."""
+    slide = write_zarr(tmp_path / "a.zarr", PIXELS[:1])
+    arguments = ("segment", slide, tmp_path / "out", "--workers", 0)
+    assert call_main(capsys, *arguments)[0] == 0
+    foreign = zarr.open_group(str(slide), mode="r+").create_group("labels/cells")
+    foreign.attrs["by"] = "somebody"
+    message = refused(capsys, tmp_path, *arguments, "--in-place", "--restart")
+    assert "labels/cells was not written by densebatch and is not deleted" in message
+    assert call_main(capsys, *arguments)[0] == 0  # complete, as before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--in-place", "--ngff", "0.4"), "is OME-Zarr 0.5, and labels written into it are too"),
+        (("--in-place", "--image", "copy"), "labels written into the slide bring no copy"),
+        (("--min-size", 100, "--max-size", 50), "max_size 50 is below min_size 100"),
+    ],
+)
+def test_contradictions(capsys, tmp_path, options, words):
+    slide = write_zarr(tmp_path / "a.zarr", PIXELS[:1])
+    assert words in refused(capsys, tmp_path, "segment", slide, tmp_path / "out", *options)
+
+
+def test_a_label_image_is_no_slide(capsys, tmp_path):
+    slide = write_zarr(tmp_path / "a.zarr", PIXELS[:1])
+    assert call_main(capsys, "segment", slide, tmp_path / "out", "--workers", 0)[0] == 0
+    labels = tmp_path / "out/segmentation.ome.zarr/labels/cells"
+    message = refused(capsys, tmp_path, "segment", labels, tmp_path / "again")
+    assert "is a label image; accepted are images" in message
 
 
 # the scheduler
@@ -335,7 +373,10 @@ def test_as_a_command(tmp_path, slide, options, words):
 
 
 def check_odd(tmp_path, pixels, n_cells):
-    slide = write_tiff(tmp_path / "a.ome.tif", pixels[None], ["CD3"])
+    if pixels.dtype == np.float16:  # which OME-TIFF does not have
+        slide = write_zarr(tmp_path / "a.zarr", pixels[None], labels=["CD3"])
+    else:
+        slide = write_tiff(tmp_path / "a.ome.tif", pixels[None], ["CD3"])
     result = segment(slide, tmp_path / "out", workers=0)
     assert not result.is_partial
     labels, table = read_result(tmp_path / "out")
@@ -368,6 +409,15 @@ def test_a_few_pixels_that_are_not_finite(tmp_path):
     pixels[21, 201] = -np.inf
     result, _ = check_odd(tmp_path, pixels, lambda n: n > 20)
     assert abs(result.cells - expected.cells) <= 8
+    _, table = read_result(tmp_path / "out")
+    # a cell's mean is over what is finite of it
+    assert np.isfinite(table["mean_CD3"]).all()
+    labels, _ = read_result(tmp_path / "out")
+    odd = np.unique(labels[~np.isfinite(pixels)])
+    for cell in odd[odd > 0]:
+        inside = pixels[labels == cell]
+        expected_mean = inside[np.isfinite(inside)].astype(np.float64).mean()
+        assert table["mean_CD3"][cell - 1] == pytest.approx(expected_mean, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(5, 300), (300, 5), (1, 400), (2, 2), (64, 64)])
@@ -382,7 +432,7 @@ def test_one_bright_pixel(tmp_path):
     check_odd(tmp_path, pixels, lambda n: n <= 1)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_number_types(tmp_path, dtype):
     pixels = simulate(130, 150, seed=1)[0]
     scaled = (pixels / (pixels.max() / 250)).astype(dtype)

@@ -120,7 +120,7 @@ def test_unknown_key_is_refused_with_those_that_there_are(path):
         ("workers: on", "setting 'workers' = True: a number is accepted"),
         ("flow_threshold: off", "setting 'flow_threshold' = False: a number is accepted"),
         ("tile: null", "setting 'tile' = None: input should be a valid integer"),
-        ("membrane: CD3", "setting 'membrane' = 'CD3': input should be a valid list"),
+        ("membrane: {a: 1}", "setting 'membrane' = {'a': 1}: input should be a valid list"),
         ("membrane: [[CD3]]", "setting 'membrane.0' = ['CD3']: input should be a valid string"),
         ("membrane: [yes]", "setting 'membrane.0' = True: input should be a valid string"),
         ("model: {a: 1}", "setting 'model' = {'a': 1}: input should be a valid string"),
@@ -246,3 +246,10 @@ def test_science_changes_with_the_result_only():
     for name, value in others.items():
         changed = SegmentSettings(**{name: value}).science() != plain
         assert changed == (name not in RUN_ONLY), name
+
+
+def test_one_channel_needs_no_list(path):
+    path.write_text("membrane: CD3")
+    assert load_settings(path).membrane == ("CD3",)
+    assert load_settings(None, membrane=0).membrane == ("0",)
+    assert load_settings(None, membrane="CD8").membrane == ("CD8",)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +22,9 @@ from run_files import (
 )
 from test_folding import trained
 
-from densebatch import engines
+from densebatch import capacity, engines
 from densebatch.backends import Engine, evaluate_patches, patch_shape
-from densebatch.config import SegmentSettings
+from densebatch.config import SegmentSettings, load_settings
 from densebatch.engine_cache import cache_folder, recall, remember
 from densebatch.engines import choose_engine, identify_parity, identify_trial
 from densebatch.errors import InputError
@@ -292,3 +294,29 @@ def test_eight_bits_are_near_and_keep_the_bits(quantised):
     exact = evaluate_patches(engines.prepare(plan, Engine()), seen).astype(np.float64)
     rms = np.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
     assert 1e-3 < rms < 0.3
+
+
+def test_workers_are_as_many_as_a_gpu_holds(plan, monkeypatch):
+    settings = load_settings(None, device="auto")
+    assert engines.fit_device(plan, load_settings(None, device="cpu"), 8) == 8
+    monkeypatch.setattr(engines, "choose_device", lambda _: "cuda")
+    for free, expected in ((10**9, 1), (10**12, 8)):
+        monkeypatch.setattr(engines.torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
+        assert engines.fit_device(plan, settings, 8) == expected
+    monkeypatch.setattr(engines.torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
+    assert engines.fit_device(plan, load_settings(None, workers=5), 5) == 5
+
+
+def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
+    wide = replace(plan, model=replace(plan.model, widths=(2, 512, 512, 512)))
+    one, four = (capacity.estimate(wide, 2048, lanes).worker_mb for lanes in (1, 4))
+    assert four > one
+    settings = load_settings(None, workers=2)
+    monkeypatch.setattr(capacity, "count_cores", lambda: 16)
+    patch_mb = capacity._patch_bytes(wide) / 1e6
+    for free_mb, lanes in ((10**6, 8), (2 * one, 1), (2 * (one + 3.5 * patch_mb) / 0.7, 4)):
+        memory = SimpleNamespace(available=free_mb * 1e6)
+        monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda memory=memory: memory)
+        assert capacity.count_lanes(wide, settings, 2) == lanes
+    remote = load_settings(None, scheduler_address="tcp://127.0.0.1:1")
+    assert capacity.count_lanes(wide, remote, 0) == 1

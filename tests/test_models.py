@@ -382,6 +382,14 @@ def test_file_of_something_else_is_refused(tmp_path, content, told):
             "weights 'output.2.bias' are torch.float32, torch.sparse_coo, on cpu; accepted",
         ),
         (
+            {"output__2__bias": torch.full((3,), 1e300, dtype=torch.float64)},
+            "weights 'output.2.bias' are not finite",
+        ),
+        (
+            {"output__0__running_var": torch.full((4,), -1.0)},
+            "variances 'output.0.running_var' are negative",
+        ),
+        (
             {"output__2__bias": torch.empty(3, device="meta")},
             "weights 'output.2.bias' are torch.float32, torch.strided, on meta; accepted",
         ),
@@ -510,8 +518,8 @@ def spec_of(um_per_px=None, diameter_px=30.0, default_diameter_px=30.0):
             spec_of(0.5, 30, 15),
             None,
             None,
-            1.0,
-            "pixel size unknown, taken as the network's 0.5 um/px",
+            2.0,
+            "pixel size unknown, taken as 1 um/px, that of the model's images",
         ),
         (
             spec_of(None, 30, 15),

@@ -19,7 +19,7 @@ from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
 from densebatch.geometry import Region
-from densebatch.models import find_model, load_network
+from densebatch.models import choose_rescale, find_model, load_network
 from densebatch.recipe import Recipe, load_recipe
 from densebatch.simulate import Tissue, render
 from densebatch.simulated_images import simulate_annotated
@@ -81,8 +81,11 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
-def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser):
+@pytest.mark.parametrize(
+    ("optimiser", "stop_at"), [("adamw", 6), ("muon", 6), ("sgd", 6), ("adamw", 5)]
+)
+def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser, stop_at):
+    """Stopped after a step that was not saved yet (6), and before a validation is saved (5)."""
     recipe = vary(optimiser=optimiser)
 
     def score(network, step):
@@ -91,10 +94,10 @@ def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser):
     whole, curve = train(images, recipe, tmp_path / "whole.pt", validate=score)
 
     def stop(point):
-        if point.step == 5:
+        if point.step == stop_at:
             raise Stopped
 
-    # a checkpoint after every step, and a stop that loses the fifth step's checkpoint
+    # a checkpoint after every step, but not after the last one
     cut = tmp_path / "cut.pt"
     with pytest.raises(Stopped):
         train(images, recipe, cut, checkpoint_seconds=0, validate=score, on_step=stop)
@@ -102,7 +105,7 @@ def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser):
     resumed, again = train(
         images, recipe, cut, validate=score, on_step=lambda point: steps.append(point.step)
     )
-    assert steps == [5, 6, 7, 8]
+    assert steps == [6, 7, 8]
     assert _same(whole, resumed)
     assert again == curve
     assert [point.step for point in curve if point.scores] == [2, 4, 5, 7, 8]
@@ -114,10 +117,55 @@ def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser):
 
 def test_checkpoint_of_another_recipe_is_refused(images, tmp_path):
     train(images, SMALL, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(InputError, match="another recipe"):
         train(images, vary(seed=2), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="another recipe or other images"):
+    with pytest.raises(InputError, match="another recipe or other images"):
         train(images[:1], SMALL, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("content", ["cut", "other", "list", "key", "text"])
+def test_damaged_progress_is_refused(images, tmp_path, content):
+    path = tmp_path / "a.pt"
+    train(images, SMALL, path)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif content == "text":
+        path.write_text("progress")
+    else:
+        state = torch.load(path, weights_only=True)
+        state["network"] = {} if content == "other" else state["network"]
+        state = [state] if content == "list" else state
+        if content == "key":
+            del state["average"]
+        torch.save(state, path)
+    with pytest.raises(InputError, match=r"a\.pt: is damaged, or no progress of a training"):
+        train(images, SMALL, path)
+
+
+def test_a_model_of_rescaled_images_knows_their_scale(folder, tmp_path):
+    """Cells of 14 px brought to 30 for the training are brought to 30 for segmentation too."""
+    recipe = vary(diameter_px=30.0, um_per_px=0.5, steps=2)
+    images, held_out = load_annotated(folder, recipe, ["t1"])
+    native = measure_diameters([load_annotated(folder, SMALL, ["t1"])[0][0].labels]).mean()
+    network, _ = train(images, recipe, tmp_path / "a.pt")
+    assert float(network.diam_labels) == pytest.approx(native, rel=0.05)
+    assert float(network.diam_mean) == pytest.approx(30.0, rel=0.1)
+    write_model(network, tmp_path / "a.safetensors", recipe, {})
+    factor = float(network.diam_mean / network.diam_labels)
+    spec = find_model(str(tmp_path / "a.safetensors"))
+    assert choose_rescale(spec, 0.5, None)[0] == pytest.approx(factor)
+    assert choose_rescale(spec, 0.25, None)[0] == pytest.approx(factor / 2)
+    assert choose_rescale(spec, None, None)[0] == pytest.approx(factor)
+    assert set(validate(network, recipe, held_out)) == {"map", "map_100"}
+
+
+def test_simulated_images_at_another_scale(images):
+    recipe = vary(diameter_px=60.0, patch_px=800)
+    simulated = simulate_annotated(images, recipe)
+    diameters = [measure_diameters([image.labels]).mean() for image in simulated]
+    assert max(diameters) > 1.3 * min(diameters)  # not all brought to one size
+    inputs, _ = sample_batch(simulated, recipe, 0)
+    assert inputs.shape[-1] == 800
 
 
 def test_start_from_a_model(images, tmp_path):
@@ -361,6 +409,12 @@ def test_command_refuses_what_cannot_work(folder, tmp_path):
     assert "to hold out" in refusal(folder, "-o", out, "--hold-out", "x")
     assert "smaller than a crop" in refusal(folder, "-o", out)
     assert "nonesuch" in refusal(folder, "-o", out, "--start", "nonesuch")
+    (tmp_path / "file").touch()
+    (tmp_path / "d.safetensors").mkdir()
+    assert "file is a file" in refusal(folder, "-o", tmp_path / "file/m.safetensors")
+    assert "is a folder" in refusal(folder, "-o", tmp_path / "d.safetensors")
+    (tmp_path / "file").unlink()
+    (tmp_path / "d.safetensors").rmdir()
     assert not list(tmp_path.iterdir())
 
 

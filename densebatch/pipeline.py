@@ -162,7 +162,7 @@ def segment(
         report = folder.read_complete(plan)
         if report is not None:
             progress.note(f"{folder.path}: this run is already complete")
-            if not settings.keep_flows and not report["settings"]["keep_flows"]:
+            if not settings.keep_flows:
                 shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
             return _result(folder, plan, report)
     with ExitStack() as stack:

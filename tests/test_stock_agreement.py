@@ -67,17 +67,6 @@ def test_tracing_finds_stocks_cells_in_stocks_flows(compared):
     assert share_matched(theirs, traced, 0.9) >= 0.99
 
 
-def test_ap_is_near_stocks(compared):
-    truth, ours, theirs, _ = compared
-    ap_ours = score_labels(truth, ours).at("0.50").ap
-    ap_theirs = score_labels(truth, theirs).at("0.50").ap
-    assert abs(ap_ours - ap_theirs) <= 0.03, (ap_ours, ap_theirs)
-
-
-@pytest.mark.xfail(
-    strict=False,
-    reason="recorded: -0.027, -0.013, +0.000, -0.011; the network depends on where patches begin",
-)
 def test_ap_is_stocks_within_a_hundredth(compared):
     truth, ours, theirs, _ = compared
     ap_ours = score_labels(truth, ours).at("0.50").ap
@@ -87,8 +76,8 @@ def test_ap_is_stocks_within_a_hundredth(compared):
 
 @pytest.mark.xfail(
     strict=False,
-    reason="recorded: 0.918, 0.933, 0.925, 0.921; the bundled network is sensitive to where a "
-    "patch begins: of its predecessor stock's own change to patch 256 kept 0.933",
+    reason="recorded: 0.947, 0.938, 0.944, 0.931; a network of a shorter training with consistency "
+    "1 keeps 0.965, 0.978, 0.964, 0.968 (benchmarks/model/README.md)",
 )
 def test_95_percent_of_stocks_cells_have_a_close_partner(compared):
     _, ours, theirs, _ = compared
@@ -97,5 +86,5 @@ def test_95_percent_of_stocks_cells_have_a_close_partner(compared):
 
 def test_nearly_all_of_stocks_cells_have_a_partner(compared):
     _, ours, theirs, _ = compared
-    assert share_matched(theirs, ours, 0.8) >= 0.87
-    assert share_matched(theirs, ours, 0.5) >= 0.92
+    assert share_matched(theirs, ours, 0.8) >= 0.9
+    assert share_matched(theirs, ours, 0.5) >= 0.95

@@ -58,7 +58,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     )
     shard = min(height, 4096) * min(width, 4096)
     n_inputs = len(plan.membrane) + (plan.nuclei is not None)
-    patches = lanes * _patch_bytes(plan)
+    patches = lanes * patch_bytes(plan)
     item = np.dtype(plan.slide.dtype).itemsize
     tasks = {
         f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patches,
@@ -76,7 +76,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     )
 
 
-def _patch_bytes(plan: Plan) -> int:
+def patch_bytes(plan: Plan) -> int:
     """Of a patch's activations: about 20 of the first width are alive at once."""
     return plan.lattice.patch_area * plan.model.widths[1] * 4 * 20
 
@@ -88,7 +88,7 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
     workers = max(1, workers)
     share = psutil.virtual_memory().available * _MEMORY_SHARE / workers
     spare = share - 1e6 * estimate(plan, settings.tile).worker_mb
-    return max(1, min(count_cores() // workers, 1 + int(spare // _patch_bytes(plan))))
+    return max(1, min(count_cores() // workers, 1 + int(spare // patch_bytes(plan))))
 
 
 def count_cores() -> int:

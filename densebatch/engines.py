@@ -26,6 +26,7 @@ from densebatch.backends import (
     make_backend,
     patch_shape,
 )
+from densebatch.capacity import patch_bytes
 from densebatch.engine_cache import recall, remember
 from densebatch.errors import InputError
 from densebatch.executor import ask_worker
@@ -107,8 +108,7 @@ def fit_device(plan: Plan, settings: SegmentSettings, workers: int) -> int:
     chosen = settings.workers is not None or settings.is_remote
     if chosen or settings.device == "cpu" or choose_device(settings.device) != "cuda":
         return workers
-    activations = 20 * plan.model.widths[1] * 4 * plan.lattice.patch_area
-    each = _CUDA_CONTEXT_BYTES + 2 * plan.network_batch * activations
+    each = _CUDA_CONTEXT_BYTES + 2 * plan.network_batch * patch_bytes(plan)
     free, _ = torch.cuda.mem_get_info()
     return max(1, min(workers, int(_GPU_SHARE * free // each)))
 

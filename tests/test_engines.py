@@ -313,7 +313,7 @@ def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
     assert four > one
     settings = load_settings(None, workers=2)
     monkeypatch.setattr(capacity, "count_cores", lambda: 16)
-    patch_mb = capacity._patch_bytes(wide) / 1e6
+    patch_mb = capacity.patch_bytes(wide) / 1e6
     for free_mb, lanes in ((10**6, 8), (2 * one, 1), (2 * (one + 3.5 * patch_mb) / 0.7, 4)):
         memory = SimpleNamespace(available=free_mb * 1e6)
         monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda memory=memory: memory)

@@ -159,6 +159,14 @@ def check_backend(name: str, device: str) -> None:
         )
 
 
+def tell_unusable(name: str, device: str, error: Exception) -> str:
+    """In words, that a library failed: a missing compiler, an unknown processor, no memory."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return (
+        f"backend {name} on {device}: cannot be used here ({type(error).__name__}: {reason[:200]})"
+    )
+
+
 def choose_device(requested: str) -> str:
     """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
     import torch

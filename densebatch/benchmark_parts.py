@@ -17,6 +17,7 @@ from densebatch.backends import (
     choose_device,
     evaluate_patches,
     make_backend,
+    tell_unusable,
 )
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import scratch_folder, watch_success
@@ -63,11 +64,8 @@ def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluat
         evaluate_patches(backend, [np.zeros((2, side, side), np.float32)])
     except InputError:
         raise
-    except Exception as error:  # a missing compiler, an unknown processor
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(
-            f"backend {name}: cannot be used here ({type(error).__name__}: {reason[:200]})"
-        ) from error
+    except Exception as error:
+        raise InputError(tell_unusable(name, device, error)) from error
     return lambda patches: evaluate_patches(backend, list(patches))
 
 

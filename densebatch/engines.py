@@ -25,6 +25,7 @@ from densebatch.backends import (
     evaluate_patches,
     make_backend,
     patch_shape,
+    tell_unusable,
 )
 from densebatch.capacity import patch_bytes
 from densebatch.engine_cache import recall, remember
@@ -233,12 +234,8 @@ def prepare(plan: Plan, engine: Engine, packed: bytes | None = None, lanes: int 
     except InputError:
         raise
     except Exception as error:
-        # a missing compiler, an unknown processor, a device without memory
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(
-            f"backend {engine.backend} on {engine.device}: cannot be used here "
-            f"({type(error).__name__}: {reason[:200]}); choose {REFERENCE} or auto"
-        ) from error
+        told = tell_unusable(engine.backend, engine.device, error)
+        raise InputError(f"{told}; choose {REFERENCE} or auto") from error
 
 
 def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FLOW_SCALE = 5.0  # Cellpose's networks give flows at five times unit length
 _SHADING_PX = 64  # distance over which uneven gain changes
-_MAX_SHIFT = 7  # px, of a pair; a CPnet of four resolutions pools over 8
+_MAX_SHIFT = 7  # px; a CPnet of four resolutions pools over 8
 
 
 def sample_batch(
@@ -45,7 +45,8 @@ def sample_batch(
     Returns
     -------
     inputs : `(batch, 2, patch, patch)` float32
-        With `recipe.consistency`, each odd crop is the one before it, `draw_shift` further.
+        With `recipe.consistency` twice as many: first the crops, then all of them `draw_shift`
+        further.
     targets : `(batch, 4, patch, patch)` float32
         5 dy, 5 dx, inside a cell (0 or 1), weight in the loss.
     """
@@ -54,9 +55,9 @@ def sample_batch(
     side = recipe.patch_px
     starts = [(0, 0)] if not recipe.consistency else [(0, 0), draw_shift(recipe, step)]
     reach = side + max(max(start) for start in starts)
-    inputs = np.empty((recipe.batch, 2, side, side), np.float32)
+    inputs = np.empty((len(starts), recipe.batch, 2, side, side), np.float32)
     targets = np.empty((recipe.batch, 4, side, side), np.float32)
-    for index in range(0, recipe.batch, len(starts)):
+    for index in range(recipe.batch):
         image = images[rng.choice(len(images), p=areas / areas.sum())]
         pixels, labels, flows = _crop(image, recipe, reach, rng)
         # beyond an image's edge there is NaN, whatever the jitter; networks are shown zeros there
@@ -68,18 +69,23 @@ def sample_batch(
         if recipe.border_weight:
             target[3] += recipe.border_weight * find_borders(labels)
         for k, (y, x) in enumerate(starts):
-            window = np.s_[:, y : y + side, x : x + side]
-            inputs[index + k], targets[index + k] = jittered[window], target[window]
-    return inputs, targets
+            inputs[k, index] = jittered[:, y : y + side, x : x + side]
+        targets[index] = target[:, :side, :side]
+    return inputs.reshape(-1, 2, side, side), targets
 
 
 def draw_shift(recipe: Recipe, step: int) -> tuple[int, int]:
-    """Rows and columns between the two crops of a pair, 0 to 7 px and never both 0.
+    """Rows and columns between a crop and the moved one, 0 to 7 px and never both 0.
 
     Pooling sees other pixels together in a shifted crop, unless the shift is a multiple of 8.
     """
     drawn = int(np.random.default_rng([recipe.seed, step, 1]).integers(1, (_MAX_SHIFT + 1) ** 2))
     return divmod(drawn, _MAX_SHIFT + 1)
+
+
+def draw_orientation(recipe: Recipe, step: int) -> int:
+    """Orientation in which moved crops are shown, among those that the recipe allows."""
+    return _draw_turn(recipe, np.random.default_rng([recipe.seed, step, 3]))
 
 
 def find_borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ import psutil
 
 from densebatch.dynamics import halo_for_travel
 from densebatch.errors import CapacityError, InputError
+from densebatch.ngff import SHARD_PX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     group = min(plan.groups.step_y, plan.network_shape[0]) * min(
         plan.groups.step_x, plan.network_shape[1]
     )
-    shard = min(height, 4096) * min(width, 4096)
+    shard = min(height, SHARD_PX) * min(width, SHARD_PX)
     n_inputs = len(plan.membrane) + (plan.nuclei is not None)
     patches = lanes * patch_bytes(plan)
     item = np.dtype(plan.slide.dtype).itemsize

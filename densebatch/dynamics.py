@@ -33,6 +33,7 @@ import numba
 import numpy as np
 
 from densebatch.diffusion import diffuse_cell
+from densebatch.following import follow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,6 @@ FLOW_SCALE = np.float32(5.0)  # networks give flows at five times unit length
 _SEED_COUNT = 10  # a seed has more end points than this
 _GROW_COUNT = 2  # a claimed pixel has more end points than this
 _REACH = 5  # a claim extends this far from its seed
-_DROPPED = -1
 
 
 def halo_for_travel(travel_px: int) -> int:
@@ -91,99 +91,6 @@ class TracedTile:
     max_travel_px: float
     dropped_px: int
     n_rejected: int
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _follow(
-    dy: NDArray[np.float32],
-    dx: NDArray[np.float32],
-    foreground: NDArray[np.bool_],
-    bounds: tuple[int, int, int, int],
-    iterations: int,
-    limit: float,
-    ends: NDArray[np.int32],
-    travel: NDArray[np.float32],
-) -> None:
-    """End pixel (linear, in the window) and largest travel of every foreground pixel.
-
-    `bounds` are the slide's first and last row and column in window coordinates; positions are
-    clamped to them. A trajectory that needs a pixel outside the window is dropped.
-
-    A trajectory is deterministic in its position, so where it stays once it stays, and once it
-    repeats a position it cycles: the remaining steps are taken modulo the cycle's length (Brent's
-    method), with the same result.
-    """
-    height, width = foreground.shape
-    first_y, first_x, last_y, last_x = bounds
-    zero = np.float32(0.0)
-    one = np.float32(1.0)
-    for y in range(height):
-        for x in range(width):
-            if not foreground[y, x]:
-                continue
-            low_y = np.float32(first_y - y)
-            high_y = np.float32(last_y - y)
-            low_x = np.float32(first_x - x)
-            high_x = np.float32(last_x - x)
-            py = zero
-            px = zero
-            mark_y = zero
-            mark_x = zero
-            mark_step = 0
-            next_mark = 1
-            far = zero
-            step = 0
-            dropped = False
-            end = iterations
-            while step < end:
-                floor_y = np.floor(py)
-                floor_x = np.floor(px)
-                iy = y + int(floor_y)
-                ix = x + int(floor_x)
-                iy1 = min(iy + 1, last_y)
-                ix1 = min(ix + 1, last_x)
-                if iy < 0 or ix < 0 or iy1 >= height or ix1 >= width:
-                    dropped = True
-                    break
-                fy = py - floor_y
-                fx = px - floor_x
-                w00 = (one - fy) * (one - fx)
-                w01 = (one - fy) * fx
-                w10 = fy * (one - fx)
-                w11 = fy * fx
-                step_y = dy[iy, ix] * w00 + dy[iy, ix1] * w01
-                step_y += dy[iy1, ix] * w10 + dy[iy1, ix1] * w11
-                step_x = dx[iy, ix] * w00 + dx[iy, ix1] * w01
-                step_x += dx[iy1, ix] * w10 + dx[iy1, ix1] * w11
-                was_y = py
-                was_x = px
-                py = min(high_y, max(low_y, py + step_y))
-                px = min(high_x, max(low_x, px + step_x))
-                if py == was_y and px == was_x:  # arrived; so end 99 of 100
-                    break
-                step += 1
-                far = max(far, abs(py), abs(px))
-                if far > limit:
-                    dropped = True
-                    break
-                if py == mark_y and px == mark_x and end == iterations:
-                    cycle = step - mark_step
-                    end = step + (iterations - step) % cycle
-                elif step == next_mark:
-                    mark_y = py
-                    mark_x = px
-                    mark_step = step
-                    next_mark *= 2
-            travel[y, x] = far
-            if dropped:
-                ends[y, x] = _DROPPED
-                continue
-            iy = y + int(np.floor(py))
-            ix = x + int(np.floor(px))
-            if iy < 0 or ix < 0 or iy >= height or ix >= width:
-                ends[y, x] = _DROPPED
-            else:
-                ends[y, x] = iy * width + ix
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -298,8 +205,7 @@ def _flow_error(
     labels: NDArray[np.int32],
     label: int,
     box: tuple[int, int, int, int],
-    dy: NDArray[np.float32],
-    dx: NDArray[np.float32],
+    flows: NDArray[np.float32],
 ) -> float:
     """Mean squared difference between the network's unit flows and the shape's own."""
     y0, x0, y1, x1 = box
@@ -312,8 +218,8 @@ def _flow_error(
     for y in range(inside.shape[0]):
         for x in range(inside.shape[1]):
             if inside[y, x]:
-                error_y = float(shape_y[y, x]) - float(dy[y0 + y, x0 + x])
-                error_x = float(shape_x[y, x]) - float(dx[y0 + y, x0 + x])
+                error_y = float(shape_y[y, x]) - float(flows[y0 + y, x0 + x, 0])
+                error_x = float(shape_x[y, x]) - float(flows[y0 + y, x0 + x, 1])
                 total += error_y * error_y + error_x * error_x
                 n += 1
     return total / n
@@ -324,8 +230,7 @@ def _check(
     labels: NDArray[np.int32],
     cells: NDArray[np.int32],
     core: tuple[int, int, int, int],
-    dy: NDArray[np.float32],
-    dx: NDArray[np.float32],
+    flows: NDArray[np.float32],
     limits: tuple[int, int, float],
 ) -> NDArray[np.int8]:
     """Verdict per seed: 0 no pixels or far from the core, 1 kept, -1 rejected."""
@@ -339,7 +244,7 @@ def _check(
         if area < min_size or area > max_size:
             verdicts[index] = -1
         elif flow_threshold > 0:
-            error = _flow_error(labels, index + 1, (y0, x0, y1, x1), dy, dx)
+            error = _flow_error(labels, index + 1, (y0, x0, y1, x1), flows)
             # not (error <= threshold): a NaN flow must not pass
             if not error <= flow_threshold:
                 verdicts[index] = -1
@@ -415,19 +320,18 @@ def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _mask_flows(
     flows: NDArray[np.float32], threshold: float
-) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
-    """Foreground, and unit flows that are zero outside of it."""
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Foreground, and `(h, w, 2)` unit flows that are zero outside of it."""
     _, height, width = flows.shape
     foreground = np.zeros((height, width), np.bool_)
-    dy = np.zeros((height, width), np.float32)
-    dx = np.zeros((height, width), np.float32)
+    unit = np.zeros((height, width, 2), np.float32)
     for y in range(height):
         for x in range(width):
             if flows[2, y, x] > threshold:
                 foreground[y, x] = True
-                dy[y, x] = flows[0, y, x] / FLOW_SCALE
-                dx[y, x] = flows[1, y, x] / FLOW_SCALE
-    return foreground, dy, dx
+                unit[y, x, 0] = flows[0, y, x] / FLOW_SCALE
+                unit[y, x, 1] = flows[1, y, x] / FLOW_SCALE
+    return foreground, unit
 
 
 def trace_tile(
@@ -467,11 +371,9 @@ def trace_tile(
         raise ValueError(f"the flow field holds values that are not finite in {window}")
     height, width = slide_shape
     inner = core.shift(-window.y0, -window.x0)
-    foreground, dy, dx = _mask_flows(flows, settings.cellprob_threshold)
-    ends = np.empty(foreground.shape, np.int32)
-    travel = np.zeros(foreground.shape, np.float32)
+    foreground, unit = _mask_flows(flows, settings.cellprob_threshold)
     bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
-    _follow(dy, dx, foreground, bounds, settings.iterations, settings.travel_limit_px, ends, travel)
+    ends, travel = follow(unit, foreground, bounds, settings.iterations, settings.travel_limit_px)
     counts = _count_ends(ends, foreground)
     seeds = _find_seeds(counts)
     rows, cols = np.divmod(seeds.astype(np.int64), foreground.shape[1])
@@ -482,7 +384,7 @@ def trace_tile(
     labels, cells = _assign(ends, foreground, _claim(counts, seeds), seeds.size)
     corners = (inner.y0, inner.x0, inner.y1, inner.x1)
     limits = (settings.min_size_px, settings.max_size_px, settings.flow_threshold)
-    verdicts = _check(labels, cells, corners, dy, dx, limits)
+    verdicts = _check(labels, cells, corners, unit, limits)
     keys = (rows + window.y0) * width + cols + window.x0
     filled = np.zeros_like(labels)
     _fill_holes(labels, cells, verdicts, np.argsort(keys), filled)

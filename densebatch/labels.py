@@ -4,8 +4,8 @@
 recognisable as a label image before `finalize`: a viewer never opens half a result, and a run that
 is interrupted inside a slide leaves the slide's list of labels as it was.
 
-Storage. OME-Zarr 0.5: chunks of 512² compressed with zstd and guarded by a crc32c checksum, 64 of
-them in a shard file of 4096². OME-Zarr 0.4: the same chunks as files of their own, compressed by
+Storage. OME-Zarr 0.5: chunks of 512² compressed with zstd and guarded by a crc32c checksum, 16 of
+them in a shard file of 2048². OME-Zarr 0.4: the same chunks as files of their own, compressed by
 Blosc's zstd, for labels without shuffle. There is no checksum in 0.4: zarr 2 could carry one as a
 filter, but the readers that are the reason to write 0.4 at all (Bio-Formats, and QuPath with it)
 know Blosc and no filters. `digest_unit` guards both. Chunks of background are not stored and read
@@ -28,6 +28,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from densebatch.errors import InputError
 from densebatch.ngff import (
+    SHARD_PX,
     PyramidSpec,
     SlidePyramid,
     count_levels,
@@ -89,7 +90,7 @@ _FOREIGN = "{} was not written by densebatch and is not deleted."
 
 
 def in_place_spec(
-    image: str | Path, *, label_name: str = "cells", chunk_px: int = 512, shard_px: int = 4096
+    image: str | Path, *, label_name: str = "cells", chunk_px: int = 512, shard_px: int = SHARD_PX
 ) -> PyramidSpec:
     """Describe labels that go into an existing OME-Zarr image: same version, levels and scales.
 

@@ -37,6 +37,8 @@ Version = Literal["0.4", "0.5"]
 # One step: its kind and its numbers along y and x.
 Transform = tuple[Literal["scale", "translation"], float, float]
 
+SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few cores on a small slide
+
 ZARR_FORMATS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 # More layers than this switched on at once slow every viewer down; the rest is one click away.
 VISIBLE_CHANNELS = 4
@@ -117,7 +119,7 @@ class PyramidSpec:
     windows: tuple[tuple[float, float], ...] | None = None
     image_name: str = "image"
     chunk_px: int = 512
-    shard_px: int = 4096
+    shard_px: int = SHARD_PX
     slide: SlidePyramid | None = None
     in_place: bool = False
 

@@ -54,7 +54,14 @@ class Recipe(BaseModel):
     weight_decay: _Amount = Field(default=1e-2, description="of the optimiser")
     warmup_steps: _Count = Field(
         default=100,
-        description="linear warm-up; cosine decay to zero follows, over the steps on images",
+        description="linear warm-up; cosine decay follows, over the steps on images",
+    )
+    final_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="of the peak, what the decay ends at; 1 keeps the peak and leaves it to the "
+        "average to calm the weights",
     )
     simulated_steps: _Count = Field(
         default=0,
@@ -91,8 +98,8 @@ class Recipe(BaseModel):
     )
     consistency: _Amount = Field(
         default=0.0,
-        description="weight in the loss of the difference between the outputs for two crops that "
-        "are a few pixels apart; above 0, the crops of a batch come in such pairs",
+        description="weight in the loss of the difference to what the averaged network says of the "
+        "same crop, moved by a few pixels, mirrored and turned as flips and quarter_turns allow",
     )
 
     membrane: tuple[str, ...] = Field(
@@ -129,8 +136,6 @@ class Recipe(BaseModel):
             raise ValueError("widths begin with 2: membrane and nuclei")
         if self.simulated_steps >= self.steps:
             raise ValueError("simulated_steps are fewer than steps")
-        if self.consistency and self.batch % 2:
-            raise ValueError("batch is even where crops come in pairs (consistency)")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles rise from 0 to 100")
         return self

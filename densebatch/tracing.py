@@ -50,7 +50,8 @@ def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float32]:
     cols = axis_weights(np.arange(window.x0, window.x1), plan.network_shape[1], plan.shape[1])
     array = zarr.open_array(str(work / "flows.zarr"), mode="r")
     stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
-    return resample(stored.astype(np.float32), rows, cols)
+    flows = stored.astype(np.float32)
+    return flows if plan.network_shape == plan.shape else resample(flows, rows, cols)
 
 
 def create_traces(plan: Plan, work: Path, tile: int) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional
 
 from densebatch.annotated import measure_diameters
-from densebatch.augmentation import draw_shift, sample_batch
+from densebatch.augmentation import sample_batch
+from densebatch.consistency import compute_teaching_loss
 from densebatch.errors import InputError
 from densebatch.models import load_network
 from densebatch.network import CPnet
@@ -67,35 +68,14 @@ def compute_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return flow.mean() / 2.0 + probability
 
 
-def compute_inconsistency(output: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
-    """How much the outputs for the two crops of a pair differ where both see the same pixels.
-
-    Parameters
-    ----------
-    output : `(2 n, 3, h, w)`, see `CPnet`; pairs one after the other
-    shift : rows and columns of the second crop of a pair beyond the first
-
-    Returns
-    -------
-    scalar
-        Half the mean squared difference of 5x flows plus that of cell probabilities, in the
-        weights of `compute_loss`.
-    """
-    dy, dx = shift
-    height, width = output.shape[-2:]
-    first, second = output[0::2, :, dy:, dx:], output[1::2, :, : height - dy, : width - dx]
-    flow = (first[:, :2] - second[:, :2]).square().mean()
-    probability = (first[:, 2].sigmoid() - second[:, 2].sigmoid()).square().mean()
-    return flow / 2.0 + probability
-
-
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, the peak while tissue is simulated, then cosine decay to zero at the end."""
+    """Linear warm-up, the peak while tissue is simulated, then cosine decay to the final rate."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     top = max(recipe.warmup_steps, recipe.simulated_steps)
     done = max(0, step - top) / max(1, recipe.steps - top)
-    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    left = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return recipe.learning_rate * (recipe.final_rate + (1.0 - recipe.final_rate) * left)
 
 
 @torch.no_grad()
@@ -190,7 +170,7 @@ def train(
     torch.backends.cudnn.deterministic = True
     network = build_network(images, recipe, start).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network)
+    average = copy.deepcopy(network).eval()
     optimisers = build_optimisers(network, recipe)
     identity: dict[str, Any] = {
         # the text about the data decides nothing
@@ -219,7 +199,7 @@ def train(
     def score_last() -> None:
         point = curve[-1]
         if validate is not None and point.step in stops and not point.scores:
-            point.scores.update(validate(copy.deepcopy(average).eval().cpu(), point.step))
+            point.scores.update(validate(copy.deepcopy(average).cpu(), point.step))
 
     stops = {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
     if curve:
@@ -233,7 +213,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate_at(step, recipe)
         source = images if step >= recipe.simulated_steps else simulated
-        loss = _take_step(network, optimisers, source, recipe, step)
+        loss = _take_step(network, average, optimisers, source, recipe, step)
         if not math.isfinite(loss):
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
@@ -248,7 +228,7 @@ def train(
             save()
             saved = time.monotonic()
     save()
-    result: CPnet = average.eval().cpu()
+    result: CPnet = average.cpu()
     return result, curve
 
 
@@ -282,6 +262,7 @@ def _resume(
 
 def _take_step(
     network: CPnet,
+    average: CPnet,
     optimisers: Sequence[torch.optim.Optimizer],
     images: Sequence[AnnotatedImage],
     recipe: Recipe,
@@ -292,10 +273,11 @@ def _take_step(
     device = next(network.parameters()).device
     batch = torch.from_numpy(inputs).to(device, memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
-        output = network(batch).float()
+        output = network(batch[: recipe.batch]).float()
     loss = compute_loss(output, torch.from_numpy(targets).to(device))
-    if recipe.consistency:
-        loss = loss + recipe.consistency * compute_inconsistency(output, draw_shift(recipe, step))
+    if recipe.consistency and step >= recipe.warmup_steps:  # a teacher knows something by then
+        moved = batch[recipe.batch :]
+        loss = loss + compute_teaching_loss(output, average, moved, recipe, step)
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

@@ -11,6 +11,7 @@ from skimage.io import imsave
 from densebatch.annotated import EDGE_PX, load_annotated
 from densebatch.augmentation import (
     FLOW_SCALE,
+    draw_orientation,
     draw_shift,
     find_borders,
     orient,
@@ -197,7 +198,7 @@ def test_intensity_jitter_changes_the_image_and_not_the_target(images):
     assert np.isfinite(inputs).all()
 
 
-def test_pairs_are_the_same_crop_a_few_pixels_apart(images):
+def test_moved_crops_are_the_same_a_few_pixels_further(images):
     recipe = PLAIN.model_copy(
         update={"consistency": 1.0, "gamma": 0.2, "noise": 0.02, "flips": True, "rotation": True}
     )
@@ -206,8 +207,15 @@ def test_pairs_are_the_same_crop_a_few_pixels_apart(images):
         dy, dx = draw_shift(recipe, step)
         shifts.add((dy, dx))
         assert 0 <= min(dy, dx) <= max(dy, dx) <= 7
-        for planes in sample_batch(images, recipe, step):
-            assert np.array_equal(planes[0::2, :, dy:, dx:], planes[1::2, :, : 64 - dy, : 64 - dx])
-            assert not np.array_equal(planes[0], planes[2])
+        inputs, targets = sample_batch(images, recipe, step)
+        assert len(targets) == recipe.batch
+        crops, moved = inputs[: recipe.batch], inputs[recipe.batch :]
+        assert np.array_equal(crops[..., dy:, dx:], moved[..., : 64 - dy, : 64 - dx])
+        assert not np.array_equal(crops[0], crops[1])
     assert len(shifts) > 8
     assert (0, 0) not in {draw_shift(recipe, step) for step in range(500)}
+    assert {draw_orientation(recipe, step) for step in range(99)} == set(range(4))
+    both = recipe.model_copy(update={"quarter_turns": True})
+    assert {draw_orientation(both, step) for step in range(99)} == set(range(8))
+    plain = recipe.model_copy(update={"flips": False, "quarter_turns": False})
+    assert {draw_orientation(plain, step) for step in range(9)} == {0}

@@ -14,7 +14,7 @@ from skimage.io import imsave
 
 from densebatch import training
 from densebatch.annotated import EDGE_PX, load_annotated, measure_diameters
-from densebatch.augmentation import draw_shift, sample_batch
+from densebatch.augmentation import sample_batch
 from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
@@ -25,7 +25,6 @@ from densebatch.simulate import Tissue, render
 from densebatch.simulated_images import simulate_annotated
 from densebatch.training import (
     build_network,
-    compute_inconsistency,
     compute_loss,
     learning_rate_at,
     train,
@@ -82,11 +81,12 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize(
-    ("optimiser", "stop_at"), [("adamw", 6), ("muon", 6), ("sgd", 6), ("adamw", 5)]
+    ("optimiser", "stop_at", "consistency"),
+    [("adamw", 6, 0.0), ("muon", 6, 2.0), ("sgd", 6, 0.0), ("adamw", 5, 0.0)],
 )
-def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser, stop_at):
+def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser, stop_at, consistency):
     """Stopped after a step that was not saved yet (6), and before a validation is saved (5)."""
-    recipe = vary(optimiser=optimiser)
+    recipe = vary(optimiser=optimiser, consistency=consistency)
 
     def score(network, step):
         return {"map": float(network.output[2].bias.detach().sum()) + step}
@@ -240,37 +240,6 @@ def test_simulated_images(images):
     assert all(np.nanmax(image.image[1]) > 0.5 for image in nuclear)
 
 
-def test_consistency_is_zero_for_outputs_that_move_along():
-    generator = torch.Generator().manual_seed(0)
-    field = torch.randn(2, 3, 40, 40, generator=generator)
-    dy, dx = 3, 5
-    pairs = torch.stack([field[:, :, :32, :32], field[:, :, dy : dy + 32, dx : dx + 32]], dim=1)
-    output = pairs.flatten(0, 1)
-    assert compute_inconsistency(output, (dy, dx)) == 0
-    assert compute_inconsistency(output, (dy, dx - 1)) > 0.1
-    output[1, 0] += 2.0  # one of two pairs, one of two flow components: 4 / 4 of the mean
-    assert compute_inconsistency(output, (dy, dx)) == pytest.approx(4 / 4 / 2, rel=1e-5)
-
-
-def test_training_with_consistency(images, tmp_path):
-    recipe = vary(steps=40, learning_rate=5e-3, consistency=2.0)
-    with_it, curve = train(images, recipe, tmp_path / "a.pt")
-    assert all(math.isfinite(point.loss) for point in curve)
-
-    def differ(network):
-        values = []
-        for step in range(1000, 1008):
-            inputs, _ = sample_batch(images, recipe, step)
-            with torch.no_grad():
-                output = network.eval()(torch.from_numpy(inputs))
-            shift = draw_shift(recipe, step)
-            values.append(float(compute_inconsistency(output, shift)) / float(output.var()))
-        return np.mean(values)
-
-    plain, _ = train(images, vary(steps=40, learning_rate=5e-3), tmp_path / "b.pt")
-    assert differ(with_it) < differ(plain)
-
-
 def test_diverging_training_says_so(images, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_take_step", lambda *_: float("nan"))
     with pytest.raises(ValueError, match="loss became nan at step 1; lower the learning rate"):
@@ -289,6 +258,11 @@ def test_learning_rate():
     assert set(rates[10:41]) == {1.0}
     assert rates[70] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
+    half = recipe.model_copy(update={"final_rate": 0.5})
+    assert learning_rate_at(70, half) == pytest.approx(0.75)
+    assert learning_rate_at(100, half) == pytest.approx(0.5)
+    kept = recipe.model_copy(update={"final_rate": 1.0})
+    assert {learning_rate_at(step, kept) for step in range(10, 101)} == {1.0}
 
 
 def test_loss_is_cellposes():
@@ -384,8 +358,6 @@ def test_recipes_are_strict(tmp_path):
         load("percentiles: [99, 1]")
     with pytest.raises(InputError, match="simulated_steps are fewer than steps"):
         load("simulated_steps: 5", steps=5)
-    with pytest.raises(InputError, match="batch is even where crops come in pairs"):
-        load("consistency: 1\nbatch: 3")
     with pytest.raises(InputError, match="holds a list"):
         load("[1, 2]")
     with pytest.raises(InputError, match="not a readable YAML file"):

@@ -1,0 +1,104 @@
+"""Train a network to say the same of tissue however it is presented: moved, mirrored, turned.
+
+A network that pools does not do that by itself: its cells hang on where a patch begins. The
+averaged network, which changes slowly, is the teacher (mean teacher, Tarvainen and Valpola 2017):
+it sees each crop a few pixels further and in another orientation, and the network is drawn to what
+it says of the pixels that both see.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from densebatch.augmentation import draw_orientation, draw_shift
+
+if TYPE_CHECKING:
+    from densebatch.network import CPnet
+    from densebatch.recipe import Recipe
+
+
+def orient_inputs(inputs: torch.Tensor, turn: int) -> torch.Tensor:
+    """One of eight orientations of `(n, c, h, w)` planes; `turn` as in `augmentation.orient`."""
+    if turn & 1:
+        inputs = inputs.flip(-2)
+    if turn & 2:
+        inputs = inputs.flip(-1)
+    return inputs.mT if turn & 4 else inputs
+
+
+def restore_outputs(outputs: torch.Tensor, turn: int) -> torch.Tensor:
+    """Outputs `(n, 3, h, w)` for oriented inputs, brought back to how these were before.
+
+    Flows change their signs and places with the axes.
+    """
+    dy, dx, rest = outputs[:, 0], outputs[:, 1], outputs[:, 2]
+    if turn & 4:
+        dy, dx, rest = dx.mT, dy.mT, rest.mT
+    if turn & 2:
+        dy, dx, rest = dy.flip(-1), -dx.flip(-1), rest.flip(-1)
+    if turn & 1:
+        dy, dx, rest = -dy.flip(-2), dx.flip(-2), rest.flip(-2)
+    return torch.stack([dy, dx, rest], dim=1)
+
+
+@torch.no_grad()
+def ask_teacher(
+    teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int
+) -> torch.Tensor:
+    """What the averaged network says of moved crops, in the orientation that the step draws.
+
+    Parameters
+    ----------
+    teacher
+        In evaluation mode.
+    moved
+        `(n, 2, h, w)`, see `augmentation.sample_batch`.
+    recipe, step
+        For what is drawn.
+
+    Returns
+    -------
+    tensor
+        `(n, 3, h, w)` float32, in the orientation of `moved`.
+    """
+    turn = draw_orientation(recipe, step)
+    seen = orient_inputs(moved, turn).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(moved.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+        said = teacher(seen).float()
+    return restore_outputs(said, turn)
+
+
+def compute_inconsistency(
+    output: torch.Tensor, expected: torch.Tensor, shift: tuple[int, int]
+) -> torch.Tensor:
+    """How much the outputs for crops and for moved crops differ where both see the same pixels.
+
+    Parameters
+    ----------
+    output : `(n, 3, h, w)`, see `CPnet`
+    expected : `(n, 3, h, w)`, of crops that begin `shift` further
+    shift : rows and columns
+
+    Returns
+    -------
+    scalar
+        Half the mean squared difference of 5x flows plus that of cell probabilities, in the
+        weights of `training.compute_loss`.
+    """
+    dy, dx = shift
+    height, width = output.shape[-2:]
+    first, second = output[..., dy:, dx:], expected[..., : height - dy, : width - dx]
+    flow = (first[:, :2] - second[:, :2]).square().mean()
+    probability = (first[:, 2].sigmoid() - second[:, 2].sigmoid()).square().mean()
+    return flow / 2.0 + probability
+
+
+def compute_teaching_loss(
+    output: torch.Tensor, teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int
+) -> torch.Tensor:
+    """Weighted inconsistency with the teacher; see `Recipe.consistency`."""
+    expected = ask_teacher(teacher, moved, recipe, step)
+    return recipe.consistency * compute_inconsistency(output, expected, draw_shift(recipe, step))

@@ -1,0 +1,106 @@
+"""Pixels in blocks end where a plain loop over single pixels ends, to the bit."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from densebatch.following import DROPPED, follow
+
+ONE = np.float32(1)
+
+
+@numba.njit
+def follow_one(flows, y, x, bounds, iterations, limit):
+    """Plain Euler steps in float32: end (row, column, or dropped) and largest distance."""
+    height, width = flows.shape[:2]
+    first_y, first_x, last_y, last_x = bounds
+    dy = dx = far = np.float32(0)
+    for _ in range(iterations):
+        y0, x0 = y + int(np.floor(dy)), x + int(np.floor(dx))
+        y1, x1 = min(y0 + 1, last_y), min(x0 + 1, last_x)
+        if y0 < 0 or x0 < 0 or y1 >= height or x1 >= width:
+            return -1, -1, far
+        fy, fx = dy - np.floor(dy), dx - np.floor(dx)
+        step = np.zeros(2, np.float32)
+        for axis in range(2):
+            upper = flows[y0, x0, axis] * ((ONE - fy) * (ONE - fx))
+            upper += flows[y0, x1, axis] * ((ONE - fy) * fx)
+            lower = flows[y1, x0, axis] * (fy * (ONE - fx)) + flows[y1, x1, axis] * (fy * fx)
+            step[axis] = upper + lower
+        dy = min(np.float32(last_y - y), max(np.float32(first_y - y), dy + step[0]))
+        dx = min(np.float32(last_x - x), max(np.float32(first_x - x), dx + step[1]))
+        far = max(far, max(abs(dy), abs(dx)))
+        if far > limit:
+            return -1, -1, far
+    end_y, end_x = y + int(np.floor(dy)), x + int(np.floor(dx))
+    if end_y < 0 or end_x < 0 or end_y >= height or end_x >= width:
+        return -1, -1, far
+    return end_y, end_x, far
+
+
+def check(flows, foreground, bounds, iterations, limit):
+    ends, travel = follow(flows, foreground, bounds, iterations, limit)
+    for y, x in np.argwhere(foreground):
+        end_y, end_x, far = follow_one(flows, y, x, bounds, iterations, limit)
+        expected = end_y * flows.shape[1] + end_x if end_y >= 0 else DROPPED
+        assert ends[y, x] == expected
+        assert travel[y, x] == far
+    assert (ends[~foreground] == DROPPED).all()
+    assert (travel[~foreground] == 0).all()
+    return ends, travel
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    smooth=st.sampled_from([0.0, 2.0, 6.0]),
+    strength=st.sampled_from([0.3, 1.0, 4.0]),
+    iterations=st.sampled_from([0, 1, 7, 8, 9, 63, 200]),
+    limit=st.sampled_from([3.0, 256.0]),
+    share=st.sampled_from([0.1, 0.5, 1.0]),
+    cut=st.tuples(*[st.sampled_from([0, 5])] * 4),
+)
+def test_against_a_plain_loop(seed, shape, smooth, strength, iterations, limit, share, cut):
+    """Rough fields cycle and settle, smooth ones travel; the window may be cut from a slide."""
+    rng = np.random.default_rng(seed)
+    flows = rng.normal(size=(*shape, 2))
+    if smooth:
+        flows = ndimage.gaussian_filter(flows, (smooth, smooth, 0))
+    flows = (strength * flows / max(np.abs(flows).max(), 1e-9)).astype(np.float32)
+    foreground = rng.random(shape) < share
+    bounds = (-cut[0], -cut[1], shape[0] - 1 + cut[2], shape[1] - 1 + cut[3])
+    check(flows, foreground, bounds, iterations, limit)
+
+
+def test_more_pixels_than_a_block_holds_and_all_that_can_happen():
+    """Pixels that arrive, cycle to the last step, leave the window and go beyond the limit."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:90, :90].astype(np.float32)
+    centre = np.stack([np.round(y / 30) * 30 - y, np.round(x / 30) * 30 - x], -1)
+    flows = centre / np.maximum(np.linalg.norm(centre, axis=-1, keepdims=True), 1e-3)
+    flows[:30] = [0.0, 1.0]  # away, to the right
+    flows[60:] += rng.normal(0, 0.5, (30, 90, 2))
+    flows = flows.astype(np.float32)
+    ends, travel = check(flows, np.ones((90, 90), bool), (-10, -10, 99, 99), 200, 60.0)
+    assert (ends == DROPPED).sum() > 1000
+    assert (travel > 60).sum() > 500
+    assert len(np.unique(ends[30:60])) < 300
+    moving = follow(flows, np.ones((90, 90), bool), (-10, -10, 99, 99), 199, 60.0)[0]
+    assert (moving != ends).sum() > 20  # the noisy ones do not rest
+
+
+@pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 1024])
+def test_blocks_of_any_filling(n):
+    foreground = np.zeros((40, 40), bool)
+    foreground.flat[:n] = True
+    flows = np.zeros((40, 40, 2), np.float32)
+    ends, travel = follow(flows, foreground, (0, 0, 39, 39), 200, 256.0)
+    assert np.array_equal(ends.flat[:n], np.arange(n))
+    assert (ends.flat[n:] == DROPPED).all()
+    assert not travel.any()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from densebatch.augmentation import draw_orientation, draw_shift
@@ -45,9 +44,7 @@ def restore_outputs(outputs: torch.Tensor, turn: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ask_teacher(
-    teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int
-) -> torch.Tensor:
+def ask_teacher(teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
     """What the averaged network says of moved crops, in the orientation that the step draws.
 
     Parameters
@@ -96,9 +93,19 @@ def compute_inconsistency(
     return flow / 2.0 + probability
 
 
+def consistency_at(step: int, recipe: Recipe) -> float:
+    """Weight of a step: none while the rate warms up, then rising linearly for four times as long.
+
+    Early on the average lags behind, and what it says is worth little.
+    """
+    ramp = 4 * max(1, recipe.warmup_steps)
+    return recipe.consistency * min(1.0, max(0, step - recipe.warmup_steps) / ramp)
+
+
 def compute_teaching_loss(
     output: torch.Tensor, teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int
 ) -> torch.Tensor:
     """Weighted inconsistency with the teacher; see `Recipe.consistency`."""
     expected = ask_teacher(teacher, moved, recipe, step)
-    return recipe.consistency * compute_inconsistency(output, expected, draw_shift(recipe, step))
+    difference = compute_inconsistency(output, expected, draw_shift(recipe, step))
+    return consistency_at(step, recipe) * difference

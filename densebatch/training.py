@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from densebatch.annotated import measure_diameters
 from densebatch.augmentation import sample_batch
-from densebatch.consistency import compute_teaching_loss
+from densebatch.consistency import compute_teaching_loss, consistency_at
 from densebatch.errors import InputError
 from densebatch.models import load_network
 from densebatch.network import CPnet
@@ -275,7 +275,7 @@ def _take_step(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
         output = network(batch[: recipe.batch]).float()
     loss = compute_loss(output, torch.from_numpy(targets).to(device))
-    if recipe.consistency and step >= recipe.warmup_steps:  # a teacher knows something by then
+    if consistency_at(step, recipe) > 0:
         moved = batch[recipe.batch :]
         loss = loss + compute_teaching_loss(output, average, moved, recipe, step)
     network.zero_grad(set_to_none=True)

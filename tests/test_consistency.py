@@ -14,6 +14,7 @@ from densebatch.augmentation import draw_orientation, draw_shift, orient, sample
 from densebatch.consistency import (
     ask_teacher,
     compute_inconsistency,
+    consistency_at,
     orient_inputs,
     restore_outputs,
 )
@@ -66,6 +67,15 @@ def test_inconsistency_is_zero_for_outputs_that_move_along():
     assert compute_inconsistency(output, moved, (dy, dx)) == pytest.approx(4 / 4 / 2, rel=1e-5)
 
 
+def test_weight_rises_after_the_warm_up():
+    weights = [consistency_at(step, RECIPE) for step in range(20)]
+    assert weights[:3] == [0, 0, 0]
+    assert weights[6] == pytest.approx(2.0)  # half of 4, half of 8 steps after the warm-up of 2
+    assert weights[10:] == [4.0] * 10
+    at_once = RECIPE.model_copy(update={"warmup_steps": 0})
+    assert [consistency_at(step, at_once) for step in (0, 2, 9)] == [0.0, 2.0, 4.0]
+
+
 def _differ(network, images):
     """Inconsistency with oneself, in units of the outputs' variance."""
     values = []
@@ -88,7 +98,7 @@ def test_training_with_consistency(images, tmp_path):
 
 
 def test_the_teacher_is_the_average_in_evaluation_mode(images, tmp_path, monkeypatch):
-    """It sees the moved crops, once a step after warm-up, and gets no gradient."""
+    """It sees the moved crops, once a step after the warm-up, and gets no gradient."""
     seen = []
     teach = training.compute_teaching_loss
 
@@ -105,7 +115,7 @@ def test_the_teacher_is_the_average_in_evaluation_mode(images, tmp_path, monkeyp
 
     monkeypatch.setattr(training, "compute_teaching_loss", watch)
     train(images, RECIPE.model_copy(update={"steps": 5}), tmp_path / "a.pt")
-    assert seen == [2, 3, 4]
+    assert seen == [3, 4]
 
 
 def test_a_symmetric_network_agrees_with_its_teacher(images):

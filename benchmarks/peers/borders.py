@@ -84,7 +84,9 @@ def count_cut(
 
 
 def report_borders(
-    labels: NDArray[np.integer], lines: tuple[list[int], list[int]], seams: tuple[int, int]
+    labels: NDArray[np.integer],
+    lines: tuple[list[int], list[int]],
+    seams: tuple[list[int], list[int]],
 ) -> dict[str, float]:
     """Counts at a tiling's borders, and what chance gives at as many lines elsewhere.
 
@@ -95,7 +97,7 @@ def report_borders(
     lines
         Rows and columns before which a border runs.
     seams
-        Row and column at which the mosaic's fields meet.
+        Rows and columns at which the mosaic's fields meet.
     """
     shape = labels.shape
 
@@ -109,7 +111,7 @@ def report_borders(
                     line
                     for line in moved
                     if 0 < line < shape[axis]
-                    and abs(line - seams[axis]) > SEAM_PX
+                    and all(abs(line - seam) > SEAM_PX for seam in seams[axis])
                     and line not in taken
                 ]
             )

@@ -26,14 +26,14 @@ class Mosaic:
     npy : pixels, `(h, w)` uint8 or uint16
     store : the same as OME-Zarr 0.5
     truth : `(h, w)` int64, ids without gaps
-    seams : row and column where fields meet
+    seams : rows and columns where fields meet
     fields : names
     """
 
     npy: Path
     store: Path
     truth: NDArray[np.int64]
-    seams: tuple[int, int]
+    seams: tuple[list[int], list[int]]
     fields: list[str]
 
 
@@ -45,8 +45,8 @@ def _read_field(image: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     return pixels, masks
 
 
-def build_mosaic(fields: Path, work: Path, crop: int | None) -> Mosaic:
-    """Put the first four annotated fields of a folder together, two by two.
+def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosaic:
+    """Put the first four annotated fields of a folder together, in turn, row by row.
 
     Parameters
     ----------
@@ -54,8 +54,10 @@ def build_mosaic(fields: Path, work: Path, crop: int | None) -> Mosaic:
         Folder of `*_img.png` with `*_masks.png`; all of one shape.
     work
         Where to write.
+    side
+        Fields along each side.
     crop
-        Keep only so many rows and columns around the middle, where the four fields meet.
+        Keep only so many rows and columns around the middle, where fields meet.
     """
     images = [
         image
@@ -69,18 +71,24 @@ def build_mosaic(fields: Path, work: Path, crop: int | None) -> Mosaic:
     if len(shapes) > 1:
         raise SystemExit(f"{fields}: the fields have shapes {shapes}; a mosaic takes one shape")
     height, width = shapes.pop()
-    pixels = np.block([[read[0][0], read[1][0]], [read[2][0], read[3][0]]])
-    offset = 0
-    parts = []
-    for _, masks in read:
-        parts.append(np.where(masks > 0, masks + offset, 0))
-        offset += int(masks.max())
-    truth = np.block([[parts[0], parts[1]], [parts[2], parts[3]]])
-    seams = (height, width)
+    places = [[(row * side + col) % 4 for col in range(side)] for row in range(side)]
+    pixels = np.block([[read[k][0] for k in row] for row in places])
+    # a field that comes again has other cells
+    step = max(int(masks.max()) for _, masks in read)
+    truth = np.block(
+        [
+            [
+                np.where(read[k][1] > 0, read[k][1] + (row * side + col) * step, 0)
+                for col, k in enumerate(line)
+            ]
+            for row, line in enumerate(places)
+        ]
+    )
+    seams = [height * k for k in range(1, side)], [width * k for k in range(1, side)]
     if crop is not None:
-        y0, x0 = max(0, height - crop // 2), max(0, width - crop // 2)
+        y0, x0 = (max(0, n // 2 - crop // 2) for n in pixels.shape)
         pixels, truth = (a[y0 : y0 + crop, x0 : x0 + crop] for a in (pixels, truth))
-        seams = (height - y0, width - x0)
+        seams = [y - y0 for y in seams[0]], [x - x0 for x in seams[1]]
     ids, compact = np.unique(truth, return_inverse=True)
     truth = compact.reshape(truth.shape).astype(np.int64) + (0 if ids[0] == 0 else 1)
     npy = work / "mosaic.npy"

@@ -3,11 +3,12 @@
     python benchmarks/peers/run.py FIELDS --checkpoint MODEL --work SCRATCH
 
 FIELDS holds annotated images (`*_img.png` with `*_masks.png`), of which the first four become a
-mosaic of two by two. MODEL is of full width (stock cannot run another) and trained at the
-resolution of the fields: a bundled model, which everybody then runs as a Cellpose checkpoint with
-its diameter rounded to a whole pixel, or the file of a Cellpose 1-3 checkpoint. Its own diameter
-is the cells' diameter, so that nobody rescales, except in the row of the paper's protocol (Han et
-al. 2024), which enlarges twice.
+mosaic of two by two, or of more with `--side`, in which they come again: the larger it is, the less
+does the time that programs take to start weigh. MODEL is of full width (stock cannot run another)
+and trained at the resolution of the fields: a bundled model, which everybody then runs as a
+Cellpose checkpoint with its diameter rounded to a whole pixel, or the file of a Cellpose 1-3
+checkpoint. Its own diameter is the cells' diameter, so that nobody rescales, except in the row of
+the paper's protocol (Han et al. 2024), which enlarges twice.
 
 The peers are installed into virtual environments in SCRATCH, with the versions pinned beside this
 file, and run as programs, each repeat in a process of its own:
@@ -313,6 +314,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=1024, help="of distributed_eval, px")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=OPTIONS")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants by their row's name")
+    parser.add_argument("--side", type=int, default=2, help="fields along each side")
     parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results/peers.json")
     return parser.parse_args()
@@ -322,7 +324,7 @@ def main() -> None:
     options = parse_options()
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
-    mosaic = build_mosaic(options.fields, options.work, options.crop)
+    mosaic = build_mosaic(options.fields, options.work, options.side, options.crop)
     machine = describe_machine()
     contestants = list_contestants(options, mosaic)
     for contestant in contestants:

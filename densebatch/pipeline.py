@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +44,7 @@ from densebatch.tracing import create_traces, groups_needed, trace_core
 from densebatch.work import number_name, predict_name, trace_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from densebatch.config import SegmentSettings
     from densebatch.executor import DaskExecutor, SerialExecutor
@@ -151,27 +149,24 @@ def segment(
     check_engine(settings)
     needs = estimate(plan, settings.tile, count_lanes(plan, settings, workers))
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)
+    plan = survey_plan(plan)
+    plan, choice = settle_engine(plan, settings, folder, restart=restart)
+    surveyed = time.monotonic() - started
+    for note in plan.notes:
+        progress.note(note)
+    if choice.reason != "default":
+        engine = choice.engine
+        progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
+    if not restart:
+        folder.compare(plan)
+        report = folder.read_complete(plan)
+        if report is not None:
+            progress.note(f"{folder.path}: this run is already complete")
+            if not settings.keep_flows:
+                shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
+            return _result(folder, plan, report)
     with ExitStack() as stack:
-        begin = partial(start_executor, stack, settings, workers)
-        if _is_worth_starting(settings, folder, restart=restart):
-            begin = stack.enter_context(_starting_executor(settings, workers))
-        plan = survey_plan(plan)
-        plan, choice = settle_engine(plan, settings, folder, restart=restart)
-        surveyed = time.monotonic() - started
-        for note in plan.notes:
-            progress.note(note)
-        if choice.reason != "default":
-            engine = choice.engine
-            progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
-        if not restart:
-            folder.compare(plan)
-            report = folder.read_complete(plan)
-            if report is not None:
-                progress.note(f"{folder.path}: this run is already complete")
-                if not settings.keep_flows:
-                    shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
-                return _result(folder, plan, report)
-        executor = begin()
+        executor = start_executor(stack, settings, workers)
         run = Session(plan, settings, choice, folder, executor, progress, shuffle)
         run.seconds["plan"] = round(surveyed, 3)
         _prepare(run, restart=restart)
@@ -206,27 +201,6 @@ def start_executor(
             f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
             'calls segment under `if __name__ == "__main__":`, or gives workers=0'
         ) from error
-
-
-def _is_worth_starting(settings: SegmentSettings, folder: OutputFolder, *, restart: bool) -> bool:
-    """Whether workers may start while the slide is surveyed: they are needed, and disturb nobody.
-
-    `auto` measures backends meanwhile; a run that has a report may be complete.
-    """
-    return settings.backend != "auto" and (restart or not folder.report.exists())
-
-
-@contextmanager
-def _starting_executor(
-    settings: SegmentSettings, workers: int
-) -> Iterator[Callable[[], SerialExecutor | DaskExecutor]]:
-    """Start the executor in the background; what is given waits for it, and raises its errors."""
-    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
-        future = pool.submit(start_executor, stack, settings, workers)
-        try:
-            yield future.result
-        finally:
-            wait([future])  # it must not enter the stack while that is being closed
 
 
 def _prepare(run: Session, *, restart: bool) -> None:

@@ -56,9 +56,8 @@ class Recipe(BaseModel):
         default=100,
         description="linear warm-up; cosine decay follows, over the steps on images",
     )
-    final_rate: float = Field(
+    final_rate: _Amount = Field(
         default=0.0,
-        ge=0,
         le=1,
         description="of the peak, what the decay ends at; 1 keeps the peak and leaves it to the "
         "average to calm the weights",
@@ -99,7 +98,8 @@ class Recipe(BaseModel):
     consistency: _Amount = Field(
         default=0.0,
         description="weight in the loss of the difference to what the averaged network says of the "
-        "same crop, moved by a few pixels, mirrored and turned as flips and quarter_turns allow",
+        "same crop, moved by a few pixels, mirrored and turned as flips and quarter_turns allow; "
+        "reached in four times the warm-up after it",
     )
 
     membrane: tuple[str, ...] = Field(

@@ -71,7 +71,8 @@ def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosai
     if len(shapes) > 1:
         raise SystemExit(f"{fields}: the fields have shapes {shapes}; a mosaic takes one shape")
     height, width = shapes.pop()
-    places = [[(row * side + col) % 4 for col in range(side)] for row in range(side)]
+    # rows of an even number of fields would repeat each other
+    places = [[(2 * row + row // 2 + col) % 4 for col in range(side)] for row in range(side)]
     pixels = np.block([[read[k][0] for k in row] for row in places])
     # a field that comes again has other cells
     step = max(int(masks.max()) for _, masks in read)
@@ -86,7 +87,7 @@ def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosai
     )
     seams = [height * k for k in range(1, side)], [width * k for k in range(1, side)]
     if crop is not None:
-        y0, x0 = (max(0, n // 2 - crop // 2) for n in pixels.shape)
+        y0, x0 = (max(0, n * max(1, side // 2) - crop // 2) for n in (height, width))
         pixels, truth = (a[y0 : y0 + crop, x0 : x0 + crop] for a in (pixels, truth))
         seams = [y - y0 for y in seams[0]], [x - x0 for x in seams[1]]
     ids, compact = np.unique(truth, return_inverse=True)

@@ -314,7 +314,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=1024, help="of distributed_eval, px")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=OPTIONS")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants by their row's name")
-    parser.add_argument("--side", type=int, default=2, help="fields along each side")
+    parser.add_argument("--side", type=int, default=2, help="fields along each side, 2 or more")
     parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results/peers.json")
     return parser.parse_args()

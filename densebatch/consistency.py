@@ -105,7 +105,6 @@ def consistency_at(step: int, recipe: Recipe) -> float:
 def compute_teaching_loss(
     output: torch.Tensor, teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int
 ) -> torch.Tensor:
-    """Weighted inconsistency with the teacher; see `Recipe.consistency`."""
+    """Inconsistency with the teacher, on what the step draws; `consistency_at` is its weight."""
     expected = ask_teacher(teacher, moved, recipe, step)
-    difference = compute_inconsistency(output, expected, draw_shift(recipe, step))
-    return consistency_at(step, recipe) * difference
+    return compute_inconsistency(output, expected, draw_shift(recipe, step))

@@ -275,9 +275,10 @@ def _take_step(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
         output = network(batch[: recipe.batch]).float()
     loss = compute_loss(output, torch.from_numpy(targets).to(device))
-    if consistency_at(step, recipe) > 0:
+    weight = consistency_at(step, recipe)
+    if weight > 0:
         moved = batch[recipe.batch :]
-        loss = loss + compute_teaching_loss(output, average, moved, recipe, step)
+        loss = loss + weight * compute_teaching_loss(output, average, moved, recipe, step)
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

@@ -25,6 +25,7 @@ from densebatch.errors import InputError
 from densebatch.geometry import Region
 from densebatch.label_io import open_labels
 from densebatch.models import find_model, load_network
+from densebatch.quantization import quantise
 from densebatch.scoring import score_labels
 from densebatch.simulate import Tissue, render, write_slide
 
@@ -43,8 +44,7 @@ _SHIFT_PX = 2
 _LOST_EVERY = 20  # one cell in so many is missing from the simulated prediction
 
 _GPU_BATCH = 16
-# int8 is calibrated on a slide's own tissue, so it can only be timed by a run
-TIMED = tuple(name for name, traits in BACKENDS.items() if traits.precision != "int8")
+TIMED = tuple(BACKENDS)
 
 
 def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluate:
@@ -58,8 +58,11 @@ def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluat
     side = spec.patch_px
     shape = PatchShape(side, side, Region(0, 0, side, side))
     network = load_network(spec)
+    packed = quantise(spec, shape) if BACKENDS[name].precision == "int8" else None
     try:
-        backend = make_backend(name, device, network, shape, batch=_GPU_BATCH, lanes=lanes)
+        backend = make_backend(
+            name, device, network, shape, batch=_GPU_BATCH, lanes=lanes, quantised=packed
+        )
         # whatever is compiled is compiled by the first patch
         evaluate_patches(backend, [np.zeros((2, side, side), np.float32)])
     except InputError:

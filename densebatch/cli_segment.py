@@ -14,6 +14,7 @@ from rich.console import Console
 from densebatch.cli_summary import print_summary
 from densebatch.config import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 from densebatch.errors import PartialRunError
+from densebatch.fork_server import start_fork_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,8 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
 
     The same command continues an interrupted run.
     """
+    if settings.starts_workers:
+        start_fork_server()  # before the imports here, which take as long as those there
     from densebatch.pipeline import segment as run_segment
     from densebatch.progress import TerminalProgress
 

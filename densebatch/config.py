@@ -133,6 +133,11 @@ class SegmentSettings(BaseModel):
         """Whether a running Dask scheduler does the work, rather than this machine."""
         return self.scheduler_address is not None or self.scheduler_file is not None
 
+    @property
+    def starts_workers(self) -> bool:
+        """Whether worker processes do the work that this program starts on this machine."""
+        return not self.is_remote and self.workers != 0
+
     def science(self) -> dict[str, Any]:
         """The settings that decide the result."""
         return self.model_dump(mode="json", exclude=_RUN_ONLY)

@@ -10,9 +10,11 @@ comes out between PyTorch and OpenVINO there.
 from __future__ import annotations
 
 import time
+from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import torch
 
@@ -207,7 +209,7 @@ def _choose_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoi
     check_backend(name, device)
     if (name, device) == (REFERENCE, "cpu"):
         return EngineChoice(Engine(name, device), reason)
-    packed = quantise(plan) if BACKENDS[name].precision == "int8" else None
+    packed = _quantise(plan) if BACKENDS[name].precision == "int8" else None
     engine = Engine(name, device, digest_quantised(packed) if packed is not None else None)
     parity = judge(plan, engine, packed)
     if parity.refused is not None:
@@ -216,6 +218,30 @@ def _choose_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoi
             f"({parity.refused}); choose {REFERENCE} or auto"
         )
     return EngineChoice(engine, reason, parity, packed=packed)
+
+
+def identify_quantised(plan: Plan) -> dict[str, Any]:
+    """What a quantised network depends on besides the machine and the versions of libraries."""
+    return {
+        "finding": "int8", "model": plan.model.sha256, "shape": asdict(patch_shape(plan.lattice)),
+    }  # fmt: skip
+
+
+def _quantise(plan: Plan) -> bytes:
+    """The model's network in eight bits, made or recalled."""
+    identity = identify_quantised(plan)
+    known = recall(identity)
+    if known is not None:
+        try:
+            packed = b64decode(known["packed"], validate=True)
+            if digest_quantised(packed) == known["sha256"]:
+                return packed
+        except (LookupError, TypeError, ValueError, BadZipFile):  # damaged, or made by hand
+            pass
+    packed = quantise(plan.model, patch_shape(plan.lattice))
+    finding = {"packed": b64encode(packed).decode(), "sha256": digest_quantised(packed)}
+    remember(identity, finding)
+    return packed
 
 
 def prepare(plan: Plan, engine: Engine, packed: bytes | None = None, lanes: int = 1) -> Backend:

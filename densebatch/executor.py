@@ -10,12 +10,15 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import os
 import random
 import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+
+from densebatch.fork_server import start_fork_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -284,6 +287,7 @@ def open_executor(
     if scheduler_address is None and scheduler_file is None and workers == 0:
         yield SerialExecutor()
         return
+    import dask.config
     from distributed import Client, LocalCluster
 
     if scheduler_address is not None or scheduler_file is not None:
@@ -296,9 +300,11 @@ def open_executor(
                 raise OSError("the scheduler has no workers; start some and try again") from error
             yield DaskExecutor(client, len(client.nthreads()))
         return
+    forked = start_fork_server()
     with (
         # workers' scratch must not land in the user's current folder
         tempfile.TemporaryDirectory(prefix="densebatch-") as scratch,
+        dask.config.set(forked or {}),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -308,6 +314,7 @@ def open_executor(
             dashboard_address="127.0.0.1:0",
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
+            env=dict(os.environ),  # a fork server has that of its own start
         ) as cluster,
         Client(cluster) as client,
     ):

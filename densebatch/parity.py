@@ -31,7 +31,6 @@ import numpy as np
 from densebatch.backends import BACKENDS, evaluate_patches
 from densebatch.dynamics import TraceSettings, trace_tile
 from densebatch.geometry import Region
-from densebatch.scoring import score_labels
 from densebatch.simulate import Tissue, render
 
 if TYPE_CHECKING:
@@ -110,7 +109,9 @@ class Parity:
 
 
 @lru_cache(maxsize=1)  # several backends are compared on one
-def draw_sample(model: ModelSpec, shape: PatchShape, precision: Precision = "f32") -> Sample:
+def draw_sample(
+    model: ModelSpec, shape: PatchShape, precision: Precision = "f32", seed: int = _SEED
+) -> Sample:
     """The sample for a model, a shape of patches and the precision that is to be judged."""
     step_y, step_x = shape.kept.shape
     diameter = min(max(model.diameter_px, 6.0), 200.0)
@@ -123,7 +124,7 @@ def draw_sample(model: ModelSpec, shape: PatchShape, precision: Precision = "f32
     tissue = Tissue(
         rows * step_y + shape.height,
         cols * step_x + shape.width,
-        seed=_SEED,
+        seed=seed,
         cell_diameter_px=diameter,
         stained_fraction=0.8,
         clustering=0.5,
@@ -164,6 +165,8 @@ def _trace(flows: NDArray[np.float32], sample: Sample) -> NDArray[np.uint32]:
 
 
 def _score(truth: NDArray[np.uint32], found: NDArray[np.uint32]) -> float:
+    from densebatch.scoring import score_labels  # not needed by runs that judge nothing
+
     return float(score_labels(truth, found).at("0.50").ap)
 
 

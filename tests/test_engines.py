@@ -23,6 +23,7 @@ from run_files import (
 from test_folding import trained
 
 from densebatch import capacity, engines
+from densebatch.backend_openvino import unpack_model
 from densebatch.backends import Engine, evaluate_patches, patch_shape
 from densebatch.config import SegmentSettings, load_settings
 from densebatch.engine_cache import cache_folder, recall, remember
@@ -268,7 +269,7 @@ def quantised(slide, tmp_path_factory):
         nuclei=False, card={},
     )  # fmt: skip
     plan = build_plan(slide, SegmentSettings(membrane=("CD3",), model=str(path)))
-    return plan, quantise(plan)
+    return plan, quantise(plan.model, patch_shape(plan.lattice))
 
 
 def test_the_quantised_network_of_another_run_is_refused(quantised, tmp_path):
@@ -294,6 +295,38 @@ def test_eight_bits_are_near_and_keep_the_bits(quantised):
     exact = evaluate_patches(engines.prepare(plan, Engine()), seen).astype(np.float64)
     rms = np.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
     assert 1e-3 < rms < 0.3
+
+
+def test_a_model_is_quantised_once(quantised, monkeypatch):
+    plan, packed = quantised
+    calls = []
+    monkeypatch.setattr(engines, "quantise", lambda *a: calls.append(a) or packed)
+    assert engines._quantise(plan) == packed
+    assert engines._quantise(plan) == packed
+    assert len(calls) == 1
+    for rubbish in ({}, {"packed": "?"}, {"packed": "AAAA", "sha256": "0"}, {"packed": 7}):
+        remember(engines.identify_quantised(plan), rubbish)
+        assert engines._quantise(plan) == packed
+    assert len(calls) == 5
+
+
+def test_first_and_last_layers_stay_in_float(quantised):
+    _, packed = quantised
+    model = unpack_model(packed)
+    convolutions = [n for n in model.get_ordered_ops() if n.get_type_name() == "Convolution"]
+
+    def sees_eight_bits(node):
+        source = node.input_value(0).get_node()
+        # the largest of some is one of them
+        return source.get_type_name() == "FakeQuantize" or (
+            source.get_type_name() == "MaxPool" and sees_eight_bits(source)
+        )
+
+    eight = [sees_eight_bits(node) for node in convolutions]
+    channels = [n.input_value(0).get_partial_shape()[1].get_length() for n in convolutions]
+    assert channels.count(2) == 2
+    assert not any(is_eight for is_eight, n in zip(eight, channels, strict=True) if n == 2)
+    assert sum(eight) == len(convolutions) - 3
 
 
 def test_workers_are_as_many_as_a_gpu_holds(plan, monkeypatch):

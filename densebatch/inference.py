@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from densebatch.allocation import keep_freed_memory
 from densebatch.backends import choose_device, evaluate_patches, make_backend, patch_shape
 from densebatch.capacity import Meter
 from densebatch.geometry import Region
@@ -45,6 +46,7 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
     key = (plan.model.sha256, plan.engine, shape, plan.network_batch, lanes)
     with _loading:
         if key not in _loaded:
+            keep_freed_memory()
             choose_device(plan.engine.device)  # a worker may lack what the planner has
             _loaded.clear()
             model_loads += 1

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from densebatch.allocation import keep_freed_memory
 from densebatch.annotated import measure_diameters
 from densebatch.augmentation import sample_batch
 from densebatch.consistency import compute_teaching_loss, consistency_at
@@ -166,6 +167,7 @@ def train(
     ValueError
         If the start has other widths, or the loss is not finite.
     """
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
     network = build_network(images, recipe, start).to(device)

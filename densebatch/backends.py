@@ -11,6 +11,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -169,6 +170,8 @@ def tell_unusable(name: str, device: str, error: Exception) -> str:
 
 def choose_device(requested: str) -> str:
     """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
+    if requested == "cpu" or (requested == "auto" and version("torch").endswith("+cpu")):
+        return "cpu"  # without importing torch, which takes a second
     import torch
 
     if requested == "auto":

@@ -69,14 +69,14 @@ def write_table(
     # A pixel's centre lies half a pixel from its corner; um are measured from the slide's corner.
     unknown = pa.nulls(n_cells, pa.float64())
     columns = {
-        "id": pa.array(np.arange(1, n_cells + 1, dtype=np.uint32)),
-        "y_px": pa.array(y),
-        "x_px": pa.array(x),
-        "y_um": pa.array((y + 0.5) * um_per_px) if um_per_px else unknown,
-        "x_um": pa.array((x + 0.5) * um_per_px) if um_per_px else unknown,
-        "area_px": pa.array(area),
-        **{name: pa.array(shapes[:, 3 + k]) for k, name in enumerate(("y0", "x0", "y1", "x1"))},
-        "touches_border": pa.array(touches),
+        "id": _column(np.arange(1, n_cells + 1, dtype=np.uint32)),
+        "y_px": _column(y),
+        "x_px": _column(x),
+        "y_um": _column((y + 0.5) * um_per_px) if um_per_px else unknown,
+        "x_um": _column((x + 0.5) * um_per_px) if um_per_px else unknown,
+        "area_px": _column(area),
+        **{name: _column(shapes[:, 3 + k]) for k, name in enumerate(("y0", "x0", "y1", "x1"))},
+        "touches_border": _column(touches),
     }
     used = set(columns)
     for index, channel in enumerate(channels):
@@ -87,7 +87,16 @@ def write_table(
         counted = area - missing[:, index]
         mean = np.full(n_cells, np.nan)
         np.divide(sums[:, index], counted, out=mean, where=counted > 0)
-        columns[name] = pa.array(mean)
+        columns[name] = _column(mean)
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(pa.table(columns), partial, compression="zstd")
     partial.replace(path)
+
+
+def _column(values: NDArray[np.generic]) -> pa.Array:
+    """As `pa.array`, which imports pandas where it is installed; that takes half a second."""
+    packed: NDArray[np.generic] = values
+    if values.dtype == bool:
+        packed = np.packbits(values.view(np.uint8), bitorder="little")
+    data = pa.py_buffer(np.ascontiguousarray(packed))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, data])

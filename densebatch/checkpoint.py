@@ -5,7 +5,6 @@ Checkpoints are read by name and as tensors only: no pickle is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -14,30 +13,14 @@ import torch
 from safetensors import safe_open
 
 from densebatch.errors import InputError
-from densebatch.network import CPnet, infer_widths
+from densebatch.network import CPnet
+from densebatch.weights_file import CARD_KEY, DIAMETERS, infer_widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-CARD_KEY = "densebatch"
 _MAX_WEIGHTS = 2**28  # Cellpose's largest CPnet has 6.6 million
 _MAX_LEVELS = 5  # patches are multiples of 16 px
-
-
-def digest_weights(path: Path) -> str:
-    """SHA-256 of a weights file.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
 
 
 @lru_cache(maxsize=2)
@@ -112,7 +95,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names and shapes (without content) of the network that the weights seem to be of."""
     try:
-        widths = infer_widths(state)
+        widths = infer_widths({name: value.shape for name, value in state.items()})
     except ValueError as error:
         raise InputError(f"model {path}: {error}; accepted are Cellpose 1-3 networks") from error
     if widths[0] != 2:
@@ -127,7 +110,7 @@ def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 def _is_optional(name: str) -> bool:
     """Absent from old checkpoints, or of no use in evaluation (batch-norm counters)."""
-    return name in ("diam_mean", "diam_labels") or name.endswith("num_batches_tracked")
+    return name in DIAMETERS or name.endswith("num_batches_tracked")
 
 
 def check_state(path: str, state: Mapping[str, torch.Tensor]) -> None:

@@ -16,8 +16,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-import torch
-
 from densebatch.backends import (
     BACKENDS,
     REFERENCE,
@@ -111,6 +109,8 @@ def fit_device(plan: Plan, settings: SegmentSettings, workers: int) -> int:
     chosen = settings.workers is not None or settings.is_remote
     if chosen or settings.device == "cpu" or choose_device(settings.device) != "cuda":
         return workers
+    import torch
+
     each = _CUDA_CONTEXT_BYTES + 2 * plan.network_batch * patch_bytes(plan)
     free, _ = torch.cuda.mem_get_info()
     return max(1, min(workers, int(_GPU_SHARE * free // each)))
@@ -376,4 +376,8 @@ def _some(sample: Sample, backend: Backend) -> Sequence[Any]:
 
 
 def _name_gpu(device: str) -> str | None:
-    return str(torch.cuda.get_device_name()) if device == "cuda" else None
+    if device != "cuda":
+        return None
+    import torch
+
+    return str(torch.cuda.get_device_name())

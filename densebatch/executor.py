@@ -288,6 +288,7 @@ def open_executor(
         yield SerialExecutor()
         return
     import dask.config
+    import distributed.utils
     from distributed import Client, LocalCluster
 
     if scheduler_address is not None or scheduler_file is not None:
@@ -301,6 +302,8 @@ def open_executor(
             yield DaskExecutor(client, len(client.nthreads()))
         return
     forked = start_fork_server()
+    # or it imports pandas here, for a fork server that it would start
+    distributed.utils._forkserver_preload_set = True
     with (
         # workers' scratch must not land in the user's current folder
         tempfile.TemporaryDirectory(prefix="densebatch-") as scratch,

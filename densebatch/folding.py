@@ -28,6 +28,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from densebatch.network import Conv, Projection
+
 if TYPE_CHECKING:
     from densebatch.network import CPnet, _ResidualDown, _ResidualUp, _StyledConv
 
@@ -194,11 +196,13 @@ def _scale_of(norm: nn.Module) -> torch.Tensor:
 def _make_conv(weight: torch.Tensor, bias: torch.Tensor, padding: int) -> nn.Conv2d:
     n_out, n_in, height, width = weight.shape
     # without random numbers, which would be drawn from the caller's generator
-    conv = nn.Conv2d(n_in, n_out, (height, width), padding=padding, device="meta")
-    conv.to_empty(device="cpu")
-    conv.weight.copy_(weight)
-    _bias_of(conv).copy_(bias)
+    conv = Conv(n_in, n_out, (height, width), padding=padding, device="meta")
+    conv.weight, conv.bias = _copy_parameter(weight), _copy_parameter(bias)
     return conv
+
+
+def _copy_parameter(values: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach().to(torch.float32, copy=True))
 
 
 def _bias_of(conv: nn.Conv2d) -> torch.Tensor:
@@ -239,8 +243,7 @@ def _fold_style(layer: nn.Module, norm: nn.Module) -> nn.Linear:
     """The layer that projects the style, followed by a norm."""
     linear = cast("nn.Linear", layer)
     scale, shift = _scale_and_offset(norm)
-    folded = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    folded.to_empty(device="cpu")
-    folded.weight.copy_(linear.weight.double() * scale[:, None])
-    folded.bias.copy_(linear.bias.double() * scale + shift)
+    folded = Projection(linear.in_features, linear.out_features, device="meta")
+    folded.weight = _copy_parameter(linear.weight.double() * scale[:, None])
+    folded.bias = _copy_parameter(linear.bias.double() * scale + shift)
     return folded

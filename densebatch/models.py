@@ -1,7 +1,7 @@
 """Weights and what must be known to use them: bundled, fetched, or any Cellpose 1-3 checkpoint.
 
 A model's resolution, patch, percentiles and inputs belong to it and are read from its card, which
-is kept in the safetensors header.
+is kept in the safetensors header. Torch is imported where weights are touched, and not before.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save
-
 from densebatch import zoo
-from densebatch.checkpoint import CARD_KEY, check_state, digest_weights, read_state
 from densebatch.errors import InputError
 from densebatch.journal import write_atomic
-from densebatch.network import CPnet, infer_widths
+from densebatch.weights_file import (
+    CARD_KEY,
+    DIAMETERS,
+    digest_weights,
+    infer_widths,
+    read_header,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from densebatch.network import CPnet
 
 _MAX_PATCH_PX = 4096
 
@@ -102,7 +106,9 @@ def find_model(name: str) -> ModelSpec:
     path, pin = Path(name), None
     if name in list_bundled():
         path = bundled_path(name)
-    elif name in zoo.KNOWN:
+        # what its weights are is checked when they are loaded
+        return _make_spec(name, path, digest_weights(path), *read_header(path))
+    if name in zoo.KNOWN:
         path, pin = zoo.locate(name)
     elif not path.is_file():
         bundled = ", ".join(list_bundled()) or "none"
@@ -115,7 +121,7 @@ def find_model(name: str) -> ModelSpec:
     if pin is not None:
         zoo.check_pinned(pin, digest, str(path))
         return _apply_zoo(_read_spec(name, path, digest), pin)
-    return _read_spec(name if name in list_bundled() else path.stem, path, digest)
+    return _read_spec(path.stem, path, digest)
 
 
 def check_checkpoint(path: Path) -> None:
@@ -135,6 +141,8 @@ def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
     spec = replace(spec, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
     if known.diameter_px is None:
         return spec
+    from densebatch.checkpoint import read_state
+
     # as in stock, a built-in model's own statement of its scale is not heard
     state, _ = read_state(spec.path, spec.sha256)
     default = spec.default_diameter_px if "diam_labels" in state else known.diameter_px
@@ -142,30 +150,38 @@ def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
 
 
 def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
+    """Of a file from anywhere: its weights are checked first."""
+    from densebatch.checkpoint import check_state, read_state
+
     state, card = read_state(str(path), digest)
     check_state(str(path), state)
-    diameter = _read_diameter(path, state, "diam_mean", 30.0)
+    shapes = {key: value.shape for key, value in state.items()}
+    diameters = {key: float(state[key][0]) for key in DIAMETERS if key in state}
+    return _make_spec(name, path, digest, card, shapes, diameters)
+
+
+def _make_spec(
+    name: str,
+    path: Path,
+    digest: str,
+    card: dict[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    diameters: Mapping[str, float],
+) -> ModelSpec:
+    for key, value in diameters.items():
+        if not 0.1 <= value <= 10_000:
+            raise InputError(f"model {path}: {key} is {value:g} px; accepted are 0.1 to 10000")
+    diameter = diameters.get("diam_mean", 30.0)
     spec = ModelSpec(
         name=name,
         path=str(path.resolve()),
         sha256=digest,
-        widths=infer_widths(state),
+        widths=infer_widths(shapes),
         diameter_px=diameter,
         um_per_px=None,
-        default_diameter_px=_read_diameter(path, state, "diam_labels", diameter),
+        default_diameter_px=diameters.get("diam_labels", diameter),
     )
     return replace(spec, **read_use(path, card["use"]), card=card) if "use" in card else spec
-
-
-def _read_diameter(
-    path: Path, state: Mapping[str, torch.Tensor], name: str, default: float
-) -> float:
-    if name not in state:
-        return default
-    value = float(state[name][0])
-    if not 0.1 <= value <= 10_000:
-        raise InputError(f"model {path}: {name} is {value:g} px; accepted are 0.1 to 10000")
-    return value
 
 
 def read_use(path: Path, use: object) -> dict[str, Any]:
@@ -225,6 +241,9 @@ def load_network(spec: ModelSpec) -> CPnet:
         If a weight is missing, left over or of another shape, or the file is no longer the one
         that `spec` describes.
     """
+    from densebatch.checkpoint import check_state, read_state
+    from densebatch.network import CPnet
+
     if digest_weights(Path(spec.path)) != spec.sha256:
         raise InputError(f"model {spec.path}: has changed since the run was planned")
     state, _ = read_state(spec.path, spec.sha256)
@@ -267,6 +286,9 @@ def save_model(
     ValueError
         If `half` and a weight is out of its range.
     """
+    import torch
+    from safetensors.torch import save
+
     state = {}
     for name, tensor in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -329,6 +351,10 @@ def choose_rescale(
 
 def count_weights(spec: ModelSpec) -> int:
     """Number of trained parameters (statistics and counters are none)."""
+    import torch
+
+    from densebatch.network import CPnet
+
     with torch.device("meta"):
         network = CPnet(spec.widths)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 FULL_WIDTH = (2, 32, 64, 128, 256)
 HALF_WIDTH = (2, 16, 32, 64, 128)
@@ -24,19 +24,40 @@ _BN_EPS = 1e-5
 _BN_MOMENTUM = 0.05
 
 
+class Conv(nn.Conv2d):
+    """A convolution that draws no random weights where there is no place for them.
+
+    On torch's meta device it would do so by way of sympy, whose import takes a third of a second.
+    """
+
+    def reset_parameters(self) -> None:
+        """As torch does, but not on the meta device."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Projection(nn.Linear):
+    """A linear layer; as `Conv`."""
+
+    def reset_parameters(self) -> None:
+        """As torch does, but not on the meta device."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 def _norm_relu_conv(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
     """Pre-activation block. The indices 0 (norm) and 2 (conv) are part of checkpoint names."""
     return nn.Sequential(
         nn.BatchNorm2d(in_channels, eps=_BN_EPS, momentum=_BN_MOMENTUM),
         nn.ReLU(inplace=True),
-        nn.Conv2d(in_channels, out_channels, size, padding=size // 2),
+        Conv(in_channels, out_channels, size, padding=size // 2),
     )
 
 
 def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.BatchNorm2d(in_channels, eps=_BN_EPS, momentum=_BN_MOMENTUM),
-        nn.Conv2d(in_channels, out_channels, 1),
+        Conv(in_channels, out_channels, 1),
     )
 
 
@@ -64,7 +85,7 @@ class _StyledConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, style_channels: int) -> None:
         super().__init__()
         self.conv = _norm_relu_conv(in_channels, out_channels, 3)
-        self.full = nn.Linear(style_channels, out_channels)
+        self.full = Projection(style_channels, out_channels)
 
     def forward(self, style: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x + self.full(style)[:, :, None, None])  # type: ignore[no-any-return]
@@ -165,35 +186,3 @@ class CPnet(nn.Module):
         style = features[-1].mean(dim=(2, 3))
         style = style / style.square().sum(dim=1, keepdim=True).sqrt()
         return self.output(self.upsample(style, features))  # type: ignore[no-any-return]
-
-
-def infer_widths(state: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
-    """Channel widths of a CPnet checkpoint, read from its projection weights.
-
-    Parameters
-    ----------
-    state
-        Checkpoint tensors by Cellpose's names.
-
-    Returns
-    -------
-    tuple of int
-        Input channels, then the width of each resolution.
-
-    Raises
-    ------
-    ValueError
-        If the names are not those of a CPnet.
-    """
-    widths: list[int] = []
-    level = 0
-    while (weight := state.get(f"downsample.down.res_down_{level}.proj.1.weight")) is not None:
-        if weight.ndim != 4:
-            raise ValueError(f"projection weights of level {level} have {weight.ndim} axes, not 4")
-        if not widths:
-            widths.append(int(weight.shape[1]))
-        widths.append(int(weight.shape[0]))
-        level += 1
-    if level < 2:
-        raise ValueError("no 'downsample.down.res_down_N.proj' weights: not a Cellpose 1-3 network")
-    return tuple(widths)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from run_files import (
     assert_same_output,
     call_main,
@@ -334,9 +335,9 @@ def test_workers_are_as_many_as_a_gpu_holds(plan, monkeypatch):
     assert engines.fit_device(plan, load_settings(None, device="cpu"), 8) == 8
     monkeypatch.setattr(engines, "choose_device", lambda _: "cuda")
     for free, expected in ((10**9, 1), (10**12, 8)):
-        monkeypatch.setattr(engines.torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
         assert engines.fit_device(plan, settings, 8) == expected
-    monkeypatch.setattr(engines.torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
     assert engines.fit_device(plan, load_settings(None, workers=5), 5) == 5
 
 

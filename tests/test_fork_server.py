@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import psutil
 import pytest
@@ -38,6 +39,26 @@ def test_workers_find_everything_imported():
     assert "densebatch.pipeline" not in loaded  # nor what only the main process needs
     (kernels,) = _ask("len(__import__('densebatch.dynamics').dynamics._check.signatures)")
     assert kernels == 1
+
+
+_SEGMENT = """
+import sys
+from pathlib import Path
+from densebatch.demo import run_demo
+if __name__ == "__main__":
+    run_demo(Path("demo"), size_px=256, seed=0, workers=1)
+    print("torch" in sys.modules, "pandas" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="is there a GPU? torch knows")
+def test_the_main_process_leaves_what_takes_long_to_import_to_workers(tmp_path):
+    (tmp_path / "script.py").write_text(_SEGMENT)
+    run = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "False False"
 
 
 def test_workers_have_the_environment_of_their_run(monkeypatch):

@@ -225,7 +225,9 @@ def number_shard(
     sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
     missing = np.zeros(sums.shape, np.int64)
     unread = []
-    for channel, name in enumerate(plan.slide.channels):
+    # where there is neither a cell nor a copy, nobody asks for pixels
+    wanted = plan.slide.channels if ids.size or spec.image else ()
+    for channel, name in enumerate(wanted):
         with meter.timed("read"):
             pixels, holes = _read_pixels(plan, channel, region)
         column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from densebatch.capacity import Meter
-from densebatch.dynamics import halo_for_travel, trace_tile
+from densebatch.dynamics import TracedTile, halo_for_travel, trace_tile
 from densebatch.geometry import Region
 from densebatch.journal import Journal, write_atomic
 from densebatch.plan import Plan, load_plan
@@ -52,6 +52,14 @@ def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float32]:
     stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
     flows = stored.astype(np.float32)
     return flows if plan.network_shape == plan.shape else resample(flows, rows, cols)
+
+
+def _is_skipped(plan: Plan, region: Region) -> bool:
+    """Whether no patch of a region was evaluated, so that all of it is background."""
+    active = plan.active_cores
+    return plan.background_logit <= plan.trace.cellprob_threshold and not any(
+        active[index] for index in plan.lattice.cores.overlapping(region)
+    )
 
 
 def create_traces(plan: Plan, work: Path, tile: int) -> None:
@@ -92,10 +100,13 @@ def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) ->
     work = Path(plan_path).parent
     core = tile_grid(plan, tile)[row, col]
     window = _window(plan, core, travel_px)
-    with meter.timed("read"):
-        flows = read_flows(plan, work, window)
-    with meter.timed("trace"):
-        traced = trace_tile(flows, window, core, plan.shape, plan.trace)
+    if _is_skipped(plan, flows_needed(plan, core, travel_px)):
+        traced = TracedTile(np.zeros(core.shape, np.uint32), np.zeros(0, np.int64), 0.0, 0, 0)
+    else:
+        with meter.timed("read"):
+            flows = read_flows(plan, work, window)
+        with meter.timed("trace"):
+            traced = trace_tile(flows, window, core, plan.shape, plan.trace)
     folder = trace_folder(work, tile)
     array = zarr.open_array(str(folder / "labels.zarr"), mode="r+")
     with meter.timed("write"):

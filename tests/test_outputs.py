@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from run_files import (
 )
 from slide_files import write_zarr
 
-from densebatch import inference, labels, pipeline, session
+from densebatch import inference, labels, numbering, pipeline, session, tracing
 from densebatch.backend_torch import TorchBackend
 from densebatch.geometry import Region
 from densebatch.pipeline import segment
@@ -467,15 +468,22 @@ def test_progress_on_a_terminal(slide, tmp_path):
 # background
 
 
-def test_skipped_background_changes_nothing(tmp_path):
-    """Half of the slide is glass: not evaluated, with the same bits as if it were."""
+def test_skipped_background_changes_nothing(tmp_path, monkeypatch):
+    """Half of the slide is glass: not evaluated, hardly traced, with the bits as if it were."""
+    work = count_calls(monkeypatch, tracing, "trace_tile")
     tissue = Tissue(900, 1300, seed=1, empty_fraction=0.5)
     slide = tmp_path / "a.ome.zarr"
     write_slide(tissue, slide)
-    results = {}
+    results, done = {}, {}
     for skip in (True, False):
         out = tmp_path / f"skip-{skip}"
-        results[skip] = segment(slide, out, membrane=("membrane",), workers=0, skip_background=skip)
+        results[skip] = segment(
+            slide, out, membrane=("membrane",), workers=0, skip_background=skip, tile=256
+        )
+        done[skip] = dict(work)
+        work.clear()
+    assert done[False]["trace_tile"] == 4 * 6
+    assert done[True]["trace_tile"] < done[False]["trace_tile"]
     skipped, full = results[True].report, results[False].report
     assert full["network_covered_px"] == full["slide_px"]
     assert skipped["network_patches"] < 0.8 * full["network_patches"]
@@ -484,6 +492,33 @@ def test_skipped_background_changes_nothing(tmp_path):
     assert np.array_equal(a, b)
     tables = [(tmp_path / f"skip-{skip}" / "cells.parquet").read_bytes() for skip in (True, False)]
     assert tables[0] == tables[1]
+
+
+def test_glass_is_not_measured(tmp_path, monkeypatch):
+    """Where there are no cells, nobody reads pixels for intensities; a copy is made still."""
+    work = count_calls(monkeypatch, numbering, "_read_pixels")
+    slide = write_tiff(
+        tmp_path / "a.ome.tif", np.full((2, 300, 400), 7, np.uint16), ["CD3", "DAPI"]
+    )
+    for image, calls in (("none", 0), ("copy", 2)):
+        result = segment(slide, tmp_path / image, image=image, **MEMBRANE)
+        assert result.cells == 0
+        assert work["_read_pixels"] == calls
+        table = pq.read_table(tmp_path / image / "cells.parquet")
+        assert table.num_rows == 0
+        assert {"mean_CD3", "mean_DAPI"} <= set(table.column_names)
+
+
+def count_calls(monkeypatch, module, name):
+    """Count the calls of a function from now on."""
+    function, counter = getattr(module, name), Counter()
+
+    def call(*args):
+        counter[name] += 1
+        return function(*args)
+
+    monkeypatch.setattr(module, name, call)
+    return counter
 
 
 def test_leftovers_of_killed_writers_are_not_part_of_the_result(slide, tmp_path, monkeypatch):

@@ -14,11 +14,15 @@ import ctypes
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_KEPT = 32 * 2**20  # one allocation; the most that glibc takes
-_KEPT = 256 * 2**20
+_KEPT = 256 * 2**20  # by the main thread
+KEPT_BYTES = 64 * 2**20  # by every other thread: what glibc's heap for one holds
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 256 MiB that it has freed, where its allocator is glibc's."""
+    """Let this process keep what it has freed, where its allocator is glibc's.
+
+    That is up to `KEPT_BYTES` for each thread that evaluates patches.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another allocator, or no such library

@@ -58,8 +58,8 @@ def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluat
     side = spec.patch_px
     shape = PatchShape(side, side, Region(0, 0, side, side))
     network = load_network(spec)
-    packed = quantise(spec, shape) if BACKENDS[name].precision == "int8" else None
     try:
+        packed = quantise(spec, shape) if BACKENDS[name].precision == "int8" else None
         backend = make_backend(
             name, device, network, shape, batch=_GPU_BATCH, lanes=lanes, quantised=packed
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from densebatch.allocation import KEPT_BYTES
 from densebatch.dynamics import halo_for_travel
 from densebatch.errors import CapacityError, InputError
 from densebatch.ngff import SHARD_PX
@@ -60,10 +61,11 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     shard = min(height, SHARD_PX) * min(width, SHARD_PX)
     n_inputs = len(plan.membrane) + (plan.nuclei is not None)
     patches = lanes * patch_bytes(plan)
+    kept = min(patches, lanes * KEPT_BYTES)
     item = np.dtype(plan.slide.dtype).itemsize
     tasks = {
         f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patches,
-        f"trace a window of {window} px": window * 48,
+        f"trace a window of {window} px": window * 48 + kept,
         f"number a shard of {shard} px": shard * (4 * 4 + 2 * item),
     }
     worst = max(tasks, key=lambda name: tasks[name])

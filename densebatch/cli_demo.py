@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from densebatch.fork_server import start_fork_server
+
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path), default=Path("densebatch-demo"))
@@ -22,6 +24,8 @@ from rich.console import Console
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Dask workers.")
 def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
+    if workers != 0:
+        start_fork_server()  # before the imports here, which take as long as those there
     from densebatch.cli_summary import print_summary
     from densebatch.demo import run_demo
     from densebatch.progress import TerminalProgress

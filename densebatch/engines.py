@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 from densebatch.backends import (
     BACKENDS,
@@ -33,7 +33,7 @@ from densebatch.errors import InputError
 from densebatch.executor import ask_worker
 from densebatch.models import load_network
 from densebatch.parity import Parity, compare, draw_sample, predict_sample
-from densebatch.quantization import digest_quantised, quantise, read_quantised
+from densebatch.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised
 from densebatch.scheduler import check_scheduler
 
 if TYPE_CHECKING:
@@ -222,8 +222,11 @@ def _choose_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoi
 
 def identify_quantised(plan: Plan) -> dict[str, Any]:
     """What a quantised network depends on besides the machine and the versions of libraries."""
+    model = plan.model
     return {
-        "finding": "int8", "model": plan.model.sha256, "shape": asdict(patch_shape(plan.lattice)),
+        "finding": "int8", "recipe": QUANTISED_BY, "model": model.sha256,
+        "shape": asdict(patch_shape(plan.lattice)), "diameter_px": model.diameter_px,
+        "percentiles": model.percentiles, "nuclei": model.nuclei,
     }  # fmt: skip
 
 
@@ -234,12 +237,12 @@ def _quantise(plan: Plan) -> bytes:
     if known is not None:
         try:
             packed = b64decode(known["packed"], validate=True)
-            if digest_quantised(packed) == known["sha256"]:
+            if sha256(packed).hexdigest() == known["sha256"]:
                 return packed
-        except (LookupError, TypeError, ValueError, BadZipFile):  # damaged, or made by hand
+        except (LookupError, TypeError, ValueError):  # made by hand
             pass
     packed = quantise(plan.model, patch_shape(plan.lattice))
-    finding = {"packed": b64encode(packed).decode(), "sha256": digest_quantised(packed)}
+    finding = {"packed": b64encode(packed).decode(), "sha256": sha256(packed).hexdigest()}
     remember(identity, finding)
     return packed
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-import os
 import random
 import tempfile
 import time
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from densebatch.fork_server import start_fork_server
+from densebatch.fork_server import is_started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -301,13 +300,15 @@ def open_executor(
                 raise OSError("the scheduler has no workers; start some and try again") from error
             yield DaskExecutor(client, len(client.nthreads()))
         return
-    forked = start_fork_server()
-    # or it imports pandas here, for a fork server that it would start
-    distributed.utils._forkserver_preload_set = True
+    how = {}
+    if is_started():
+        how["distributed.worker.multiprocessing-method"] = "forkserver"
+        # or it imports pandas now, for a fork server that it would start
+        distributed.utils._forkserver_preload_set = True
     with (
         # workers' scratch must not land in the user's current folder
         tempfile.TemporaryDirectory(prefix="densebatch-") as scratch,
-        dask.config.set(forked or {}),
+        dask.config.set(how),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -317,7 +318,9 @@ def open_executor(
             dashboard_address="127.0.0.1:0",
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
-            env=dict(os.environ),  # a fork server has that of its own start
+            # Dask would pause a worker at four fifths of its share and wait, silently, for memory
+            # that is not given back; what tasks take is estimated before the run
+            memory_limit=0,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -2,8 +2,11 @@
 
 Importing takes a worker two seconds, and all of them do it while nothing else can begin. A fork
 server (of `multiprocessing`; a clean process without threads) does it once, beside what the main
-process does meanwhile, and workers share its memory pages. Only on Linux: elsewhere forking after
-imports is unsafe or unknown, and workers start as Dask starts them.
+process does meanwhile, and workers share its memory pages.
+
+A process has one fork server, and its environment and imports are those of its start. So only the
+command line, whose process is ours alone, starts one; called from somebody's program, workers
+start as Dask starts them. And only on Linux: elsewhere forking after imports is unsafe or unknown.
 """
 
 from __future__ import annotations
@@ -14,51 +17,53 @@ import os
 import sys
 from contextlib import suppress
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING
 
 import psutil
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 _PRELOADED = "densebatch.worker_modules"
 # What Dask sets for workers, but would set too late for libraries that are there already; a pool
-# of threads does not survive a fork. The last keeps the current folder off the import path.
+# of threads does not survive a fork.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": "65536",
-    "PYTHONSAFEPATH": "1",
 }
+_started = False
 
 
-def start_fork_server() -> Mapping[str, str] | None:
+def start_fork_server() -> None:
     """Start importing what workers need, in a process of its own; do not wait for it.
 
-    Called again it does nothing. The server ends with this process and its workers.
-
-    Returns
-    -------
-    mapping, or None where there is no fork server
-        Dask configuration under which workers are forked.
+    For a program that is ours alone and has no threads yet. The server ends with this process and
+    its workers. Where there can be none, nothing happens.
     """
-    if sys.platform != "linux":
-        return None
+    global _started
+    # before 3.11.1 other users of the machine could connect to it
+    if sys.platform != "linux" or sys.version_info < (3, 11, 1) or _started:
+        return
     multiprocessing.get_context("forkserver").set_forkserver_preload([_PRELOADED])
+    # keeps the current folder off the import path, also of a server that replaces a killed one
+    os.environ["PYTHONSAFEPATH"] = "1"
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:
         forkserver.ensure_running()  # it takes the variables over
+    except OSError:  # a temporary folder whose name is too long for a socket
+        return
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    atexit.unregister(_end_fork_server)
     atexit.register(_end_fork_server)
-    return {"distributed.worker.multiprocessing-method": "forkserver"}
+    _started = True
+
+
+def is_started() -> bool:
+    """Whether workers can be forked."""
+    return _started
 
 
 def _end_fork_server() -> None:

@@ -82,6 +82,12 @@ def bundled_path(name: str) -> Path:
     return Path(str(resources.files("densebatch") / "weights" / f"{name}.safetensors"))
 
 
+def _read_digests() -> dict[str, str]:
+    """SHA-256 of the bundled files by name, as `sha256sum` writes them."""
+    text = (resources.files("densebatch") / "weights" / "bundled.sha256").read_text()
+    return {name: digest for digest, name in map(str.split, text.splitlines())}
+
+
 def find_model(name: str) -> ModelSpec:
     """Resolve the name of a bundled or fetched model, or a checkpoint file.
 
@@ -106,8 +112,13 @@ def find_model(name: str) -> ModelSpec:
     path, pin = Path(name), None
     if name in list_bundled():
         path = bundled_path(name)
-        # what its weights are is checked when they are loaded
-        return _make_spec(name, path, digest_weights(path), *read_header(path))
+        digest = digest_weights(path)
+        # a file that is the one it came as needs no more looking at
+        if _read_digests().get(path.name) != digest:
+            raise InputError(
+                f"model {path}: is not the file that came with densebatch; install it again"
+            )
+        return _make_spec(name, path, digest, *read_header(path))
     if name in zoo.KNOWN:
         path, pin = zoo.locate(name)
     elif not path.is_file():

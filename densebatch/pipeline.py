@@ -21,7 +21,6 @@ from densebatch.dynamics import halo_for_travel
 from densebatch.engines import check_engine, fit_device, settle_engine
 from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import Job, open_executor
-from densebatch.fork_server import start_fork_server
 from densebatch.geometry import Region
 from densebatch.inference import create_flows, predict_group
 from densebatch.journal import write_atomic
@@ -143,8 +142,6 @@ def segment(
     folder = OutputFolder(Path(out).absolute())
     started = time.monotonic()
     meter = Meter()
-    if settings.starts_workers:
-        start_fork_server()
     folder.check()
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = draft_plan(slide, settings)

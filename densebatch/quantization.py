@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from densebatch.backends import PatchShape
     from densebatch.models import ModelSpec
 
+QUANTISED_BY = 1  # counts changes of what follows: what was kept before is made again
 _PATCHES = 24
 _SEED = 77  # of the tissue; not that of the gate
 _FILE = "network-int8.zip"
@@ -127,7 +128,7 @@ def read_quantised(work: Path, digest: str) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         found = digest_quantised(packed)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except zipfile.BadZipFile as error:
         raise InputError(f"{path}: is damaged ({error})") from error
     if found != digest:
         raise InputError(f"{path}: is not the network that the run was planned with")
@@ -141,9 +142,14 @@ def digest_quantised(packed: bytes) -> str:
 
     Raises
     ------
-    zipfile.BadZipFile, KeyError
+    zipfile.BadZipFile
         If either part is damaged or missing.
     """
-    with zipfile.ZipFile(BytesIO(packed)) as archive:
-        archive.read("network.xml")  # checks its CRC
-        return hashlib.sha256(archive.read("network.bin")).hexdigest()
+    try:
+        with zipfile.ZipFile(BytesIO(packed)) as archive:
+            archive.read("network.xml")  # checks its CRC
+            return hashlib.sha256(archive.read("network.bin")).hexdigest()
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything in a parser
+        raise zipfile.BadZipFile(f"{type(error).__name__}: {error}") from error

@@ -305,6 +305,8 @@ def test_a_model_is_quantised_once(quantised, monkeypatch):
     assert engines._quantise(plan) == packed
     assert engines._quantise(plan) == packed
     assert len(calls) == 1
+    changed = replace(plan, model=replace(plan.model, percentiles=(2.0, 98.0)))
+    assert recall(engines.identify_quantised(changed)) is None
     for rubbish in ({}, {"packed": "?"}, {"packed": "AAAA", "sha256": "0"}, {"packed": 7}):
         remember(engines.identify_quantised(plan), rubbish)
         assert engines._quantise(plan) == packed

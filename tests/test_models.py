@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 
-from densebatch import zoo
+from densebatch import models, zoo
 from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
 from densebatch.models import (
@@ -153,6 +153,20 @@ def test_changed_file_is_read_again(tmp_path):
     assert first.sha256 != second.sha256
     expected = make_network(seed=1).output[2].bias.half().float()
     assert torch.equal(load_network(second).output[2].bias, expected)
+
+
+@pytest.mark.parametrize("name", list_bundled())
+def test_a_bundled_model_that_is_not_what_it_came_as_is_refused(name, tmp_path, monkeypatch):
+    whole = models.bundled_path(name).read_bytes()
+    spec = find_model(name)
+    assert spec == models._read_spec(name, models.bundled_path(name), spec.sha256)
+    path = tmp_path / f"{name}.safetensors"
+    monkeypatch.setattr(models, "bundled_path", lambda _: path)
+    flipped = whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]
+    for content in (whole[: len(whole) // 2], b"", flipped):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is not the file that came with densebatch"):
+            find_model(name)
 
 
 def test_bundled_model():

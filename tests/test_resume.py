@@ -218,6 +218,28 @@ def test_damage_in_the_pyramid_is_found_and_repaired(tmp_path, ngff):
     assert_same_output(out, expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_sigkill_of_a_forked_worker_and_of_the_fork_server(long_slide, tmp_path):
+    slide, expected, _ = long_slide
+    out = tmp_path / "out"
+    process = start_command(*command(slide, out, "--workers", 2, "--tile", 128), group_px=GROUP_PX)
+    killed = []
+    for n_records in (1, 8):
+        deadline = time.monotonic() + 120
+        while len(records(out)) < n_records and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children()
+        (server,) = (c for c in children if "multiprocessing.forkserver" in str(c.cmdline()))
+        victim = server if killed else server.children()[0]
+        victim.kill()
+        killed.append(victim.pid)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, err
+    assert len(set(killed)) == 2
+    assert_same_output(out, expected)
+
+
 def test_sigkill_of_a_worker_does_not_lose_the_run(long_slide, tmp_path):
     slide, expected, _ = long_slide
     killed = []

@@ -26,10 +26,9 @@ pytestmark = [
 ]
 
 
-MODELS = (DEFAULT_MODEL, "dense-tiny")
-# What the two do not both reach: (model, field), recorded in benchmarks/model/README.md.
-AP_FURTHER = {("dense-small", FIELDS[1])}  # 0.0144
-FEWER_ALIKE = {("dense-tiny", FIELDS[3])}  # 0.942
+MODELS = ("dense", DEFAULT_MODEL)
+# Of the network that stock can run itself, nothing; recorded in benchmarks/model/README.md.
+AP_FURTHER = {("dense-small", FIELDS[0])}  # 0.0109
 
 
 def _stock_flows(network, pixels: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -80,21 +79,18 @@ def test_ap_is_stocks_within_a_hundredth(case, compared):
     truth, ours, theirs, _ = compared
     ap_ours = score_labels(truth, ours).at("0.50").ap
     ap_theirs = score_labels(truth, theirs).at("0.50").ap
-    assert abs(ap_ours - ap_theirs) <= 0.016, (ap_ours, ap_theirs)
+    assert abs(ap_ours - ap_theirs) <= 0.012, (ap_ours, ap_theirs)
     if abs(ap_ours - ap_theirs) > 0.01 and case in AP_FURTHER:
         pytest.xfail(f"{ap_ours:.4f}, stock's {ap_theirs:.4f}")
     assert abs(ap_ours - ap_theirs) <= 0.01, (ap_ours, ap_theirs)
 
 
-def test_95_percent_of_stocks_cells_have_a_close_partner(case, compared):
+def test_95_percent_of_stocks_cells_have_a_close_partner(compared):
     _, ours, theirs, _ = compared
     share = share_matched(theirs, ours, 0.8)
-    if share < 0.95 and case in FEWER_ALIKE:
-        pytest.xfail(f"{share:.4f}")
     assert share >= 0.95
 
 
 def test_nearly_all_of_stocks_cells_have_a_partner(compared):
     _, ours, theirs, _ = compared
-    assert share_matched(theirs, ours, 0.8) >= 0.94
     assert share_matched(theirs, ours, 0.5) >= 0.95

@@ -10,9 +10,6 @@ from importlib.metadata import version
 import psutil
 import pytest
 
-from densebatch import fork_server
-from densebatch.executor import Job, open_executor
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork servers are for Linux")
 
 # As the command line does it, in a process of its own: a fork server belongs to its process.
@@ -107,10 +104,17 @@ print(json.dumps(parent == os.getpid()))
 
 
 def test_a_caller_of_the_library_keeps_its_own_fork_server():
-    assert not fork_server.is_started()
-    with open_executor(1, None, None) as executor:
-        (outcome,) = executor.run([Job("a", os.getppid, ())])
-    assert outcome.result == os.getpid()
+    """Without the command line's call, workers start as Dask starts them."""
+    code = """
+import os
+from densebatch.executor import Job, open_executor
+from densebatch.fork_server import is_started
+with open_executor(1, None, None) as executor:
+    (outcome,) = executor.run([Job("a", os.getppid, ())])
+print(outcome.result == os.getpid(), is_started())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["True", "False"], run.stderr
 
 
 def test_a_server_without_workers_ends_with_its_program():

@@ -97,19 +97,19 @@ def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
         raise
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, name: str | None = None) -> str:
     """SHA-256 of a file.
 
     Raises
     ------
     InputError
-        If it cannot be read.
+        If it cannot be read; about `name`, else the path.
     """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{name or path}: cannot be read ({error.strerror})") from error
 
 
 def list_record(doi: str) -> dict[str, str]:

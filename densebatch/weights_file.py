@@ -5,13 +5,12 @@ Needs no torch, which takes a second to import: who only plans with a bundled mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from densebatch.errors import InputError
+from densebatch.download import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,11 +28,7 @@ def digest_weights(path: Path) -> str:
     InputError
         If it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"model {path}: cannot be read ({error.strerror})") from error
+    return digest(path, f"model {path}")
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, list[int]], dict[str, float]]:

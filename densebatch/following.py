@@ -2,9 +2,11 @@
 
 This is where tracing spends its time, so pixels advance in blocks, step by step together: places
 and weights are then computed by vector instructions, the four flows that a position lies between
-are gathered as eight bytes each, and pixels that have arrived leave the block every few steps. The
-operations on each pixel, and their order, are those of a plain loop over one pixel after the other
-(`tests/test_following.py` has it), and so is every bit of the result.
+are moved as two times sixteen bytes, and pixels that have arrived leave the block every few steps.
+Most arrive soon; the few that go on are collected from many blocks and finished together, or every
+block would be taken to the last step for their sake. The operations on each pixel, and their order,
+are those of a plain loop over one pixel after the other (`tests/test_following.py` has it), and so
+is every bit of the result.
 
 A trajectory is deterministic in its position, so where it stays once it stays, and once it repeats
 a position it cycles: the remaining steps are taken modulo the cycle's length (Brent's method), with
@@ -26,6 +28,7 @@ DROPPED = -1
 
 _BLOCK = 512  # pixels; all of their state stays in a processor's first cache
 _LEAVE_STEPS = 8  # arrived pixels leave a block each so many steps
+_LONG_STEPS = 64  # pixels that still go then leave too; a power of two, when positions are marked
 _GOES, _ARRIVED, _LOST, _CYCLES = (np.float32(k) for k in range(4))
 # A block's state is one array, rows of one number per pixel, and so are its corners: a compiler
 # can tell that rows do not overlap, where it could not of several arrays. Unsigned offsets spare
@@ -34,8 +37,9 @@ _N_ROWS = 9
 _Y, _X, _DY, _DX, _MARK_Y, _MARK_X, _FAR, _END, _STATE = (
     np.uint64(k * _BLOCK) for k in range(_N_ROWS)
 )
-_CORNER_1, _CORNER_2, _CORNER_3 = (np.uint64(k * _BLOCK) for k in range(1, 4))
-_PAIR_1, _PAIR_2, _PAIR_3 = (np.uint64(2 * k * _BLOCK) for k in range(1, 4))
+_LOWER = np.uint64(_BLOCK)  # the lower two corners come after the upper two
+_LOWER_FLOWS = np.uint64(4 * _BLOCK)
+_NEXT, _TWO, _THREE, _FOUR = (np.uint64(k) for k in range(1, 5))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
@@ -48,7 +52,7 @@ def _locate(
     size: tuple[int, int],
     step: np.float32,
 ) -> None:
-    """Linear indices of the four pixels around each position; lost are those that lack one."""
+    """Linear index of the left of the two pixels above, and below; lost are those that lack one."""
     bottom, right = np.float32(size[0] - 1), np.float32(size[1] - 1)
     width = np.int32(size[1])
     for i in range(n):
@@ -61,27 +65,26 @@ def _locate(
         before = state[j + _STATE]
         lost = outside & (before == _GOES) & (step < state[j + _END])
         state[j + _STATE] = _LOST if lost else before
-        upper = np.int32(max(_ZERO, min(y0, bottom))) * width
-        lower = np.int32(max(_ZERO, min(y1, bottom))) * width
         left = np.int32(max(_ZERO, min(x0, right)))
-        rest = np.int32(max(_ZERO, min(x1, right)))
-        index[j] = upper + left
-        index[j + _CORNER_1] = upper + rest
-        index[j + _CORNER_2] = lower + left
-        index[j + _CORNER_3] = lower + rest
+        index[j] = np.int32(max(_ZERO, min(y0, bottom))) * width + left
+        index[j + _LOWER] = np.int32(max(_ZERO, min(y1, bottom))) * width + left
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _gather(
-    n: int, pairs: NDArray[np.int64], index: NDArray[np.int32], corners: NDArray[np.int64]
+    n: int,
+    neighbours: NDArray[np.complex128],
+    index: NDArray[np.int32],
+    corners: NDArray[np.complex128],
 ) -> None:
-    """Both flows of each corner, moved as eight bytes."""
+    """Both flows of two neighbouring corners, moved as sixteen bytes.
+
+    On the slide's last column there is no right neighbour: whatever stands there gets weight 0.
+    """
     for i in range(n):
         j = np.uint64(i)
-        corners[j] = pairs[np.uint64(index[j])]
-        corners[j + _CORNER_1] = pairs[np.uint64(index[j + _CORNER_1])]
-        corners[j + _CORNER_2] = pairs[np.uint64(index[j + _CORNER_2])]
-        corners[j + _CORNER_3] = pairs[np.uint64(index[j + _CORNER_3])]
+        corners[j] = neighbours[np.uint64(index[j])]
+        corners[j + _LOWER] = neighbours[np.uint64(index[j + _LOWER])]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -97,7 +100,7 @@ def _advance(
     limit, step, steps = limits
     for i in range(n):
         j = np.uint64(i)
-        k = j + j
+        k = j * _FOUR
         y = state[j + _Y]
         x = state[j + _X]
         was_y = state[j + _DY]
@@ -108,11 +111,10 @@ def _advance(
         w01 = (_ONE - fy) * fx
         w10 = fy * (_ONE - fx)
         w11 = fy * fx
-        step_y = flows[k] * w00 + flows[k + _PAIR_1] * w01
-        step_y += flows[k + _PAIR_2] * w10 + flows[k + _PAIR_3] * w11
-        k += np.uint64(1)
-        step_x = flows[k] * w00 + flows[k + _PAIR_1] * w01
-        step_x += flows[k + _PAIR_2] * w10 + flows[k + _PAIR_3] * w11
+        step_y = flows[k] * w00 + flows[k + _TWO] * w01
+        step_y += flows[k + _LOWER_FLOWS] * w10 + flows[k + _LOWER_FLOWS + _TWO] * w11
+        step_x = flows[k + _NEXT] * w00 + flows[k + _THREE] * w01
+        step_x += flows[k + _LOWER_FLOWS + _NEXT] * w10 + flows[k + _LOWER_FLOWS + _THREE] * w11
         # the slide's borders hold a position; distances are from the pixel's own place
         dy = min(last[0] - y, max(first[0] - y, was_y + step_y))
         dx = min(last[1] - x, max(first[1] - x, was_x + step_x))
@@ -137,20 +139,22 @@ def _advance(
 def _drop_arrived(
     n: int,
     state: NDArray[np.float32],
+    going: NDArray[np.int32],
     ends: NDArray[np.int32],
     travel: NDArray[np.float32],
 ) -> int:
-    """Write the results of pixels that go no more; how many are left, in unchanged order."""
+    """Write the results of pixels that go no more; how many are left, in unchanged order.
+
+    `going` is scratch, `(n + 1)`.
+    """
     height, width = ends.shape
-    kept = np.uint64(0)
+    kept = 0
     for i in range(n):
         j = np.uint64(i)
         now = state[j + _STATE]
+        going[kept] = i
         if now == _GOES:
-            for row in range(_N_ROWS):
-                offset = np.uint64(row * _BLOCK)
-                state[kept + offset] = state[j + offset]
-            kept += np.uint64(1)
+            kept += 1
             continue
         y = int(state[j + _Y])
         x = int(state[j + _X])
@@ -159,10 +163,115 @@ def _drop_arrived(
         end_x = x + int(np.floor(state[j + _DX]))
         inside = end_y >= 0 and end_x >= 0 and end_y < height and end_x < width
         ends[y, x] = end_y * width + end_x if inside and now == _ARRIVED else DROPPED
-    return int(kept)
+    if kept < n:
+        for row in range(_N_ROWS):
+            offset = np.uint64(row * _BLOCK)
+            for i in range(kept):
+                state[np.uint64(i) + offset] = state[np.uint64(going[i]) + offset]
+    return kept
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _run(
+    n: int,
+    state: NDArray[np.float32],
+    neighbours: NDArray[np.complex128],
+    stretch: tuple[int, int],
+    bounds: tuple[int, int, int, int],
+    limits: tuple[np.float32, int],
+    results: tuple[NDArray[np.int32], NDArray[np.float32]],
+) -> int:
+    """Take a block along a stretch of steps, or until no pixel goes.
+
+    `stretch` is the first step, 0 or a power of two, and the one to stop at; `limits` are travel
+    and all steps. Returns how many pixels go on.
+    """
+    step, stop = stretch
+    mark = step
+    limit, iterations = limits
+    ends, travel = results
+    first = (np.float32(bounds[0]), np.float32(bounds[1]))
+    last = (np.float32(bounds[2]), np.float32(bounds[3]))
+    index = np.empty(2 * _BLOCK, np.int32)
+    corners = np.empty(2 * _BLOCK, np.complex128)
+    flows = corners.view(np.float32)
+    going = np.empty(_BLOCK + 1, np.int32)
+    steps = np.float32(iterations)
+    while n > 0 and step < stop:
+        _locate(n, state, index, last, ends.shape, np.float32(step))
+        _gather(n, neighbours, index, corners)
+        _advance(n, state, flows, first, last, (limit, np.float32(step), steps))
+        step += 1
+        any_cycles = False
+        for i in range(n):
+            any_cycles |= state[np.uint64(i) + _STATE] == _CYCLES
+        if any_cycles:
+            for i in range(n):
+                j = np.uint64(i)
+                if state[j + _STATE] == _CYCLES:
+                    state[j + _STATE] = _GOES
+                    state[j + _END] = step + (iterations - step) % (step - mark)
+        if step == max(1, 2 * mark):
+            mark = step
+            for i in range(n):
+                j = np.uint64(i)
+                state[j + _MARK_Y] = state[j + _DY]
+                state[j + _MARK_X] = state[j + _DX]
+        if step % _LEAVE_STEPS == 0:
+            n = _drop_arrived(n, state, going, ends, travel)
+    return n
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _follow_all(
+    neighbours: NDArray[np.complex128],
+    foreground: NDArray[np.bool_],
+    bounds: tuple[int, int, int, int],
+    iterations: int,
+    limit: np.float32,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """As `follow`; `neighbours` are the flows of each pixel and of the next one."""
+    height, width = foreground.shape
+    ends = np.full((height, width), DROPPED, np.int32)
+    travel = np.zeros((height, width), np.float32)
+    results = (ends, travel)
+    limits = (limit, iterations)
+    state = np.zeros(_N_ROWS * _BLOCK, np.float32)
+    late = np.zeros(_N_ROWS * _BLOCK, np.float32)
+    n_late = 0
+    forever = iterations + _LEAVE_STEPS + 1  # whoever goes arrives at the last step, then leaves
+    y = 0
+    x = 0
+    while y < height:
+        state[:] = _ZERO
+        state[_END : _END + np.uint64(_BLOCK)] = iterations
+        n = 0
+        while y < height and n < _BLOCK:
+            if foreground[y, x]:
+                state[np.uint64(n) + _Y] = y
+                state[np.uint64(n) + _X] = x
+                n += 1
+            x += 1
+            if x == width:
+                x = 0
+                y += 1
+        stretch = (0, min(forever, _LONG_STEPS))
+        n = _run(n, state, neighbours, stretch, bounds, limits, results)
+        moved = 0
+        while moved < n:
+            m = min(n - moved, _BLOCK - n_late)
+            for row in range(_N_ROWS):
+                here = row * _BLOCK
+                late[here + n_late : here + n_late + m] = state[here + moved : here + moved + m]
+            moved += m
+            n_late += m
+            if n_late == _BLOCK:
+                _run(n_late, late, neighbours, (_LONG_STEPS, forever), bounds, limits, results)
+                n_late = 0
+    _run(n_late, late, neighbours, (_LONG_STEPS, forever), bounds, limits, results)
+    return ends, travel
+
+
 def follow(
     flows: NDArray[np.float32],
     foreground: NDArray[np.bool_],
@@ -194,49 +303,10 @@ def follow(
         Largest Chebyshev distance from the start, at any step; 0 of background.
     """
     height, width = foreground.shape
-    pairs = flows.reshape(height * width * 2).view(np.int64)
-    ends = np.full((height, width), DROPPED, np.int32)
-    travel = np.zeros((height, width), np.float32)
-    first = (np.float32(bounds[0]), np.float32(bounds[1]))
-    last = (np.float32(bounds[2]), np.float32(bounds[3]))
-    steps = np.float32(iterations)
-    state = np.zeros(_N_ROWS * _BLOCK, np.float32)
-    index = np.empty(4 * _BLOCK, np.int32)
-    corners = np.empty(4 * _BLOCK, np.int64)
-    values = corners.view(np.float32)
-    y = 0
-    x = 0
-    while y < height:
-        state[:] = _ZERO
-        state[_END : _END + np.uint64(_BLOCK)] = steps
-        n = 0
-        while y < height and n < _BLOCK:
-            if foreground[y, x]:
-                state[np.uint64(n) + _Y] = y
-                state[np.uint64(n) + _X] = x
-                n += 1
-            x += 1
-            if x == width:
-                x = 0
-                y += 1
-        step = 0
-        mark = 0
-        while n > 0:
-            _locate(n, state, index, last, (height, width), np.float32(step))
-            _gather(n, pairs, index, corners)
-            _advance(n, state, values, first, last, (np.float32(limit), np.float32(step), steps))
-            step += 1
-            for i in range(n):
-                j = np.uint64(i)
-                if state[j + _STATE] == _CYCLES:
-                    state[j + _STATE] = _GOES
-                    state[j + _END] = step + (iterations - step) % (step - mark)
-            if step == max(1, 2 * mark):
-                mark = step
-                for i in range(n):
-                    j = np.uint64(i)
-                    state[j + _MARK_Y] = state[j + _DY]
-                    state[j + _MARK_X] = state[j + _DX]
-            if step % _LEAVE_STEPS == 0:
-                n = _drop_arrived(n, state, ends, travel)
+    padded = np.zeros(height * width + 1, np.complex64)  # the last pixel has a next one too
+    padded[:-1] = flows.reshape(-1).view(np.complex64)
+    neighbours = np.lib.stride_tricks.as_strided(
+        padded[:2].view(np.complex128), (height * width,), padded.strides
+    )
+    ends, travel = _follow_all(neighbours, foreground, bounds, iterations, np.float32(limit))
     return ends, travel

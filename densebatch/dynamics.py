@@ -34,13 +34,13 @@ import numpy as np
 
 from densebatch.diffusion import diffuse_cell
 from densebatch.following import follow
+from densebatch.foreground import mask_flows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.geometry import Region
 
-FLOW_SCALE = np.float32(5.0)  # networks give flows at five times unit length
 _SEED_COUNT = 10  # a seed has more end points than this
 _GROW_COUNT = 2  # a claimed pixel has more end points than this
 _REACH = 5  # a claim extends this far from its seed
@@ -317,25 +317,8 @@ def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]
     return present
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _mask_flows(
-    flows: NDArray[np.float32], threshold: float
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Foreground, and `(h, w, 2)` unit flows that are zero outside of it."""
-    _, height, width = flows.shape
-    foreground = np.zeros((height, width), np.bool_)
-    unit = np.zeros((height, width, 2), np.float32)
-    for y in range(height):
-        for x in range(width):
-            if flows[2, y, x] > threshold:
-                foreground[y, x] = True
-                unit[y, x, 0] = flows[0, y, x] / FLOW_SCALE
-                unit[y, x, 1] = flows[1, y, x] / FLOW_SCALE
-    return foreground, unit
-
-
 def trace_tile(
-    flows: NDArray[np.float32],
+    flows: NDArray[np.float16 | np.float32],
     window: Region,
     core: Region,
     slide_shape: tuple[int, int],
@@ -346,7 +329,8 @@ def trace_tile(
     Parameters
     ----------
     flows
-        `(3, h, w)` float32 over `window`: dy, dx at five times unit length, and the logit.
+        `(3, h, w)` float16 or float32 over `window`: dy, dx at five times unit length, and the
+        logit.
     window
         The core with its halo, cut at the slide's borders; global pixels.
     core
@@ -367,11 +351,12 @@ def trace_tile(
     ValueError
         If a flow is not finite.
     """
-    if not np.isfinite(flows).all():
-        raise ValueError(f"the flow field holds values that are not finite in {window}")
     height, width = slide_shape
     inner = core.shift(-window.y0, -window.x0)
-    foreground, unit = _mask_flows(flows, settings.cellprob_threshold)
+    try:
+        foreground, unit = mask_flows(flows, settings.cellprob_threshold)
+    except ValueError as error:
+        raise ValueError(f"{error} in {window}") from error
     bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
     ends, travel = follow(unit, foreground, bounds, settings.iterations, settings.travel_limit_px)
     counts = _count_ends(ends, foreground)

@@ -6,11 +6,17 @@ are moved as two times sixteen bytes, and pixels that have arrived leave the blo
 Most arrive soon; the few that go on are collected from many blocks and finished together, or every
 block would be taken to the last step for their sake. The operations on each pixel, and their order,
 are those of a plain loop over one pixel after the other (`tests/test_following.py` has it), and so
-is every bit of the result.
+is every end.
 
-A trajectory is deterministic in its position, so where it stays once it stays, and once it repeats
-a position it cycles: the remaining steps are taken modulo the cycle's length (Brent's method), with
-the same result.
+Not all steps need be taken to know the end:
+
+- A trajectory is deterministic in its position, so where it stays once it stays.
+- Once it repeats a position it cycles: the remaining steps are taken modulo the cycle's length
+  (Brent's method).
+- A step is bilinear between four pixels, so the image of the square between them is the hull of
+  the images of its corners. If those lie inside the square, nothing that is in it gets out, and an
+  end is known by the square that it is in. That is how most sinks look, and getting there takes
+  half of the steps that settling would.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ _LOWER = np.uint64(_BLOCK)  # the lower two corners come after the upper two
 _LOWER_FLOWS = np.uint64(4 * _BLOCK)
 _NEXT, _TWO, _THREE, _FOUR = (np.uint64(k) for k in range(1, 5))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_ROUNDING = np.float32(1e-3)  # more than a step is rounded by, as long as travel is below 2^13 px
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -136,6 +143,44 @@ def _advance(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _stop_caught(
+    n: int,
+    state: NDArray[np.float32],
+    flows: NDArray[np.float32],
+    last: tuple[np.float32, np.float32],
+    limit: np.float32,
+) -> None:
+    """Let those have arrived that can no longer leave the square between four pixels.
+
+    `flows` are of the corners before the last step: also where a pixel is now, if it was caught.
+    How far it will still get is not known, so the far side of the square counts.
+    """
+    least, most = _ROUNDING, _ONE - _ROUNDING
+    for i in range(n):
+        j = np.uint64(i)
+        k = j * _FOUR
+        low = k + _LOWER_FLOWS
+        down = min(min(flows[k], flows[k + _TWO]), -max(flows[low], flows[low + _TWO]))
+        fast = max(max(flows[k], flows[k + _TWO]), -min(flows[low], flows[low + _TWO]))
+        across = min(
+            min(flows[k + _NEXT], flows[low + _NEXT]), -max(flows[k + _THREE], flows[low + _THREE])
+        )
+        quick = max(
+            max(flows[k + _NEXT], flows[low + _NEXT]), -min(flows[k + _THREE], flows[low + _THREE])
+        )
+        dy = np.floor(state[j + _DY])
+        dx = np.floor(state[j + _DX])
+        within = (state[j + _Y] + dy < last[0]) & (state[j + _X] + dx < last[1])
+        far = max(max(abs(dy), abs(dy + _ONE)), max(abs(dx), abs(dx + _ONE)))
+        far = max(far, state[j + _FAR])
+        now = state[j + _STATE]
+        caught = (down >= least) & (fast <= most) & (across >= least) & (quick <= most)
+        caught = caught & within & (far <= limit) & (now == _GOES)
+        state[j + _STATE] = _ARRIVED if caught else now
+        state[j + _FAR] = far if caught else state[j + _FAR]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _drop_arrived(
     n: int,
     state: NDArray[np.float32],
@@ -218,6 +263,7 @@ def _run(
                 state[j + _MARK_Y] = state[j + _DY]
                 state[j + _MARK_X] = state[j + _DX]
         if step % _LEAVE_STEPS == 0:
+            _stop_caught(n, state, flows, last, limit)
             n = _drop_arrived(n, state, going, ends, travel)
     return n
 
@@ -300,7 +346,8 @@ def follow(
     ends : `(h, w)` int32
         Linear index in the window, or `DROPPED`; also of background.
     travel : `(h, w)` float32
-        Largest Chebyshev distance from the start, at any step; 0 of background.
+        Largest Chebyshev distance from the start, at any step, or up to one pixel more; 0 of
+        background.
     """
     height, width = foreground.shape
     padded = np.zeros(height * width + 1, np.complex64)  # the last pixel has a next one too

@@ -120,7 +120,8 @@ def create_flows(plan: Plan, path: Path) -> None:
         dtype="float16",
         fill_value=float("nan"),
         serializer=zarr.codecs.BytesCodec(endian="little"),
-        compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+        # glass becomes nothing; flows of tissue, which hardly compress, cost no time
+        compressors=[zarr.codecs.ZstdCodec(level=-1), zarr.codecs.Crc32cCodec()],
     )
 
 

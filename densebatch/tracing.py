@@ -44,14 +44,15 @@ def groups_needed(plan: Plan, core: Region, travel_px: int) -> Iterator[tuple[in
     return plan.groups.overlapping(flows_needed(plan, core, travel_px))
 
 
-def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float32]:
-    """The flow field of a window in slide pixels, `(3, h, w)` float32."""
+def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float16 | np.float32]:
+    """The flow field of a window in slide pixels, `(3, h, w)`: as stored, or float32."""
     rows = axis_weights(np.arange(window.y0, window.y1), plan.network_shape[0], plan.shape[0])
     cols = axis_weights(np.arange(window.x0, window.x1), plan.network_shape[1], plan.shape[1])
     array = zarr.open_array(str(work / "flows.zarr"), mode="r")
     stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
-    flows = stored.astype(np.float32)
-    return flows if plan.network_shape == plan.shape else resample(flows, rows, cols)
+    if plan.network_shape == plan.shape:
+        return stored
+    return resample(stored.astype(np.float32), rows, cols)
 
 
 def _is_skipped(plan: Plan, region: Region) -> bool:

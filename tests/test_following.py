@@ -49,7 +49,8 @@ def check(flows, foreground, bounds, iterations, limit):
         end_y, end_x, far = follow_one(flows, y, x, bounds, iterations, limit)
         expected = end_y * flows.shape[1] + end_x if end_y >= 0 else DROPPED
         assert ends[y, x] == expected
-        assert travel[y, x] == far
+        # what stops early counts the far side of its square
+        assert far <= travel[y, x] <= max(far, min(far + 1, limit))
     assert (ends[~foreground] == DROPPED).all()
     assert (travel[~foreground] == 0).all()
     return ends, travel

@@ -63,10 +63,17 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     patches = lanes * patch_bytes(plan)
     kept = min(patches, lanes * KEPT_BYTES)
     item = np.dtype(plan.slide.dtype).itemsize
+    seen = [math.ceil(step / plan.rescale) for step in (plan.groups.step_y, plan.groups.step_x)]
+    # a PNG is one chunk, and not let go
+    held = decoded_bytes(plan, 0, 0) if plan.slide.kind == "png" else 0
     tasks = {
-        f"predict a group of {group} px": group * (4 * (n_inputs + 4) + 6) + patches,
-        f"trace a window of {window} px": window * 48 + kept,
-        f"number a shard of {shard} px": shard * (4 * 4 + 2 * item),
+        f"predict a group of {group} px": (
+            group * (4 * (n_inputs + 4) + 6) + patches + decoded_bytes(plan, *seen)
+        ),
+        f"trace a window of {window} px": window * 48 + kept + held,
+        f"number a shard of {shard} px": (
+            shard * (4 * 4 + 2 * item) + decoded_bytes(plan, SHARD_PX, SHARD_PX)
+        ),
     }
     worst = max(tasks, key=lambda name: tasks[name])
     flows = plan.network_shape[0] * plan.network_shape[1] * 6
@@ -77,6 +84,15 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
         worst_task=worst,
         disk_mb=math.ceil((flows + 2 * labels + image) / 1e6),
     )
+
+
+def decoded_bytes(plan: Plan, rows: int, cols: int) -> int:
+    """Of the chunks that a region of the slide reaches into: they are decoded whole."""
+    slide = plan.slide
+    chunk_y, chunk_x = slide.chunk_px
+    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
+    planes = len(slide.channels) if slide.kind == "png" else 1
+    return area * planes * np.dtype(slide.dtype).itemsize
 
 
 def patch_bytes(plan: Plan) -> int:

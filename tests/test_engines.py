@@ -356,3 +356,18 @@ def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
         assert capacity.count_lanes(wide, settings, 2) == lanes
     remote = load_settings(None, scheduler_address="tcp://127.0.0.1:1")
     assert capacity.count_lanes(wide, remote, 0) == 1
+
+
+def test_memory_counts_chunks_as_they_are_decoded(plan):
+    """A small region of a slide in huge chunks costs whole ones, a PNG the whole image."""
+
+    def worker_mb(kind, chunk_px):
+        slide = replace(
+            plan.slide, kind=kind, height=20000, width=20000, chunk_px=chunk_px, dtype="uint16"
+        )
+        return capacity.estimate(replace(plan, slide=slide), 512).worker_mb
+
+    small = worker_mb("ome-zarr", (512, 512))
+    image_mb = 20000 * 20000 * 2 / 1e6
+    assert worker_mb("ome-zarr", (10000, 10000)) >= small + image_mb / 4
+    assert worker_mb("png", (20000, 20000)) >= len(plan.slide.channels) * image_mb

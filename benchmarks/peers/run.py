@@ -317,7 +317,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=2, help="fields along each side, 2 or more")
     parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results/peers.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.side < 2:
+        parser.error(f"--side {options.side}: accepted are 2 fields or more")
+    return options
 
 
 def main() -> None:

@@ -96,6 +96,34 @@ def test_more_pixels_than_a_block_holds_and_all_that_can_happen():
     assert (moving != ends).sum() > 20  # the noisy ones do not rest
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    data=st.data(),
+    beyond=st.tuples(*[st.integers(0, 2)] * 2),
+)
+def test_squares_that_catch_or_nearly_do(shape, data, beyond):
+    """Flows into and out of squares, by just enough or not, at a slide's last pixels too."""
+    value = st.sampled_from([0.0, 0.0005, 0.001, 0.0011, 0.5, 0.998, 0.999, 0.9995, 1.0])
+    n = shape[0] * shape[1] * 2
+    sizes = data.draw(st.lists(value, min_size=n, max_size=n))
+    signs = data.draw(st.lists(st.sampled_from([-1, 1]), min_size=n, max_size=n))
+    flows = (np.array(sizes) * signs).astype(np.float32).reshape(*shape, 2)
+    bounds = (0, 0, shape[0] - 1 + beyond[0], shape[1] - 1 + beyond[1])
+    check(flows, np.ones(shape, bool), bounds, 200, 256.0)
+
+
+def test_most_pixels_are_caught_before_they_settle():
+    """Towards the middle of a square; what is caught counts the far side of it."""
+    y, x = np.mgrid[:21, :21].astype(np.float32)
+    flows = np.stack([9.5 - y, 9.5 - x], -1)
+    flows /= 2 * np.maximum(np.linalg.norm(flows, axis=-1, keepdims=True), 1.0)
+    ends, travel = check(flows, np.ones((21, 21), bool), (0, 0, 20, 20), 200, 256.0)
+    assert (ends == 9 * 21 + 9).all()
+    # else it would be the distance of the middle, or what was overshot
+    assert (travel == np.maximum(np.ceil(abs(y - 9.5)), np.ceil(abs(x - 9.5)))).mean() > 0.9
+
+
 @pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 1024])
 def test_blocks_of_any_filling(n):
     foreground = np.zeros((40, 40), bool)

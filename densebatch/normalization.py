@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from densebatch.capacity import count_cores
 from densebatch.geometry import Grid
+from densebatch.histograms import count_in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +41,7 @@ _CLASSES_PER_OCTAVE = 2
 _TISSUE_CLASSES = 6 * _CLASSES_PER_OCTAVE
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX
+_MAX_THREADS = 4  # each counts in 64 MB of its own; more would wait for the disk
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def _is_narrow(dtype: np.dtype[Any]) -> bool:
 def _sortable(pixels: NDArray[Any]) -> NDArray[np.uint32]:
     """Unsigned keys in the order of the values: the value itself, or the float32's bits."""
     dtype = pixels.dtype
+    if dtype.kind == "u" and _is_narrow(dtype):
+        return pixels.astype(np.uint32)
     if _is_narrow(dtype):
         keys: NDArray[np.uint32] = (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
         return keys
@@ -235,9 +240,9 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
     lowest = np.empty((rows, cols), np.float32)
     highest = np.empty((rows, cols), np.float32)
     classes = np.zeros((rows, cols), np.uint8)
-    histogram = np.zeros((_N_CLASSES, _N_BINS if wide else 256**dtype.itemsize), np.int64)
-    nonfinite = 0
+    n_bins = _N_BINS if wide else 256**dtype.itemsize
     grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
+    threads = min(count_cores(), _MAX_THREADS, grid.rows * grid.cols)
 
     def blocks(region: Region) -> tuple[slice, slice]:
         return (
@@ -245,19 +250,23 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
             slice(region.x0 // BLOCK_PX, -(-region.x1 // BLOCK_PX)),
         )
 
-    for index in grid:
+    def survey(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
         region = grid[index]
         pixels = slide.read(channel, region)
         at = blocks(region)
-        nonfinite += _survey_blocks(
-            np.ascontiguousarray(_to_float32(pixels)),
-            _sortable(pixels),
-            shift,
-            lowest[at],
-            highest[at],
-            classes[at],
-            histogram,
+        return int(
+            _survey_blocks(
+                np.ascontiguousarray(_to_float32(pixels)),
+                _sortable(pixels),
+                shift,
+                lowest[at],
+                highest[at],
+                classes[at],
+                histogram,
+            )
         )
+
+    histogram, nonfinite = count_in_threads(survey, grid, threads, (_N_CLASSES, n_bins))
     threshold = _tissue_class(classes)
     tissue = histogram[threshold:].sum(axis=0)
     n_pixels = int(tissue.sum())
@@ -273,17 +282,19 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
     bins = {rank: int(np.searchsorted(cumulative, rank, side="right")) for rank in whole}
     if wide:
         wanted = np.array(sorted(set(bins.values())), np.uint32)
-        low_bits = np.zeros((wanted.size, _N_BINS), np.int64)
-        for index in grid:
+
+        def count(index: tuple[int, int], low_bits: NDArray[np.int64]) -> int:
             region = grid[index]
             pixels = slide.read(channel, region)
             keys = _sortable(pixels)
-            at = blocks(region)
             if nonfinite:
                 # NaN and infinities have keys of their own at both ends, but exclude them plainly
                 finite = np.isfinite(_to_float32(pixels))
                 keys = np.where(finite, keys, np.uint32(0xFFFFFFFF))
-            _count_low_bits(keys, classes[at], threshold, wanted, low_bits)
+            _count_low_bits(keys, classes[blocks(region)], threshold, wanted, low_bits)
+            return 0
+
+        low_bits, _ = count_in_threads(count, grid, threads, (wanted.size, _N_BINS))
         exact = {}
         for rank, high_bits in bins.items():
             before = int(cumulative[high_bits - 1]) if high_bits else 0

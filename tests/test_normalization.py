@@ -1,4 +1,5 @@
 import math
+from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,7 @@ class ArraySlide:
 
     def __init__(self, pixels):
         self.pixels = pixels
+        self.lock = Lock()
         self.info = SimpleNamespace(
             height=pixels.shape[0],
             width=pixels.shape[1],
@@ -39,7 +41,8 @@ class ArraySlide:
 
     def read(self, channel, region):
         assert channel == 0
-        self.read_px += region.area
+        with self.lock:
+            self.read_px += region.area
         return self.pixels[region.slices]
 
 

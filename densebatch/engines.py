@@ -222,11 +222,16 @@ def _choose_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoi
 
 def identify_quantised(plan: Plan) -> dict[str, Any]:
     """What a quantised network depends on besides the machine and the versions of libraries."""
+    return {"finding": "int8", "recipe": QUANTISED_BY, **_identify_sample(plan)}
+
+
+def _identify_sample(plan: Plan) -> dict[str, Any]:
+    """A model and the tissue it is shown; of equal weights two names may know another diameter."""
     model = plan.model
     return {
-        "finding": "int8", "recipe": QUANTISED_BY, "model": model.sha256,
-        "shape": asdict(patch_shape(plan.lattice)), "diameter_px": model.diameter_px,
-        "percentiles": model.percentiles, "nuclei": model.nuclei,
+        "model": model.sha256, "shape": asdict(patch_shape(plan.lattice)),
+        "diameter_px": model.diameter_px, "percentiles": model.percentiles,
+        "nuclei": model.nuclei,
     }  # fmt: skip
 
 
@@ -270,9 +275,8 @@ def prepare(plan: Plan, engine: Engine, packed: bytes | None = None, lanes: int 
 def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:
     """What a backend's parity depends on besides the machine and the versions of libraries."""
     return {
-        "finding": "parity", "engine": asdict(engine), "model": plan.model.sha256,
-        "shape": asdict(patch_shape(plan.lattice)), "gpu": _name_gpu(engine.device),
-        "batch": plan.network_batch,
+        "finding": "parity", "engine": asdict(engine), **_identify_sample(plan),
+        "gpu": _name_gpu(engine.device), "batch": plan.network_batch,
     }  # fmt: skip
 
 

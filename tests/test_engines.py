@@ -135,6 +135,14 @@ def test_lost_precision_is_not_judged_by_a_few_cells(sampled):
     assert "too few" in compare("openvino-int8", nothing, nothing, sample).refused
 
 
+def test_a_verdict_is_of_the_tissue_it_was_made_on(plan):
+    """Two names of equal weights may know another diameter, and are shown another sample."""
+    engine = Engine("openvino", "cpu")
+    other = replace(plan, model=replace(plan.model, diameter_px=2 * plan.model.diameter_px))
+    assert identify_parity(plan, engine) == identify_parity(replace(plan), engine)
+    assert identify_parity(plan, engine) != identify_parity(other, engine)
+
+
 @needs_openvino
 def test_a_backend_that_fails_the_gate_is_not_used(slide, plan, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "cache"))

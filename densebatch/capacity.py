@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from densebatch.config import SegmentSettings
     from densebatch.plan import Plan
+    from densebatch.slide import SlideInfo
 
 _TORCH_MB = 420  # interpreter, torch and weights, measured
 _MAX_WORKERS = 16
@@ -65,14 +66,17 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     item = np.dtype(plan.slide.dtype).itemsize
     seen = [math.ceil(step / plan.rescale) for step in (plan.groups.step_y, plan.groups.step_x)]
     # a PNG is one chunk, and not let go
-    held = decoded_bytes(plan, 0, 0) if plan.slide.kind == "png" else 0
+    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
     tasks = {
         f"predict a group of {group} px": (
-            group * (4 * (n_inputs + 4) + 6) + patches + decoded_bytes(plan, *seen)
+            group * (4 * (n_inputs + 4) + 6)
+            + patches
+            + math.prod(seen) * (item + 4)
+            + decoded_bytes(plan.slide, *seen)
         ),
         f"trace a window of {window} px": window * 48 + kept + held,
         f"number a shard of {shard} px": (
-            shard * (4 * 4 + 2 * item) + decoded_bytes(plan, SHARD_PX, SHARD_PX)
+            shard * (4 * 4 + 2 * item) + decoded_bytes(plan.slide, SHARD_PX, SHARD_PX)
         ),
     }
     worst = max(tasks, key=lambda name: tasks[name])
@@ -86,13 +90,11 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     )
 
 
-def decoded_bytes(plan: Plan, rows: int, cols: int) -> int:
-    """Of the chunks that a region of the slide reaches into: they are decoded whole."""
-    slide = plan.slide
+def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
+    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
     chunk_y, chunk_x = slide.chunk_px
     area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
-    planes = len(slide.channels) if slide.kind == "png" else 1
-    return area * planes * np.dtype(slide.dtype).itemsize
+    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize
 
 
 def patch_bytes(plan: Plan) -> int:

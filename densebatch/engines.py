@@ -302,8 +302,7 @@ def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
     """What a trial's result depends on besides the machine and the versions of libraries."""
     return {
         "finding": "trial", "device": device, "candidates": CANDIDATES[device],
-        "model": plan.model.sha256, "shape": asdict(patch_shape(plan.lattice)),
-        "gpu": _name_gpu(device), "batch": plan.network_batch,
+        **_identify_sample(plan), "gpu": _name_gpu(device), "batch": plan.network_batch,
     }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ Not all steps need be taken to know the end:
 - A trajectory is deterministic in its position, so where it stays once it stays.
 - Once it repeats a position it cycles: the remaining steps are taken modulo the cycle's length
   (Brent's method).
-- A step is bilinear between four pixels, so the image of the square between them is the hull of
-  the images of its corners. If those lie inside the square, nothing that is in it gets out, and an
-  end is known by the square that it is in. That is how most sinks look, and getting there takes
+- A step is bilinear between four pixels, so the image of the square between them lies in the hull
+  of the images of its corners. If those lie inside the square, nothing that is in it gets out, and
+  an end is known by the square that it is in. That is how most sinks look, and getting there takes
   half of the steps that settling would.
 """
 
@@ -47,7 +47,7 @@ _LOWER = np.uint64(_BLOCK)  # the lower two corners come after the upper two
 _LOWER_FLOWS = np.uint64(4 * _BLOCK)
 _NEXT, _TWO, _THREE, _FOUR = (np.uint64(k) for k in range(1, 5))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_ROUNDING = np.float32(1e-3)  # more than a step is rounded by, as long as travel is below 2^13 px
+_ROUNDING = np.float32(1e-3)  # far more than a step is rounded by, even with a travel of 2^13 px
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -1,8 +1,8 @@
 """From a flow field as it is stored to what is followed: foreground, and unit flows in it.
 
 Flow fields are kept in half precision, which processors widen fast but NumPy and numba do not: here
-it is done with integers, row by row, on the way. A half and the single-precision number that has
-its bits in the same places differ by a factor of 2^112, also where halves are subnormal.
+it is done with integers, row by row, on the way. No subnormal number occurs in between, so that it
+does not matter whether the processor is told to take them for zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 FLOW_SCALE = np.float32(5.0)  # networks give flows at five times unit length
 _LARGEST_HALF = np.float32(65504.0)  # infinity and NaN widen to more
 _LARGEST_SINGLE = np.finfo(np.float32).max
-_REBIAS = np.float32(2.0**112)
+_SMALLEST_NORMAL = np.int32(0x0400)  # bits of the half; below are zero and the subnormal ones
+_REBIAS = np.int32((127 - 15) << 23)  # of the exponent, where single precision has it
+_SUBNORMAL_UNIT = np.float32(2.0**-24)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -48,11 +50,13 @@ def _widen_row(
     """`wide` is `bits`, seen as single precision."""
     for x in range(halves.size):
         half = np.int32(halves[x])
-        bits[x] = (half & np.int32(-0x8000)) << np.int32(16) | (
-            half & np.int32(0x7FFF)
-        ) << np.int32(13)
+        sign = (half & np.int32(-0x8000)) << np.int32(16)
+        bits[x] = sign | (((half & np.int32(0x7FFF)) << np.int32(13)) + _REBIAS)
     for x in range(halves.size):
-        wide[x] *= _REBIAS
+        size = np.int32(halves[x]) & np.int32(0x7FFF)
+        small = np.float32(size) * _SUBNORMAL_UNIT
+        small = -small if halves[x] < 0 else small
+        wide[x] = small if size < _SMALLEST_NORMAL else wide[x]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

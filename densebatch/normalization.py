@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from densebatch.capacity import count_cores
+from densebatch.capacity import count_cores, decoded_bytes
 from densebatch.geometry import Grid
 from densebatch.histograms import count_in_threads
 
@@ -42,6 +42,7 @@ _TISSUE_CLASSES = 6 * _CLASSES_PER_OCTAVE
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX
 _MAX_THREADS = 4  # each counts in 64 MB of its own; more would wait for the disk
+_DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
     classes = np.zeros((rows, cols), np.uint8)
     n_bins = _N_BINS if wide else 256**dtype.itemsize
     grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
-    threads = min(count_cores(), _MAX_THREADS, grid.rows * grid.cols)
+    at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
+    threads = max(1, min(count_cores(), _MAX_THREADS, grid.rows * grid.cols, at_once))
 
     def blocks(region: Region) -> tuple[slice, slice]:
         return (

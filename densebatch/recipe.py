@@ -67,7 +67,13 @@ class Recipe(BaseModel):
         description="of the steps, how many come first on simulated tissue, at the peak rate",
     )
     average: _Share = Field(
-        default=0.99, description="decay per step of the averaged weights, which are saved"
+        default=0.99,
+        description="decay per step of the averaged weights; without mean_steps the result",
+    )
+    mean_steps: _Count = Field(
+        default=0,
+        description="the result is the mean of the weights after each of so many last steps, at "
+        "a kept rate; 0 for the averaged weights",
     )
     clip_norm: _Positive = Field(default=1.0, description="gradients are scaled to this norm")
 
@@ -136,6 +142,8 @@ class Recipe(BaseModel):
             raise ValueError("widths begin with 2: membrane and nuclei")
         if self.simulated_steps >= self.steps:
             raise ValueError("simulated_steps are fewer than steps")
+        if self.mean_steps > self.steps - self.simulated_steps:
+            raise ValueError("mean_steps are no more than the steps after simulated_steps")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles rise from 0 to 100")
         return self

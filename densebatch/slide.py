@@ -57,6 +57,8 @@ class SlideInfo:
         From the metadata; None if they do not tell or pixels are not square.
     chunk_px
         Rows and columns that are cheapest to read together.
+    chunk_planes
+        Planes that are decoded with them, whichever is wanted.
     n_levels
         Resolutions in the file, the highest included.
     ngff
@@ -74,6 +76,7 @@ class SlideInfo:
     dtype: str
     um_per_px: float | None
     chunk_px: tuple[int, int]
+    chunk_planes: int
     n_levels: int
     ngff: str | None
     identity: str
@@ -109,6 +112,7 @@ class Slide:
             dtype=layout.dtype.name,
             um_per_px=layout.um_per_px,
             chunk_px=layout.chunk_px,
+            chunk_planes=layout.chunk_planes,
             n_levels=layout.n_levels,
             ngff=layout.ngff,
             identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),

@@ -95,6 +95,7 @@ def open_png(path: Path) -> PngSource:
         dtype=dtype,
         um_per_px=None,  # a PNG's resolution is that of a screen or a printer
         chunk_px=(height, width),
+        chunk_planes=n,
     )
     return PngSource(path, layout, stamps)
 

@@ -69,6 +69,8 @@ class Layout:
         Pixel size, or None where the metadata do not tell.
     chunk_px
         Rows and columns that are cheapest to read together.
+    chunk_planes
+        Planes that are decoded with them, whichever is wanted.
     n_levels
         Resolutions in the file, the highest included.
     ngff
@@ -83,6 +85,7 @@ class Layout:
     dtype: np.dtype[Any]
     um_per_px: float | None
     chunk_px: tuple[int, int]
+    chunk_planes: int = 1
     n_levels: int = 1
     ngff: str | None = None
 

@@ -167,8 +167,10 @@ def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source
     if rows is None:
         check_chunk(path, _segment_name(keyframe), keyframe.chunks, series.dtype.itemsize)
         chunk = tuple(keyframe.tile[-2:]) if keyframe.is_tiled else (keyframe.rowsperstrip, width)
+        planes = max(1, math.prod(keyframe.chunks) // math.prod(chunk))
     else:
         chunk = rows.chunk_px
+        planes = rows.strides[1]
     layout = Layout(
         kind="tiff",
         height=height,
@@ -178,6 +180,7 @@ def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source
         dtype=np.dtype(series.dtype).newbyteorder("="),
         um_per_px=read_pixel_size(path, tif, series),
         chunk_px=(min(chunk[0], height), min(chunk[1], width)),
+        chunk_planes=planes,
         n_levels=len(series.levels),
     )
     if rows is not None:

@@ -145,6 +145,7 @@ def open_zarr(path: Path) -> ZarrSource:
         dtype=array.dtype.newbyteorder("="),
         um_per_px=read_pixel_size(image, axes),
         chunk_px=(min(array.chunks[axes.y], height), min(array.chunks[axes.x], width)),
+        chunk_planes=math.prod(array.chunks) // (array.chunks[axes.y] * array.chunks[axes.x]),
         n_levels=len(levels),
         ngff=ngff,
     )

@@ -145,9 +145,9 @@ def train(
     start
         Model whose weights are trained further; random weights without.
     validate
-        Called with the averaged network in evaluation mode and the number of finished steps, five
-        times in the course of the training, at last with the final weights; gives named scores.
-        Nothing is chosen by them here.
+        Called with the network that would be the result, in evaluation mode, and the number of
+        finished steps, five times in the course of the training, at last with the final weights;
+        gives named scores. Nothing is chosen by them here.
     checkpoint_seconds
         Seconds between checkpoints.
     on_step
@@ -156,7 +156,8 @@ def train(
     Returns
     -------
     network : CPnet
-        The averaged network, in evaluation mode, on the CPU.
+        In evaluation mode, on the CPU: averaged, or with `recipe.mean_steps` the mean (Izmailov et
+        al. 2018, Averaging weights leads to wider optima).
     curve : list of CurvePoint
         One point for each step.
 
@@ -172,7 +173,7 @@ def train(
     torch.backends.cudnn.deterministic = True
     network = build_network(images, recipe, start).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network).eval()
+    average, mean = (copy.deepcopy(network).eval() for _ in range(2))
     optimisers = build_optimisers(network, recipe)
     identity: dict[str, Any] = {
         # the text about the data decides nothing
@@ -182,7 +183,7 @@ def train(
     }
     curve: list[CurvePoint] = []
     if checkpoint.exists():
-        curve = _resume(checkpoint, identity, network, average, optimisers)
+        curve = _resume(checkpoint, identity, (network, average, mean), optimisers)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
@@ -191,6 +192,7 @@ def train(
             "identity": identity,
             "network": network.state_dict(),
             "average": average.state_dict(),
+            "mean": mean.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "curve": [(p.step, p.loss, p.scores) for p in curve],
         }
@@ -201,8 +203,12 @@ def train(
     def score_last() -> None:
         point = curve[-1]
         if validate is not None and point.step in stops and not point.scores:
-            point.scores.update(validate(copy.deepcopy(average).cpu(), point.step))
+            point.scores.update(validate(copy.deepcopy(result()).cpu(), point.step))
 
+    def result() -> CPnet:
+        return mean if recipe.mean_steps and len(curve) > mean_from else average
+
+    mean_from = recipe.steps - recipe.mean_steps
     stops = {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
     if curve:
         score_last()  # a stop may have come between a step and its validation
@@ -220,6 +226,8 @@ def train(
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
         _update_average(average, network, min(recipe.average, (step + 1) / (step + 10)))
+        if recipe.mean_steps and step >= mean_from:
+            _update_average(mean, network, 1.0 - 1.0 / (step + 1 - mean_from))
         curve.append(CurvePoint(step + 1, loss, {}))
         if step + 1 in stops:
             save()  # whatever happens to a validation, the steps are kept
@@ -230,25 +238,23 @@ def train(
             save()
             saved = time.monotonic()
     save()
-    result: CPnet = average.cpu()
-    return result, curve
+    return result().cpu(), curve
 
 
 def _resume(
     checkpoint: Path,
     identity: Mapping[str, Any],
-    network: CPnet,
-    average: CPnet,
+    networks: tuple[CPnet, CPnet, CPnet],
     optimisers: Sequence[torch.optim.Optimizer],
 ) -> list[CurvePoint]:
     """Put everything where the checkpoint left it; the curve so far."""
-    device = next(network.parameters()).device
+    device = next(networks[0].parameters()).device
     try:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         found = state["identity"]
         if found == identity:
-            network.load_state_dict(state["network"])
-            average.load_state_dict(state["average"])
+            for network, name in zip(networks, ("network", "average", "mean"), strict=True):
+                network.load_state_dict(state[name])
             for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(kept)
             return [CurvePoint(*point) for point in state["curve"]]

@@ -141,6 +141,7 @@ def test_a_verdict_is_of_the_tissue_it_was_made_on(plan):
     other = replace(plan, model=replace(plan.model, diameter_px=2 * plan.model.diameter_px))
     assert identify_parity(plan, engine) == identify_parity(replace(plan), engine)
     assert identify_parity(plan, engine) != identify_parity(other, engine)
+    assert identify_trial(plan, "cpu") != identify_trial(other, "cpu")
 
 
 @needs_openvino
@@ -369,13 +370,15 @@ def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
 def test_memory_counts_chunks_as_they_are_decoded(plan):
     """A small region of a slide in huge chunks costs whole ones, a PNG the whole image."""
 
-    def worker_mb(kind, chunk_px):
+    def worker_mb(kind, chunk_px, planes=1):
         slide = replace(
-            plan.slide, kind=kind, height=20000, width=20000, chunk_px=chunk_px, dtype="uint16"
-        )
+            plan.slide, kind=kind, height=20000, width=20000, chunk_px=chunk_px,
+            chunk_planes=planes, dtype="uint16",
+        )  # fmt: skip
         return capacity.estimate(replace(plan, slide=slide), 512).worker_mb
 
     small = worker_mb("ome-zarr", (512, 512))
     image_mb = 20000 * 20000 * 2 / 1e6
     assert worker_mb("ome-zarr", (10000, 10000)) >= small + image_mb / 4
-    assert worker_mb("png", (20000, 20000)) >= len(plan.slide.channels) * image_mb
+    assert worker_mb("ome-zarr", (1024, 1024), 30) >= small + 30 * 4 * 1024**2 * 2 / 1e6
+    assert worker_mb("png", (20000, 20000), 3) >= 3 * image_mb

@@ -39,6 +39,21 @@ def test_singles_and_halves_agree():
         assert found.tobytes() == expected.tobytes()
 
 
+def test_processors_that_take_subnormal_numbers_for_zero():
+    """As PyTorch can tell them to; the smallest halves are no less exact for it."""
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot be told")
+    try:
+        foreground, unit = mask_flows(field(FINITE, 0, FINITE, np.float16), 0.0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert (foreground[0] == (FINITE > 0)).all()
+    assert (
+        unit[0, :, 0] == np.where(FINITE > 0, FINITE.astype(np.float32) / np.float32(5), 0)
+    ).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("plane", [0, 1, 2])

@@ -36,6 +36,8 @@ class ArraySlide:
             width=pixels.shape[1],
             dtype=pixels.dtype.name,
             channels=("CD3",),
+            chunk_px=(64, 64),
+            chunk_planes=1,
         )
         self.read_px = 0
 

@@ -304,6 +304,15 @@ class TestInfo:
         assert info.chunk_px == (32, 32)
         assert (info.n_levels, info.ngff) == (3, version)
 
+    def test_planes_that_are_decoded_together(self, slides):
+        planes = {name: open_slide(path).info.chunk_planes for name, (path, _) in slides.items()}
+        several = {name: n for name, n in planes.items() if n != 1}
+        assert several == {
+            "RGB tiles": 3, "RGB rows": 3, "markers as samples": 5,
+            "OME-Zarr 0.5, channels in one chunk": 3,
+            "RGB PNG": 3, "16-bit RGB PNG": 3, "RGBA PNG": 4,
+        }  # fmt: skip
+
     def test_shards_are_read_in_chunks(self, slides):
         assert open_slide(slides["OME-Zarr 0.5, sharded"][0]).info.chunk_px == (16, 16)
 

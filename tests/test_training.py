@@ -85,7 +85,9 @@ class Stopped(Exception):
 )
 def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser, stop_at, consistency):
     """Stopped after a step that was not saved yet (6), and before a validation is saved (5)."""
-    recipe = vary(optimiser=optimiser, consistency=consistency)
+    recipe = vary(
+        optimiser=optimiser, consistency=consistency, mean_steps=4 * (optimiser == "muon")
+    )
 
     def score(network, step):
         return {"map": float(network.output[2].bias.detach().sum()) + step}
@@ -112,6 +114,36 @@ def test_resumed_run_equals_uninterrupted(images, tmp_path, optimiser, stop_at, 
     rows = list(csv.DictReader((tmp_path / "cut.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
     assert float(rows[-1]["map"]) == pytest.approx(curve[-1].scores["map"], abs=1e-4)
+
+
+def test_the_result_is_the_mean_of_the_last_steps(images, tmp_path, monkeypatch):
+    """And what validates on the way is what would be the result then."""
+    seen = []
+    update = training._update_average
+
+    def keep(average, network, decay):
+        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+        update(average, network, decay)
+
+    validated = {}
+
+    def validate(network, step):
+        validated[step] = {k: v.clone() for k, v in network.state_dict().items()}
+        return {}
+
+    plain, _ = train(images, SMALL, tmp_path / "plain.pt")
+    monkeypatch.setattr(training, "_update_average", keep)
+    found, curve = train(images, vary(mean_steps=3), tmp_path / "mean.pt", validate=validate)
+    assert len(curve) == 8
+    assert not _same(plain, found)
+    last = seen[-6::2]  # each step adds to the average, then to the mean
+    for name, value in found.state_dict().items():
+        if value.is_floating_point():
+            mean = torch.stack([weights[name].double() for weights in last]).mean(0)
+            torch.testing.assert_close(value.double(), mean, rtol=1e-5, atol=1e-7)
+    kept = torch.load(tmp_path / "plain.pt", weights_only=True)
+    assert all(torch.equal(value, kept["average"][k]) for k, value in plain.state_dict().items())
+    assert all(torch.equal(value, validated[8][k]) for k, value in found.state_dict().items())
 
 
 def test_checkpoint_of_another_recipe_is_refused(images, tmp_path):

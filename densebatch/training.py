@@ -206,7 +206,7 @@ def train(
             point.scores.update(validate(copy.deepcopy(result()).cpu(), point.step))
 
     def result() -> CPnet:
-        return mean if recipe.mean_steps and len(curve) > mean_from else average
+        return mean if len(curve) > mean_from else average
 
     mean_from = recipe.steps - recipe.mean_steps
     stops = {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
@@ -226,7 +226,7 @@ def train(
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
         _update_average(average, network, min(recipe.average, (step + 1) / (step + 10)))
-        if recipe.mean_steps and step >= mean_from:
+        if step >= mean_from:
             _update_average(mean, network, 1.0 - 1.0 / (step + 1 - mean_from))
         curve.append(CurvePoint(step + 1, loss, {}))
         if step + 1 in stops:

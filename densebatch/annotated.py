@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,11 @@ class AnnotatedImage:
     flows: NDArray[np.float32]
     sha256: str
     scale: float = 1.0
+
+    @cached_property
+    def areas(self) -> NDArray[np.int64]:
+        """Number of pixels of each label, background first."""
+        return np.bincount(self.labels.ravel()).astype(np.int64)
 
 
 @dataclass(frozen=True)

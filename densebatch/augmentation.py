@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from densebatch.pasting import Crop, paste_disc
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 FLOW_SCALE = 5.0  # Cellpose's networks give flows at five times unit length
 _SHADING_PX = 64  # distance over which uneven gain changes
+_SIZE_WEIGHTS = (0.5, 3.0)  # the least and most that a cell's pixels weigh
 _MAX_SHIFT = 7  # px; a CPnet of four resolutions pools over 8
 
 
@@ -48,26 +51,34 @@ def sample_batch(
         With `recipe.consistency` twice as many: first the crops, then all of them `draw_shift`
         further.
     targets : `(batch, 4, patch, patch)` float32
-        5 dy, 5 dx, inside a cell (0 or 1), weight in the loss.
+        5 dy, 5 dx, inside a cell (0 or 1), weight in the loss (0 where nothing is known).
     """
     rng = np.random.default_rng([recipe.seed, step])
-    areas = np.array([image.labels.size for image in images], float)
+    shares = np.array([image.labels.size for image in images], float)
+    shares /= shares.sum()
+    cells = np.concatenate([image.areas[1:] for image in images])
+    typical_px = float(cells[cells > 0].mean()) if cells.any() else 1.0
     side = recipe.patch_px
     starts = [(0, 0)] if not recipe.consistency else [(0, 0), draw_shift(recipe, step)]
     reach = side + max(max(start) for start in starts)
     inputs = np.empty((len(starts), recipe.batch, 2, side, side), np.float32)
     targets = np.empty((recipe.batch, 4, side, side), np.float32)
     for index in range(recipe.batch):
-        image = images[rng.choice(len(images), p=areas / areas.sum())]
-        pixels, labels, flows = _crop(image, recipe, reach, rng)
+        image = images[rng.choice(len(images), p=shares)]
+        crop = _crop(image, recipe, reach, rng, typical_px)
+        if recipe.pasting and rng.random() < recipe.pasting:
+            image = images[rng.choice(len(images), p=shares)]
+            other = _crop(image, recipe, reach, rng, typical_px)
+            crop = paste_disc(crop, other, rng)
         # beyond an image's edge there is NaN, whatever the jitter; networks are shown zeros there
-        jittered = _jitter(pixels, recipe, rng)
+        jittered = _jitter(crop.pixels, recipe, rng)
         jittered = np.where(np.isnan(jittered), 0.0, jittered)
-        target = np.ones((4, reach, reach), np.float32)
-        target[:2] = FLOW_SCALE * flows
-        target[2] = labels > 0
+        target = np.empty((4, reach, reach), np.float32)
+        target[:2] = FLOW_SCALE * crop.flows
+        target[2] = crop.labels > 0
+        target[3] = crop.weight
         if recipe.border_weight:
-            target[3] += recipe.border_weight * find_borders(labels)
+            target[3] *= 1.0 + recipe.border_weight * find_borders(crop.labels)
         for k, (y, x) in enumerate(starts):
             inputs[k, index] = jittered[:, y : y + side, x : x + side]
         targets[index] = target[:, :side, :side]
@@ -127,9 +138,12 @@ def _draw_turn(recipe: Recipe, rng: np.random.Generator) -> int:
 
 
 def _crop(
-    image: AnnotatedImage, recipe: Recipe, side: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-    """One crop: `(2, side, side)` pixels, labels, `(2, side, side)` unit flows."""
+    image: AnnotatedImage, recipe: Recipe, side: int, rng: np.random.Generator, typical_px: float
+) -> Crop:
+    """One crop of `side` px, in one of the orientations that the recipe allows.
+
+    `typical_px` is the area of a cell that weighs as much as background.
+    """
     if recipe.rotation or recipe.scaling:
         pixels, labels, flows = _warp(image, recipe, side, rng)
     else:
@@ -140,7 +154,14 @@ def _crop(
         pixels, labels, flows = image.image[window], image.labels[window], image.flows[window]
     turn = _draw_turn(recipe, rng)
     turned, turned_flows = orient(pixels, flows, turn)
-    return turned, orient(labels, flows, turn)[0], turned_flows
+    turned_labels = orient(labels, flows, turn)[0]
+    weight = np.ones((side, side), np.float32)
+    if recipe.size_weight:
+        weights = (typical_px / np.maximum(image.areas, 1)) ** recipe.size_weight
+        weights = np.clip(weights, *_SIZE_WEIGHTS).astype(np.float32)
+        weights[0] = 1.0
+        weight = weights[turned_labels]
+    return Crop(turned, turned_labels, turned_flows, weight)
 
 
 def _warp(

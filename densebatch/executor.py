@@ -13,7 +13,7 @@ import logging
 import random
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,7 +37,9 @@ class Job:
     name : unique
     function, args : what to call; importable and small, they travel to the worker
     needs : names of jobs that must be done before
-    rank : jobs of a lower rank go first among those that are ready
+    rank : jobs of a lower rank go first among those that are ready; but the last few of the
+        highest go before them, so that what needs them does not wait at the end, when nothing
+        else is left to do
     """
 
     name: str
@@ -57,9 +59,14 @@ class Outcome:
 
 
 class Schedule:
-    """Which jobs are ready, in which order; jobs whose needs failed fail with them."""
+    """Which jobs are ready, in which order; jobs whose needs failed fail with them.
 
-    def __init__(self, jobs: Sequence[Job], done: frozenset[str], shuffle: int | None) -> None:
+    `n_last` is how many of the highest rank count as the last few.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], done: frozenset[str], shuffle: int | None, n_last: int = 0
+    ) -> None:
         order = list(range(len(jobs)))
         if shuffle is not None:
             random.Random(shuffle).shuffle(order)
@@ -69,7 +76,10 @@ class Schedule:
         self._order = {jobs[index].name: place for place, index in enumerate(order)}
         self._missing = {}
         self._waiting: dict[str, list[str]] = {}
-        self._ready: list[tuple[int, int, str]] = []
+        self._n_last = n_last
+        # retried jobs have a rank of their own, above all others
+        self._top = max((job.rank for job in jobs), default=0)
+        self._ready: dict[int, list[tuple[int, str]]] = {}
         self._attempts: dict[str, int] = {}
         self.unfinished = len(jobs)
         for job in jobs:
@@ -100,14 +110,21 @@ class Schedule:
             raise ValueError(f"job {stuck} waits for itself through the needs of others")
 
     def _push(self, job: Job) -> None:
-        # Failed jobs come after all others of their rank: a file system that hiccups gets time to
-        # recover, and most of the work is done before a job that kills its worker is tried again.
-        place = self._order[job.name] + self._attempts.get(job.name, 0) * len(self._order)
-        heapq.heappush(self._ready, (job.rank, place, job.name))
+        # Failed jobs come after all others: a file system that hiccups gets time to recover, and
+        # most of the work is done before a job that kills its worker is tried again.
+        failures = self._attempts.get(job.name, 0)
+        place = self._order[job.name] + failures * len(self._order)
+        rank = self._top + 1 if failures else job.rank
+        heapq.heappush(self._ready.setdefault(rank, []), (place, job.name))
 
     def next(self) -> Job | None:
         """A job that can start now, if there is one."""
-        return self._jobs[heapq.heappop(self._ready)[2]] if self._ready else None
+        ranks = sorted(rank for rank, ready in self._ready.items() if ready)
+        if not ranks:
+            return None
+        ends = self._top in ranks and len(self._ready[self._top]) <= self._n_last
+        ready = self._ready[self._top if ends else ranks[0]]
+        return self._jobs[heapq.heappop(ready)[1]]
 
     def put_back(self, job: Job) -> None:
         """Undo `next`."""
@@ -194,7 +211,7 @@ class DaskExecutor:
         """
         from distributed import KilledWorker, as_completed
 
-        schedule = Schedule(jobs, done, shuffle)
+        schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
         running: dict[Any, Job] = {}
         completed = as_completed(loop=self.client.loop)
         suspects: set[str] = set()
@@ -322,6 +339,7 @@ def open_executor(
             # that is not given back; what tasks take is estimated before the run
             memory_limit=0,
         ) as cluster,
-        Client(cluster) as client,
+        # not as its own context, which may be left only in the thread that entered it
+        closing(Client(cluster)) as client,
     ):
         yield DaskExecutor(client, workers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,24 +150,28 @@ def segment(
     check_engine(settings)
     needs = estimate(plan, settings.tile, count_lanes(plan, settings, workers))
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)
-    plan = survey_plan(plan)
-    plan, choice = settle_engine(plan, settings, folder, restart=restart)
-    surveyed = time.monotonic() - started
-    for note in plan.notes:
-        progress.note(note)
-    if choice.reason != "default":
-        engine = choice.engine
-        progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
-    if not restart:
-        folder.compare(plan)
-        report = folder.read_complete(plan)
-        if report is not None:
-            progress.note(f"{folder.path}: this run is already complete")
-            if not settings.keep_flows:
-                shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
-            return _result(folder, plan, report)
     with ExitStack() as stack:
-        executor = start_executor(stack, settings, workers)
+        executor = None
+        if restart or not folder.report.exists():  # or there may be nothing to do
+            plan, executor = _survey_and_start(stack, plan, settings, workers)
+        else:
+            plan = survey_plan(plan)
+        plan, choice = settle_engine(plan, settings, folder, restart=restart)
+        surveyed = time.monotonic() - started
+        for note in plan.notes:
+            progress.note(note)
+        if choice.reason != "default":
+            engine = choice.engine
+            progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
+        if not restart:
+            folder.compare(plan)
+            report = folder.read_complete(plan)
+            if report is not None:
+                progress.note(f"{folder.path}: this run is already complete")
+                if not settings.keep_flows:
+                    shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
+                return _result(folder, plan, report)
+        executor = executor or start_executor(stack, settings, workers)
         run = Session(plan, settings, choice, folder, executor, progress, shuffle)
         run.seconds["plan"] = round(surveyed, 3)
         _prepare(run, restart=restart)
@@ -180,6 +185,15 @@ def segment(
     if not settings.keep_flows and not result.is_partial:
         shutil.rmtree(folder.work, ignore_errors=True)
     return result
+
+
+def _survey_and_start(
+    stack: ExitStack, plan: Plan, settings: SegmentSettings, workers: int
+) -> tuple[Plan, SerialExecutor | DaskExecutor]:
+    """Survey the slide while workers start, which leaves a core idle for most of the time."""
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(start_executor, stack, settings, workers)
+        return survey_plan(plan), starting.result()
 
 
 def start_executor(

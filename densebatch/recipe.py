@@ -83,6 +83,11 @@ class Recipe(BaseModel):
     scaling: _Amount = Field(
         default=0.0, description="half-width of random scaling, log2 (interpolates)"
     )
+    pasting: _Amount = Field(
+        default=0.0,
+        le=1,
+        description="share of crops into which a disc of another crop is pasted, whole cells only",
+    )
     collation: bool = Field(
         default=False,
         description="erase cells at an image's edges and put it together with itself, 2 x 2",
@@ -100,6 +105,11 @@ class Recipe(BaseModel):
     )
     border_weight: _Amount = Field(
         default=0.0, description="extra weight in the loss of pixels at cell borders"
+    )
+    size_weight: _Amount = Field(
+        default=0.0,
+        description="exponent by which small cells weigh more in the loss: a pixel's weight is "
+        "(mean area / area of its cell)^x, between 0.5 and 3; 1 gives all cells the same",
     )
     consistency: _Amount = Field(
         default=0.0,

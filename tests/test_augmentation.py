@@ -189,6 +189,39 @@ def test_border_weight(images):
     assert not borders[6, 2]
 
 
+def test_small_cells_weigh_more(images):
+    """By their area in the image, also where a crop cuts them; no more and no less than allowed."""
+    recipe = PLAIN.model_copy(update={"size_weight": 1.0})
+    areas = np.concatenate([image.areas[1:] for image in images])
+    expected = {round(w, 4) for w in np.clip(areas.mean() / areas, 0.5, 3.0)}
+    seen = set()
+    for step in range(12):
+        _, targets = sample_batch(images, recipe, step)
+        inside, weight = targets[:, 2] > 0, targets[:, 3]
+        assert (weight[~inside] == 1).all()
+        seen |= {round(float(w), 4) for w in np.unique(weight[inside])}
+    assert seen <= expected
+    assert len(seen) > len(expected) / 2
+    half = recipe.model_copy(update={"size_weight": 0.5})
+    _, milder = sample_batch(images, half, 11)
+    free = (weight > 0.5) & (weight < 3)
+    assert np.allclose(milder[:, 3][free], np.sqrt(weight[free]), atol=1e-6)
+
+
+def test_pasted_crops_hold_cells_of_two_places(images):
+    """As many as the recipe says, and the rest as they were."""
+    recipe = PLAIN.model_copy(update={"pasting": 0.5, "batch": 1})
+    plain = PLAIN.model_copy(update={"batch": 1})
+    n_pasted = 0
+    for step in range(60):
+        (inputs, targets), (expected, _) = (sample_batch(images, r, step) for r in (recipe, plain))
+        same = (inputs == expected).all(axis=1)
+        n_pasted += not same.all()
+        assert same.any()  # the crop that is pasted onto is the same
+        assert set(np.unique(targets[:, 3])) <= {0.0, 1.0}
+    assert 18 <= n_pasted <= 42
+
+
 def test_intensity_jitter_changes_the_image_and_not_the_target(images):
     recipe = PLAIN.model_copy(update={"shading": 0.5, "gamma": 0.3, "noise": 0.05})
     inputs, targets = sample_batch(images, recipe, 0)

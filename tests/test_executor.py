@@ -111,6 +111,31 @@ def test_lower_ranks_go_first(executor, tmp_path):
     assert {name[0] for name in order[:first]} == {"r"}
 
 
+def test_last_few_of_the_highest_rank_go_before_lower_ranks():
+    """What needs them would else wait at the end, with nothing left to do beside."""
+    late = [Job(f"s{i}", executor_jobs.square, (), rank=1) for i in range(5)]
+    soon = [Job(f"r{i}", executor_jobs.square, (), needs=("s0",)) for i in range(2)]
+    schedule = module.Schedule([*soon, *late], frozenset(), None, n_last=2)
+    first, _ = schedule.next(), schedule.next()
+    schedule.finish(first)  # three of its rank are left, so both that waited for it go now
+    assert schedule.next().name == "r0"
+    assert schedule.next().name == "r1"
+    assert [schedule.next().name for _ in range(3)] == ["s2", "s3", "s4"]
+
+    schedule = module.Schedule([*soon, *late], frozenset(), None, n_last=2)
+    first, *_ = (schedule.next() for _ in range(3))
+    schedule.finish(first)
+    assert [schedule.next().name for _ in range(4)] == ["s3", "s4", "r0", "r1"]
+
+
+def test_failed_job_is_none_of_the_last_few():
+    jobs = [Job("s", executor_jobs.square, (), rank=1), Job("r", executor_jobs.square, ())]
+    schedule = module.Schedule(jobs, frozenset(), None, n_last=1)
+    assert schedule.fail(schedule.next(), "broken") == []
+    assert schedule.next().name == "r"
+    assert schedule.next().name == "s"
+
+
 def test_failing_job_is_tried_three_times(executor, tmp_path):
     jobs = [
         *squares(tmp_path, 4),

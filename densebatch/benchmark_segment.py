@@ -70,6 +70,7 @@ def _read_values(watched: Watched, report: dict[str, Any]) -> dict[str, float | 
         "cells_per_s": report["cells"] / watched.wall_s,
         "run_s": seconds["total"],
         "plan_s": seconds["plan"],
+        "start_s": seconds["start"],
         "predict_and_trace_s": seconds["predict_and_trace"],
         "number_s": seconds["number"],
         "network_s": report["network_seconds"],

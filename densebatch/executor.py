@@ -37,8 +37,8 @@ class Job:
     name : unique
     function, args : what to call; importable and small, they travel to the worker
     needs : names of jobs that must be done before
-    rank : jobs of a lower rank go first among those that are ready; but the last few of the
-        highest go before them, so that what needs them does not wait at the end, when nothing
+    rank : jobs of a lower rank go first among those that are ready; on workers, the last few of
+        the highest go before them, so that what needs them does not wait at the end, when nothing
         else is left to do
     """
 
@@ -61,7 +61,7 @@ class Outcome:
 class Schedule:
     """Which jobs are ready, in which order; jobs whose needs failed fail with them.
 
-    `n_last` is how many of the highest rank count as the last few.
+    `n_last` is how many jobs of the highest rank that were never handed out are the last few.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Schedule:
         self._n_last = n_last
         # retried jobs have a rank of their own, above all others
         self._top = max((job.rank for job in jobs), default=0)
+        self._left_of_top = {job.name for job in jobs if job.rank == self._top}
         self._ready: dict[int, list[tuple[int, str]]] = {}
         self._attempts: dict[str, int] = {}
         self.unfinished = len(jobs)
@@ -122,9 +123,10 @@ class Schedule:
         ranks = sorted(rank for rank, ready in self._ready.items() if ready)
         if not ranks:
             return None
-        ends = self._top in ranks and len(self._ready[self._top]) <= self._n_last
-        ready = self._ready[self._top if ends else ranks[0]]
-        return self._jobs[heapq.heappop(ready)[1]]
+        ends = self._top in ranks and len(self._left_of_top) <= self._n_last
+        _, name = heapq.heappop(self._ready[self._top if ends else ranks[0]])
+        self._left_of_top.discard(name)
+        return self._jobs[name]
 
     def put_back(self, job: Job) -> None:
         """Undo `next`."""
@@ -155,6 +157,7 @@ class Schedule:
             lost.append(Outcome(self._jobs[name], error=f"needs {job.name}, which failed: {error}"))
             self._missing[name] = -1  # another need that fails later must not report it again
             queue.extend(self._waiting.pop(name, []))
+        self._left_of_top -= gone
         self.unfinished -= len(lost)
         return lost
 
@@ -339,7 +342,7 @@ def open_executor(
             # that is not given back; what tasks take is estimated before the run
             memory_limit=0,
         ) as cluster,
-        # not as its own context, which may be left only in the thread that entered it
+        # not as its own context, which can be left only in the thread that entered it
         closing(Client(cluster)) as client,
     ):
         yield DaskExecutor(client, workers)

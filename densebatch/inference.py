@@ -176,9 +176,9 @@ def predict_group(plan_path: str, row: int, col: int, lanes: int) -> dict[str, A
             ]
         if not np.isfinite(flows).all():
             raise ValueError(f"the network gave values that are not finite in {group}")
-    # looking for chunks that are all NaN takes three times as long as writing
-    config = {"write_empty_chunks": True}
-    array = zarr.open_array(str(work / "flows.zarr"), mode="r+", config=config)
+    array = zarr.open_array(str(work / "flows.zarr"), mode="r+")
+    # looking for chunks that are all NaN would take three times as long as writing
+    array = array.with_config({"write_empty_chunks": True})
     with meter.timed("write"):
         array[:, *group.slices] = flows
     chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +39,8 @@ class Crop(NamedTuple):
 def paste_disc(onto: Crop, other: Crop, rng: np.random.Generator) -> Crop:
     """A disc of another crop in this one.
 
-    Cells of the other that lie in the disc by half are pasted whole, the rest of them not at all.
+    Cells of the other that lie in the disc by half are pasted whole, the rest of them not at all;
+    nor are cells that an image's edge cuts, in the other, or would cut here.
     What is left of a cell that lost more than a tenth of its pixels has no weight.
 
     Parameters
@@ -58,8 +60,11 @@ def paste_disc(onto: Crop, other: Crop, rng: np.random.Generator) -> Crop:
     radius = rng.uniform(*_RADIUS) * min(height, width)
     rows, cols = np.ogrid[:height, :width]
     disc = (rows - y) ** 2 + (cols - x) ** 2 < radius**2
-    pasted = np.where(other.labels > 0, _share_inside(other.labels, disc) >= 0.5, disc)
-    pasted &= ~np.isnan(onto.pixels[0]) & ~np.isnan(other.pixels[0])
+    # not a cell that its image's edge cuts, nor one that would lose part of itself here
+    free = ~np.isnan(onto.pixels[0])
+    free &= ~ndimage.binary_dilation(np.isnan(other.pixels[0]), np.ones((3, 3)))
+    whole = (_share_inside(other.labels, disc) >= 0.5) & (_share_inside(other.labels, free) == 1)
+    pasted = np.where(other.labels > 0, whole, disc & free)
     spoilt = (onto.labels > 0) & (_share_inside(onto.labels, pasted) > _SPOILT)
     shifted = np.where(other.labels > 0, other.labels + onto.labels.max(), 0)
     return Crop(

@@ -151,13 +151,19 @@ def segment(
     needs = estimate(plan, settings.tile, count_lanes(plan, settings, workers))
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     with ExitStack() as stack:
-        executor = None
-        if restart or not folder.report.exists():  # or there may be nothing to do
-            plan, executor = _survey_and_start(stack, plan, settings, workers)
-        else:
-            plan = survey_plan(plan)
+        executor = starting = None
+        if workers and not settings.is_remote and (restart or not folder.report.exists()):
+            # Beside the survey, which leaves a core idle for most of the time that this takes. A
+            # run that may be complete needs none, and a cluster's workers may yet have to appear.
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            starting = pool.submit(start_executor, stack, settings, workers)
+        plan = survey_plan(plan)
+        waiting = time.monotonic()
+        if starting is not None:
+            executor = starting.result()  # before backends are timed
+        waited = time.monotonic() - waiting
         plan, choice = settle_engine(plan, settings, folder, restart=restart)
-        surveyed = time.monotonic() - started
+        surveyed = time.monotonic() - started - waited
         for note in plan.notes:
             progress.note(note)
         if choice.reason != "default":
@@ -171,9 +177,11 @@ def segment(
                 if not settings.keep_flows:
                     shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
                 return _result(folder, plan, report)
+        waiting = time.monotonic()
         executor = executor or start_executor(stack, settings, workers)
+        waited += time.monotonic() - waiting
         run = Session(plan, settings, choice, folder, executor, progress, shuffle)
-        run.seconds["plan"] = round(surveyed, 3)
+        run.seconds |= {"plan": round(surveyed, 3), "start": round(waited, 3)}
         _prepare(run, restart=restart)
         failed = _predict_and_trace(run)
         if len(failed) == len(run.grid):
@@ -185,15 +193,6 @@ def segment(
     if not settings.keep_flows and not result.is_partial:
         shutil.rmtree(folder.work, ignore_errors=True)
     return result
-
-
-def _survey_and_start(
-    stack: ExitStack, plan: Plan, settings: SegmentSettings, workers: int
-) -> tuple[Plan, SerialExecutor | DaskExecutor]:
-    """Survey the slide while workers start, which leaves a core idle for most of the time."""
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(start_executor, stack, settings, workers)
-        return survey_plan(plan), starting.result()
 
 
 def start_executor(

@@ -266,7 +266,8 @@ def _read(array: zarr.Array[Any], *selection: int | slice) -> npt.NDArray[Any]:
 
 def _write(folder: Path, selection: tuple[int | slice, ...], pixels: npt.NDArray[Any]) -> None:
     # Background is left out on purpose: it costs nothing, and a digest tells it from a lost file.
-    array = zarr.open_array(LocalStore(folder), mode="r+", config={"write_empty_chunks": False})
+    array = zarr.open_array(LocalStore(folder), mode="r+")
+    array = array.with_config({"write_empty_chunks": False})
     try:
         array[selection] = pixels
     except (ValueError, RuntimeError):

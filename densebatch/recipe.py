@@ -109,7 +109,7 @@ class Recipe(BaseModel):
     size_weight: _Amount = Field(
         default=0.0,
         description="exponent by which small cells weigh more in the loss: a pixel's weight is "
-        "(mean area / area of its cell)^x, between 0.5 and 3; 1 gives all cells the same",
+        "(mean area / area of its cell)^x, but no less than 0.5 and no more than 3",
     )
     consistency: _Amount = Field(
         default=0.0,

@@ -26,6 +26,7 @@ from densebatch.errors import InputError
 from densebatch.models import load_network
 from densebatch.network import CPnet
 from densebatch.optimisers import build_optimisers
+from densebatch.recipe import Recipe
 from densebatch.simulated_images import simulate_annotated
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from densebatch.annotated import AnnotatedImage
     from densebatch.models import ModelSpec
-    from densebatch.recipe import Recipe
 
 _VALIDATIONS = 5  # in the course of a training
 
@@ -176,8 +176,7 @@ def train(
     average, mean = (copy.deepcopy(network).eval() for _ in range(2))
     optimisers = build_optimisers(network, recipe)
     identity: dict[str, Any] = {
-        # the text about the data decides nothing
-        "recipe": recipe.model_dump(mode="json", exclude={"about"}),
+        "recipe": _describe(recipe),
         "images": {image.name: image.sha256 for image in images},
         "start": start.sha256 if start is not None else None,
     }
@@ -241,6 +240,11 @@ def train(
     return result().cpu(), curve
 
 
+def _describe(recipe: Recipe) -> dict[str, Any]:
+    """All that decides weights; the text about the data does not."""
+    return recipe.model_dump(mode="json", exclude={"about"})
+
+
 def _resume(
     checkpoint: Path,
     identity: Mapping[str, Any],
@@ -252,6 +256,8 @@ def _resume(
     try:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         found = state["identity"]
+        # settings that came later have their defaults in it
+        found["recipe"] = _describe(Recipe.model_validate(found["recipe"]))
         if found == identity:
             for network, name in zip(networks, ("network", "average", "mean"), strict=True):
                 network.load_state_dict(state[name])

@@ -264,14 +264,49 @@ def test_serial_outcomes_follow_from_the_graph(graph, shuffle):
         done.append(name)
         return name
 
+    jobs = [Job(name, work, (name,), needs[name], ranks[name]) for name in needs]
+    outcomes = run(SerialExecutor(), jobs, shuffle=shuffle)
+    assert_follow(graph, errors(outcomes), calls)
+    assert [o.job.name for o in outcomes if o.error is None] == done
+
+
+def assert_follow(graph, lost, calls):
+    """Which jobs are lost and how often each was tried follow from needs and failures alone."""
+    needs, failures, _ = graph
+
     def is_lost(name):
         return any(failures[need] >= 3 or is_lost(need) for need in needs[name])
 
-    jobs = [Job(name, work, (name,), needs[name], ranks[name]) for name in needs]
-    outcomes = run(SerialExecutor(), jobs, shuffle=shuffle)
-    assert set(errors(outcomes)) == {n for n in needs if failures[n] >= 3 or is_lost(n)}
-    assert [o.job.name for o in outcomes if o.error is None] == done
+    assert set(lost) == {n for n in needs if failures[n] >= 3 or is_lost(n)}
     assert calls == {n: min(failures[n] + 1, 3) for n in needs if not is_lost(n)}
+
+
+@given(graphs(), st.none() | st.integers(0, 5), st.integers(1, 5), st.integers(1, 4), st.data())
+def test_scheduled_outcomes_follow_from_the_graph(graph, shuffle, n_last, window, data):
+    """However many of the highest rank are the last few, and whatever comes back first."""
+    needs, failures, ranks = graph
+    jobs = [Job(name, print, (), needs[name], ranks[name]) for name in needs]
+    schedule = module.Schedule(jobs, frozenset(), shuffle, n_last)
+    calls, done, lost, running = Counter(), set(), {}, []
+    fresh = {name for name in needs if ranks[name] == max(ranks.values())}  # never handed out
+    while schedule.unfinished:
+        while len(running) < window and (job := schedule.next()) is not None:
+            if not calls[job.name] and ranks[job.name] < max(ranks.values()):
+                # what would have gone before: the last few of the highest rank, were one ready
+                ready = {n for n in fresh if set(needs[n]) <= done} - set(lost)
+                assert not ready or len(fresh - set(lost)) > n_last
+            calls[job.name] += 1
+            fresh.discard(job.name)
+            assert set(needs[job.name]) <= done
+            running.append(job)
+        job = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        if calls[job.name] <= failures[job.name]:
+            lost |= {o.job.name: o.error for o in schedule.fail(job, "broken")}
+        else:
+            done.add(job.name)
+            schedule.finish(job)
+    assert schedule.next() is None
+    assert_follow(graph, lost, calls)
 
 
 def test_serial_order_is_rank_then_place_or_seed(tmp_path):

@@ -94,7 +94,9 @@ def test_run_json(done, slide):
     assert report["devices"] in (["cpu"], ["cuda"])
     assert report["engine"]["backend"] == report["plan"]["engine"]["backend"] == "torch"
     assert report["engine"]["device"] == report["devices"][0]
-    assert set(report["seconds"]) == {"plan", "predict_and_trace", "number", "total"}
+    assert set(report["seconds"]) == {
+        "plan", "start", "predict_and_trace", "number", "total",
+    }  # fmt: skip
     assert set(report["task_seconds"]) == {"predict", "trace", "number"}
     assert all(0 < s <= report["seconds"]["total"] for s in report["task_seconds"].values())
     assert sum(report["seconds"].values()) <= 2 * report["seconds"]["total"]

@@ -4,6 +4,7 @@ import os
 import re
 
 import numpy as np
+import psutil
 import pytest
 from run_files import (
     Watcher,
@@ -167,6 +168,25 @@ def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_pa
     broken.clear()
     assert not segment(slide, tmp_path, **OPTIONS).is_partial
     assert_same_output(tmp_path, expected)
+
+
+def test_a_chunk_that_the_survey_cannot_read(slide, damage, tmp_path, monkeypatch):
+    """Workers, which start beside the survey, end with it."""
+    pids = []
+    start = pipeline.start_executor
+
+    def watch(*args):
+        executor = start(*args)
+        pids.extend(executor.client.run(os.getpid).values())
+        return executor
+
+    monkeypatch.setattr(pipeline, "start_executor", watch)
+    damage(0, 0, 17).do()
+    with pytest.raises(InputError, match=r"a\.ome\.zarr"):
+        segment(slide, tmp_path / "out", **OPTIONS | {"workers": 1})
+    assert len(pids) == 1
+    assert not psutil.pid_exists(pids[0])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_chunk_that_the_network_cannot_read(slide, clean, damage, tmp_path, capsys, monkeypatch):

@@ -146,6 +146,18 @@ def test_the_result_is_the_mean_of_the_last_steps(images, tmp_path, monkeypatch)
     assert all(torch.equal(value, validated[8][k]) for k, value in found.state_dict().items())
 
 
+def test_checkpoint_from_before_a_setting_was_there(images, tmp_path):
+    """What it did not know was at its default; a name that nobody knows is no such thing."""
+    path = tmp_path / "a.pt"
+    network, _ = train(images, SMALL, path)
+    state = torch.load(path, weights_only=True)
+    del state["identity"]["recipe"]["pasting"]
+    torch.save(state, path)
+    assert _same(train(images, SMALL, path)[0], network)
+    with pytest.raises(InputError, match="another recipe"):
+        train(images, vary(pasting=0.5), path)
+
+
 def test_checkpoint_of_another_recipe_is_refused(images, tmp_path):
     train(images, SMALL, tmp_path / "a.pt")
     with pytest.raises(InputError, match="another recipe"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from densebatch.foreground import FLOW_SCALE
 from densebatch.pasting import Crop, paste_disc
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from densebatch.annotated import AnnotatedImage
     from densebatch.recipe import Recipe
 
-FLOW_SCALE = 5.0  # Cellpose's networks give flows at five times unit length
 _SHADING_PX = 64  # distance over which uneven gain changes
 _SIZE_WEIGHTS = (0.5, 3.0)  # the least and most that a cell's pixels weigh
 _MAX_SHIFT = 7  # px; a CPnet of four resolutions pools over 8

@@ -10,7 +10,6 @@ from skimage.io import imsave
 
 from densebatch.annotated import EDGE_PX, load_annotated
 from densebatch.augmentation import (
-    FLOW_SCALE,
     draw_orientation,
     draw_shift,
     find_borders,
@@ -18,6 +17,7 @@ from densebatch.augmentation import (
     sample_batch,
 )
 from densebatch.diffusion import compute_flows
+from densebatch.foreground import FLOW_SCALE
 from densebatch.geometry import Region
 from densebatch.recipe import Recipe
 from densebatch.simulate import Tissue, render

@@ -42,6 +42,11 @@ _TOLD_STEPS = 20
 @click.option(
     "--start", metavar="MODEL", help="Train this model further, instead of random weights."
 )
+@click.option(
+    "--teacher",
+    metavar="MODEL",
+    help="Draw the network to what this model says, instead of its own average (distillation).",
+)
 @click.option("--steps", type=int, help="Override the recipe's number of steps.")
 @click.option("--seed", type=int, help="Override the recipe's seed.")
 @click.option(
@@ -55,6 +60,7 @@ def train(
     output: Path,
     config: Path | None,
     start: str | None,
+    teacher: str | None,
     steps: int | None,
     seed: int | None,
     hold_out: tuple[str, ...],
@@ -70,6 +76,7 @@ def train(
     _check_output(output)
     recipe = load_recipe(config, steps=steps, seed=seed)
     origin = find_model(start) if start is not None else None
+    master = find_model(teacher) if teacher is not None else None
     data, held_out = load_annotated(images, recipe, hold_out)
     begun = time.monotonic()
     losses: list[float] = []
@@ -87,13 +94,19 @@ def train(
     check = partial(_validate, recipe=recipe, held_out=held_out) if held_out else None
     try:
         network, curve = run_training(
-            data, recipe, output.with_suffix(".pt"), start=origin, validate=check, on_step=tell
-        )
-        _write(output, network, curve, recipe, data, held_out, origin)
+            data, recipe, output.with_suffix(".pt"), start=origin, teacher=master, validate=check,
+            on_step=tell,
+        )  # fmt: skip
+        models = {"start": _name(origin, "random"), "teacher": _name(master, "its average")}
+        _write(output, network, curve, recipe, data, held_out, models)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+def _name(model: ModelSpec | None, otherwise: str) -> dict[str, str] | str:
+    return {"name": model.name, "sha256": model.sha256} if model is not None else otherwise
 
 
 def _write(
@@ -103,7 +116,7 @@ def _write(
     recipe: Recipe,
     data: list[AnnotatedImage],
     held_out: list[HeldOut],
-    origin: ModelSpec | None,
+    models: dict[str, dict[str, str] | str],
 ) -> None:
     """The model with its card, and the picture of its training."""
     card = {
@@ -112,7 +125,7 @@ def _write(
         "data": {image.name: image.sha256 for image in data},
         "held_out": [image.name for image in held_out],
         "validation": curve[-1].scores,
-        "start": {"name": origin.name, "sha256": origin.sha256} if origin is not None else "random",
+        **models,
         "versions": {name: version(name) for name in ("densebatch", "torch", "numpy")},
         "about": recipe.about,
     }

@@ -127,6 +127,7 @@ def train(
     checkpoint: Path,
     *,
     start: ModelSpec | None = None,
+    teacher: ModelSpec | None = None,
     validate: Callable[[CPnet, int], Mapping[str, float]] | None = None,
     checkpoint_seconds: float = 120.0,
     on_step: Callable[[CurvePoint], None] | None = None,
@@ -144,6 +145,9 @@ def train(
         curve is written beside it as CSV.
     start
         Model whose weights are trained further; random weights without.
+    teacher
+        Model that the network is drawn to, as much as `recipe.consistency` says (distillation,
+        Hinton et al. 2015); its own average without.
     validate
         Called with the network that would be the result, in evaluation mode, and the number of
         finished steps, five times in the course of the training, at last with the final weights;
@@ -164,21 +168,29 @@ def train(
     Raises
     ------
     InputError
-        If the checkpoint is damaged, or of another recipe or other images.
+        If the checkpoint is damaged, or of another recipe, other images or other models.
     ValueError
-        If the start has other widths, or the loss is not finite.
+        If the start has other widths, the teacher has no weight or takes other images, or the loss
+        is not finite.
     """
+    if teacher is not None:
+        _check_teacher(teacher, recipe)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
     network = build_network(images, recipe, start).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, mean = (copy.deepcopy(network).eval() for _ in range(2))
+    asked = average
+    if teacher is not None:
+        asked = load_network(teacher).eval().to(device)
+        asked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimisers = build_optimisers(network, recipe)
     identity: dict[str, Any] = {
         "recipe": _describe(recipe),
         "images": {image.name: image.sha256 for image in images},
         "start": start.sha256 if start is not None else None,
+        "teacher": teacher.sha256 if teacher is not None else None,
     }
     curve: list[CurvePoint] = []
     if checkpoint.exists():
@@ -220,7 +232,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate_at(step, recipe)
         source = images if step >= recipe.simulated_steps else simulated
-        loss = _take_step(network, average, optimisers, source, recipe, step)
+        loss = _take_step(network, asked, optimisers, source, recipe, step)
         if not math.isfinite(loss):
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
@@ -240,6 +252,24 @@ def train(
     return result().cpu(), curve
 
 
+def _check_teacher(teacher: ModelSpec, recipe: Recipe) -> None:
+    """Refuse a teacher that would see something else than its pupil, or have no say."""
+    name = f"teacher {teacher.name}"
+    if not recipe.consistency:
+        raise ValueError(f"{name}: the recipe's consistency is 0, which gives it no weight")
+    unit = 2 ** (len(teacher.widths) - 2)
+    if recipe.patch_px % unit:
+        raise ValueError(f"{name}: takes crops of a multiple of {unit} px, not {recipe.patch_px}")
+    if tuple(teacher.percentiles) != tuple(recipe.percentiles):
+        raise ValueError(
+            f"{name}: knows images by their percentiles {teacher.percentiles}, the recipe's are "
+            f"{recipe.percentiles}"
+        )
+    scales = (teacher.um_per_px, recipe.um_per_px)
+    if recipe.diameter_px is None and None not in scales and scales[0] != scales[1]:
+        raise ValueError(f"{name}: is for {scales[0]} um/px, the recipe for {scales[1]}")
+
+
 def _describe(recipe: Recipe) -> dict[str, Any]:
     """All that decides weights; the text about the data does not."""
     return recipe.model_dump(mode="json", exclude={"about"})
@@ -257,6 +287,7 @@ def _resume(
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         found = state["identity"]
         # settings that came later have their defaults in it
+        found.setdefault("teacher", None)
         found["recipe"] = _describe(Recipe.model_validate(found["recipe"]))
         if found == identity:
             for network, name in zip(networks, ("network", "average", "mean"), strict=True):
@@ -269,14 +300,14 @@ def _resume(
             f"{checkpoint}: is damaged, or no progress of a training; remove it to start again"
         ) from error
     raise InputError(
-        f"{checkpoint}: belongs to another recipe or other images; choose another output or "
-        "remove it"
+        f"{checkpoint}: belongs to another recipe, other images or other models; choose another "
+        "output or remove it"
     )
 
 
 def _take_step(
     network: CPnet,
-    average: CPnet,
+    teacher: CPnet,
     optimisers: Sequence[torch.optim.Optimizer],
     images: Sequence[AnnotatedImage],
     recipe: Recipe,
@@ -292,7 +323,7 @@ def _take_step(
     weight = consistency_at(step, recipe)
     if weight > 0:
         moved = batch[recipe.batch :]
-        loss = loss + weight * compute_teaching_loss(output, average, moved, recipe, step)
+        loss = loss + weight * compute_teaching_loss(output, teacher, moved, recipe, step)
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

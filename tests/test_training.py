@@ -162,7 +162,7 @@ def test_checkpoint_of_another_recipe_is_refused(images, tmp_path):
     train(images, SMALL, tmp_path / "a.pt")
     with pytest.raises(InputError, match="another recipe"):
         train(images, vary(seed=2), tmp_path / "a.pt")
-    with pytest.raises(InputError, match="another recipe or other images"):
+    with pytest.raises(InputError, match="another recipe, other images or other models"):
         train(images[:1], SMALL, tmp_path / "a.pt")
 
 
@@ -220,6 +220,59 @@ def test_start_from_a_model(images, tmp_path):
     assert not _same(network, build_network(images, SMALL))
     with pytest.raises(ValueError, match="has widths"):
         build_network(images, vary(widths=(2, 8, 16)), spec)
+
+
+def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
+    """More than by its own average; and what it says is part of the training."""
+    recipe = vary(
+        steps=60,
+        learning_rate=1e-2,
+        consistency=8.0,
+        warmup_steps=1,
+        flips=False,
+        quarter_turns=False,
+    )
+    wide = vary(widths=(2, 12, 24, 48))
+    biased = build_network(images, wide).eval()
+    with torch.no_grad():  # says the same of everything: to be told from what labels teach
+        biased.output[2].weight.zero_()
+        biased.output[2].bias.copy_(torch.tensor([3.0, -2.0, 4.0]))
+    write_model(biased, tmp_path / "t.safetensors", wide, {})
+    spec = find_model(str(tmp_path / "t.safetensors"))
+    pupil, _ = train(images, recipe, tmp_path / "pupil.pt", teacher=spec)
+    alone, _ = train(images, recipe, tmp_path / "alone.pt")
+    inputs = torch.from_numpy(sample_batch(images, recipe, 1000)[0])
+    with torch.no_grad():
+        pupils, alones = (network.eval()(inputs)[:, :2] for network in (pupil, alone))
+    said = torch.tensor([3.0, -2.0])[:, None, None]
+    assert (pupils - said).square().mean() < 0.5 * (alones - said).square().mean()
+    with pytest.raises(InputError, match="other models"):
+        train(images, recipe, tmp_path / "pupil.pt")
+    with pytest.raises(InputError, match="other models"):
+        train(images, recipe, tmp_path / "alone.pt", teacher=spec)
+    again, _ = train(images, recipe, tmp_path / "pupil.pt", teacher=spec)
+    assert _same(pupil, again)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"consistency": 0.0}, "no weight"),
+        ({"percentiles": (0.0, 99.0)}, "percentiles"),
+        ({"um_per_px": 0.25}, "um/px"),
+    ],
+)
+def test_a_teacher_of_other_images_is_refused(images, tmp_path, changed, told):
+    write_model(build_network(images, SMALL), tmp_path / "t.safetensors", SMALL, {})
+    spec = find_model(str(tmp_path / "t.safetensors"))
+    recipe = vary(**{"consistency": 1.0, **changed})
+    with pytest.raises(ValueError, match=told):
+        train(images, recipe, tmp_path / "a.pt", teacher=spec)
+    deep = vary(widths=(2, 4, 4, 4, 4, 4), patch_px=64)
+    write_model(build_network(images, deep), tmp_path / "d.safetensors", deep, {})
+    spec = find_model(str(tmp_path / "d.safetensors"))
+    with pytest.raises(ValueError, match="multiple of 16"):
+        train(images, vary(consistency=1.0, patch_px=72), tmp_path / "a.pt", teacher=spec)
 
 
 def _losses(network, images, recipe, steps):
@@ -373,6 +426,7 @@ def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_p
     assert set(card["validation"]) == {"map", "map_100"}
     assert card["about"] == {"data": "simulated"}
     assert card["start"] == "random"
+    assert card["teacher"] == "its average"
     picture = output.with_suffix(".svg").read_text()
     assert picture.startswith("<svg xmlns=")
     assert "Mean AP, held out" in picture
@@ -423,6 +477,7 @@ def test_command_refuses_what_cannot_work(folder, tmp_path):
     assert "to hold out" in refusal(folder, "-o", out, "--hold-out", "x")
     assert "smaller than a crop" in refusal(folder, "-o", out)
     assert "nonesuch" in refusal(folder, "-o", out, "--start", "nonesuch")
+    assert "nonesuch" in refusal(folder, "-o", out, "--teacher", "nonesuch")
     (tmp_path / "file").touch()
     (tmp_path / "d.safetensors").mkdir()
     assert "file is a file" in refusal(folder, "-o", tmp_path / "file/m.safetensors")

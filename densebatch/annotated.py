@@ -65,9 +65,9 @@ class AnnotatedImage:
     scale: float = 1.0
 
     @cached_property
-    def areas(self) -> NDArray[np.int64]:
+    def areas(self) -> NDArray[np.intp]:
         """Number of pixels of each label, background first."""
-        return np.bincount(self.labels.ravel()).astype(np.int64)
+        return np.bincount(self.labels.ravel())
 
 
 @dataclass(frozen=True)

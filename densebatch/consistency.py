@@ -45,12 +45,12 @@ def restore_outputs(outputs: torch.Tensor, turn: int) -> torch.Tensor:
 
 @torch.no_grad()
 def ask_teacher(teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
-    """What the averaged network says of moved crops, in the orientation that the step draws.
+    """What the teacher says of moved crops, in the orientation that the step draws.
 
     Parameters
     ----------
     teacher
-        In evaluation mode.
+        The averaged network, or another that is distilled; in evaluation mode.
     moved
         `(n, 2, h, w)`, see `augmentation.sample_batch`.
     recipe, step

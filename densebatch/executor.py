@@ -129,7 +129,7 @@ class Schedule:
         return self._jobs[name]
 
     def put_back(self, job: Job) -> None:
-        """Undo `next`."""
+        """Undo `next`, for a job that has failed before."""
         self._push(job)
 
     def finish(self, job: Job) -> None:

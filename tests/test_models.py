@@ -170,8 +170,7 @@ def test_a_bundled_model_that_is_not_what_it_came_as_is_refused(name, tmp_path, 
 
 
 def test_bundled_model():
-    if DEFAULT_MODEL not in list_bundled():
-        pytest.skip("no model is bundled yet")
+    assert DEFAULT_MODEL in list_bundled()
     spec = find_model(DEFAULT_MODEL)
     assert spec.name == DEFAULT_MODEL
     assert spec.um_per_px == 0.5

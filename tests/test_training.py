@@ -147,7 +147,7 @@ def test_the_result_is_the_mean_of_the_last_steps(images, tmp_path, monkeypatch)
 
 
 def test_checkpoint_from_before_a_setting_was_there(images, tmp_path):
-    """What it did not know was at its default; a name that nobody knows is no such thing."""
+    """What it did not know was at its default."""
     path = tmp_path / "a.pt"
     network, _ = train(images, SMALL, path)
     state = torch.load(path, weights_only=True)

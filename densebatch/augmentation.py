@@ -94,9 +94,12 @@ def draw_shift(recipe: Recipe, step: int) -> tuple[int, int]:
     return divmod(drawn, _MAX_SHIFT + 1)
 
 
-def draw_orientation(recipe: Recipe, step: int) -> int:
-    """Orientation in which moved crops are shown, among those that the recipe allows."""
-    return _draw_turn(recipe, np.random.default_rng([recipe.seed, step, 3]))
+def draw_orientation(recipe: Recipe, step: int, place: int = 0) -> int:
+    """Orientation in which moved crops are shown, among those that the recipe allows.
+
+    `place` is that of a teacher among several.
+    """
+    return _draw_turn(recipe, np.random.default_rng([recipe.seed, step, 3, *([place] if place else [])]))
 
 
 def find_borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,8 +44,11 @@ _TOLD_STEPS = 20
 )
 @click.option(
     "--teacher",
+    "teachers",
+    multiple=True,
     metavar="MODEL",
-    help="Draw the network to what this model says, instead of its own average (distillation).",
+    help="Draw the network to what this model says, instead of its own average (distillation); "
+    "repeatable, for the mean of several.",
 )
 @click.option("--steps", type=int, help="Override the recipe's number of steps.")
 @click.option("--seed", type=int, help="Override the recipe's seed.")
@@ -60,7 +63,7 @@ def train(
     output: Path,
     config: Path | None,
     start: str | None,
-    teacher: str | None,
+    teachers: tuple[str, ...],
     steps: int | None,
     seed: int | None,
     hold_out: tuple[str, ...],
@@ -76,7 +79,7 @@ def train(
     _check_output(output)
     recipe = load_recipe(config, steps=steps, seed=seed)
     origin = find_model(start) if start is not None else None
-    master = find_model(teacher) if teacher is not None else None
+    masters = [find_model(teacher) for teacher in teachers]
     data, held_out = load_annotated(images, recipe, hold_out)
     begun = time.monotonic()
     losses: list[float] = []
@@ -94,10 +97,13 @@ def train(
     check = partial(_validate, recipe=recipe, held_out=held_out) if held_out else None
     try:
         network, curve = run_training(
-            data, recipe, output.with_suffix(".pt"), start=origin, teacher=master, validate=check,
-            on_step=tell,
+            data, recipe, output.with_suffix(".pt"), start=origin, teachers=masters,
+            validate=check, on_step=tell,
         )  # fmt: skip
-        models = {"start": _name(origin, "random"), "teacher": _name(master, "its average")}
+        models = {
+            "start": _name(origin) if origin is not None else "random",
+            "teachers": [_name(master) for master in masters] or "its average",
+        }
         _write(output, network, curve, recipe, data, held_out, models)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -105,8 +111,8 @@ def train(
         raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
 
 
-def _name(model: ModelSpec | None, otherwise: str) -> dict[str, str] | str:
-    return {"name": model.name, "sha256": model.sha256} if model is not None else otherwise
+def _name(model: ModelSpec) -> dict[str, str]:
+    return {"name": model.name, "sha256": model.sha256}
 
 
 def _write(
@@ -116,7 +122,7 @@ def _write(
     recipe: Recipe,
     data: list[AnnotatedImage],
     held_out: list[HeldOut],
-    models: dict[str, dict[str, str] | str],
+    models: dict[str, Any],
 ) -> None:
     """The model with its card, and the picture of its training."""
     card = {

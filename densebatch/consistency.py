@@ -15,6 +15,8 @@ import torch
 from densebatch.augmentation import draw_orientation, draw_shift
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from densebatch.network import CPnet
     from densebatch.recipe import Recipe
 
@@ -44,13 +46,15 @@ def restore_outputs(outputs: torch.Tensor, turn: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ask_teacher(teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
-    """What the teacher says of moved crops, in the orientation that the step draws.
+def ask_teachers(
+    teachers: Sequence[CPnet], moved: torch.Tensor, recipe: Recipe, step: int
+) -> torch.Tensor:
+    """What the teachers say of moved crops, each in an orientation that the step draws; the mean.
 
     Parameters
     ----------
-    teacher
-        The averaged network, or another that is distilled; in evaluation mode.
+    teachers
+        The averaged network, or others that are distilled; in evaluation mode.
     moved
         `(n, 2, h, w)`, see `augmentation.sample_batch`.
     recipe, step
@@ -61,11 +65,13 @@ def ask_teacher(teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int) 
     tensor
         `(n, 3, h, w)` float32, in the orientation of `moved`.
     """
-    turn = draw_orientation(recipe, step)
-    seen = orient_inputs(moved, turn).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(moved.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
-        said = teacher(seen).float()
-    return restore_outputs(said, turn)
+    said = []
+    for place, teacher in enumerate(teachers):
+        turn = draw_orientation(recipe, step, place)
+        seen = orient_inputs(moved, turn).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(moved.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
+            said.append(restore_outputs(teacher(seen).float(), turn))
+    return said[0] if len(said) == 1 else torch.stack(said).mean(0)
 
 
 def compute_inconsistency(
@@ -103,8 +109,12 @@ def consistency_at(step: int, recipe: Recipe) -> float:
 
 
 def compute_teaching_loss(
-    output: torch.Tensor, teacher: CPnet, moved: torch.Tensor, recipe: Recipe, step: int
+    output: torch.Tensor,
+    teachers: Sequence[CPnet],
+    moved: torch.Tensor,
+    recipe: Recipe,
+    step: int,
 ) -> torch.Tensor:
-    """Inconsistency with the teacher, on what the step draws; `consistency_at` is its weight."""
-    expected = ask_teacher(teacher, moved, recipe, step)
+    """Inconsistency with the teachers, on what the step draws; `consistency_at` is its weight."""
+    expected = ask_teachers(teachers, moved, recipe, step)
     return compute_inconsistency(output, expected, draw_shift(recipe, step))

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from densebatch.allocation import keep_freed_memory
 from densebatch.annotated import measure_diameters
-from densebatch.augmentation import sample_batch
+from densebatch.batches import count_processes, draw_batches
 from densebatch.consistency import compute_teaching_loss, consistency_at
 from densebatch.errors import InputError
 from densebatch.models import load_network
@@ -81,12 +82,12 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 @torch.no_grad()
 def _update_average(average: CPnet, network: CPnet, decay: float) -> None:
-    source = network.state_dict()
-    for name, tensor in average.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.lerp_(source[name], 1.0 - decay)
-        else:
-            tensor.copy_(source[name])
+    kept, new = average.state_dict(), network.state_dict()
+    names = [name for name, tensor in kept.items() if tensor.is_floating_point()]
+    # all at once: on a GPU, starting so many short kernels takes longer than running them
+    get_ema_multi_avg_fn(decay)([kept[n] for n in names], [new[n] for n in names], None)
+    for name in kept.keys() - names:
+        kept[name].copy_(new[name])
 
 
 def build_network(
@@ -127,7 +128,7 @@ def train(
     checkpoint: Path,
     *,
     start: ModelSpec | None = None,
-    teacher: ModelSpec | None = None,
+    teachers: Sequence[ModelSpec] = (),
     validate: Callable[[CPnet, int], Mapping[str, float]] | None = None,
     checkpoint_seconds: float = 120.0,
     on_step: Callable[[CurvePoint], None] | None = None,
@@ -145,9 +146,10 @@ def train(
         curve is written beside it as CSV.
     start
         Model whose weights are trained further; random weights without.
-    teacher
-        Model that the network is drawn to, as much as `recipe.consistency` says (distillation,
-        Hinton et al. 2015); its own average without.
+    teachers
+        Models whose mean the network is drawn to, as much as `recipe.consistency` says
+        (distillation, Hinton et al. 2015), each asked in an orientation of its own; without any,
+        its own average.
     validate
         Called with the network that would be the result, in evaluation mode, and the number of
         finished steps, five times in the course of the training, at last with the final weights;
@@ -170,10 +172,10 @@ def train(
     InputError
         If the checkpoint is damaged, or of another recipe, other images or other models.
     ValueError
-        If the start has other widths, the teacher has no weight or takes other images, or the loss
+        If the start has other widths, a teacher has no weight or takes other images, or the loss
         is not finite.
     """
-    if teacher is not None:
+    for teacher in teachers:
         _check_teacher(teacher, recipe)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,16 +183,15 @@ def train(
     network = build_network(images, recipe, start).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, mean = (copy.deepcopy(network).eval() for _ in range(2))
-    asked = average
-    if teacher is not None:
-        asked = load_network(teacher).eval().to(device)
-        asked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    asked = [load_network(teacher).eval().to(device) for teacher in teachers] or [average]
+    for network_asked in asked:
+        network_asked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimisers = build_optimisers(network, recipe)
     identity: dict[str, Any] = {
         "recipe": _describe(recipe),
         "images": {image.name: image.sha256 for image in images},
         "start": start.sha256 if start is not None else None,
-        "teacher": teacher.sha256 if teacher is not None else None,
+        "teachers": [teacher.sha256 for teacher in teachers],
     }
     curve: list[CurvePoint] = []
     if checkpoint.exists():
@@ -226,13 +227,12 @@ def train(
     simulated = simulate_annotated(images, recipe) if len(curve) < recipe.simulated_steps else []
     saved = time.monotonic()
     network.train()
-    while len(curve) < recipe.steps:
-        step = len(curve)
+    batches = draw_batches(images, simulated, recipe, len(curve), count_processes(device))
+    for step, (inputs, targets) in enumerate(batches, len(curve)):
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate_at(step, recipe)
-        source = images if step >= recipe.simulated_steps else simulated
-        loss = _take_step(network, asked, optimisers, source, recipe, step)
+        loss = _take_step(network, asked, optimisers, inputs, targets, recipe, step)
         if not math.isfinite(loss):
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
         # Early on the average follows more closely, or it would remember the random start.
@@ -287,7 +287,8 @@ def _resume(
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         found = state["identity"]
         # settings that came later have their defaults in it
-        found.setdefault("teacher", None)
+        one = found.pop("teacher", None)
+        found.setdefault("teachers", [one] if one is not None else [])
         found["recipe"] = _describe(Recipe.model_validate(found["recipe"]))
         if found == identity:
             for network, name in zip(networks, ("network", "average", "mean"), strict=True):
@@ -307,23 +308,23 @@ def _resume(
 
 def _take_step(
     network: CPnet,
-    teacher: CPnet,
+    teachers: Sequence[CPnet],
     optimisers: Sequence[torch.optim.Optimizer],
-    images: Sequence[AnnotatedImage],
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
     recipe: Recipe,
     step: int,
 ) -> float:
     """Forward, backward and update; the loss before the update."""
-    inputs, targets = sample_batch(images, recipe, step)
     device = next(network.parameters()).device
-    batch = torch.from_numpy(inputs).to(device, memory_format=torch.channels_last)
+    batch = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
         output = network(batch[: recipe.batch]).float()
-    loss = compute_loss(output, torch.from_numpy(targets).to(device))
+    loss = compute_loss(output, targets.to(device, non_blocking=True))
     weight = consistency_at(step, recipe)
     if weight > 0:
         moved = batch[recipe.batch :]
-        loss = loss + weight * compute_teaching_loss(output, teacher, moved, recipe, step)
+        loss = loss + weight * compute_teaching_loss(output, teachers, moved, recipe, step)
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

@@ -12,7 +12,7 @@ from densebatch import training
 from densebatch.annotated import prepare
 from densebatch.augmentation import draw_orientation, draw_shift, orient, sample_batch
 from densebatch.consistency import (
-    ask_teacher,
+    ask_teachers,
     compute_inconsistency,
     consistency_at,
     orient_inputs,
@@ -84,7 +84,7 @@ def _differ(network, images):
         crops, moved = inputs[: RECIPE.batch], inputs[RECIPE.batch :]
         with torch.no_grad():
             output = network.eval()(crops)
-        said = ask_teacher(network, moved, RECIPE, step)
+        said = ask_teachers([network], moved, RECIPE, step)
         difference = compute_inconsistency(output, said, draw_shift(RECIPE, step))
         values.append(float(difference) / float(output.var()))
     return np.mean(values)
@@ -102,9 +102,10 @@ def test_the_teacher_is_the_average_in_evaluation_mode(images, tmp_path, monkeyp
     seen = []
     teach = training.compute_teaching_loss
 
-    def watch(output, teacher, moved, recipe, step):
+    def watch(output, teachers, moved, recipe, step):
+        (teacher,) = teachers
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
-        loss = teach(output, teacher, moved, recipe, step)
+        loss = teach(output, teachers, moved, recipe, step)
         assert not teacher.training
         assert not any(p.grad is not None for p in teacher.parameters())
         assert all(torch.equal(v, before[n]) for n, v in teacher.state_dict().items())
@@ -134,5 +135,5 @@ def test_a_symmetric_network_agrees_with_its_teacher(images):
     for teacher, agrees in ((Pointwise(), True), (network, False)):
         with torch.no_grad():
             output = teacher(crops)
-        said = ask_teacher(teacher, moved, RECIPE, step)
+        said = ask_teachers([teacher], moved, RECIPE, step)
         assert (float(compute_inconsistency(output, said, shift)) < 1e-12) == agrees

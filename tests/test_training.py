@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 from skimage.io import imsave
 
-from densebatch import training
+from densebatch import batches, training
 from densebatch.annotated import EDGE_PX, load_annotated, measure_diameters
 from densebatch.augmentation import sample_batch
+from densebatch.batches import draw_batches
 from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
 from densebatch.errors import InputError
@@ -239,7 +240,7 @@ def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
         biased.output[2].bias.copy_(torch.tensor([3.0, -2.0, 4.0]))
     write_model(biased, tmp_path / "t.safetensors", wide, {})
     spec = find_model(str(tmp_path / "t.safetensors"))
-    pupil, _ = train(images, recipe, tmp_path / "pupil.pt", teacher=spec)
+    pupil, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[spec])
     alone, _ = train(images, recipe, tmp_path / "alone.pt")
     inputs = torch.from_numpy(sample_batch(images, recipe, 1000)[0])
     with torch.no_grad():
@@ -249,8 +250,8 @@ def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
     with pytest.raises(InputError, match="other models"):
         train(images, recipe, tmp_path / "pupil.pt")
     with pytest.raises(InputError, match="other models"):
-        train(images, recipe, tmp_path / "alone.pt", teacher=spec)
-    again, _ = train(images, recipe, tmp_path / "pupil.pt", teacher=spec)
+        train(images, recipe, tmp_path / "alone.pt", teachers=[spec])
+    again, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[spec])
     assert _same(pupil, again)
 
 
@@ -267,12 +268,12 @@ def test_a_teacher_of_other_images_is_refused(images, tmp_path, changed, told):
     spec = find_model(str(tmp_path / "t.safetensors"))
     recipe = vary(**{"consistency": 1.0, **changed})
     with pytest.raises(ValueError, match=told):
-        train(images, recipe, tmp_path / "a.pt", teacher=spec)
+        train(images, recipe, tmp_path / "a.pt", teachers=[spec])
     deep = vary(widths=(2, 4, 4, 4, 4, 4), patch_px=64)
     write_model(build_network(images, deep), tmp_path / "d.safetensors", deep, {})
     spec = find_model(str(tmp_path / "d.safetensors"))
     with pytest.raises(ValueError, match="multiple of 16"):
-        train(images, vary(consistency=1.0, patch_px=72), tmp_path / "a.pt", teacher=spec)
+        train(images, vary(consistency=1.0, patch_px=72), tmp_path / "a.pt", teachers=[spec])
 
 
 def _losses(network, images, recipe, steps):
@@ -294,18 +295,29 @@ def test_loss_falls(images, tmp_path):
     assert len(curve) == 60
 
 
+def test_batches_that_are_drawn_ahead(images):
+    """In other processes: the same, in the same order."""
+    recipe = vary(simulated_steps=3, consistency=1.0)
+    simulated = simulate_annotated(images, recipe)
+    ahead = list(draw_batches(images, simulated, recipe, 2, processes=2))
+    asked = list(draw_batches(images, simulated, recipe, 2, processes=0))
+    assert len(ahead) == len(asked) == recipe.steps - 2
+    for one, other in zip(ahead, asked, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_simulated_tissue_comes_first(images, tmp_path, monkeypatch):
     """And an interrupted run goes on with it as if it had not stopped."""
     recipe = vary(simulated_steps=5)
     simulated = simulate_annotated(images, recipe)
     seen = []
-    draw = training.sample_batch
+    draw = batches.sample_batch
 
     def watch(source, recipe, step):
         seen.append((step, source[0].name))
         return draw(source, recipe, step)
 
-    monkeypatch.setattr(training, "sample_batch", watch)
+    monkeypatch.setattr(batches, "sample_batch", watch)
     whole, curve = train(images, recipe, tmp_path / "whole.pt")
     assert seen == [(k, simulated[0].name if k < 5 else images[0].name) for k in range(8)]
 
@@ -426,7 +438,7 @@ def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_p
     assert set(card["validation"]) == {"map", "map_100"}
     assert card["about"] == {"data": "simulated"}
     assert card["start"] == "random"
-    assert card["teacher"] == "its average"
+    assert card["teachers"] == "its average"
     picture = output.with_suffix(".svg").read_text()
     assert picture.startswith("<svg xmlns=")
     assert "Mean AP, held out" in picture

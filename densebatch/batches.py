@@ -1,0 +1,88 @@
+"""The batches of a training, one after another; drawn ahead where a GPU would wait for them.
+
+On a CPU drawing crops takes a hundredth of a step, on a GPU longer than the step itself: there
+processes draw them ahead. What a step sees is decided by (seed, step) alone, so nothing depends on
+who drew it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from densebatch.augmentation import sample_batch
+from densebatch.capacity import count_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from densebatch.annotated import AnnotatedImage
+    from densebatch.recipe import Recipe
+
+_MAX_PROCESSES = 4
+_AHEAD = 4  # batches of each process
+
+
+class _Steps(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Batches by the number of their step."""
+
+    def __init__(
+        self,
+        images: Sequence[AnnotatedImage],
+        simulated: Sequence[AnnotatedImage],
+        recipe: Recipe,
+    ) -> None:
+        self._images, self._simulated, self._recipe = images, simulated, recipe
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`sample_batch` of the step."""
+        is_real = step >= self._recipe.simulated_steps
+        inputs, targets = sample_batch(
+            self._images if is_real else self._simulated, self._recipe, step
+        )
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def count_processes(device: torch.device) -> int:
+    """Processes that draw ahead: none beside a CPU, whose cores the network needs."""
+    if device.type == "cpu":
+        return 0
+    return max(1, min(_MAX_PROCESSES, count_cores() - 1))
+
+
+def draw_batches(
+    images: Sequence[AnnotatedImage],
+    simulated: Sequence[AnnotatedImage],
+    recipe: Recipe,
+    first: int,
+    processes: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of all steps from the first to the recipe's last.
+
+    Parameters
+    ----------
+    images, simulated
+        Annotated images, and those of the recipe's first `simulated_steps`.
+    recipe
+        The recipe.
+    first
+        Number of the first step.
+    processes
+        That draw ahead; 0 draws when asked.
+
+    Yields
+    ------
+    inputs, targets
+        See `augmentation.sample_batch`.
+    """
+    steps = _Steps(images, simulated, recipe)
+    order = range(first, recipe.steps)
+    if processes == 0:
+        yield from (steps[step] for step in order)
+        return
+    yield from DataLoader(
+        steps, batch_size=None, sampler=order, num_workers=processes, prefetch_factor=_AHEAD,
+        pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip

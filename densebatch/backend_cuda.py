@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from densebatch.backends import PatchShape, Precision
     from densebatch.network import CPnet
 
+# What cuDNN's convolutions of each precision are fastest in.
+_FORMATS: dict[Precision, torch.memory_format] = {
+    "f32": torch.channels_last,
+    "bf16": torch.channels_last,
+}
 _WARM_UP = 3  # runs before a graph is recorded: libraries allocate and choose in the first ones
 
 
@@ -87,7 +92,8 @@ class CudaBackend:
         where = torch.device(device)
         taken = (batch, 2, shape.height, shape.width)
         given = (batch, 3, *shape.kept.shape)
-        self._run = Trimmed(cast_network(network, precision), shape, precision).eval().to(where)
+        cast = cast_network(network, precision)
+        self._run = Trimmed(cast, shape, precision, _FORMATS[precision]).eval().to(where)
         if compiled:
             # graphs are recorded here, and trying kernels out would choose bits by the clock
             options = {"triton.cudagraphs": False} if device == "cuda" else {}

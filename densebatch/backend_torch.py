@@ -30,7 +30,7 @@ _DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfl
 
 
 def cast_network(network: CPnet, precision: Precision) -> FoldedCPnet:
-    """The folded network, channels last, in the precision of its convolutions.
+    """The folded network, in the precision of its convolutions.
 
     Norms keep float32 statistics: eight bits would move every pixel of a channel the same way.
     """
@@ -38,23 +38,30 @@ def cast_network(network: CPnet, precision: Precision) -> FoldedCPnet:
     for module in folded.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(_DTYPES[precision])
-    # torch declares no overload for modules that takes the memory format
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return folded
 
 
 class Trimmed(nn.Module):
     """A network from float32 to the trusted part in float16, all on its device."""
 
-    def __init__(self, network: FoldedCPnet, shape: PatchShape, precision: Precision) -> None:
+    def __init__(
+        self,
+        network: FoldedCPnet,
+        shape: PatchShape,
+        precision: Precision,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
         super().__init__()
-        self.network = network
+        # torch declares no overload for modules that takes the memory format
+        self.network = network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.memory_format = memory_format
         self.kept = shape.kept.slices
         self.dtype = _DTYPES[precision]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(n, 3, kept_h, kept_w)` float16 of `(n, 2, h, w)` float32."""
         rows, cols = self.kept
-        x = x.to(self.dtype, memory_format=torch.channels_last)
+        x = x.to(self.dtype, memory_format=self.memory_format)
         result: torch.Tensor = self.network(x)[:, :, rows, cols]
         return result.to(torch.float16, memory_format=torch.contiguous_format)
 

@@ -181,6 +181,14 @@ def choose_device(requested: str) -> str:
     return requested
 
 
+def wake_device() -> None:
+    """Have a GPU make this process's context, which takes it a second, before there is work."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
 def make_backend(
     name: str,
     device: str,

@@ -123,7 +123,7 @@ def _tell_missing(result: SegmentResult) -> str:
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
     from densebatch.capacity import check_capacity, choose_workers, count_lanes, estimate
-    from densebatch.engines import check_engine, fit_device, settle_engine
+    from densebatch.engines import check_engine, settle_engine
     from densebatch.output_folder import OutputFolder
     from densebatch.plan import draft_plan, survey_plan
     from densebatch.work import tile_grid
@@ -131,7 +131,7 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     folder = OutputFolder(out.absolute())
     folder.check()
     draft = draft_plan(slide, settings)
-    workers = fit_device(draft, settings, choose_workers(settings, draft))
+    workers = choose_workers(settings, draft)
     needs = estimate(draft, settings.tile, count_lanes(draft, settings, workers))
     check_engine(settings)
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)

@@ -54,7 +54,9 @@ _WORTH = 0.95  # of the time of a more exact one; less is noise
 _ROUNDS = 3
 _TRIAL_PATCHES = 2
 _CUDA_CONTEXT_BYTES = 600 * 10**6
-_GPU_SHARE = 0.8  # of its free memory, for workers that nobody asked for
+_GPU_SHARE = 0.8  # of its free memory
+# At three a core is left for a GPU worker to read pixels for the other two to trace.
+_WORKERS_PER_DEVICE_WORKER = 3
 
 
 @dataclass(frozen=True)
@@ -94,26 +96,27 @@ def check_engine(settings: SegmentSettings) -> None:
     InputError
         See `backends.check_backend` and `backends.choose_device`.
     """
-    if not settings.is_remote:
-        device = choose_device(settings.device)
-        if settings.backend != "auto":
-            check_backend(settings.backend, device)
+    anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
+    if settings.is_remote or (settings.device == "auto" and anywhere):
+        return  # to find out which device there is takes seconds where it is a GPU
+    device = choose_device(settings.device)
+    if settings.backend != "auto":
+        check_backend(settings.backend, device)
 
 
-def fit_device(plan: Plan, settings: SegmentSettings, workers: int) -> int:
-    """So many worker processes, or fewer if a GPU's memory holds fewer.
+def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, workers: int) -> int:
+    """How many of a machine's workers evaluate the network; 0 if all do.
 
-    Every process has a context, weights and two batches of its own there. An asked-for number is
-    not changed.
+    A few processes keep a GPU busy, the more so as each of them needs seconds and memory there for
+    a context, weights and two batches of its own; the others read flows and trace meanwhile.
     """
-    chosen = settings.workers is not None or settings.is_remote
-    if chosen or settings.device == "cpu" or choose_device(settings.device) != "cuda":
-        return workers
+    if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
+        return 0
     import torch
 
-    each = _CUDA_CONTEXT_BYTES + 2 * plan.network_batch * patch_bytes(plan)
+    each = _CUDA_CONTEXT_BYTES + max(2 * p.network_batch * patch_bytes(p) for p in plans)
     free, _ = torch.cuda.mem_get_info()
-    return max(1, min(workers, int(_GPU_SHARE * free // each)))
+    return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, int(_GPU_SHARE * free // each)))
 
 
 def settle_engine(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _WINDOW = 2  # tasks per worker in flight
 _ATTEMPTS = 3
 _PATIENCE_S = 30.0  # for a scheduler and its first worker to appear
+DEVICE = "device"
+"""Dask resource of the workers that may use the GPU, where these are some of all."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Job:
     rank : jobs of a lower rank go first among those that are ready; on workers, the last few of
         the highest go before them, so that what needs them does not wait at the end, when nothing
         else is left to do
+    on_device : whether it is only for workers that may use the GPU, where these are some of all
     """
 
     name: str
@@ -47,6 +50,7 @@ class Job:
     args: tuple[Any, ...]
     needs: tuple[str, ...] = ()
     rank: int = 0
+    on_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Schedule:
         # retried jobs have a rank of their own, above all others
         self._top = max((job.rank for job in jobs), default=0)
         self._left_of_top = {job.name for job in jobs if job.rank == self._top}
-        self._ready: dict[int, list[tuple[int, str]]] = {}
+        self._ready: dict[tuple[int, bool], list[tuple[int, str]]] = {}
         self._attempts: dict[str, int] = {}
         self.unfinished = len(jobs)
         for job in jobs:
@@ -116,15 +120,18 @@ class Schedule:
         failures = self._attempts.get(job.name, 0)
         place = self._order[job.name] + failures * len(self._order)
         rank = self._top + 1 if failures else job.rank
-        heapq.heappush(self._ready.setdefault(rank, []), (place, job.name))
+        heapq.heappush(self._ready.setdefault((rank, job.on_device), []), (place, job.name))
 
-    def next(self) -> Job | None:
-        """A job that can start now, if there is one."""
-        ranks = sorted(rank for rank, ready in self._ready.items() if ready)
-        if not ranks:
+    def next(self, on_device: bool | None = None) -> Job | None:
+        """A job that can start now, if there is one; only those for the device, or all others."""
+        keys = sorted(
+            key for key, ready in self._ready.items() if ready and on_device in (None, key[1])
+        )
+        if not keys:
             return None
-        ends = self._top in ranks and len(self._left_of_top) <= self._n_last
-        _, name = heapq.heappop(self._ready[self._top if ends else ranks[0]])
+        ends = [key for key in keys if key[0] == self._top]
+        few = len(self._left_of_top) <= self._n_last
+        _, name = heapq.heappop(self._ready[ends[0] if ends and few else keys[0]])
         self._left_of_top.discard(name)
         return self._jobs[name]
 
@@ -198,11 +205,37 @@ class SerialExecutor:
 
 
 class DaskExecutor:
-    """Tasks on the workers of a Dask scheduler."""
+    """Tasks on the workers of a Dask scheduler.
 
-    def __init__(self, client: Any, workers: int) -> None:  # noqa: ANN401
+    Parameters
+    ----------
+    client
+        Of the scheduler.
+    workers
+        Processes.
+    device_workers
+        How many of them have the resource `DEVICE`, and get all jobs that are for a device; 0 if
+        workers are all alike.
+    """
+
+    def __init__(self, client: Any, workers: int, device_workers: int = 0) -> None:  # noqa: ANN401
         self.client = client
         self.workers = workers
+        self.device_workers = device_workers
+
+    def wake(self, function: Callable[[], None]) -> None:
+        """Call a function on every worker that may use the device; do not wait for it."""
+        from distributed import fire_and_forget
+
+        for _ in range(self.device_workers):
+            fire_and_forget(self._submit(Job("wake", function, (), on_device=True)))
+
+    def _submit(self, job: Job) -> Any:  # noqa: ANN401
+        how: dict[str, Any] = {}
+        if self.device_workers and job.on_device:
+            # before what else such a worker has been given: nobody else can do it
+            how = {"resources": {DEVICE: 1}, "priority": 1}
+        return self.client.submit(job.function, *job.args, pure=False, retries=0, **how)
 
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
@@ -221,15 +254,25 @@ class DaskExecutor:
 
         def refill() -> None:
             n_workers = max(1, len(self.client.nthreads()))
-            while len(running) < _WINDOW * n_workers and (job := schedule.next()) is not None:
+            if not self.device_workers:
+                hand_out(n_workers, None)
+            elif hand_out(self.device_workers, True):
+                hand_out(n_workers, False)
+
+        def hand_out(n_workers: int, on_device: bool | None) -> bool:
+            """Fill the windows of so many workers; whether more may be handed out now."""
+            given = sum(on_device in (None, job.on_device) for job in running.values())
+            while given < _WINDOW * n_workers and (job := schedule.next(on_device)) is not None:
                 if job.name in suspects and running:
                     schedule.put_back(job)
-                    return
-                future = self.client.submit(job.function, *job.args, pure=False, retries=0)
+                    return False
+                future = self._submit(job)
                 running[future] = job
                 completed.add(future)
+                given += 1
                 if job.name in suspects:
-                    return  # and nothing is handed out until it is back
+                    return False  # and nothing is handed out until it is back
+            return True
 
         try:
             refill()
@@ -286,7 +329,10 @@ def ask_worker(
 
 @contextmanager
 def open_executor(
-    workers: int, scheduler_address: str | None, scheduler_file: Path | None
+    workers: int,
+    scheduler_address: str | None,
+    scheduler_file: Path | None,
+    device_workers: int = 0,
 ) -> Iterator[SerialExecutor | DaskExecutor]:
     """The executor that the settings ask for, closed at the end.
 
@@ -296,6 +342,8 @@ def open_executor(
         Processes of a local cluster; 0 works in this process.
     scheduler_address, scheduler_file
         A running scheduler, which decides instead.
+    device_workers
+        Of a local cluster, how many get the jobs that are for a device; 0 for all.
 
     Raises
     ------
@@ -308,7 +356,7 @@ def open_executor(
         return
     import dask.config
     import distributed.utils
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Nanny
 
     if scheduler_address is not None or scheduler_file is not None:
         # Client's own wait for the file has no end
@@ -320,6 +368,12 @@ def open_executor(
                 raise OSError("the scheduler has no workers; start some and try again") from error
             yield DaskExecutor(client, len(client.nthreads()))
         return
+
+    def nanny(*args: Any, name: int, **options: Any) -> Nanny:  # noqa: ANN401
+        # a process that replaces a killed one gets them too
+        resources = {DEVICE: 1.0} if name < device_workers else None
+        return Nanny(*args, name=name, resources=resources, **options)
+
     how = {}
     if is_started():
         how["distributed.worker.multiprocessing-method"] = "forkserver"
@@ -341,8 +395,9 @@ def open_executor(
             # Dask would pause a worker at four fifths of its share and wait, silently, for memory
             # that is not given back; what tasks take is estimated before the run
             memory_limit=0,
+            worker_class=nanny,
         ) as cluster,
         # not as its own context, which can be left only in the thread that entered it
         closing(Client(cluster)) as client,
     ):
-        yield DaskExecutor(client, workers)
+        yield DaskExecutor(client, workers, device_workers)

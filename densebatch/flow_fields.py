@@ -106,7 +106,7 @@ def store_flows(
     with ExitStack() as stack:
         if not restart and all(map(_has_flows, plans, folders)):
             workers = 0  # nobody need be started
-        executor = start_executor(stack, settings, workers)
+        executor = start_executor(stack, settings, workers, plans)
         for path, (plan, choice), folder in zip(slides, settled, folders, strict=True):
             run = Session(plan, settings, choice, folder, executor, progress)
             folder.claim(plan, restart=restart)

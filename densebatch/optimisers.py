@@ -56,29 +56,44 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise TypeError("Muon takes no closure")
         for group in self.param_groups:
+            alike: dict[tuple[int, int], list[torch.Tensor]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight.grad)
-                state["momentum"].lerp_(weight.grad, 1.0 - _MUON_MOMENTUM)
-                ahead = weight.grad.lerp(state["momentum"], _MUON_MOMENTUM)
-                update = orthogonalize(ahead.reshape(len(ahead), -1), self._dtype)
-                weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-                scale = _MUON_RMS * max(update.shape) ** 0.5
-                weight.add_(update.reshape(weight.shape), alpha=-group["lr"] * scale)
+                if weight.grad is not None:
+                    alike.setdefault(weight.flatten(1).shape, []).append(weight)
+            for shape, weights in alike.items():
+                self._update(weights, shape, group["lr"], group["weight_decay"])
+
+    def _update(
+        self, weights: list[torch.Tensor], shape: tuple[int, int], rate: float, decay: float
+    ) -> None:
+        """Update weights of one shape together: a GPU is slow at many short kernels."""
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        for weight, grad in zip(weights, grads, strict=True):
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(grad)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(momenta, grads, 1.0 - _MUON_MOMENTUM)
+        ahead = torch._foreach_lerp(grads, momenta, _MUON_MOMENTUM)
+        stacked = torch.stack([one.reshape(shape) for one in ahead])
+        updates = orthogonalize(stacked, self._dtype).unbind()
+        torch._foreach_mul_(weights, 1.0 - rate * decay)
+        torch._foreach_add_(
+            weights,
+            [one.reshape(weight.shape) for one, weight in zip(updates, weights, strict=True)],
+            alpha=-rate * _MUON_RMS * max(shape) ** 0.5,
+        )
 
 
 def orthogonalize(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A matrix of the same singular vectors, whose singular values are all brought near 1.
+    """Matrices `(..., m, n)` of the same singular vectors, singular values all brought near 1.
 
     Five rounds of `a X + (b A + c A A) X` with `A = X X^T` (Newton-Schulz), in `dtype`.
     """
     a, b, c = _MUON_QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     x: torch.Tensor = matrix.mT if tall else matrix
-    x = (x / (x.norm() + 1e-7)).to(dtype).contiguous()
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = (x / (norm + 1e-7)).to(dtype).contiguous()
     for _ in range(_MUON_ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch import labels
+from densebatch.backends import wake_device
 from densebatch.capacity import Meter, check_capacity, choose_workers, count_lanes, estimate
 from densebatch.cell_table import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
-from densebatch.engines import check_engine, fit_device, settle_engine
+from densebatch.engines import check_engine, count_device_workers, settle_engine
 from densebatch.errors import DensebatchError, InputError
-from densebatch.executor import Job, open_executor
+from densebatch.executor import DaskExecutor, Job, open_executor
 from densebatch.geometry import Region
 from densebatch.inference import create_flows, predict_group
 from densebatch.journal import write_atomic
@@ -45,10 +46,10 @@ from densebatch.tracing import create_traces, groups_needed, trace_core
 from densebatch.work import number_name, predict_name, trace_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from densebatch.config import SegmentSettings
-    from densebatch.executor import DaskExecutor, SerialExecutor
+    from densebatch.executor import SerialExecutor
 
 __all__ = ["Progress", "SegmentResult", "predict_steps", "segment", "start_executor"]
 
@@ -146,7 +147,7 @@ def segment(
     folder.check()
     check_scheduler(settings.scheduler_address, settings.scheduler_file)
     plan = draft_plan(slide, settings)
-    workers = fit_device(plan, settings, choose_workers(settings, plan))
+    workers = choose_workers(settings, plan)
     check_engine(settings)
     needs = estimate(plan, settings.tile, count_lanes(plan, settings, workers))
     check_capacity(needs, workers, folder.path, remote=settings.is_remote)
@@ -156,7 +157,7 @@ def segment(
             # Beside the survey, which leaves a core idle for most of the time that this takes. A
             # run that may be complete needs none, and a cluster's workers may yet have to appear.
             pool = stack.enter_context(ThreadPoolExecutor(1))
-            starting = pool.submit(start_executor, stack, settings, workers)
+            starting = pool.submit(start_executor, stack, settings, workers, [plan])
         plan = survey_plan(plan)
         waiting = time.monotonic()
         if starting is not None:
@@ -178,7 +179,7 @@ def segment(
                     shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
                 return _result(folder, plan, report)
         waiting = time.monotonic()
-        executor = executor or start_executor(stack, settings, workers)
+        executor = executor or start_executor(stack, settings, workers, [plan])
         waited += time.monotonic() - waiting
         run = Session(plan, settings, choice, folder, executor, progress, shuffle)
         run.seconds |= {"plan": round(surveyed, 3), "start": round(waited, 3)}
@@ -196,12 +197,13 @@ def segment(
 
 
 def start_executor(
-    stack: ExitStack, settings: SegmentSettings, workers: int
+    stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
 ) -> SerialExecutor | DaskExecutor:
     """The executor that the settings ask for, until the stack is closed; errors in words."""
     address, file = settings.scheduler_address, settings.scheduler_file
+    device_workers = count_device_workers(plans, settings, workers)
     try:
-        return stack.enter_context(open_executor(workers, address, file))
+        executor = stack.enter_context(open_executor(workers, address, file, device_workers))
     except OSError as error:
         if address is None and file is None:
             raise DensebatchError(f"{workers} workers could not be started: {error}") from error
@@ -214,6 +216,9 @@ def start_executor(
             f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
             'calls segment under `if __name__ == "__main__":`, or gives workers=0'
         ) from error
+    if isinstance(executor, DaskExecutor):
+        executor.wake(wake_device)
+    return executor
 
 
 def _prepare(run: Session, *, restart: bool) -> None:
@@ -263,6 +268,7 @@ def predict_steps(run: Session) -> list[Step]:
                 predict_group,
                 (run.plan_path, *group, lanes),
                 rank=1,
+                on_device=True,
             ),
             "predict",
             plan.groups[group].area,

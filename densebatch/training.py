@@ -85,7 +85,8 @@ def _update_average(average: CPnet, network: CPnet, decay: float) -> None:
     kept, new = average.state_dict(), network.state_dict()
     names = [name for name, tensor in kept.items() if tensor.is_floating_point()]
     # all at once: on a GPU, starting so many short kernels takes longer than running them
-    get_ema_multi_avg_fn(decay)([kept[n] for n in names], [new[n] for n in names], None)
+    average_all = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average_all([kept[n] for n in names], [new[n] for n in names], None)
     for name in kept.keys() - names:
         kept[name].copy_(new[name])
 

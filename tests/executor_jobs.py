@@ -47,6 +47,20 @@ def fail(folder, name, times, message="broken tile"):
     return calls
 
 
+def nothing():
+    """Leaves no trace."""
+
+
+def name_worker(folder, name, deaths, seconds=0.0):
+    """Name of the Dask worker and number of the process; takes it along as often as told."""
+    from distributed import get_worker
+
+    if note_call(folder, name) <= deaths:
+        os._exit(9)
+    time.sleep(seconds)
+    return str(get_worker().name), os.getpid()
+
+
 def die(folder, name, times):
     """Takes its process with it as often as told, as the kernel does when memory ends."""
     calls = note_call(folder, name)

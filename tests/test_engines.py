@@ -341,15 +341,17 @@ def test_first_and_last_layers_stay_in_float(quantised):
     assert sum(eight) == len(convolutions) - 3
 
 
-def test_workers_are_as_many_as_a_gpu_holds(plan, monkeypatch):
+def test_a_third_of_the_workers_uses_a_gpu_or_as_many_as_it_holds(plan, monkeypatch):
     settings = load_settings(None, device="auto")
-    assert engines.fit_device(plan, load_settings(None, device="cpu"), 8) == 8
+    count = engines.count_device_workers
+    assert count([plan], load_settings(None, device="cpu"), 8) == 0
     monkeypatch.setattr(engines, "choose_device", lambda _: "cuda")
-    for free, expected in ((10**9, 1), (10**12, 8)):
+    each = 600e6 + 2 * plan.network_batch * capacity.patch_bytes(plan)
+    for free, expected in ((10**9, 1), (int(3.9 * each / 0.8), 3), (10**12, 5)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
-        assert engines.fit_device(plan, settings, 8) == expected
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
-    assert engines.fit_device(plan, load_settings(None, workers=5), 5) == 5
+        assert count([plan], settings, 16) == expected
+    assert [count([plan], settings, n) for n in (0, 1, 2, 3, 6)] == [0, 0, 1, 1, 2]
+    assert count([plan], load_settings(None, scheduler_address="tcp://127.0.0.1:1"), 0) == 0
 
 
 def test_memory_counts_every_patch_in_flight(plan, monkeypatch):

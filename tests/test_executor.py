@@ -309,6 +309,62 @@ def test_scheduled_outcomes_follow_from_the_graph(graph, shuffle, n_last, window
     assert_follow(graph, lost, calls)
 
 
+@given(graphs(), st.sets(st.integers(0, 30)), st.integers(1, 4), st.data())
+def test_jobs_for_the_device_and_others_are_asked_for_apart(graph, device, window, data):
+    """By two kinds of workers; each job once for each try, whatever comes back first."""
+    needs, failures, ranks = graph
+    jobs = [
+        Job(name, print, (), needs[name], ranks[name], on_device=place in device)
+        for place, name in enumerate(needs)
+    ]
+    schedule = module.Schedule(jobs, frozenset(), None, 1)
+    calls, done, lost, running = Counter(), set(), {}, []
+    while schedule.unfinished:
+        for kind in (True, False):
+            while sum(job.on_device == kind for job in running) < window:
+                job = schedule.next(kind)
+                if job is None:
+                    break
+                assert job.on_device == kind
+                assert set(needs[job.name]) <= done
+                calls[job.name] += 1
+                running.append(job)
+        job = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        if calls[job.name] <= failures[job.name]:
+            lost |= {o.job.name: o.error for o in schedule.fail(job, "broken")}
+        else:
+            done.add(job.name)
+            schedule.finish(job)
+    assert_follow(graph, lost, calls)
+
+
+def test_some_workers_have_the_device(tmp_path):
+    """They get all that is for it, and nobody else does; one that is killed has a successor."""
+    folder = str(tmp_path)
+    jobs = [
+        Job(
+            f"d{k}",
+            executor_jobs.name_worker,
+            (folder, f"d{k}", 1 * (k == 5)),
+            rank=1,
+            on_device=True,
+        )
+        for k in range(12)
+    ]
+    jobs += [
+        Job(f"o{k}", executor_jobs.name_worker, (folder, f"o{k}", 0, 0.05), (f"d{k}",))
+        for k in range(12)
+    ]
+    with open_executor(3, None, None, device_workers=1) as executor:
+        executor.wake(executor_jobs.nothing)
+        found = results(run(executor, jobs))
+        names = {result[0] for name, result in found.items() if name.startswith("d")}
+        assert names == {"0"}
+        pids = {result[1] for name, result in found.items() if name.startswith("d")}
+        assert len(pids) == 2  # one died
+        assert len({result[0] for name, result in found.items() if name.startswith("o")}) > 1
+
+
 def test_serial_order_is_rank_then_place_or_seed(tmp_path):
     jobs = squares(tmp_path, 12)
     orders = {

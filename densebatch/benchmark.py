@@ -18,6 +18,7 @@ import psutil
 
 from densebatch.capacity import count_cores
 from densebatch.errors import InputError
+from densebatch.gpu import name_gpu
 from densebatch.journal import write_atomic
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ class Record:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory and load; nothing that identifies the machine."""
+    """Processor, cores, GPU, memory and load; nothing that identifies the machine."""
     return {
         "processor": _name_processor(),
         "cores": count_cores(),
+        "gpu": name_gpu(),
         "memory_mb": int(psutil.virtual_memory().total // 10**6),
         "system": platform.system(),
         "load_before": round(psutil.getloadavg()[0], 2),

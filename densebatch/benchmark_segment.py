@@ -16,6 +16,7 @@ from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import Watched, scratch_folder, watch_success
 from densebatch.capacity import count_cores
 from densebatch.errors import InputError
+from densebatch.gpu import name_gpu
 from densebatch.simulate import CHANNELS, Tissue, write_slide
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _SEED = 1
 _WARM_PX = 256
+_WARM_GPU_PX = 1280  # holds a whole group of patches, or a GPU's gate would be passed anew
+_CHANNEL_OPTIONS = ("--membrane", "--nuclei")
 
 
 def _prepare(
@@ -32,7 +35,8 @@ def _prepare(
     """The slide to run on and the options of `segment`, after a small run with the same."""
     options = list(options)
     small = scratch / "small.ome.zarr"
-    write_slide(Tissue(_WARM_PX, _WARM_PX, seed=_SEED), small)
+    warm_px = _WARM_PX if name_gpu() is None else _WARM_GPU_PX
+    write_slide(Tissue(warm_px, warm_px, seed=_SEED), small)
     if slide is None:
         if not any(option.split("=")[0] == "--membrane" for option in options):
             options += ["--membrane", CHANNELS[0]]
@@ -41,8 +45,20 @@ def _prepare(
         write_slide(Tissue(size_px, size_px, seed=_SEED), slide, threads=count_cores())
     else:
         # the given slide's channels are not the small one's
-        _segment(small, scratch / "warm", ["--membrane", CHANNELS[0]])
+        _segment(small, scratch / "warm", [*_without_channels(options), "--membrane", CHANNELS[0]])
     return slide, options
+
+
+def _without_channels(options: Sequence[str]) -> list[str]:
+    """Options of `segment` less those that name a slide's channels."""
+    rest: list[str] = []
+    is_value = False
+    for option in options:
+        name = option.split("=")[0]
+        if not is_value and name not in _CHANNEL_OPTIONS:
+            rest.append(option)
+        is_value = not is_value and option in _CHANNEL_OPTIONS
+    return rest
 
 
 def _segment(

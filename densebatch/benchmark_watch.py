@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import tempfile
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from densebatch.errors import DensebatchError
+from densebatch.gpu import make_gpu_meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _PERIOD_S = 0.1
 _TAIL = 2000  # characters of a failed command's output that are told
@@ -49,24 +49,12 @@ class Watched:
     output: str
 
 
-def _gpu_meter() -> Callable[[], float] | None:
-    """Share of time that the first GPU is busy, if there is one and a library that tells."""
-    try:
-        pynvml: Any = importlib.import_module("pynvml")
-        pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetUtilizationRates(device)
-    except Exception:  # no library, no driver, no device, or one that does not tell
-        return None
-    return lambda: float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu) / 100
-
-
 class _Sampler:
     """Samples a process and its descendants in a thread, so that waiting for it stays exact."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
-        self._gpu = _gpu_meter()
+        self._gpu = make_gpu_meter()
         self._busy: list[float] = []
         self._end = threading.Event()
         self.peak_mb = 0.0

@@ -1,0 +1,58 @@
+"""What the driver says of a GPU, as far as it can be tested without one."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from densebatch.benchmark import describe_machine
+from densebatch.benchmark_segment import _without_channels
+from densebatch.gpu import make_gpu_meter, name_gpu
+
+
+def library(**changed):
+    """NVIDIA's, with one device that is busy a quarter of the time."""
+    working = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: f"gpu {index}",
+        "nvmlDeviceGetUtilizationRates": lambda device: SimpleNamespace(gpu=25),
+        "nvmlDeviceGetName": lambda device: f"name of {device}",
+    }
+    return SimpleNamespace(**{**working, **changed})
+
+
+def fail(*_):
+    raise OSError("no driver")
+
+
+def test_a_gpu_is_named_and_watched(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", library())
+    assert name_gpu() == describe_machine()["gpu"] == "name of gpu 0"
+    meter = make_gpu_meter()
+    assert meter is not None
+    assert meter() == 0.25
+    monkeypatch.setitem(sys.modules, "pynvml", library(nvmlDeviceGetName=lambda _: b"older"))
+    assert name_gpu() == "older"
+
+
+@pytest.mark.parametrize("broken", ["nvmlInit", "nvmlDeviceGetHandleByIndex", None])
+def test_without_a_gpu_nobody_knows(broken, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", library(**{broken: fail}) if broken else None)
+    assert name_gpu() is None
+    assert make_gpu_meter() is None
+
+
+def test_the_small_run_has_channels_of_its_own():
+    given = [
+        "--membrane",
+        "--nuclei",
+        "--model",
+        "dense",
+        "--nuclei=DAPI",
+        "--membrane",
+        "A,B",
+        "x",
+    ]
+    assert _without_channels(given) == ["--model", "dense", "x"]

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from densebatch.backends import PatchShape, Precision
     from densebatch.network import CPnet
 
-# What cuDNN's convolutions are fastest in: on an H200 `dense` in float32 takes 0.53 of the time that
-# it takes channels last, in bfloat16 1.18.
+# What cuDNN's convolutions are fastest in: on an H200 `dense` takes, contiguous, 0.53 of the time
+# that it takes channels last in float32, and 1.18 of it in bfloat16.
 _FORMATS: dict[Precision, torch.memory_format] = {
     "f32": torch.contiguous_format,
     "bf16": torch.channels_last,

@@ -27,7 +27,7 @@ from densebatch.backends import (
     patch_shape,
     tell_unusable,
 )
-from densebatch.capacity import patch_bytes
+from densebatch.capacity import count_cores, patch_bytes
 from densebatch.engine_cache import recall, remember
 from densebatch.errors import InputError
 from densebatch.executor import ask_worker
@@ -52,6 +52,7 @@ CANDIDATES = {
 }
 _WORTH = 0.95  # of the time of a more exact one; less is noise
 _ROUNDS = 3
+_GATE_LANES = 4  # patches at once: as much memory as a worker's few
 _TRIAL_PATCHES = 2
 _CUDA_CONTEXT_BYTES = 600 * 10**6
 _GPU_SHARE = 0.8  # of its free memory
@@ -294,8 +295,9 @@ def judge(plan: Plan, engine: Engine, packed: bytes | None = None) -> Parity:
             pass
     precision = BACKENDS[engine.backend].precision
     sample = draw_sample(plan.model, patch_shape(plan.lattice), precision)
-    flows = predict_sample(prepare(plan, engine, packed), sample)
-    reference = predict_sample(prepare(plan, Engine()), sample)
+    lanes = min(_GATE_LANES, count_cores())
+    flows = predict_sample(prepare(plan, engine, packed, lanes), sample)
+    reference = predict_sample(prepare(plan, Engine(), lanes=lanes), sample)
     parity = compare(engine.backend, flows, reference, sample)
     remember(identity, parity.to_dict())
     return parity

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from densebatch.recipe import Recipe
 
 _MAX_PROCESSES = 4
-_AHEAD = 4  # batches of each process
+_AHEAD = 2  # batches of each process; they lie in shared memory, of which containers have little
 
 
 class _Steps(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SEED = 1
 _WARM_PX = 256
 _WARM_GPU_PX = 1280  # holds a whole group of patches, or a GPU's gate would be passed anew
-_CHANNEL_OPTIONS = ("--membrane", "--nuclei")
+_CHANNEL_OPTIONS = ("--membrane", "--nuclei", "--config")  # a file may name channels too
 
 
 def _prepare(
@@ -50,7 +50,7 @@ def _prepare(
 
 
 def _without_channels(options: Sequence[str]) -> list[str]:
-    """Options of `segment` less those that name a slide's channels."""
+    """Options of `segment` less those that name, or may name, a slide's channels."""
     rest: list[str] = []
     is_value = False
     for option in options:

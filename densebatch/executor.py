@@ -1,8 +1,9 @@
 """Run independent tasks: here, one after the other, or on Dask workers.
 
-Knows nothing of slides. Submission is windowed: at most about two tasks per worker are in the
-scheduler's hands, the rest wait here, so that a lost worker takes few tasks with it and a task
-that has become possible can go ahead of those that were waiting.
+Knows nothing of slides. Submission is windowed: at most about two tasks per worker, and two more
+per worker that has a device, are in the scheduler's hands, the rest wait here, so that a lost
+worker takes few tasks with it and a task that has become possible can go ahead of those that were
+waiting.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _WINDOW = 2  # tasks per worker in flight
 _ATTEMPTS = 3
 _PATIENCE_S = 30.0  # for a scheduler and its first worker to appear
+_NO_WORKERS_S = 60.0
+_LOST_WORKER_S = 120.0
 DEVICE = "device"
 """Dask resource of the workers that may use the GPU, where these are some of all."""
 
@@ -178,6 +181,7 @@ class SerialExecutor:
     """The reference: everything in this process, one task at a time."""
 
     workers = 0
+    device_workers = 0
 
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
@@ -246,6 +250,7 @@ class DaskExecutor:
         again with nothing else in flight, so that the culprit takes no other with it.
         """
         from distributed import KilledWorker, as_completed
+        from distributed.scheduler import NoValidWorkerError
 
         schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
         running: dict[Any, Job] = {}
@@ -256,23 +261,24 @@ class DaskExecutor:
             n_workers = max(1, len(self.client.nthreads()))
             if not self.device_workers:
                 hand_out(n_workers, None)
-            elif hand_out(self.device_workers, True):
+                return
+            hand_out(self.device_workers, True)
+            if not any(job.name in suspects for job in running.values()):
                 hand_out(n_workers, False)
 
-        def hand_out(n_workers: int, on_device: bool | None) -> bool:
-            """Fill the windows of so many workers; whether more may be handed out now."""
+        def hand_out(n_workers: int, on_device: bool | None) -> None:
+            """Fill the windows of so many workers."""
             given = sum(on_device in (None, job.on_device) for job in running.values())
             while given < _WINDOW * n_workers and (job := schedule.next(on_device)) is not None:
                 if job.name in suspects and running:
                     schedule.put_back(job)
-                    return False
+                    return
                 future = self._submit(job)
                 running[future] = job
                 completed.add(future)
                 given += 1
                 if job.name in suspects:
-                    return False  # and nothing is handed out until it is back
-            return True
+                    return  # and nothing is handed out until it is back
 
         try:
             refill()
@@ -285,6 +291,8 @@ class DaskExecutor:
                 except Exception as error:
                     if isinstance(error, KilledWorker):
                         suspects.add(job.name)
+                    elif isinstance(error, NoValidWorkerError):
+                        self.device_workers = 0  # all are lost for good: whoever is left does it
                     yield from schedule.fail(job, _explain(error))
                 else:
                     schedule.finish(job)
@@ -374,7 +382,12 @@ def open_executor(
         resources = {DEVICE: 1.0} if name < device_workers else None
         return Nanny(*args, name=name, resources=resources, **options)
 
-    how = {}
+    how: dict[str, Any] = {
+        # rather than to wait for ever for a worker that may do a task, once the last is lost
+        "distributed.scheduler.no-workers-timeout": _NO_WORKERS_S,
+        # on a busy machine, a process that replaces a killed one can take longer than Dask allows
+        "distributed.deploy.lost-worker-timeout": _LOST_WORKER_S,
+    }
     if is_started():
         how["distributed.worker.multiprocessing-method"] = "forkserver"
         # or it imports pandas now, for a fork server that it would start

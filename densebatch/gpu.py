@@ -16,8 +16,7 @@ def _find() -> tuple[Any, Any] | None:
         pynvml: Any = importlib.import_module("pynvml")
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetUtilizationRates(device)
-    except Exception:  # no library, no driver, no device, or one that does not tell
+    except Exception:  # no library, no driver or no device
         return None
     return pynvml, device
 
@@ -28,7 +27,15 @@ def make_gpu_meter() -> Callable[[], float] | None:
     if found is None:
         return None
     pynvml, device = found
-    return lambda: float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu) / 100
+
+    def measure() -> float:
+        return float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu) / 100
+
+    try:
+        measure()
+    except Exception:  # a part of a GPU, for one, does not tell
+        return None
+    return measure
 
 
 def name_gpu() -> str | None:

@@ -59,7 +59,8 @@ class Muon(torch.optim.Optimizer):
             alike: dict[tuple[int, int], list[torch.Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike.setdefault(weight.flatten(1).shape, []).append(weight)
+                    rows = len(weight)
+                    alike.setdefault((rows, weight.numel() // rows), []).append(weight)
             for shape, weights in alike.items():
                 self._update(weights, shape, group["lr"], group["weight_decay"])
 

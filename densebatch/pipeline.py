@@ -405,11 +405,13 @@ def _finish(
     _remove_unfinished(run, spec)
     total = time.monotonic() - started
     run.seconds["total"] = round(total, 3)
+    evaluating = run.executor.device_workers or run.executor.workers
     report = {
         "complete": True,
         **describe_run(plan, run.settings, run.choice, run.facts, n_cells, run.seconds),
-        **describe_costs(plan, run.facts, run.kept, run.executor.workers, total, meter.read()),
+        **describe_costs(plan, run.facts, run.kept, evaluating, total, meter.read()),
         "workers": run.executor.workers,
+        "device_workers": run.executor.device_workers,
         "tasks": len(run.facts),
         "tasks_kept": len(run.kept),
         "failed_tiles": tiles,

@@ -114,8 +114,8 @@ class Recipe(BaseModel):
     consistency: _Amount = Field(
         default=0.0,
         description="weight in the loss of the difference to what the averaged network, or the "
-        "--teacher, says of the same crop, moved by a few pixels, mirrored and turned as flips and "
-        "quarter_turns allow; reached in four times the warm-up after it",
+        "--teachers' mean, says of the same crop, moved by a few pixels, mirrored and turned as "
+        "flips and quarter_turns allow; reached in four times the warm-up after it",
     )
 
     membrane: tuple[str, ...] = Field(

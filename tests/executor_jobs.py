@@ -47,8 +47,11 @@ def fail(folder, name, times, message="broken tile"):
     return calls
 
 
-def nothing():
-    """Leaves no trace."""
+def wake():
+    """Leaves the names of the workers that were woken, where the test's environment says."""
+    from distributed import get_worker
+
+    note_call(os.environ["DENSEBATCH_TEST_FOLDER"], f"woken-{get_worker().name}")
 
 
 def name_worker(folder, name, deaths, seconds=0.0):

@@ -119,6 +119,30 @@ def test_the_teacher_is_the_average_in_evaluation_mode(images, tmp_path, monkeyp
     assert seen == [3, 4]
 
 
+def test_several_teachers_say_their_mean():
+    """Each of the crops in an orientation of its own."""
+
+    class Constant(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value, self.seen = value, []
+
+        def forward(self, x):
+            self.seen.append(x.clone())
+            return torch.full((len(x), 3, *x.shape[-2:]), self.value)
+
+    recipe = RECIPE.model_copy(update={"flips": False, "quarter_turns": False})
+    moved = torch.rand(2, 2, 16, 16)
+    two = [Constant(1.0), Constant(4.0)]
+    assert torch.equal(ask_teachers(two, moved, recipe, 9), torch.full((2, 3, 16, 16), 2.5))
+    turns = [[draw_orientation(RECIPE, step, place) for step in range(20)] for place in (0, 1)]
+    assert turns[0] != turns[1]
+    step = next(s for s in range(20) if turns[0][s] != turns[1][s])
+    two = [Constant(1.0), Constant(1.0)]
+    ask_teachers(two, moved, RECIPE, step)
+    assert not torch.equal(two[0].seen[0], two[1].seen[0])
+
+
 def test_a_symmetric_network_agrees_with_its_teacher(images):
     """One that looks at single pixels says the same in every orientation."""
     torch.manual_seed(0)

@@ -338,7 +338,7 @@ def test_jobs_for_the_device_and_others_are_asked_for_apart(graph, device, windo
     assert_follow(graph, lost, calls)
 
 
-def test_some_workers_have_the_device(tmp_path):
+def test_some_workers_have_the_device(tmp_path, monkeypatch):
     """They get all that is for it, and nobody else does; one that is killed has a successor."""
     folder = str(tmp_path)
     jobs = [
@@ -355,14 +355,30 @@ def test_some_workers_have_the_device(tmp_path):
         Job(f"o{k}", executor_jobs.name_worker, (folder, f"o{k}", 0, 0.05), (f"d{k}",))
         for k in range(12)
     ]
+    monkeypatch.setenv("DENSEBATCH_TEST_FOLDER", folder)
     with open_executor(3, None, None, device_workers=1) as executor:
-        executor.wake(executor_jobs.nothing)
+        executor.wake(executor_jobs.wake)
         found = results(run(executor, jobs))
         names = {result[0] for name, result in found.items() if name.startswith("d")}
         assert names == {"0"}
         pids = {result[1] for name, result in found.items() if name.startswith("d")}
         assert len(pids) == 2  # one died
         assert len({result[0] for name, result in found.items() if name.startswith("o")}) > 1
+    woken = {name for name in executor_jobs.count_calls(folder) if name.startswith("woken")}
+    assert woken == {"woken-0"}
+
+
+def test_workers_without_the_device_stand_in_when_all_others_are_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_NO_WORKERS_S", 1.0)
+    jobs = [
+        Job(f"d{k}", executor_jobs.name_worker, (str(tmp_path), f"d{k}", 0), on_device=True)
+        for k in range(6)
+    ]
+    with open_executor(2, None, None, device_workers=1) as executor:
+        cluster = executor.client.cluster
+        cluster.sync(cluster.workers[0].close)
+        found = results(run(executor, jobs))
+    assert {name for name, _ in found.values()} == {"1"}
 
 
 def test_serial_order_is_rank_then_place_or_seed(tmp_path):

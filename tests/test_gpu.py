@@ -44,6 +44,12 @@ def test_without_a_gpu_nobody_knows(broken, monkeypatch):
     assert make_gpu_meter() is None
 
 
+def test_a_part_of_a_gpu_has_a_name_only(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", library(nvmlDeviceGetUtilizationRates=fail))
+    assert name_gpu() == "name of gpu 0"
+    assert make_gpu_meter() is None
+
+
 def test_the_small_run_has_channels_of_its_own():
     given = [
         "--membrane",

@@ -41,6 +41,23 @@ def test_update_is_decay_plus_orthogonal_step():
     assert rms == pytest.approx(0.2, rel=0.25)
 
 
+def test_weights_of_one_shape_are_updated_as_if_alone():
+    """However different their gradients are, over several steps."""
+    torch.manual_seed(2)
+    start = [torch.randn(8, 4, 3, 3) for _ in range(3)] + [torch.randn(4, 8, 3, 3)]
+    together, apart = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    optimisers = [Muon(together, lr=0.1, weight_decay=0.1)]
+    optimisers += [Muon([w], lr=0.1, weight_decay=0.1) for w in apart]
+    for _ in range(3):
+        for k, (one, other) in enumerate(zip(together, apart, strict=True)):
+            one.grad = torch.randn(one.shape) * 10.0 ** (3 * k - 4)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_every_weight_has_one_optimiser(name):
     network = CPnet((2, 8, 16, 32))

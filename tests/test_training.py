@@ -253,6 +253,13 @@ def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
         train(images, recipe, tmp_path / "alone.pt", teachers=[spec])
     again, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[spec])
     assert _same(pupil, again)
+    for name, teacher, models in (("pupil", spec.sha256, [spec]), ("alone", None, [])):
+        # as it was written when there could be one only
+        state = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        del state["identity"]["teachers"]
+        torch.save({**state, "identity": {**state["identity"], "teacher": teacher}},
+                   tmp_path / f"{name}.pt")  # fmt: skip
+        train(images, recipe, tmp_path / f"{name}.pt", teachers=models)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def ask_teachers(
         seen = orient_inputs(moved, turn).contiguous(memory_format=torch.channels_last)
         with torch.autocast(moved.device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
             said.append(restore_outputs(teacher(seen).float(), turn))
-    return said[0] if len(said) == 1 else torch.stack(said).mean(0)
+    return torch.stack(said).mean(0)
 
 
 def compute_inconsistency(

@@ -56,7 +56,7 @@ _GATE_LANES = 4  # patches at once: as much memory as a worker's few
 _TRIAL_PATCHES = 2
 _CUDA_CONTEXT_BYTES = 600 * 10**6
 _GPU_SHARE = 0.8  # of its free memory
-# At three a core is left for a GPU worker to read pixels for the other two to trace.
+# Without the network, predicting takes cores about a third of the time that tracing takes them.
 _WORKERS_PER_DEVICE_WORKER = 3
 
 
@@ -109,7 +109,7 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
     """How many of a machine's workers evaluate the network; 0 if all do.
 
     A few processes keep a GPU busy, the more so as each of them needs seconds and memory there for
-    a context, weights and two batches of its own; the others read flows and trace meanwhile.
+    a context, weights and two batches of its own; the others trace meanwhile.
     """
     if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
         return 0

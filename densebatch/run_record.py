@@ -109,7 +109,7 @@ def describe_costs(
     kept
         Names of the tasks that an earlier session had finished.
     workers
-        Tasks that were worked on at once.
+        Tasks that the network was evaluated for at once.
     total_s
         Wall time of this session.
     main
@@ -122,8 +122,8 @@ def describe_costs(
         tasks, their seconds in all and by part, the slide's Mpx over these seconds (the rate of
         one worker), bytes read and written (null where the system does not count them) and the
         largest peak of a process. `network_seconds`: the wall time that the network's patches
-        take with all workers busy and nothing else to do, and `wall_over_network`: how many times
-        as long the session took; null if an earlier session shared the work. `bytes_read`,
+        take with all these workers busy and nothing else to do, and `wall_over_network`: how many
+        times as long the session took; null if an earlier session shared the work. `bytes_read`,
         `bytes_written`: of this session. `peak_rss_mb` of the main process, `worker_peak_rss_mb`
         of the largest one, and `all_peak_rss_mb`, an upper bound for all of this session's
         processes on every machine together.

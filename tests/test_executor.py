@@ -281,6 +281,15 @@ def assert_follow(graph, lost, calls):
     assert calls == {n: min(failures[n] + 1, 3) for n in needs if not is_lost(n)}
 
 
+def come_back(schedule, job, is_broken, done, lost):
+    """A job's try ends, and `done` or `lost` grows by what follows from it."""
+    if is_broken:
+        lost |= {o.job.name: o.error for o in schedule.fail(job, "broken")}
+    else:
+        done.add(job.name)
+        schedule.finish(job)
+
+
 @given(graphs(), st.none() | st.integers(0, 5), st.integers(1, 5), st.integers(1, 4), st.data())
 def test_scheduled_outcomes_follow_from_the_graph(graph, shuffle, n_last, window, data):
     """However many of the highest rank are the last few, and whatever comes back first."""
@@ -300,11 +309,7 @@ def test_scheduled_outcomes_follow_from_the_graph(graph, shuffle, n_last, window
             assert set(needs[job.name]) <= done
             running.append(job)
         job = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        if calls[job.name] <= failures[job.name]:
-            lost |= {o.job.name: o.error for o in schedule.fail(job, "broken")}
-        else:
-            done.add(job.name)
-            schedule.finish(job)
+        come_back(schedule, job, calls[job.name] <= failures[job.name], done, lost)
     assert schedule.next() is None
     assert_follow(graph, lost, calls)
 
@@ -330,11 +335,7 @@ def test_jobs_for_the_device_and_others_are_asked_for_apart(graph, device, windo
                 calls[job.name] += 1
                 running.append(job)
         job = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        if calls[job.name] <= failures[job.name]:
-            lost |= {o.job.name: o.error for o in schedule.fail(job, "broken")}
-        else:
-            done.add(job.name)
-            schedule.finish(job)
+        come_back(schedule, job, calls[job.name] <= failures[job.name], done, lost)
     assert_follow(graph, lost, calls)
 
 

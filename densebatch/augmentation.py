@@ -99,9 +99,7 @@ def draw_orientation(recipe: Recipe, step: int, place: int = 0) -> int:
 
     `place` is that of a teacher among several.
     """
-    return _draw_turn(
-        recipe, np.random.default_rng([recipe.seed, step, 3, *([place] if place else [])])
-    )
+    return _draw_turn(recipe, np.random.default_rng([recipe.seed, step, 3, place]))
 
 
 def find_borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -54,8 +54,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
         Patches that a worker evaluates at once.
     """
     height, width = plan.shape
-    halo = halo_for_travel(plan.travel_px)
-    window = min(height, tile + 2 * halo) * min(width, tile + 2 * halo)
+    window = trace_window_px(plan, tile)
     group = min(plan.groups.step_y, plan.network_shape[0]) * min(
         plan.groups.step_x, plan.network_shape[1]
     )
@@ -95,6 +94,12 @@ def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
     chunk_y, chunk_x = slide.chunk_px
     area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
     return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize
+
+
+def trace_window_px(plan: Plan, tile: int) -> int:
+    """Pixels of the largest window that a tile of that size is traced in, halo included."""
+    side = tile + 2 * halo_for_travel(plan.travel_px)
+    return min(plan.shape[0], side) * min(plan.shape[1], side)
 
 
 def patch_bytes(plan: Plan) -> int:

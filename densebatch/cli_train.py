@@ -48,7 +48,7 @@ _TOLD_STEPS = 20
     multiple=True,
     metavar="MODEL",
     help="Draw the network to what this model says, instead of its own average (distillation); "
-    "repeatable, for the mean of several.",
+    "repeatable: one crop after the other asks the next.",
 )
 @click.option("--steps", type=int, help="Override the recipe's number of steps.")
 @click.option("--seed", type=int, help="Override the recipe's seed.")

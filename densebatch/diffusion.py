@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def count_rounds(height: Any, width: Any) -> Any:  # noqa: ANN401
+    """Rounds of diffusion for a bounding box of that size, in pixels; or for several."""
+    return 2 * (height + width + 4)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def diffuse_cell(
     inside: NDArray[np.bool_], dy: NDArray[np.float32], dx: NDArray[np.float32]
 ) -> None:
@@ -35,8 +41,8 @@ def diffuse_cell(
     Notes
     -----
     The centre is the mask pixel nearest to the mean position (the first in raster order on a tie).
-    Each of `2 (h + w + 4)` rounds adds one unit at the centre, then replaces every mask pixel by
-    the mean of its 3x3 neighbourhood, pixels outside counting zero; the flow is the normalised
+    Each of `count_rounds(h, w)` rounds adds one unit at the centre, then replaces every mask pixel
+    by the mean of its 3x3 neighbourhood, pixels outside counting zero; the flow is the normalised
     central difference. The box grows by one pixel on each side, hence `h + 2` and `w + 2`.
     """
     height, width = inside.shape
@@ -80,7 +86,7 @@ def diffuse_cell(
     inner = kept[first : first + n]
     scale = 1.0 / 9.0
     # The 3x3 sum is separable. Factors of 1 and 0 change no bit of a sum that is not negative.
-    for _ in range(2 * (height + width + 4)):
+    for _ in range(count_rounds(height, width)):
         heat[centre] += 1.0
         for p in range(n):
             row[p] = left[p] + here[p] + right[p]

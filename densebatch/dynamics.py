@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from densebatch.diffusion import diffuse_cell
+from densebatch.diffusion import count_rounds, diffuse_cell
 from densebatch.following import follow
 from densebatch.foreground import mask_flows
 
@@ -218,37 +218,71 @@ def _flow_error(
     for y in range(inside.shape[0]):
         for x in range(inside.shape[1]):
             if inside[y, x]:
-                error_y = float(shape_y[y, x]) - float(flows[y0 + y, x0 + x, 0])
-                error_x = float(shape_x[y, x]) - float(flows[y0 + y, x0 + x, 1])
+                error_y = shape_y[y, x] - flows[y0 + y, x0 + x, 0]
+                error_x = shape_x[y, x] - flows[y0 + y, x0 + x, 1]
                 total += error_y * error_y + error_x * error_x
                 n += 1
     return total / n
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _check(
-    labels: NDArray[np.int32],
-    cells: NDArray[np.int32],
-    core: tuple[int, int, int, int],
-    flows: NDArray[np.float32],
-    limits: tuple[int, int, float],
+def _check_sizes(
+    cells: NDArray[np.int32], core: tuple[int, int, int, int], limits: tuple[int, int]
 ) -> NDArray[np.int8]:
-    """Verdict per seed: 0 no pixels or far from the core, 1 kept, -1 rejected."""
-    min_size, max_size, flow_threshold = limits
+    """Verdict per seed: 0 no pixels or far from the core, 1 of a size to be kept, -1 rejected."""
     verdicts = np.zeros(cells.shape[0], np.int8)
     for index in range(cells.shape[0]):
         area, y0, x0, y1, x1 = cells[index]
         if area == 0 or y1 <= core[0] or x1 <= core[1] or y0 >= core[2] or x0 >= core[3]:
             continue
-        verdicts[index] = 1
-        if area < min_size or area > max_size:
-            verdicts[index] = -1
-        elif flow_threshold > 0:
-            error = _flow_error(labels, index + 1, (y0, x0, y1, x1), flows)
-            # not (error <= threshold): a NaN flow must not pass
-            if not error <= flow_threshold:
-                verdicts[index] = -1
+        verdicts[index] = -1 if area < limits[0] or area > limits[1] else 1
     return verdicts
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _measure_errors(
+    labels: NDArray[np.int32],
+    cells: NDArray[np.int32],
+    verdicts: NDArray[np.int8],
+    flows: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Flow error per seed, of those with verdict 1; else 0."""
+    errors = np.zeros(cells.shape[0], np.float64)
+    for index in range(cells.shape[0]):
+        if verdicts[index] == 1:
+            _, y0, x0, y1, x1 = cells[index]
+            errors[index] = _flow_error(labels, index + 1, (y0, x0, y1, x1), flows)
+    return errors
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _keep(labels: NDArray[np.int32], verdicts: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Labels of those with verdict 1; else 0."""
+    kept = np.zeros_like(labels)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            label = labels[y, x]
+            if label > 0 and verdicts[label - 1] == 1:
+                kept[y, x] = label
+    return kept
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _average(
+    labels: NDArray[np.int32], cells: NDArray[np.int32], errors: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Mean per seed of errors that are given for all labelled pixels in raster order."""
+    means = np.zeros(cells.shape[0], np.float64)
+    n = 0
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] > 0:
+                means[labels[y, x] - 1] += errors[n]
+                n += 1
+    for index in range(cells.shape[0]):
+        if cells[index, 0] > 0:
+            means[index] /= cells[index, 0]
+    return means
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -259,17 +293,11 @@ def _fill_holes(
     order: NDArray[np.int64],
     out: NDArray[np.int32],
 ) -> None:
-    """Write kept cells to `out`, then their holes where no kept cell is.
+    """Fill holes of the kept cells, which `out` holds, where no kept cell is.
 
     A hole is a set of pixels that 4-connected steps cannot lead out of the cell's bounding box.
     `order` is by position; of two cells around one hole the first wins.
     """
-    height, width = labels.shape
-    for y in range(height):
-        for x in range(width):
-            label = labels[y, x]
-            if label > 0 and verdicts[label - 1] == 1:
-                out[y, x] = label
     for index in order:
         if verdicts[index] != 1:
             continue
@@ -323,6 +351,7 @@ def trace_tile(
     core: Region,
     slide_shape: tuple[int, int],
     settings: TraceSettings,
+    device: str = "cpu",
 ) -> TracedTile:
     """Cells of a tile's core from the flow field of its window.
 
@@ -339,6 +368,9 @@ def trace_tile(
         Height and width of the slide.
     settings
         Thresholds and limits.
+    device
+        Where pixels are followed and flow errors measured: `cpu`, or a device of PyTorch, see
+        `dynamics_device`; no bit depends on it.
 
     Returns
     -------
@@ -358,7 +390,13 @@ def trace_tile(
     except ValueError as error:
         raise ValueError(f"{error} in {window}") from error
     bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
-    ends, travel = follow(unit, foreground, bounds, settings.iterations, settings.travel_limit_px)
+    on_device = None
+    if device != "cpu":
+        from densebatch.dynamics_device import DeviceDynamics  # with PyTorch, which CPUs do without
+
+        on_device = DeviceDynamics(unit, device)
+    how = (foreground, bounds, settings.iterations, settings.travel_limit_px)
+    ends, travel = on_device.follow(*how) if on_device is not None else follow(unit, *how)
     counts = _count_ends(ends, foreground)
     seeds = _find_seeds(counts)
     rows, cols = np.divmod(seeds.astype(np.int64), foreground.shape[1])
@@ -368,10 +406,18 @@ def trace_tile(
     seeds, rows, cols = seeds[ranked], rows[ranked], cols[ranked]
     labels, cells = _assign(ends, foreground, _claim(counts, seeds), seeds.size)
     corners = (inner.y0, inner.x0, inner.y1, inner.x1)
-    limits = (settings.min_size_px, settings.max_size_px, settings.flow_threshold)
-    verdicts = _check(labels, cells, corners, unit, limits)
+    verdicts = _check_sizes(cells, corners, (settings.min_size_px, settings.max_size_px))
+    if settings.flow_threshold > 0:
+        if on_device is not None:
+            compared = _keep(labels, verdicts)
+            rounds = count_rounds(cells[:, 3] - cells[:, 1], cells[:, 4] - cells[:, 2])
+            errors = _average(compared, cells, on_device.compare(compared, rounds))
+        else:
+            errors = _measure_errors(labels, cells, verdicts, unit)
+        # not (error <= threshold): a NaN flow must not pass
+        verdicts[(verdicts == 1) & ~(errors <= settings.flow_threshold)] = -1
     keys = (rows + window.y0) * width + cols + window.x0
-    filled = np.zeros_like(labels)
+    filled = _keep(labels, verdicts)
     _fill_holes(labels, cells, verdicts, np.argsort(keys), filled)
 
     in_core = filled[inner.slices]

@@ -27,7 +27,7 @@ from densebatch.backends import (
     patch_shape,
     tell_unusable,
 )
-from densebatch.capacity import count_cores, patch_bytes
+from densebatch.capacity import count_cores, patch_bytes, trace_window_px
 from densebatch.engine_cache import recall, remember
 from densebatch.errors import InputError
 from densebatch.executor import ask_worker
@@ -55,9 +55,10 @@ _ROUNDS = 3
 _GATE_LANES = 4  # patches at once: as much memory as a worker's few
 _TRIAL_PATCHES = 2
 _CUDA_CONTEXT_BYTES = 600 * 10**6
+_TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `dynamics_device`
 _GPU_SHARE = 0.8  # of its free memory
-# Without the network, predicting takes cores about a third of the time that tracing takes them.
-_WORKERS_PER_DEVICE_WORKER = 3
+# With 3, on 16 cores, these were busy predicting when the others had nothing to trace.
+_WORKERS_PER_DEVICE_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,20 @@ def check_engine(settings: SegmentSettings) -> None:
 
 
 def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, workers: int) -> int:
-    """How many of a machine's workers evaluate the network; 0 if all do.
+    """How many of a machine's workers use the GPU, to evaluate the network and to trace; 0 if all.
 
     A few processes keep a GPU busy, the more so as each of them needs seconds and memory there for
-    a context, weights and two batches of its own; the others trace meanwhile.
+    a context, weights, two batches and a tile of its own; the others trace meanwhile.
     """
     if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
         return 0
     import torch
 
-    each = _CUDA_CONTEXT_BYTES + max(2 * p.network_batch * patch_bytes(p) for p in plans)
+    each = _CUDA_CONTEXT_BYTES + max(
+        2 * p.network_batch * patch_bytes(p)
+        + trace_window_px(p, settings.tile) * _TRACE_BYTES_PER_PX
+        for p in plans
+    )
     free, _ = torch.cuda.mem_get_info()
     return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, int(_GPU_SHARE * free // each)))
 

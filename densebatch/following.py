@@ -33,7 +33,7 @@ DROPPED = -1
 """In place of an end: the trajectory left the window, or went further than the limit."""
 
 _BLOCK = 512  # pixels; all of their state stays in a processor's first cache
-_LEAVE_STEPS = 8  # arrived pixels leave a block each so many steps
+LEAVE_STEPS = 8  # arrived pixels leave a block each so many steps
 _LONG_STEPS = 64  # pixels that still go then leave too; a power of two, when positions are marked
 _GOES, _ARRIVED, _LOST, _CYCLES = (np.float32(k) for k in range(4))
 # A block's state is one array, rows of one number per pixel, and so are its corners: a compiler
@@ -47,7 +47,7 @@ _LOWER = np.uint64(_BLOCK)  # the lower two corners come after the upper two
 _LOWER_FLOWS = np.uint64(4 * _BLOCK)
 _NEXT, _TWO, _THREE, _FOUR = (np.uint64(k) for k in range(1, 5))
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-_ROUNDING = np.float32(1e-3)  # far more than a step is rounded by, even with a travel of 2^13 px
+ROUNDING = np.float32(1e-3)  # far more than a step is rounded by, even with a travel of 2^13 px
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -155,7 +155,7 @@ def _stop_caught(
     `flows` are of the corners before the last step: also where a pixel is now, if it was caught.
     How far it will still get is not known, so the far side of the square counts.
     """
-    least, most = _ROUNDING, _ONE - _ROUNDING
+    least, most = ROUNDING, _ONE - ROUNDING
     for i in range(n):
         j = np.uint64(i)
         k = j * _FOUR
@@ -262,7 +262,7 @@ def _run(
                 j = np.uint64(i)
                 state[j + _MARK_Y] = state[j + _DY]
                 state[j + _MARK_X] = state[j + _DX]
-        if step % _LEAVE_STEPS == 0:
+        if step % LEAVE_STEPS == 0:
             _stop_caught(n, state, flows, last, limit)
             n = _drop_arrived(n, state, going, ends, travel)
     return n
@@ -285,7 +285,7 @@ def _follow_all(
     state = np.zeros(_N_ROWS * _BLOCK, np.float32)
     late = np.zeros(_N_ROWS * _BLOCK, np.float32)
     n_late = 0
-    forever = iterations + _LEAVE_STEPS + 1  # whoever goes arrives at the last step, then leaves
+    forever = iterations + LEAVE_STEPS + 1  # whoever goes arrives at the last step, then leaves
     y = 0
     x = 0
     while y < height:

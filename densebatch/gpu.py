@@ -1,8 +1,12 @@
-"""The GPU as its driver tells of it: name, and how busy it is. Imports nothing of CUDA."""
+"""The GPU as its driver tells of it: name, and how busy it is; and whether this process uses it.
+
+Imports nothing of CUDA.
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -48,3 +52,9 @@ def name_gpu() -> str | None:
         name = pynvml.nvmlDeviceGetName(device)  # bytes, of older libraries
         return name.decode() if isinstance(name, bytes) else str(name)
     return None
+
+
+def is_in_use() -> bool:
+    """Whether this process has a context on a GPU, which takes seconds and memory to get."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())

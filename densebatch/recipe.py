@@ -114,7 +114,7 @@ class Recipe(BaseModel):
     consistency: _Amount = Field(
         default=0.0,
         description="weight in the loss of the difference to what the averaged network, or the "
-        "--teachers' mean, says of the same crop, moved by a few pixels, mirrored and turned as "
+        "--teachers in turn, say of the same crop, moved by a few pixels, mirrored and turned as "
         "flips and quarter_turns allow; reached in four times the warm-up after it",
     )
 

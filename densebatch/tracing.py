@@ -16,6 +16,7 @@ import zarr
 from densebatch.capacity import Meter
 from densebatch.dynamics import TracedTile, halo_for_travel, trace_tile
 from densebatch.geometry import Region
+from densebatch.gpu import is_in_use
 from densebatch.journal import Journal, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.resampling import axis_weights, resample
@@ -63,6 +64,11 @@ def _is_skipped(plan: Plan, region: Region) -> bool:
     )
 
 
+def _choose_device(plan: Plan) -> str:
+    """The GPU, in a process that evaluates the network there; labels are the same everywhere."""
+    return plan.engine.device if is_in_use() else "cpu"
+
+
 def create_traces(plan: Plan, work: Path, tile: int) -> None:
     """Create the array of local labels, one chunk per tile."""
     path = trace_folder(work, tile) / "labels.zarr"
@@ -106,8 +112,9 @@ def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) ->
     else:
         with meter.timed("read"):
             flows = read_flows(plan, work, window)
-        with meter.timed("trace"):
-            traced = trace_tile(flows, window, core, plan.shape, plan.trace)
+        device = _choose_device(plan)
+        with meter.timed("trace" if device == "cpu" else "trace_on_device"):
+            traced = trace_tile(flows, window, core, plan.shape, plan.trace, device)
     folder = trace_folder(work, tile)
     array = zarr.open_array(str(folder / "labels.zarr"), mode="r+")
     with meter.timed("write"):

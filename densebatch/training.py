@@ -148,9 +148,9 @@ def train(
     start
         Model whose weights are trained further; random weights without.
     teachers
-        Models whose mean the network is drawn to, as much as `recipe.consistency` says
-        (distillation, Hinton et al. 2015), each asked in an orientation of its own; without any,
-        its own average.
+        Models that the network is drawn to, as much as `recipe.consistency` says (distillation,
+        Hinton et al. 2015), asked by one crop after the other in turn; without any, its own
+        average.
     validate
         Called with the network that would be the result, in evaluation mode, and the number of
         finished steps, five times in the course of the training, at last with the final weights;

@@ -341,16 +341,17 @@ def test_first_and_last_layers_stay_in_float(quantised):
     assert sum(eight) == len(convolutions) - 3
 
 
-def test_a_third_of_the_workers_uses_a_gpu_or_as_many_as_it_holds(plan, monkeypatch):
+def test_half_of_the_workers_use_a_gpu_or_as_many_as_it_holds(plan, monkeypatch):
     settings = load_settings(None, device="auto")
     count = engines.count_device_workers
     assert count([plan], load_settings(None, device="cpu"), 8) == 0
     monkeypatch.setattr(engines, "choose_device", lambda _: "cuda")
-    each = 600e6 + 2 * plan.network_batch * capacity.patch_bytes(plan)
-    for free, expected in ((10**9, 1), (int(3.9 * each / 0.8), 3), (10**12, 5)):
+    window = capacity.trace_window_px(plan, settings.tile)
+    each = 600e6 + 2 * plan.network_batch * capacity.patch_bytes(plan) + 400 * window
+    for free, expected in ((10**9, 1), (int(3.9 * each / 0.8), 3), (10**12, 8)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
         assert count([plan], settings, 16) == expected
-    assert [count([plan], settings, n) for n in (0, 1, 2, 3, 6)] == [0, 0, 1, 1, 2]
+    assert [count([plan], settings, n) for n in (0, 1, 2, 3, 6)] == [0, 0, 1, 1, 3]
     assert count([plan], load_settings(None, scheduler_address="tcp://127.0.0.1:1"), 0) == 0
 
 

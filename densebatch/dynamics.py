@@ -225,18 +225,14 @@ def _flow_error(
     return total / n
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _check_sizes(
     cells: NDArray[np.int32], core: tuple[int, int, int, int], limits: tuple[int, int]
 ) -> NDArray[np.int8]:
     """Verdict per seed: 0 no pixels or far from the core, 1 of a size to be kept, -1 rejected."""
-    verdicts = np.zeros(cells.shape[0], np.int8)
-    for index in range(cells.shape[0]):
-        area, y0, x0, y1, x1 = cells[index]
-        if area == 0 or y1 <= core[0] or x1 <= core[1] or y0 >= core[2] or x0 >= core[3]:
-            continue
-        verdicts[index] = -1 if area < limits[0] or area > limits[1] else 1
-    return verdicts
+    area, y0, x0, y1, x1 = cells.T
+    near = (area > 0) & (y1 > core[0]) & (x1 > core[1]) & (y0 < core[2]) & (x0 < core[3])
+    fits = (area >= limits[0]) & (area <= limits[1])
+    return np.where(near, np.where(fits, 1, -1), 0).astype(np.int8)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

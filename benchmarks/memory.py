@@ -4,9 +4,9 @@
 
 A worker's memory must depend on the tile, not on the slide, and time on the tissue. A run before
 the measured ones compiles what is compiled once per installation. What follows `--` is given to
-`densebatch segment`. Simulates each slide, segments it with
-`densebatch segment` in a process of its own, samples the resident set of that process and its
-children every 0.2 s, and writes benchmarks/results/memory.json.
+`densebatch segment`. Simulates each slide, segments it in a process of its own, and writes
+benchmarks/results/memory.json: peaks of the main process and of the largest worker as the run
+records them, and the largest sum over all processes, sampled from outside.
 """
 
 from __future__ import annotations
@@ -15,40 +15,15 @@ import argparse
 import itertools
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from densebatch.benchmark import describe_machine
+from densebatch.benchmark_watch import watch_success
 from densebatch.simulate import Tissue, write_slide
-
-
-def watch(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    """Peak resident set in MB of the main process and of its largest child."""
-    main = psutil.Process(process.pid)
-    peaks = {"main_mb": 0.0, "largest_worker_mb": 0.0, "all_mb": 0.0}
-    while process.poll() is None:
-        try:
-            own = main.memory_info().rss / 1e6
-            children = []
-            for child in main.children(recursive=True):
-                try:
-                    children.append(child.memory_info().rss / 1e6)
-                except psutil.NoSuchProcess:
-                    continue
-        except psutil.NoSuchProcess:
-            break
-        peaks["main_mb"] = max(peaks["main_mb"], own)
-        peaks["largest_worker_mb"] = max(peaks["largest_worker_mb"], *children, 0.0)
-        peaks["all_mb"] = max(peaks["all_mb"], own + sum(children))
-        time.sleep(0.2)
-    return {name: round(value) for name, value in peaks.items()}
 
 
 def measure(
@@ -61,17 +36,16 @@ def measure(
         sys.executable, "-m", "densebatch", "segment", str(slide), str(out),
         "--membrane", "membrane", "--workers", str(workers), *options,
     ]  # fmt: skip
-    process = subprocess.Popen(command)
-    peaks = watch(process)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    watched = watch_success(command)
     report = json.loads((out / "run.json").read_text())
     kept = ("cells", "slide_px", "network_px", "network_redundancy", "seconds", "mpx_per_second")
     return {
         "size_px": size,
         "empty": empty,
         "workers": workers,
-        **peaks,
+        "main_mb": report["peak_rss_mb"],
+        "largest_worker_mb": report["worker_peak_rss_mb"],
+        "all_mb": round(watched.peak_mb),
         **{k: report[k] for k in kept},
     }
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from densebatch.augmentation import sample_batch
 from densebatch.capacity import count_cores
+from densebatch.errors import DensebatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,13 +77,24 @@ def draw_batches(
     ------
     inputs, targets
         See `augmentation.sample_batch`.
+
+    Raises
+    ------
+    DensebatchError
+        If a process was lost.
     """
     steps = _Steps(images, simulated, recipe)
     order = range(first, recipe.steps)
     if processes == 0:
         yield from (steps[step] for step in order)
         return
-    yield from DataLoader(
+    loader = DataLoader(
         steps, batch_size=None, sampler=order, num_workers=processes, prefetch_factor=_AHEAD,
         pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
+    try:
+        yield from loader
+    except RuntimeError as error:  # a process was killed, for want of (shared) memory as a rule
+        raise DensebatchError(
+            f"drawing crops in {processes} processes failed: {' '.join(str(error).split())}"
+        ) from error

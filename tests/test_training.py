@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from densebatch.augmentation import sample_batch
 from densebatch.batches import draw_batches
 from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
-from densebatch.errors import InputError
+from densebatch.errors import DensebatchError, InputError
 from densebatch.geometry import Region
 from densebatch.models import choose_rescale, find_model, load_network
 from densebatch.recipe import Recipe, load_recipe
@@ -300,6 +302,13 @@ def test_loss_falls(images, tmp_path):
     before = _losses(build_network(images, recipe), images, recipe, range(1000, 1010))
     assert _losses(network, images, recipe, range(1000, 1010)) < 0.8 * before
     assert len(curve) == 60
+
+
+def test_a_lost_process_that_draws_crops(images, monkeypatch):
+    """As one is for which a container has too little shared memory: one sentence."""
+    monkeypatch.setattr(batches, "sample_batch", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DensebatchError, match="drawing crops in 1 processes"):
+        list(draw_batches(images, [], SMALL, 0, processes=1))
 
 
 def test_batches_that_are_drawn_ahead(images):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,9 @@ class CudaBackend:
 
     def _record(self) -> None:
         """Record one evaluation of `_input` into `_output`."""
-        with torch.inference_mode(), _fixed_algorithms():
+        with torch.inference_mode(), _fixed_algorithms(), warnings.catch_warnings():
+            # TorchInductor's advice, when it compiles, to give up float32; it is not taken
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             self._compute.wait_stream(torch.cuda.current_stream(self._input.device))  # type: ignore[union-attr]
             with torch.cuda.stream(self._compute):
                 for _ in range(_WARM_UP):

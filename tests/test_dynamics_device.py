@@ -14,11 +14,12 @@ from scipy import ndimage
 
 from densebatch import tracing
 from densebatch.diffusion import compute_flows, count_rounds
-from densebatch.dynamics import TraceSettings, _flow_error, trace_tile
+from densebatch.dynamics import TraceSettings, trace_tile
 from densebatch.dynamics_device import DeviceDynamics
 from densebatch.following import DROPPED, follow
 from densebatch.geometry import Region
 from densebatch.pipeline import segment
+from densebatch.quality import measure_error
 from densebatch.simulate import Tissue, render, write_slide
 
 # the code of a device, on a CPU; and on a GPU where there is one
@@ -105,7 +106,7 @@ def test_flow_errors(device, seed, shape, coarse, n_labels):
     of = labels[labels > 0]
     for label, box in enumerate(boxes, 1):
         if box[2]:
-            expected = _flow_error(labels, label, box, flows)
+            expected = measure_error(labels, label, box, flows)
             total = 0.0
             for error in errors[of == label]:
                 total += float(error)

@@ -54,7 +54,7 @@ def test_workers_find_everything_imported():
     loaded, kernels = run_program("""
 print(json.dumps(ask(
     "sorted(__import__('sys').modules)",
-    "len(__import__('densebatch.dynamics').dynamics._check.signatures)",
+    "len(__import__('densebatch.dynamics').dynamics.measure_errors.signatures)",
 )))
 """)
     assert {"torch", "numba", "zarr", "densebatch.tracing", "densebatch.numbering"} <= set(loaded)

@@ -94,7 +94,10 @@ def draw_batches(
     )  # fmt: skip
     try:
         yield from loader
-    except RuntimeError as error:  # a process was killed, for want of (shared) memory as a rule
+    except RuntimeError as error:
+        if str(error).startswith("Caught"):  # a fault of ours in a process, with its traceback
+            raise
+        # a process was killed, for want of (shared) memory as a rule
         raise DensebatchError(
             f"drawing crops in {processes} processes failed: {' '.join(str(error).split())}"
         ) from error

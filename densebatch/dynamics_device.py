@@ -12,6 +12,7 @@ code runs on a CPU, slower than `following`; the tests run it so.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +21,22 @@ import torch
 from densebatch.following import DROPPED, LEAVE_STEPS, ROUNDING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 _MOST_FLOATS = 2**24  # integers that float32 holds exactly: windows are far smaller
+
+
+@contextmanager
+def _on_device() -> Iterator[None]:
+    """Without gradients; what lacks on the device is told in Python's own words, and given back."""
+    try:
+        with torch.inference_mode():
+            yield
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise MemoryError(str(error)) from error
 
 
 class DeviceDynamics:
@@ -34,6 +48,11 @@ class DeviceDynamics:
         `(h, w, 2)` float32, finite: dy, dx in pixels per step.
     device
         `cuda`; `cpu` in tests.
+
+    Raises
+    ------
+    MemoryError
+        Here or from a method, if the device has too little memory left.
     """
 
     def __init__(self, flows: NDArray[np.float32], device: str) -> None:
@@ -41,7 +60,7 @@ class DeviceDynamics:
             raise ValueError(f"window {flows.shape[:2]}: sides are to be below {_MOST_FLOATS} px")
         self._device = torch.device(device)
         self._shape = flows.shape[:2]
-        with torch.inference_mode():
+        with _on_device():
             # a pixel more, for the last one has a next one too
             self._flows = torch.zeros((flows.shape[0] * flows.shape[1] + 1, 2), device=device)
             self._flows[:-1] = self._put(flows.reshape(-1, 2))
@@ -49,7 +68,7 @@ class DeviceDynamics:
     def _put(self, array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
-    @torch.inference_mode()
+    @_on_device()
     def follow(
         self,
         foreground: NDArray[np.bool_],
@@ -101,7 +120,7 @@ class DeviceDynamics:
         # on the slide's last column there is no right neighbour: what stands there has weight 0
         return self._flows[torch.stack([index, index + 1], dim=1)].movedim(-1, 2)
 
-    @torch.inference_mode()
+    @_on_device()
     def compare(self, labels: NDArray[np.int32], rounds: NDArray[np.int32]) -> NDArray[np.float32]:
         """Squared differences between the flows and those that the cells' shapes ought to have.
 
@@ -124,6 +143,8 @@ class DeviceDynamics:
         grid = grid.reshape(-1)
         raster = grid.nonzero()[:, 0]
         n = raster.numel()
+        if n == 0:
+            return np.zeros(0, np.float32)
         cell = grid[raster].long() - 1
         centres = _find_centres(raster, cell, rounds.size, stride)
         # Cells that need more rounds come first, so that those that still diffuse are the first m.

@@ -57,7 +57,7 @@ _TRIAL_PATCHES = 2
 _CUDA_CONTEXT_BYTES = 600 * 10**6
 _TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `dynamics_device`
 _GPU_SHARE = 0.8  # of its free memory
-# With 3, on 16 cores, these were busy predicting when the others had nothing to trace.
+# With 3, on 16 cores, they were busy predicting when the other workers had nothing to trace.
 _WORKERS_PER_DEVICE_WORKER = 2
 
 

@@ -69,6 +69,25 @@ def _choose_device(plan: Plan) -> str:
     return plan.engine.device if is_in_use() else "cpu"
 
 
+def _trace(
+    plan: Plan,
+    flows: NDArray[np.float16 | np.float32],
+    window: Region,
+    core: Region,
+    meter: Meter,
+) -> TracedTile:
+    how = (flows, window, core, plan.shape, plan.trace)
+    device = _choose_device(plan)
+    if device != "cpu":
+        try:
+            with meter.timed("trace_on_device"):
+                return trace_tile(*how, device)
+        except MemoryError:
+            pass  # others may use the device too; the CPU has memory of its own and the same bits
+    with meter.timed("trace"):
+        return trace_tile(*how)
+
+
 def create_traces(plan: Plan, work: Path, tile: int) -> None:
     """Create the array of local labels, one chunk per tile."""
     path = trace_folder(work, tile) / "labels.zarr"
@@ -112,9 +131,7 @@ def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) ->
     else:
         with meter.timed("read"):
             flows = read_flows(plan, work, window)
-        device = _choose_device(plan)
-        with meter.timed("trace" if device == "cpu" else "trace_on_device"):
-            traced = trace_tile(flows, window, core, plan.shape, plan.trace, device)
+        traced = _trace(plan, flows, window, core, meter)
     folder = trace_folder(work, tile)
     array = zarr.open_array(str(folder / "labels.zarr"), mode="r+")
     with meter.timed("write"):

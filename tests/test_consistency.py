@@ -160,12 +160,17 @@ def test_a_symmetric_network_agrees_with_its_teacher(images):
         def forward(self, x):
             return torch.cat([0 * x, x[:, :1]], dim=1)
 
-    step = next(s for s in range(99) if draw_orientation(RECIPE, s) == 5)
+    # turned in three ways, and another teacher otherwise
+    step = next(
+        s
+        for s in range(999)
+        if draw_orientation(RECIPE, s) == 5 and draw_orientation(RECIPE, s, 1) == 2
+    )
     inputs = torch.from_numpy(sample_batch(images, RECIPE, step)[0])
     crops, moved = inputs[: RECIPE.batch], inputs[RECIPE.batch :]
     shift = draw_shift(RECIPE, step)
-    for teacher, agrees in ((Pointwise(), True), (network, False)):
+    for teachers, agrees in (([Pointwise()], True), ([Pointwise()] * 2, True), ([network], False)):
         with torch.no_grad():
-            output = teacher(crops)
-        said = ask_teachers([teacher], moved, RECIPE, step)
+            output = teachers[0](crops)
+        said = ask_teachers(teachers, moved, RECIPE, step)
         assert (float(compute_inconsistency(output, said, shift)) < 1e-12) == agrees

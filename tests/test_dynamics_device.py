@@ -161,6 +161,26 @@ def test_a_run_whose_tiles_are_traced_on_a_device(tmp_path, monkeypatch):
     assert {"trace", "trace_on_device"} <= set(parts)
 
 
+def test_a_device_without_memory_leaves_a_tile_to_the_cpu(tmp_path, monkeypatch):
+    write_slide(Tissue(300, 300, seed=3), tmp_path / "slide.ome.zarr")
+    how = {"membrane": ("membrane",), "workers": 0, "model": "dense-tiny"}
+    expected = segment(tmp_path / "slide.ome.zarr", tmp_path / "a", **how)
+    tried = []
+
+    def allocate(*_):
+        tried.append(1)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tracing, "_choose_device", lambda _: "cpu:0")
+    monkeypatch.setattr(DeviceDynamics, "_gather", allocate)
+    result = segment(tmp_path / "slide.ome.zarr", tmp_path / "b", **how)
+    assert tried
+    assert not result.failed_tiles
+    ours, theirs = (zarr.open_array(f"{r.labels}/0", mode="r")[:] for r in (result, expected))
+    assert theirs.max() > 20
+    assert np.array_equal(ours, theirs)
+
+
 def test_a_process_without_a_context_traces_by_itself(monkeypatch):
     """It would take seconds and memory of the GPU to get one."""
 

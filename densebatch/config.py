@@ -22,7 +22,7 @@ from densebatch.errors import InputError
 # that the network would find. tests/test_skipping.py proves it on real fields: the faintest cell
 # that the bundled network finds there spans 0.055 in its own neighbourhood, and dimmed tissue is
 # found down to 0.0174.
-SKIP_CONTRAST = 0.0085
+SKIP_CONTRAST = 0.0086
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
 DEFAULT_MODEL = "dense-small"

@@ -3,6 +3,7 @@ import io
 import json
 import pickle
 import shutil
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -510,15 +511,17 @@ def test_whatever_a_kill_leaves_is_completed(tmp_path, monkeypatch, version):
 
     run(tmp_path / "whole")
     put = local_store._put
+    writing = threading.Lock()
     for survived in range(100):
         left = survived
 
         def put_and_count(*args, **kwargs):
             nonlocal left
-            left -= 1
-            if left < 0:
-                raise KilledError
-            return put(*args, **kwargs)
+            with writing:  # zarr writes in several threads, which a kill would end together
+                left -= 1
+                if left < 0:
+                    raise KilledError
+                return put(*args, **kwargs)
 
         root = tmp_path / "s"
         with monkeypatch.context() as patch:
@@ -527,6 +530,8 @@ def test_whatever_a_kill_leaves_is_completed(tmp_path, monkeypatch, version):
                 run(root)
             except KilledError:
                 killed = True
+                with writing:
+                    pass  # until what began before the kill is written
             else:
                 killed = False
         run(root)

@@ -273,22 +273,13 @@ class _Pixels:
     def stop_caught(self, corners: torch.Tensor, last: torch.Tensor, limit: float) -> None:
         """Who can no longer leave the square between four pixels has arrived; see `following`."""
         (upper_left, upper_right), (lower_left, lower_right) = corners
-        low = torch.stack(
+        inwards = torch.stack(
             [
-                torch.minimum(upper_left[0], upper_right[0]),
-                torch.maximum(lower_left[0], lower_right[0]).neg(),
-                torch.minimum(upper_left[1], lower_left[1]),
-                torch.maximum(upper_right[1], lower_right[1]).neg(),
+                *(upper_left[0], upper_right[0], -lower_left[0], -lower_right[0]),
+                *(upper_left[1], lower_left[1], -upper_right[1], -lower_right[1]),
             ]
-        ).amin(0)
-        high = torch.stack(
-            [
-                torch.maximum(upper_left[0], upper_right[0]),
-                torch.minimum(lower_left[0], lower_right[0]).neg(),
-                torch.maximum(upper_left[1], lower_left[1]),
-                torch.minimum(upper_right[1], lower_right[1]).neg(),
-            ]
-        ).amax(0)
+        )
+        low, high = inwards.amin(0), inwards.amax(0)
         corner = self.moved.floor()
         within = (self.start + corner < last).all(0)
         far = torch.maximum(corner.abs(), (corner + 1.0).abs()).amax(0).maximum(self.far)

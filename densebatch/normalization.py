@@ -8,6 +8,9 @@ that are not flat (a biopsy on a canvas of zeros may cover less than a hundredth
 field that is nearly everything; on a slide it leaves out the glass. Contrast is kept in classes of
 half an octave from 2^-32 to 2^32 in the slide's units; what lies beyond is in the outermost class.
 
+Whether there is anything to find is told from means over more pixels, about half a cell wide
+(`signal_side`): they halve the noise of glass and leave most of the contrast of tissue.
+
 The percentiles are exact (those of `numpy.percentile` over the same pixels): integers of up to 16
 bits from a histogram, everything else as float32 by radix selection in two passes.
 """
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
     from densebatch.slide import Slide
 
 BLOCK_PX = 32
-_CELL_PX = 4  # side of the means that stand for "signal without pixel noise"
+_CELL_PX = 4  # side of the means whose range is the contrast of a block
+_SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
 _N_CLASSES = 128
 _CLASSES_PER_OCTAVE = 2
 # 1/64. Networks are trained on fields with the percentiles of the whole field, so a field's dark
@@ -68,7 +72,7 @@ class ChannelBounds:
 
 @dataclass(frozen=True)
 class ChannelSurvey:
-    """Bounds of a channel, and the extremes of the 4x4 means of each block, normalised."""
+    """Bounds of a channel, and the extremes of each block's means (`signal_side`), normalised."""
 
     bounds: ChannelBounds
     lowest: NDArray[np.float32]
@@ -138,6 +142,7 @@ def _survey_blocks(
     pixels: NDArray[np.float32],
     keys: NDArray[np.uint32],
     shift: int,
+    side: int,
     lowest: NDArray[np.float32],
     highest: NDArray[np.float32],
     classes: NDArray[np.uint8],
@@ -152,30 +157,39 @@ def _survey_blocks(
             x0 = col * BLOCK_PX
             y1 = min(y0 + BLOCK_PX, height)
             x1 = min(x0 + BLOCK_PX, width)
-            low = np.inf
-            high = -np.inf
-            for cy in range(y0, y1, _CELL_PX):
-                for cx in range(x0, x1, _CELL_PX):
-                    total = 0.0
-                    n = 0
-                    for y in range(cy, min(cy + _CELL_PX, y1)):
-                        for x in range(cx, min(cx + _CELL_PX, x1)):
-                            value = pixels[y, x]
-                            if np.isfinite(value):
-                                total += value
-                                n += 1
-                            else:
-                                nonfinite += 1
-                    if n:
-                        low = min(low, total / n)
-                        high = max(high, total / n)
+            low, high = np.inf, -np.inf
+            wide_low, wide_high = np.inf, -np.inf
+            for wy in range(y0, y1, side):
+                for wx in range(x0, x1, side):
+                    wide_total = 0.0
+                    wide_n = 0
+                    for cy in range(wy, min(wy + side, y1), _CELL_PX):
+                        for cx in range(wx, min(wx + side, x1), _CELL_PX):
+                            total = 0.0
+                            n = 0
+                            for y in range(cy, min(cy + _CELL_PX, y1)):
+                                for x in range(cx, min(cx + _CELL_PX, x1)):
+                                    value = pixels[y, x]
+                                    if np.isfinite(value):
+                                        total += value
+                                        n += 1
+                                    else:
+                                        nonfinite += 1
+                            if n:
+                                low = min(low, total / n)
+                                high = max(high, total / n)
+                            wide_total += total
+                            wide_n += n
+                    if wide_n:
+                        wide_low = min(wide_low, wide_total / wide_n)
+                        wide_high = max(wide_high, wide_total / wide_n)
             contrast = high - low
             kind = 0
             if contrast > 0:
                 octave = int(np.floor(_CLASSES_PER_OCTAVE * np.log2(contrast)))
                 kind = min(max(octave + _N_CLASSES // 2, 1), _N_CLASSES - 1)
-            lowest[row, col] = low
-            highest[row, col] = high
+            lowest[row, col] = wide_low
+            highest[row, col] = wide_high
             classes[row, col] = kind
             for y in range(y0, y1):
                 for x in range(x0, x1):
@@ -216,7 +230,24 @@ def _interpolate(low: float, high: float, fraction: float) -> float:
     return high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
 
 
-def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float]) -> ChannelSurvey:
+def signal_side(rescale: float) -> int:
+    """Side in slide pixels of the means that tell tissue from glass: 4, 8, 16 or 32.
+
+    The power of two nearest to 8 px at the network's scale, half a cell's diameter. Means over a
+    whole cell would hide it among others.
+
+    Parameters
+    ----------
+    rescale
+        Slide pixels to network pixels.
+    """
+    exponent = round(float(np.log2(_SIGNAL_PX / rescale)))
+    return int(min(max(2**exponent, _CELL_PX), BLOCK_PX))
+
+
+def survey_channel(
+    slide: Slide, channel: int, percentiles: tuple[float, float], side: int = _SIGNAL_PX
+) -> ChannelSurvey:
     """Read one channel once (twice if it is wider than 16 bits) and find its bounds.
 
     Parameters
@@ -227,11 +258,13 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
         Index of the channel.
     percentiles
         Lower and upper percentile, 0 to 100, over the finite pixels of tissue.
+    side
+        Of the means in pixels (`signal_side`).
 
     Returns
     -------
     ChannelSurvey
-        Bounds, and per block of `BLOCK_PX` the extremes of its 4x4 means in normalised units.
+        Bounds, and per block of `BLOCK_PX` the extremes of its means in normalised units.
     """
     info = slide.info
     dtype = np.dtype(info.dtype)
@@ -261,6 +294,7 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
                 np.ascontiguousarray(_to_float32(pixels)),
                 _sortable(pixels),
                 shift,
+                side,
                 lowest[at],
                 highest[at],
                 classes[at],
@@ -318,7 +352,7 @@ def survey_channel(slide: Slide, channel: int, percentiles: tuple[float, float])
 def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
     """Largest normalised contrast of any channel in a region (grown to whole blocks).
 
-    It is the range of the 4x4 means; a patch below `config.SKIP_CONTRAST` is not evaluated.
+    It is the range of the means; a patch below `config.SKIP_CONTRAST` is not evaluated.
     """
     at = (
         slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),

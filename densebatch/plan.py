@@ -27,7 +27,13 @@ from densebatch.errors import InputError
 from densebatch.geometry import Grid, Lattice, Region, fit_axis
 from densebatch.models import ModelSpec, choose_rescale, find_model
 from densebatch.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
-from densebatch.normalization import ChannelBounds, ChannelSurvey, contrast_in, survey_channel
+from densebatch.normalization import (
+    ChannelBounds,
+    ChannelSurvey,
+    contrast_in,
+    signal_side,
+    survey_channel,
+)
 from densebatch.slide import SlideInfo, open_slide
 
 if TYPE_CHECKING:
@@ -324,7 +330,8 @@ def survey_plan(draft: Plan) -> Plan:
     slide = open_slide(draft.slide.path)
     n_membrane = len(draft.membrane)
     used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
-    surveys = [survey_channel(slide, b.channel, draft.model.percentiles) for b in used]
+    percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
+    surveys = [survey_channel(slide, b.channel, percentiles, side) for b in used]
     bounds = [survey.bounds for survey in surveys]
     threshold = draft.skip_contrast
     if not any(b.high > b.low for b in bounds[:n_membrane]):

@@ -17,6 +17,7 @@ from densebatch.normalization import (
     ChannelBounds,
     contrast_in,
     normalize,
+    signal_side,
     survey_channel,
 )
 from densebatch.slide import open_slide
@@ -375,14 +376,14 @@ def test_region_of_normalized_is_normalized_region(dtype):
 
 @pytest.fixture(scope="module")
 def two_channels():
-    """Surveys, and the normalised 4x4 means by position, of two channels."""
+    """Surveys, and the normalised 8x8 means by position, of two channels."""
     surveys, means = [], []
     for seed in range(2):
         pixels = patchwork("float32", (100, 77), seed)
         surveys.append(survey(pixels))
         scaled = normalize(pixels, surveys[-1].bounds).astype(float)
-        places = [(y, x) for y in range(0, 100, 4) for x in range(0, 77, 4)]
-        means.append({(y, x): scaled[y : y + 4, x : x + 4].mean() for y, x in places})
+        places = [(y, x) for y in range(0, 100, 8) for x in range(0, 77, 8)]
+        means.append({(y, x): scaled[y : y + 8, x : x + 8].mean() for y, x in places})
     return surveys, means
 
 
@@ -401,6 +402,29 @@ def test_contrast_is_the_range_of_the_means(two_channels, rows, cols):
     ranges = [max(m[t] for t in touched) - min(m[t] for t in touched) for m in means if touched]
     found = contrast_in(surveys, Region(y0, x0, y1, x1))
     assert found == pytest.approx(max(ranges, default=0.0), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("side", [4, 16, 32])
+def test_side_of_the_means(side):
+    """Any side gives the extremes of means of that side, and the same bounds."""
+    pixels = patchwork("float32", (100, 77))
+    found = survey_channel(ArraySlide(pixels), 0, (1.0, 99.0), side)
+    assert found.bounds == survey(pixels).bounds
+    scaled = normalize(pixels, found.bounds).astype(float)
+    for y0, x0 in np.ndindex(found.lowest.shape):
+        block = scaled[32 * y0 : 32 * y0 + 32, 32 * x0 : 32 * x0 + 32]
+        means = [
+            block[y : y + side, x : x + side].mean()
+            for y in range(0, block.shape[0], side)
+            for x in range(0, block.shape[1], side)
+        ]
+        assert found.lowest[y0, x0] == pytest.approx(min(means), rel=1e-4, abs=1e-5)
+        assert found.highest[y0, x0] == pytest.approx(max(means), rel=1e-4, abs=1e-5)
+
+
+def test_means_are_half_a_cell_wide_at_every_scale():
+    rescales = (0.1, 0.25, 0.3, 0.5, 1.0, 1.3, 1.5, 2.0, 4.0)
+    assert [signal_side(r) for r in rescales] == [32, 32, 32, 16, 8, 8, 4, 4, 4]
 
 
 def test_contrast_of_no_channels_is_none():

@@ -9,9 +9,10 @@ from skimage.io import imread
 
 from densebatch.config import SKIP_CONTRAST, SegmentSettings
 from densebatch.geometry import Region
-from densebatch.normalization import contrast_in, survey_channel
+from densebatch.normalization import BLOCK_PX, contrast_in, survey_channel
 from densebatch.pipeline import segment
 from densebatch.plan import build_plan, draft_plan, find_active_cores
+from densebatch.simulate import Tissue, mask_tissue, write_slide
 from densebatch.slide import open_slide
 
 IMAGES = sorted(p.stem for p in (DATA / "train").glob("*_img.png"))
@@ -88,6 +89,25 @@ def test_dimmed_tissue(marker, tmp_path):
     found_bytes = output_bytes(tmp_path / "skipped")
     pixels_only = {name: data for name, data in expected.items() if not name.endswith("zarr.json")}
     assert all(found_bytes[name] == data for name, data in pixels_only.items())
+
+
+def test_glass_of_a_simulated_slide_is_skipped(tmp_path):
+    """Camera noise alone spans less than a skipped patch, by some way: half a slide costs half."""
+    tissue = Tissue(2048, 2048, seed=3, empty_fraction=0.5)
+    slide = tmp_path / "a.ome.zarr"
+    write_slide(tissue, slide, threads=2)
+    plan = build_plan(slide, SegmentSettings(membrane=("membrane",)))
+    survey = survey_channel(open_slide(slide), plan.membrane[0].channel, plan.model.percentiles)
+    shown = mask_tissue(tissue, Region(0, 0, 2048, 2048))
+    glass = []
+    for index in plan.lattice.cores:
+        patch = plan.lattice.patch(*index).clip(2048, 2048)
+        y0, x0 = patch.y0 // BLOCK_PX * BLOCK_PX, patch.x0 // BLOCK_PX * BLOCK_PX
+        if not shown[y0 : patch.y1 + BLOCK_PX, x0 : patch.x1 + BLOCK_PX].any():
+            glass.append(contrast_in([survey], patch))
+            assert not plan.active_cores[index]
+    assert len(glass) > 20
+    assert max(glass) < SKIP_CONTRAST / 1.5
 
 
 def test_a_cell_at_the_border_of_a_core_keeps_it_alive(tmp_path):

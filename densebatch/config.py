@@ -21,7 +21,7 @@ from densebatch.errors import InputError
 # A patch whose means over half a cell's width span less than this share of the slide's normalised
 # range holds nothing that the network would find. tests/test_skipping.py proves it on real fields:
 # the faintest cell that the bundled network finds there spans 0.0337 in its own neighbourhood, and
-# dimmed tissue is found down to 0.0159. Simulated glass spans 0.0045.
+# dimmed tissue is found down to 0.0159. Simulated glass spans 0.0044 at most.
 SKIP_CONTRAST = 0.0079
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).

@@ -158,13 +158,13 @@ def _survey_blocks(
             y1 = min(y0 + BLOCK_PX, height)
             x1 = min(x0 + BLOCK_PX, width)
             low, high = np.inf, -np.inf
-            wide_low, wide_high = np.inf, -np.inf
-            for wy in range(y0, y1, side):
-                for wx in range(x0, x1, side):
-                    wide_total = 0.0
-                    wide_n = 0
-                    for cy in range(wy, min(wy + side, y1), _CELL_PX):
-                        for cx in range(wx, min(wx + side, x1), _CELL_PX):
+            signal_low, signal_high = np.inf, -np.inf
+            for sy in range(y0, y1, side):
+                for sx in range(x0, x1, side):
+                    signal_total = 0.0
+                    signal_n = 0
+                    for cy in range(sy, min(sy + side, y1), _CELL_PX):
+                        for cx in range(sx, min(sx + side, x1), _CELL_PX):
                             total = 0.0
                             n = 0
                             for y in range(cy, min(cy + _CELL_PX, y1)):
@@ -178,18 +178,18 @@ def _survey_blocks(
                             if n:
                                 low = min(low, total / n)
                                 high = max(high, total / n)
-                            wide_total += total
-                            wide_n += n
-                    if wide_n:
-                        wide_low = min(wide_low, wide_total / wide_n)
-                        wide_high = max(wide_high, wide_total / wide_n)
+                            signal_total += total
+                            signal_n += n
+                    if signal_n:
+                        signal_low = min(signal_low, signal_total / signal_n)
+                        signal_high = max(signal_high, signal_total / signal_n)
             contrast = high - low
             kind = 0
             if contrast > 0:
                 octave = int(np.floor(_CLASSES_PER_OCTAVE * np.log2(contrast)))
                 kind = min(max(octave + _N_CLASSES // 2, 1), _N_CLASSES - 1)
-            lowest[row, col] = wide_low
-            highest[row, col] = wide_high
+            lowest[row, col] = signal_low
+            highest[row, col] = signal_high
             classes[row, col] = kind
             for y in range(y0, y1):
                 for x in range(x0, x1):

@@ -92,7 +92,7 @@ def test_dimmed_tissue(marker, tmp_path):
 
 
 def test_glass_of_a_simulated_slide_is_skipped(tmp_path):
-    """Camera noise alone spans less than a skipped patch, by some way: half a slide costs half."""
+    """The camera's noise alone stays a third below the contrast of what is evaluated."""
     tissue = Tissue(2048, 2048, seed=3, empty_fraction=0.5)
     slide = tmp_path / "a.ome.zarr"
     write_slide(tissue, slide, threads=2)

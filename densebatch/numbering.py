@@ -76,10 +76,28 @@ def _display_windows(plan: Plan) -> tuple[tuple[float, float], ...] | None:
     return tuple(known[c] for c in channels) if all(c in known for c in channels) else None
 
 
-def _digest_shard(spec: labels.PyramidSpec, level: int, region: Region) -> list[str]:
-    """Digests of a shard's labels and of the copied pixels of each channel."""
-    channels: list[int | None] = [None, *(range(len(spec.channels)) if spec.image else ())]
-    return [labels.digest_unit(spec, level, region, channel) for channel in channels]
+def _planes(spec: labels.PyramidSpec) -> list[int | None]:
+    """What there is of a shard: its labels (None), and each channel of a copied image."""
+    return [None, *(range(len(spec.channels)) if spec.image else ())]
+
+
+def group_levels(spec: labels.PyramidSpec) -> list[range]:
+    """Levels by the tasks that write them: those above a level that is a single shard go with it.
+
+    Their tasks could not run beside any other, and each would read back what the last has written.
+    """
+    groups = []
+    level = 0
+    while level < spec.n_levels:
+        grid = labels.shard_grid(spec, level)
+        alone = level > 0 and grid.rows == grid.cols == 1
+        groups.append(range(level, spec.n_levels if alone else level + 1))
+        level = groups[-1].stop
+    return groups
+
+
+def _levels_with(spec: labels.PyramidSpec, level: int) -> range:
+    return next(levels for levels in group_levels(spec) if level in levels)
 
 
 def keys_path(work: Path, tile: int) -> Path:
@@ -155,7 +173,7 @@ def _read_shard_labels(
     local = np.zeros(region.shape, np.uint32)
     for index in tiles:
         part = grid[index].intersect(region)
-        if part is None:
+        if part is None or not ids_of[index].size:
             continue
         table = np.zeros(ids_of[index].size + 1, np.uint32)
         table[1:] = np.searchsorted(ids, ids_of[index]) + 1
@@ -225,6 +243,7 @@ def number_shard(
     sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
     missing = np.zeros(sums.shape, np.int64)
     unread = []
+    digests = []
     # where there is neither a cell nor a copy, nobody asks for pixels
     wanted = plan.slide.channels if ids.size or spec.image else ()
     for channel, name in enumerate(wanted):
@@ -243,10 +262,12 @@ def number_shard(
         if spec.image:
             with meter.timed("write"):
                 labels.write_image_shard(spec, channel, 0, region, pixels)
+            digests.append(labels.digest_pixels(pixels))
     present = shapes[:, 0] > 0
     with meter.timed("write"):
         numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
         labels.write_label_shard(spec, 0, region, numbered)
+        digests.insert(0, labels.digest_pixels(numbered))
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -259,7 +280,7 @@ def number_shard(
     write_atomic(part, buffer.getvalue())
     facts = {
         "inputs": inputs,
-        "digests": _digest_shard(spec, 0, region),
+        "digests": digests,
         "cells": int(present.sum()),
         "unread": unread,
         **meter.read(),
@@ -283,7 +304,7 @@ def read_parts(
 def reduce_shard(
     plan_path: str, tile: int, root: str, level: int, row: int, col: int, inputs: str
 ) -> dict[str, Any]:
-    """Build one shard of a pyramid level from the level below.
+    """Build one shard of a pyramid level from the level below, and what `group_levels` adds.
 
     Parameters
     ----------
@@ -298,23 +319,33 @@ def reduce_shard(
     plan = load_plan(plan_path)
     work = Path(plan_path).parent
     spec = output_spec(plan, root)
-    region = labels.shard_grid(spec, level)[row, col]
+    digests = []
     with meter.timed("pyramid"):
-        labels.downsample_labels(spec, level, region)
-        if spec.image:
-            for channel in range(len(spec.channels)):
-                labels.downsample_image(spec, channel, level, region)
-    facts = {"inputs": inputs, "digests": _digest_shard(spec, level, region), **meter.read()}
+        for channel in _planes(spec):
+            pixels = None
+            for each in _levels_with(spec, level):
+                region = labels.shard_grid(spec, each)[row, col]
+                if channel is None:
+                    pixels = labels.downsample_labels(spec, each, region, pixels)
+                else:
+                    pixels = labels.downsample_image(spec, channel, each, region, pixels)
+                digests.append(labels.digest_pixels(pixels))
+    facts = {"inputs": inputs, "digests": digests, **meter.read()}
     return Journal(work / "journal").record(number_name(tile, level, row, col), [], facts)
 
 
 def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests: list[str]) -> bool:
-    """Whether a written shard still holds what its record states."""
+    """Whether what the task of a shard wrote still holds what its record states."""
     spec = output_spec(plan, root)
     try:
-        return _digest_shard(spec, level, labels.shard_grid(spec, level)[row, col]) == digests
+        stored = [
+            labels.digest_unit(spec, each, labels.shard_grid(spec, each)[row, col], channel)
+            for channel in _planes(spec)
+            for each in _levels_with(spec, level)
+        ]
     except InputError:  # damaged or lost: written again
         return False
+    return stored == digests
 
 
 def label_attributes(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:

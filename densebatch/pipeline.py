@@ -29,6 +29,7 @@ from densebatch.journal import write_atomic
 from densebatch.numbering import (
     collect_keys,
     digest_texts,
+    group_levels,
     label_attributes,
     number_shard,
     output_spec,
@@ -345,25 +346,33 @@ def _number(run: Session, failed: Mapping[tuple[int, int], str]) -> int:
             and verify_shard(plan, run.root, level, row, col, facts["digests"])
         )
 
+    def drive(levels: range) -> None:
+        failures = run.drive(_number_steps(run, spec, levels[0], edition), is_current)
+        if failures:
+            # without a shard the label image is not whole
+            name, reason = next(iter(failures.items()))
+            raise DensebatchError(
+                f"{run.root}: {name} failed ({reason}); the same command continues the run"
+            )
+
     with run.timed("number"):
         n_cells, edition = collect_keys(plan, run.work, run.tile, failed)
         spec = output_spec(plan, run.root)
-        for level in range(spec.n_levels):
-            failures = run.drive(_number_steps(run, spec, level, edition), is_current)
-            if failures:
-                # without a shard the label image is not whole
-                name, reason = next(iter(failures.items()))
-                raise DensebatchError(
-                    f"{run.root}: {name} failed ({reason}); the same command continues the run"
-                )
-        write_table(
-            run.folder.table,
-            read_parts(run.work, run.tile, labels.shard_grid(spec, 0)),
-            n_cells,
-            Region(0, 0, *plan.shape),
-            plan.um_per_px,
-            plan.slide.channels,
-        )
+        first, *above = group_levels(spec)
+        with ThreadPoolExecutor(1) as pool:  # the table beside the pyramid
+            drive(first)
+            table = pool.submit(
+                write_table,
+                run.folder.table,
+                read_parts(run.work, run.tile, labels.shard_grid(spec, 0)),
+                n_cells,
+                Region(0, 0, *plan.shape),
+                plan.um_per_px,
+                plan.slide.channels,
+            )
+            for levels in above:
+                drive(levels)
+            table.result()
     return n_cells
 
 

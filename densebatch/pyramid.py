@@ -7,11 +7,11 @@ replaces exactly its own files.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import xxhash
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
@@ -96,12 +96,26 @@ def source_region(spec: PyramidSpec, level: int, region: Region) -> Region:
     return Region(y0, x0, y1 + 1, x1 + 1).clip(*above)
 
 
-def downsample_labels(spec: PyramidSpec, level: int, region: Region) -> None:
-    """Build one unit of a level from the level before by taking the nearest pixel.
+def downsample_labels(
+    spec: PyramidSpec, level: int, region: Region, below: npt.NDArray[np.uint32] | None = None
+) -> npt.NDArray[np.uint32]:
+    """Build and write one unit of a level from the level before by taking the nearest pixel.
 
     Ids are never averaged. For the plain pyramid this is every second row and column, `[::2, ::2]`;
     for a slide's own levels it is the pixel that holds the centre of the coarse one (the upper left
     one if that centre lies on an edge).
+
+    Parameters
+    ----------
+    spec, level, region
+        Which unit.
+    below
+        All of the level before, if it is at hand; else it is read.
+
+    Returns
+    -------
+    ndarray
+        What was written.
 
     Raises
     ------
@@ -110,7 +124,7 @@ def downsample_labels(spec: PyramidSpec, level: int, region: Region) -> None:
     """
     check_unit(spec, level, region, lowest=1)
     above, here = spec.level_shape(level - 1), spec.level_shape(level)
-    source = open_array(level_path(spec, level - 1))
+    source = open_array(level_path(spec, level - 1)) if below is None else below
     cols = nearest(np.arange(region.x0, region.x1), above[1], here[1])
     labels = np.empty(region.shape, LABEL_DTYPE)
     for strip in _strips(spec, level, region):
@@ -119,13 +133,20 @@ def downsample_labels(spec: PyramidSpec, level: int, region: Region) -> None:
         into = strip.shift(-region.y0, -region.x0).slices
         labels[into] = block[rows - rows[0]][:, cols - cols[0]]
     write_label_shard(spec, level, region, labels)
+    return labels
 
 
-def downsample_image(spec: PyramidSpec, channel: int, level: int, region: Region) -> None:
-    """Build one unit of one channel from the level before by the mean of 2×2 pixels.
+def downsample_image(
+    spec: PyramidSpec,
+    channel: int,
+    level: int,
+    region: Region,
+    below: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    """Build and write one unit of one channel from the level before by the mean of 2×2 pixels.
 
     Integers are averaged exactly and rounded half up. Where a level has an odd size its last row or
-    column stands for its missing neighbour.
+    column stands for its missing neighbour. Parameters and result as for `downsample_labels`.
 
     Raises
     ------
@@ -133,16 +154,22 @@ def downsample_image(spec: PyramidSpec, channel: int, level: int, region: Region
         If `level` is 0 or `region` is not a unit.
     """
     check_unit(spec, level, region, channel, lowest=1)
-    source = open_array(level_path(spec, level - 1, image=True))
+    source: zarr.Array[Any] | npt.NDArray[Any]
+    if below is None:
+        source = open_array(level_path(spec, level - 1, image=True))
+    else:
+        source = below[np.newaxis]
     pixels = np.empty(region.shape, np.dtype(spec.image_dtype))
     for strip in _strips(spec, level, region):
-        block = _read(source, channel, *source_region(spec, level, strip).slices)
+        plane = channel if below is None else 0
+        block = _read(source, plane, *source_region(spec, level, strip).slices)
         pixels[strip.shift(-region.y0, -region.x0).slices] = mean_of_four(block)
     write_image_shard(spec, channel, level, region, pixels)
+    return pixels
 
 
 def digest_pixels(pixels: npt.NDArray[Any]) -> str:
-    """Hex digest (BLAKE2b, 16 bytes) of pixels as they are stored: little-endian, row by row.
+    """Hex digest (XXH3, 128 bits) of pixels as they are stored: little-endian, row by row.
 
     Examples
     --------
@@ -150,7 +177,7 @@ def digest_pixels(pixels: npt.NDArray[Any]) -> str:
     True
     """
     stored = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
-    return hashlib.blake2b(stored.data, digest_size=16).hexdigest()
+    return xxhash.xxh3_128(stored.data).hexdigest()
 
 
 def digest_unit(spec: PyramidSpec, level: int, region: Region, channel: int | None = None) -> str:
@@ -260,7 +287,7 @@ def open_array(folder: Path) -> zarr.Array[Any]:
         raise InputError(f"{folder} is not a readable zarr array: {error}.") from error
 
 
-def _read(array: zarr.Array[Any], *selection: int | slice) -> npt.NDArray[Any]:
+def _read(array: zarr.Array[Any] | npt.NDArray[Any], *selection: int | slice) -> npt.NDArray[Any]:
     return np.asarray(array[selection])
 
 

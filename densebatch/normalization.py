@@ -139,8 +139,8 @@ def _value(key: int, dtype: np.dtype[Any]) -> float:
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _survey_blocks(
-    pixels: NDArray[np.float32],
-    keys: NDArray[np.uint32],
+    pixels: NDArray[np.float32 | np.uint8 | np.uint16],
+    keys: NDArray[np.uint32 | np.uint8 | np.uint16],
     shift: int,
     side: int,
     lowest: NDArray[np.float32],
@@ -285,14 +285,18 @@ def survey_channel(
             slice(region.x0 // BLOCK_PX, -(-region.x1 // BLOCK_PX)),
         )
 
+    def values_and_keys(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if dtype.kind == "u" and not wide:
+            return pixels, pixels  # they are both, and copies would take as long as the rest
+        return _to_float32(pixels), _sortable(pixels)
+
     def survey(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
         region = grid[index]
         pixels = slide.read(channel, region)
         at = blocks(region)
         return int(
             _survey_blocks(
-                np.ascontiguousarray(_to_float32(pixels)),
-                _sortable(pixels),
+                *values_and_keys(np.ascontiguousarray(pixels)),
                 shift,
                 side,
                 lowest[at],

@@ -8,6 +8,7 @@ made, which would take a sixth of the time, and not in the workers, whose pages 
 from __future__ import annotations
 
 import gc
+import sys
 
 gc.disable()  # before anything else is imported
 try:
@@ -27,8 +28,14 @@ try:
 
     _region = Region(0, 0, 8, 8)
     _flows = np.zeros((3, *_region.shape), np.float16)
+    # With its first kernel numba looks for SciPy's BLAS, which takes a tenth of all this to import
+    # and which no kernel of ours calls: it finds none.
+    _blas = "scipy.linalg.cython_blas"
+    sys.modules.setdefault(_blas, None)  # type: ignore[arg-type]
     trace_tile(_flows, _region, _region, _region.shape, TraceSettings())
     mask_flows(_flows.astype(np.float32), 0.0)  # of slides that are resampled
+    if sys.modules[_blas] is None:
+        del sys.modules[_blas]
     measure_shapes(np.zeros(_region.shape, np.uint32), 1, 0, 0)
     cast_network(CPnet((2, 8, 16)).eval(), "f32")  # torch imports more when networks are made
 finally:

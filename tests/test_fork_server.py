@@ -63,6 +63,17 @@ print(json.dumps(ask(
     assert kernels == 1
 
 
+def test_workers_can_import_what_was_kept_from_numba():
+    loaded, found = run_program("""
+print(json.dumps(ask(
+    "'scipy.linalg' in __import__('sys').modules",
+    "__import__('scipy.linalg.cython_blas').linalg.cython_blas.__name__",
+)))
+""")
+    assert not loaded
+    assert found == "scipy.linalg.cython_blas"
+
+
 @pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="is there a GPU? torch knows")
 def test_the_main_process_leaves_what_takes_long_to_import_to_workers(tmp_path):
     loaded = run_program("""

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import pickle
@@ -82,6 +83,31 @@ def write_all(spec, **kwargs):
     fill(spec, labels, image, **kwargs)
     out.finalize(spec, n_cells=int(labels.max()), provenance={"model": "m"})
     return labels, image
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_levels_are_the_same_from_memory_and_from_disk(tmp_path, version):
+    read, kept = (make_spec(tmp_path / name, version) for name in ("read", "kept"))
+    levels, image = write_all(read)
+    out.create(kept, label_attrs=NO_SOURCE)
+    fill(dataclasses.replace(kept, n_levels=1), levels, image)
+    planes = [None, *range(len(kept.channels))]
+    below = dict(zip(planes, [levels, *image], strict=True))
+    for level in range(1, kept.n_levels):
+        grid = out.shard_grid(kept, level)
+        for plane in planes:
+            whole = np.empty(kept.level_shape(level), below[plane].dtype)
+            for index in grid:
+                where = (kept, level, grid[index])
+                if plane is None:
+                    unit = out.downsample_labels(*where, below[plane])
+                else:
+                    unit = out.downsample_image(kept, plane, *where[1:], below[plane])
+                assert out.digest_pixels(unit) == out.digest_unit(*where, plane)
+                whole[grid[index].slices] = unit
+            below[plane] = whole
+    out.finalize(kept, n_cells=int(levels.max()), provenance={"model": "m"})
+    assert files_of(kept.root) == files_of(read.root)
 
 
 def files_of(folder):

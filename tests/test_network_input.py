@@ -8,7 +8,7 @@ from run_files import simulate, write_tiff
 
 from densebatch.config import SegmentSettings
 from densebatch.geometry import Region
-from densebatch.inference import read_network_input
+from densebatch.inference import is_finite, read_network_input
 from densebatch.normalization import normalize
 from densebatch.plan import build_plan
 
@@ -50,3 +50,11 @@ def test_beyond_the_slide_there_is_nothing(slide, pixel_size):
         window = Region(y0, x0, y0 + 100, x0 + 100)
         seen = read_network_input(plan, window)
         assert np.array_equal(seen, around[:, *window.shift(30, 30).slices])
+
+
+def test_finite_is_told_from_the_bits_of_every_half():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    told = [is_finite(halves[k : k + 1]) for k in range(halves.size)]
+    assert told == np.isfinite(halves).tolist()
+    assert not is_finite(halves)
+    assert is_finite(halves[np.isfinite(halves)].reshape(2, -1))

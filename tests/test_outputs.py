@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from distributed import Client
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from run_files import (
     Watcher,
@@ -35,6 +37,7 @@ from slide_files import write_zarr
 from densebatch import inference, labels, numbering, pipeline, session, tracing
 from densebatch.backend_torch import TorchBackend
 from densebatch.geometry import Region
+from densebatch.numbering import group_levels
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
 from densebatch.simulate import Tissue, write_slide
@@ -551,6 +554,22 @@ def test_progress_counts_every_task(slide, tmp_path):
         "pyramid level 1": (1, 0),
     }
     assert watcher.tasks == {name: total for name, (total, _) in watcher.stages.items()}
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    shard_px=st.sampled_from([64, 128, 512]),
+)
+def test_levels_that_one_task_writes(shape, shard_px):
+    """Each level once, in their order, and together only from a single shard on."""
+    n_levels = labels.count_levels(*shape, top_px=32)
+    spec = labels.PyramidSpec("a", "0.5", *shape, n_levels, 0.5, chunk_px=32, shard_px=shard_px)
+    groups = group_levels(spec)
+    assert [level for levels in groups for level in levels] == list(range(n_levels))
+    assert groups[0] == range(1)
+    for levels in groups[1:]:
+        is_single = len(list(labels.shard_grid(spec, levels[0]))) == 1
+        assert len(levels) == (n_levels - levels[0] if is_single else 1)
 
 
 def test_labels_stay_readable_if_the_slide_is_gone(done, slide, tmp_path):

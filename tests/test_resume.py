@@ -199,16 +199,17 @@ def test_damage_after_a_kill_is_found_and_repaired(
     assert_same_output(tmp_path, expected)
 
 
+@pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("ngff", ["0.4", "0.5"])
-def test_damage_in_the_pyramid_is_found_and_repaired(tmp_path, ngff):
-    """Also in 0.4, whose chunks carry no checksum."""
-    slide = write_tiff(tmp_path / "a.ome.tif", simulate(80, 600), ["CD3", "DAPI"])
+def test_damage_in_the_pyramid_is_found_and_repaired(tmp_path, ngff, level):
+    """Also in 0.4, whose chunks carry no checksum; level 2 is written by the task of level 1."""
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(80, 1100), ["CD3", "DAPI"])
     options = {"membrane": ("CD3",), "ngff": ngff}
     segment(slide, tmp_path / "clean", workers=0, **options)
     expected = output_bytes(tmp_path / "clean")
     out = tmp_path / "out"
     stop_at("finish", slide, out, **options)
-    label = out / "segmentation.ome.zarr" / "labels" / "cells" / "1"
+    label = out / "segmentation.ome.zarr" / "labels" / "cells" / str(level)
     chunk = next(p for p in label.rglob("*") if p.is_file() and p.name[0] not in ".z")
     chunk.unlink()
     watcher = Watcher()

@@ -353,7 +353,7 @@ def test_some_workers_have_the_device(tmp_path, monkeypatch):
         for k in range(12)
     ]
     jobs += [
-        Job(f"o{k}", executor_jobs.name_worker, (folder, f"o{k}", 0, 0.05), (f"d{k}",))
+        Job(f"o{k}", executor_jobs.name_worker, (folder, f"o{k}", 0, 0.2), (f"d{k}",))
         for k in range(12)
     ]
     monkeypatch.setenv("DENSEBATCH_TEST_FOLDER", folder)

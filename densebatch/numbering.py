@@ -82,18 +82,15 @@ def _planes(spec: labels.PyramidSpec) -> list[int | None]:
 
 
 def group_levels(spec: labels.PyramidSpec) -> list[range]:
-    """Levels by the tasks that write them: those above a level that is a single shard go with it.
+    """Levels by the tasks that write them: the last ones, of a single shard each, go together.
 
     Their tasks could not run beside any other, and each would read back what the last has written.
     """
-    groups = []
-    level = 0
-    while level < spec.n_levels:
-        grid = labels.shard_grid(spec, level)
-        alone = level > 0 and grid.rows == grid.cols == 1
-        groups.append(range(level, spec.n_levels if alone else level + 1))
-        level = groups[-1].stop
-    return groups
+    top = spec.n_levels
+    while top > 1 and len(labels.shard_grid(spec, top - 1)) == 1:
+        top -= 1
+    below = [range(level, level + 1) for level in range(top)]
+    return [*below, range(top, spec.n_levels)] if top < spec.n_levels else below
 
 
 def _levels_with(spec: labels.PyramidSpec, level: int) -> range:

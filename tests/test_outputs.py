@@ -568,8 +568,15 @@ def test_levels_that_one_task_writes(shape, shard_px):
     assert [level for levels in groups for level in levels] == list(range(n_levels))
     assert groups[0] == range(1)
     for levels in groups[1:]:
-        is_single = len(list(labels.shard_grid(spec, levels[0]))) == 1
+        is_single = len(labels.shard_grid(spec, levels[0])) == 1
         assert len(levels) == (n_levels - levels[0] if is_single else 1)
+
+
+def test_levels_of_a_slide_that_grow_again_have_their_own_tasks():
+    shapes = ((900, 900), (100, 100), (400, 800), (50, 50), (60, 60))
+    slide = labels.SlidePyramid(shapes, ((),) * 5)
+    spec = labels.PyramidSpec("a", "0.5", 900, 900, 5, 0.5, shard_px=512, slide=slide)
+    assert group_levels(spec) == [range(1), range(1, 2), range(2, 3), range(3, 5)]
 
 
 def test_labels_stay_readable_if_the_slide_is_gone(done, slide, tmp_path):

@@ -387,8 +387,8 @@ def open_executor(
         "distributed.scheduler.no-workers-timeout": _NO_WORKERS_S,
         # on a busy machine, a process that replaces a killed one can take longer than Dask allows
         "distributed.deploy.lost-worker-timeout": _LOST_WORKER_S,
-        # looking at stacks and event loops a hundred times a second is for a dashboard, which
-        # nobody sees here, and takes a fiftieth of two cores
+        # looking at stacks and event loops each few hundredths of a second is for a dashboard,
+        # which nobody sees here, and takes a fiftieth of two cores
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "1s",
     }

@@ -32,10 +32,12 @@ try:
     # and which no kernel of ours calls: it finds none.
     _blas = "scipy.linalg.cython_blas"
     sys.modules.setdefault(_blas, None)  # type: ignore[arg-type]
-    trace_tile(_flows, _region, _region, _region.shape, TraceSettings())
+    try:
+        trace_tile(_flows, _region, _region, _region.shape, TraceSettings())
+    finally:
+        if sys.modules[_blas] is None:
+            del sys.modules[_blas]
     mask_flows(_flows.astype(np.float32), 0.0)  # of slides that are resampled
-    if sys.modules[_blas] is None:
-        del sys.modules[_blas]
     measure_shapes(np.zeros(_region.shape, np.uint32), 1, 0, 0)
     cast_network(CPnet((2, 8, 16)).eval(), "f32")  # torch imports more when networks are made
 finally:

@@ -25,7 +25,7 @@ from densebatch.fork_server import start_fork_server
 def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
     if workers != 0:
-        start_fork_server()  # before the imports here, which take as long as those there
+        start_fork_server()  # before other imports: it goes on beside them
     from densebatch.cli_summary import print_summary
     from densebatch.demo import run_demo
     from densebatch.progress import TerminalProgress

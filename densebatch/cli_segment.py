@@ -85,7 +85,7 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
     The same command continues an interrupted run.
     """
     if settings.starts_workers:
-        start_fork_server()  # before the imports here, which take as long as those there
+        start_fork_server()  # before other imports: it goes on beside them
     from densebatch.pipeline import segment as run_segment
     from densebatch.progress import TerminalProgress
 

@@ -1,8 +1,9 @@
 """Worker processes that are ready at once: forked from one that has imported everything.
 
 Importing takes a worker two seconds, and all of them do it while nothing else can begin. A fork
-server (of `multiprocessing`; a clean process without threads) does it once, beside what the main
-process does meanwhile, and workers share its memory pages.
+server (of `multiprocessing`; a process without threads) does it once, and workers share its memory
+pages. It is itself forked, from this process, when this has imported what both need; the rest, of
+which PyTorch is most, it imports beside what this process does meanwhile.
 
 A process has one fork server, and its environment and imports are those of its start. So only the
 command line, whose process is ours alone, starts one; called from somebody's program, workers
@@ -15,48 +16,45 @@ import atexit
 import multiprocessing
 import os
 import sys
-from contextlib import suppress
-from multiprocessing import forkserver
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from multiprocessing import forkserver, resource_tracker, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_SHARED = "densebatch.shared_modules"
 _PRELOADED = "densebatch.worker_modules"
 # What Dask sets for workers, but would set too late for libraries that are there already; a pool
 # of threads does not survive a fork.
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _started = False
 
 
 def start_fork_server() -> None:
-    """Start importing what workers need, in a process of its own; do not wait for it.
+    """Import what workers need: here what this process needs too, the rest in one of its own.
 
-    For a program that is ours alone and has no threads yet. The server ends with this process and
-    its workers. Where there can be none, nothing happens.
+    For a program that is ours alone and has no threads yet. Does not wait for the other process.
+    It ends with this one and its workers. Where there can be none, nothing happens.
     """
     global _started
     # before 3.11.1 other users of the machine could connect to it
     if sys.platform != "linux" or sys.version_info < (3, 11, 1) or _started:
         return
     multiprocessing.get_context("forkserver").set_forkserver_preload([_PRELOADED])
-    # keeps the current folder off the import path, also of a server that replaces a killed one
+    # keeps the current folder off the import path of a server that replaces a killed one
     os.environ["PYTHONSAFEPATH"] = "1"
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        forkserver.ensure_running()  # it takes the variables over
-    except OSError:  # a temporary folder whose name is too long for a socket
-        return
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _environment():
+        import_module(_SHARED)
+        try:
+            with _forked():
+                forkserver.ensure_running()
+        except OSError:  # a temporary folder whose name is too long for a socket
+            return
     atexit.register(_end_fork_server)
     _started = True
 
@@ -64,6 +62,65 @@ def start_fork_server() -> None:
 def is_started() -> bool:
     """Whether workers can be forked."""
     return _started
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """For libraries that read it when they are imported."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _forked() -> Iterator[None]:
+    """Let `multiprocessing` fork its server, which it would start as a new interpreter."""
+    resource_tracker.ensure_running()  # a new interpreter, which it remains
+    start = util.spawnv_passfds
+
+    def fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        if len(list(Path("/proc/self/task").iterdir())) > 1:
+            return start(path, args, passfds)  # a library has threads: what they hold, none would free
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        pid = os.fork()
+        if pid == 0:
+            _serve(args[-1], passfds)
+        return pid
+
+    util.spawnv_passfds = fork
+    try:
+        yield
+    finally:
+        util.spawnv_passfds = start
+
+
+def _serve(program: str, fds: Sequence[int]) -> None:
+    """Be the new interpreter: run its program with its descriptors only, and end."""
+    code = 1
+    try:
+        for opened in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if opened > 2 and opened not in fds:
+                with suppress(OSError):  # that of the listing
+                    os.close(opened)
+        # its state is that of a program that is starting a server, down to the lock
+        del sys.modules["multiprocessing.forkserver"]
+        exec(program, {})
+        code = 0
+    except (SystemExit, KeyboardInterrupt):  # as it ends; the main process tells of interrupts
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _end_fork_server() -> None:

@@ -1,7 +1,8 @@
-"""Commands fork their workers from one process that has imported everything."""
+"""Commands fork their workers from a process that has imported everything, itself forked."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,12 +31,16 @@ def ask(*expressions):
 _PARENT = "__import__('os').getppid()"
 
 
-def run_program(code, **options):
+def run_code(code, **options):
+    # -P: as for the command, the current folder is no place to import from
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def run_program(code, before="", **options):
     """What a program that has started a fork server prints as JSON."""
-    run = subprocess.run(
-        [sys.executable, "-c", _PROGRAM + code], capture_output=True, text=True, timeout=120,
-        **options,
-    )  # fmt: skip
+    run = run_code(f"{before}\n{_PROGRAM}{code}", **options)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -48,6 +53,48 @@ server = psutil.Process(first)
 print(json.dumps([first == second, server.ppid() == os.getpid(), server.num_threads()]))
 """)
     assert told == [True, True, 1]
+
+
+def test_the_server_shares_what_this_process_has_imported():
+    told = run_program(f"""
+import psutil
+(server,) = ask("{_PARENT}")
+lines = [psutil.Process(pid).cmdline() for pid in (server, os.getpid())]
+print(json.dumps([lines[0] == lines[1], os.environ.get("OMP_NUM_THREADS")]))
+""", env={**os.environ, "OMP_NUM_THREADS": "3"})  # fmt: skip
+    assert told == [True, "3"]
+
+
+def test_a_process_with_threads_is_not_forked():
+    """What they hold would be held for ever; a new interpreter is the server then."""
+    told = run_program(
+        f"""
+import psutil
+(server,) = ask("{_PARENT}")
+end.set()
+print(json.dumps("multiprocessing.forkserver" in str(psutil.Process(server).cmdline())))
+""",
+        before="import threading as t; end = t.Event(); t.Thread(target=end.wait).start()",
+    )
+    assert told is True
+
+
+def test_what_was_not_yet_written_is_written_once():
+    run = run_code(f"print('once')\n{_PROGRAM}ask({_PARENT!r})")
+    assert run.stdout == "once\n", run.stderr
+
+
+def test_a_server_ends_with_a_program_that_was_killed():
+    code = """
+import psutil
+for child in psutil.Process().children():
+    print(child.pid)
+sys.stdout.flush()
+os.kill(os.getpid(), 9)
+"""
+    run = run_code(_PROGRAM + code)
+    assert run.returncode == -signal.SIGKILL
+    await_end(list(map(int, run.stdout.split())))
 
 
 def test_workers_find_everything_imported():
@@ -124,7 +171,7 @@ with open_executor(1, None, None) as executor:
     (outcome,) = executor.run([Job("a", os.getppid, ())])
 print(outcome.result == os.getpid(), is_started())
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    run = run_code(code)
     assert run.stdout.split() == ["True", "False"], run.stderr
 
 
@@ -133,6 +180,10 @@ def test_a_server_without_workers_ends_with_its_program():
 import psutil
 print(json.dumps([child.pid for child in psutil.Process().children()]))
 """)
+    await_end(pids)
+
+
+def await_end(pids):
     assert pids
     deadline = time.monotonic() + 10
     while any(map(_lives, pids)) and time.monotonic() < deadline:

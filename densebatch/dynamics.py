@@ -218,6 +218,16 @@ def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]
     return present
 
 
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _rename(labels: NDArray[np.int32], names: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """`names[labels]`, in a fifth of the time."""
+    renamed = np.empty(labels.shape, np.uint32)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            renamed[y, x] = names[np.uint32(labels[y, x])]
+    return renamed
+
+
 def trace_tile(
     flows: NDArray[np.float16 | np.float32],
     window: Region,
@@ -278,6 +288,8 @@ def trace_tile(
     ranked = np.lexsort((-seeds, counts[rows, cols]))
     seeds, rows, cols = seeds[ranked], rows[ranked], cols[ranked]
     labels, cells = _assign(ends, foreground, _claim(counts, seeds), seeds.size)
+    keys = (rows + window.y0) * width + cols + window.x0
+    order = np.argsort(keys)
     corners = (inner.y0, inner.x0, inner.y1, inner.x1)
     verdicts = check_sizes(cells, corners, (settings.min_size_px, settings.max_size_px))
     if settings.flow_threshold > 0:
@@ -286,12 +298,11 @@ def trace_tile(
             rounds = count_rounds(cells[:, 3] - cells[:, 1], cells[:, 4] - cells[:, 2])
             errors = average_errors(compared, cells, on_device.compare(compared, rounds))
         else:
-            errors = measure_errors(labels, cells, verdicts, unit)
+            errors = measure_errors(labels, cells, verdicts, order, unit)
         # not (error <= threshold): a NaN flow must not pass
         verdicts[(verdicts == 1) & ~(errors <= settings.flow_threshold)] = -1
-    keys = (rows + window.y0) * width + cols + window.x0
     filled = keep_cells(labels, verdicts)
-    fill_holes(labels, cells, verdicts, np.argsort(keys), filled)
+    fill_holes(labels, cells, verdicts, order, filled)
 
     in_core = filled[inner.slices]
     present = np.flatnonzero(_mark_present(in_core, seeds.size)) + 1
@@ -299,14 +310,11 @@ def trace_tile(
     compact = np.zeros(seeds.size + 1, np.uint32)
     compact[by_key] = np.arange(1, by_key.size + 1, dtype=np.uint32)
     owned = (rows >= inner.y0) & (rows < inner.y1) & (cols >= inner.x0) & (cols < inner.x1)
-    core_foreground = foreground[inner.slices]
-    core_travel = travel[inner.slices]
+    core_travel = travel[inner.slices]  # of background it is 0
     return TracedTile(
-        labels=compact[in_core],
+        labels=_rename(in_core, compact),
         keys=keys[by_key - 1].astype(np.int64),
         max_travel_px=float(core_travel.max(initial=0.0)),
-        dropped_px=int(
-            np.count_nonzero(core_foreground & (core_travel > settings.travel_limit_px))
-        ),
+        dropped_px=int(np.count_nonzero(core_travel > settings.travel_limit_px)),
         n_rejected=int(np.count_nonzero((verdicts < 0) & owned)),
     )

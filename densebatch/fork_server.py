@@ -87,7 +87,8 @@ def _forked() -> Iterator[None]:
 
     def fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
         if len(list(Path("/proc/self/task").iterdir())) > 1:
-            return start(path, args, passfds)  # a library has threads: what they hold, none would free
+            # what the threads of some library hold now, nobody would ever let go of in a fork
+            return start(path, args, passfds)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         pid = os.fork()

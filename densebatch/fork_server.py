@@ -90,7 +90,8 @@ def _forked() -> Iterator[None]:
             # what the threads of some library hold now, nobody would ever let go of in a fork
             return start(path, args, passfds)
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream is not None:  # as it is where the caller has closed it
+                stream.flush()
         pid = os.fork()
         if pid == 0:
             _serve(args[-1], passfds)
@@ -120,7 +121,8 @@ def _serve(program: str, fds: Sequence[int]) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os._exit(code)
 
 

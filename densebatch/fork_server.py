@@ -15,10 +15,11 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 _SHARED = "densebatch.shared_modules"
 _PRELOADED = "densebatch.worker_modules"
 # What Dask sets for workers, but would set too late for libraries that are there already; a pool
-# of threads does not survive a fork.
+# of threads does not survive a fork. (Its fourth variable is heard by a new program only:
+# `allocation.return_freed_memory` does the same.)
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _started = False
 
@@ -39,7 +41,8 @@ def start_fork_server() -> None:
     """Import what workers need: here what this process needs too, the rest in one of its own.
 
     For a program that is ours alone and has no threads yet. Does not wait for the other process.
-    It ends with this one and its workers. Where there can be none, nothing happens.
+    It ends with this one and its workers. Where there can be none, workers start as Dask starts
+    them.
     """
     global _started
     # before 3.11.1 other users of the machine could connect to it
@@ -53,7 +56,7 @@ def start_fork_server() -> None:
         try:
             with _forked():
                 forkserver.ensure_running()
-        except OSError:  # a temporary folder whose name is too long for a socket
+        except OSError:  # such as a temporary folder whose name is too long for a socket
             return
     atexit.register(_end_fork_server)
     _started = True
@@ -82,19 +85,28 @@ def _environment() -> Iterator[None]:
 @contextmanager
 def _forked() -> Iterator[None]:
     """Let `multiprocessing` fork its server, which it would start as a new interpreter."""
-    resource_tracker.ensure_running()  # a new interpreter, which it remains
-    start = util.spawnv_passfds
+    start = getattr(util, "spawnv_passfds", None)
+    if start is None:  # not a promise of the standard library
+        yield
+        return
 
     def fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
-        if len(list(Path("/proc/self/task").iterdir())) > 1:
-            # what the threads of some library hold now, nobody would ever let go of in a fork
-            return start(path, args, passfds)
+        if "multiprocessing.forkserver" not in args[-1] or _count_threads() > 1:
+            # a tracker of resources; or what the threads of some library hold now, nobody would
+            # ever let go of in a fork
+            return int(start(path, args, passfds))
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # as it is where the caller has closed it
                 stream.flush()
+        # until it is told apart, an interrupt would end two commands
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         pid = os.fork()
         if pid == 0:
-            _serve(args[-1], passfds)
+            try:
+                _serve(args[-1], passfds, before)
+            finally:  # whatever happens, it does not go on as the command
+                os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
 
     util.spawnv_passfds = fork
@@ -104,26 +116,29 @@ def _forked() -> Iterator[None]:
         util.spawnv_passfds = start
 
 
-def _serve(program: str, fds: Sequence[int]) -> None:
+def _count_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _serve(program: str, fds: Sequence[int], signals: set[int | signal.Signals]) -> None:
     """Be the new interpreter: run its program with its descriptors only, and end."""
-    code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         for opened in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
             if opened > 2 and opened not in fds:
                 with suppress(OSError):  # that of the listing
                     os.close(opened)
-        # its state is that of a program that is starting a server, down to the lock
-        del sys.modules["multiprocessing.forkserver"]
+        # their state is that of a program that is starting a server, down to the lock
+        for name in ("forkserver", "resource_tracker"):
+            del sys.modules[f"multiprocessing.{name}"]
+            delattr(multiprocessing, name)
         exec(program, {})
-        code = 0
     except (SystemExit, KeyboardInterrupt):  # as it ends; the main process tells of interrupts
-        code = 0
+        os._exit(0)
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    finally:
         if sys.stderr is not None:
             sys.stderr.flush()
-        os._exit(code)
 
 
 def _end_fork_server() -> None:

@@ -372,12 +372,14 @@ def _number(run: Session, failed: Mapping[tuple[int, int], str]) -> int:
             )
             for levels in above:
                 drive(levels)
+                if table.done():
+                    table.result()  # if it failed, the rest is not worth waiting for
             table.result()
     return n_cells
 
 
 def _number_steps(run: Session, spec: labels.PyramidSpec, level: int, edition: str) -> list[Step]:
-    """Tasks of one level; each knows a digest of what its shard is made from."""
+    """Tasks of a group of levels, named after its first; each knows a digest of what it is from."""
     tile = run.tile
     grid = labels.shard_grid(spec, level)
     steps = []

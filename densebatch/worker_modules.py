@@ -15,15 +15,18 @@ try:
     import numpy as np
 
     import densebatch.checkpoint  # noqa: F401
+    from densebatch.allocation import return_freed_memory
     from densebatch.backend_torch import cast_network
     from densebatch.dynamics import TraceSettings, trace_tile
     from densebatch.foreground import mask_flows
     from densebatch.geometry import Region
     from densebatch.network import CPnet
 
-    _region = Region(0, 0, 8, 8)
-    _flows = np.zeros((3, *_region.shape), np.float16)
-    trace_tile(_flows, _region, _region, _region.shape, TraceSettings())
+    return_freed_memory()
+    _window = Region(0, 0, 8, 8)
+    _flows = np.zeros((3, *_window.shape), np.float16)
+    # with a halo: numba compiles for each layout
+    trace_tile(_flows, _window, _window.expand(-2), _window.shape, TraceSettings())
     mask_flows(_flows.astype(np.float32), 0.0)  # of slides that are resampled
     cast_network(CPnet((2, 8, 16)).eval(), "f32")  # torch imports more when networks are made
 finally:

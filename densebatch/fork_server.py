@@ -123,6 +123,8 @@ def _count_threads() -> int:
 def _serve(program: str, fds: Sequence[int], signals: set[int | signal.Signals]) -> None:
     """Be the new interpreter: run its program with its descriptors only, and end."""
     try:
+        # the server's and its workers': the main process tells of interrupts, and ends workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         for opened in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
             if opened > 2 and opened not in fds:
@@ -133,7 +135,7 @@ def _serve(program: str, fds: Sequence[int], signals: set[int | signal.Signals])
             del sys.modules[f"multiprocessing.{name}"]
             delattr(multiprocessing, name)
         exec(program, {})
-    except (SystemExit, KeyboardInterrupt):  # as it ends; the main process tells of interrupts
+    except SystemExit:  # as it ends
         os._exit(0)
     except BaseException:
         sys.excepthook(*sys.exc_info())

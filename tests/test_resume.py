@@ -246,6 +246,28 @@ def test_sigkill_of_a_forked_worker_and_of_the_fork_server(long_slide, tmp_path)
     assert_same_output(out, expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
+    """A terminal sends it to all processes of the command."""
+    slide, expected, _ = long_slide
+    out = tmp_path / "out"
+    how = {"group_px": GROUP_PX, "env": {"OPENBLAS_NUM_THREADS": "1"}}
+    arguments = command(slide, out, "--workers", 2, "--tile", 128)
+    process = start_command(*arguments, **how)
+    deadline = time.monotonic() + 120
+    while not records(out) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted; the same command continues the run"
+    code, _, err = run_command(*arguments, **how)
+    assert code == 0, err
+    assert_same_output(out, expected)
+
+
 def test_sigkill_of_a_worker_does_not_lose_the_run(long_slide, tmp_path):
     slide, expected, _ = long_slide
     killed = []

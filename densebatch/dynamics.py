@@ -220,7 +220,7 @@ def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _rename(labels: NDArray[np.int32], names: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """`names[labels]`, in a fifth of the time."""
+    """`names[labels]`, in a third of the time."""
     renamed = np.empty(labels.shape, np.uint32)
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
@@ -305,8 +305,8 @@ def trace_tile(
     fill_holes(labels, cells, verdicts, order, filled)
 
     in_core = filled[inner.slices]
-    present = np.flatnonzero(_mark_present(in_core, seeds.size)) + 1
-    by_key = present[np.argsort(keys[present - 1])]
+    present = _mark_present(in_core, seeds.size)
+    by_key = order[present[order]] + 1
     compact = np.zeros(seeds.size + 1, np.uint32)
     compact[by_key] = np.arange(1, by_key.size + 1, dtype=np.uint32)
     owned = (rows >= inner.y0) & (rows < inner.y1) & (cols >= inner.x0) & (cols < inner.x1)

@@ -45,7 +45,9 @@ def _read_field(image: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     return pixels, masks
 
 
-def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosaic:
+def build_mosaic(
+    fields: Path, work: Path, side: int, crop: int | None, left_out: tuple[int, int] = (0, 0)
+) -> Mosaic:
     """Put the first four annotated fields of a folder together, in turn, row by row.
 
     Parameters
@@ -58,6 +60,8 @@ def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosai
         Fields along each side.
     crop
         Keep only so many rows and columns around the middle, where fields meet.
+    left_out
+        First rows and columns of the mosaic that it begins without.
     """
     images = [
         image
@@ -86,10 +90,16 @@ def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosai
         ]
     )
     seams = [height * k for k in range(1, side)], [width * k for k in range(1, side)]
+    y0, x0 = left_out
+    y1, x1 = truth.shape
     if crop is not None:
-        y0, x0 = (max(0, n * max(1, side // 2) - crop // 2) for n in (height, width))
-        pixels, truth = (a[y0 : y0 + crop, x0 : x0 + crop] for a in (pixels, truth))
-        seams = [y - y0 for y in seams[0]], [x - x0 for x in seams[1]]
+        y0, x0 = (
+            max(0, n * max(1, side // 2) - crop // 2) + skip
+            for n, skip in zip((height, width), left_out, strict=True)
+        )
+        y1, x1 = y0 + crop, x0 + crop
+    pixels, truth = (a[y0:y1, x0:x1] for a in (pixels, truth))
+    seams = [y - y0 for y in seams[0]], [x - x0 for x in seams[1]]
     ids, compact = np.unique(truth, return_inverse=True)
     truth = compact.reshape(truth.shape).astype(np.int64) + (0 if ids[0] == 0 else 1)
     npy = work / "mosaic.npy"

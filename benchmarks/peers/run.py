@@ -299,9 +299,10 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([head, *lines])
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(description: str | None, out: Path) -> argparse.Namespace:
+    """Options of the command line; `out` is where results go by default."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("fields", type=Path)
     parser.add_argument("--checkpoint", required=True, metavar="MODEL")
@@ -316,7 +317,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants by their row's name")
     parser.add_argument("--side", type=int, default=2, help="fields along each side, 2 or more")
     parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results/peers.json")
+    parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     if options.side < 2:
         parser.error(f"--side {options.side}: accepted are 2 fields or more")
@@ -324,7 +325,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parse_options()
+    options = parse_options(__doc__, HERE.parent / "results/peers.json")
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
     mosaic = build_mosaic(options.fields, options.work, options.side, options.crop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,35 +45,46 @@ def _read_field(image: Path) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     return pixels, masks
 
 
-def build_mosaic(
-    fields: Path, work: Path, side: int, crop: int | None, left_out: tuple[int, int] = (0, 0)
-) -> Mosaic:
+@dataclass(frozen=True)
+class Joined:
+    """Fields put together, not yet written: pixels `(h, w)`, truth and the rest as in `Mosaic`."""
+
+    pixels: NDArray[np.generic]
+    truth: NDArray[np.int64]
+    seams: tuple[list[int], list[int]]
+    fields: list[str]
+
+    def cut(self, y: int, x: int, height: int, width: int) -> Joined:
+        """A window of it, which lies inside."""
+        if not (0 <= y <= y + height <= len(self.truth) and 0 <= x <= x + width):
+            raise ValueError(f"window {y, x, height, width} leaves {self.truth.shape}")
+        at = (slice(y, y + height), slice(x, x + width))
+        rows, cols = self.seams
+        seams = [row - y for row in rows], [col - x for col in cols]
+        return replace(self, pixels=self.pixels[at], truth=self.truth[at], seams=seams)
+
+
+def join_fields(folder: Path, side: int) -> Joined:
     """Put the first four annotated fields of a folder together, in turn, row by row.
 
     Parameters
     ----------
-    fields
-        Folder of `*_img.png` with `*_masks.png`; all of one shape.
-    work
-        Where to write.
+    folder
+        Of `*_img.png` with `*_masks.png`; all of one shape.
     side
         Fields along each side.
-    crop
-        Keep only so many rows and columns around the middle, where fields meet.
-    left_out
-        First rows and columns of the mosaic that it begins without.
     """
     images = [
         image
-        for image in sorted(fields.glob("*_img.png"))
+        for image in sorted(folder.glob("*_img.png"))
         if image.with_name(image.name.replace("_img.", "_masks.")).exists()
     ][:4]
     if len(images) < 4:
-        raise SystemExit(f"{fields}: has {len(images)} annotated fields; a mosaic takes 4")
+        raise SystemExit(f"{folder}: has {len(images)} annotated fields; a mosaic takes 4")
     read = [_read_field(image) for image in images]
     shapes = {pixels.shape for pixels, _ in read}
     if len(shapes) > 1:
-        raise SystemExit(f"{fields}: the fields have shapes {shapes}; a mosaic takes one shape")
+        raise SystemExit(f"{folder}: the fields have shapes {shapes}; a mosaic takes one shape")
     height, width = shapes.pop()
     # rows of an even number of fields would repeat each other
     places = [[(2 * row + row // 2 + col) % 4 for col in range(side)] for row in range(side)]
@@ -90,23 +101,39 @@ def build_mosaic(
         ]
     )
     seams = [height * k for k in range(1, side)], [width * k for k in range(1, side)]
-    y0, x0 = left_out
-    y1, x1 = truth.shape
-    if crop is not None:
-        y0, x0 = (
-            max(0, n * max(1, side // 2) - crop // 2) + skip
-            for n, skip in zip((height, width), left_out, strict=True)
-        )
-        y1, x1 = y0 + crop, x0 + crop
-    pixels, truth = (a[y0:y1, x0:x1] for a in (pixels, truth))
-    seams = [y - y0 for y in seams[0]], [x - x0 for x in seams[1]]
-    ids, compact = np.unique(truth, return_inverse=True)
-    truth = compact.reshape(truth.shape).astype(np.int64) + (0 if ids[0] == 0 else 1)
+    return Joined(pixels, truth, seams, [image.name for image in images])
+
+
+def write_mosaic(joined: Joined, work: Path) -> Mosaic:
+    """Write pixels for each contestant; ids of the truth become those without gaps."""
+    ids, compact = np.unique(joined.truth, return_inverse=True)
+    truth = compact.reshape(joined.truth.shape).astype(np.int64) + (0 if ids[0] == 0 else 1)
     npy = work / "mosaic.npy"
-    np.save(npy, np.ascontiguousarray(pixels))
+    np.save(npy, np.ascontiguousarray(joined.pixels))
     store = work / "mosaic.ome.zarr"
-    _write_store(store, pixels)
-    return Mosaic(npy, store, truth, seams, [image.name for image in images])
+    _write_store(store, joined.pixels)
+    return Mosaic(npy, store, truth, joined.seams, joined.fields)
+
+
+def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosaic:
+    """The mosaic of a folder's fields, written to `work`.
+
+    Parameters
+    ----------
+    fields, side
+        As for `join_fields`.
+    work
+        Where to write.
+    crop
+        Keep only so many rows and columns around the middle, where fields meet.
+    """
+    joined = join_fields(fields, side)
+    if crop is not None:
+        middle = (lines[max(1, side // 2) - 1] for lines in joined.seams)
+        y, x = (max(0, line - crop // 2) for line in middle)
+        height, width = joined.truth.shape
+        joined = joined.cut(y, x, min(crop, height - y), min(crop, width - x))
+    return write_mosaic(joined, work)
 
 
 def _write_store(path: Path, pixels: NDArray[np.generic]) -> None:

@@ -1,16 +1,17 @@
-"""AP of stock Cellpose and of densebatch, same checkpoint, by where the image begins.
+"""AP of densebatch and its peers, same checkpoint, by where the image begins.
 
     python benchmarks/peers/places.py FIELDS --checkpoint MODEL --work SCRATCH
 
-What a network that pools says of a cell depends on where in a patch the cell lies, by whole pixels
-modulo 8: one comparison on one image is one draw. Here the mosaic of `run.py` is segmented again
-and again, each time without a few of its first rows and columns, which puts the patches of both
-programs elsewhere, and the differences in AP are averaged. Contestants and options are those of
-`run.py`; the differences are to the first of `--only`.
+What the network says of a cell depends on where in its patch the cell lies, so one comparison on
+one image is one draw. Here a window of one size, so that nobody's patches change theirs, is moved
+over the mosaic of `run.py`, which puts all tissue elsewhere in everybody's patches, and the
+differences in AP to the first of `--only` are averaged. The standard error is that over
+the places: the tissue is the same, but for what the window leaves out at the mosaic's edges.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -19,15 +20,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mosaic import build_mosaic
-from run import list_contestants, parse_options, run_once
+from mosaic import UM_PER_PX, join_fields, write_mosaic
+from run import add_options, check_options, describe_all_versions, list_contestants, run_once
 
-from densebatch.benchmark import describe_versions
+from densebatch.benchmark import describe_machine
 from densebatch.models import find_model
 
-# rows and columns left out; each remainder of 8 comes once in both
+# where the window begins, in px of the mosaic; each remainder of 8 comes once in both
 PLACES = ((0, 0), (37, 59), (74, 30), (15, 97), (92, 4), (49, 87), (110, 122), (27, 45))
-RESULT = Path(__file__).parent.parent / "results/peers-places.json"
+LEFT_OUT = (112, 128)  # rows and columns that the mosaic has and the window has not
 
 
 def summarize(draws: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
@@ -40,45 +41,56 @@ def summarize(draws: list[dict[str, Any]], names: list[str]) -> list[dict[str, A
             {
                 "name": name,
                 "ap": round(mean(values), 4),
-                "ap_least": min(values),
-                "ap_most": max(values),
+                "ap_least_most": [min(values), max(values)],
                 "ap_less_first": round(mean(less), 4),
                 "standard_error": round(stdev(less) / sqrt(len(less)), 4),
+                "less_least_most": [round(min(less), 4), round(max(less), 4)],
             }
         )
     return rows
 
 
-def main() -> None:
-    options = parse_options(__doc__, RESULT)
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    out = Path(__file__).parent.parent / "results/peers-places.json"
+    parser.add_argument("--out", type=Path, default=out)
+    options = parser.parse_args()
     options.only = options.only or ["stock", "densebatch"]
-    options.work = options.work.absolute()
-    options.work.mkdir(parents=True, exist_ok=True)
-    draws = []
-    for place in PLACES:
-        mosaic = build_mosaic(options.fields, options.work, options.side, options.crop, place)
-        contestants = list_contestants(options, mosaic)
-        rows = {
-            contestant.name: run_once(contestant, mosaic, options.work / "run", options.threads)
-            for contestant in contestants
-        }
-        draws.append(
-            {
-                "left_out": list(place),
-                "truth_cells": int(mosaic.truth.max()),
-                "ap": {name: rows[name]["ap"] for name in options.only},
-                "cells": {name: rows[name]["cells"] for name in options.only},
-            }
-        )
-        print(json.dumps(draws[-1]), flush=True)
-    record = {
+    check_options(options)
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    joined = join_fields(options.fields, options.side)
+    height, width = (n - less for n, less in zip(joined.truth.shape, LEFT_OUT, strict=True))
+    record: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
-        "versions": describe_versions(),
-        "fields": mosaic.fields,
-        "checkpoint_sha256": find_model(options.checkpoint).sha256,
-        "rows": summarize(draws, options.only),
-        "draws": draws,
+        "machine": describe_machine(),
+        "versions": describe_all_versions(),
+        "settings": {
+            "fields": joined.fields,
+            "shape": [height, width],
+            "um_per_px": UM_PER_PX,
+            "checkpoint_sha256": find_model(options.checkpoint).sha256,
+            "threads": options.threads,
+        },
     }
+    draws: list[dict[str, Any]] = []
+    for y, x in PLACES:
+        mosaic = write_mosaic(joined.cut(y, x, height, width), options.work)
+        draw: dict[str, Any] = {"begins": [y, x], "truth_cells": int(mosaic.truth.max())}
+        draw |= {"ap": {}, "cells": {}, "cut_pairs": {}}
+        for contestant in list_contestants(options, mosaic):
+            row = run_once(contestant, mosaic, options.work / "run", options.threads)
+            for key in ("ap", "cells", "cut_pairs"):
+                draw[key][contestant.name] = row[key]
+        draws.append(draw)
+        print(json.dumps(draw), flush=True)
+    record |= {"rows": summarize(draws, options.only), "draws": draws}
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["rows"], indent=1))
 

@@ -299,15 +299,11 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([head, *lines])
 
 
-def parse_options(description: str | None, out: Path) -> argparse.Namespace:
-    """Options of the command line; `out` is where results go by default."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What decides who takes part, and on which mosaic."""
     parser.add_argument("fields", type=Path)
     parser.add_argument("--checkpoint", required=True, metavar="MODEL")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder, kept")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="processors for everybody")
     parser.add_argument("--tiles", type=int, nargs="+", default=[512, 1024, 1392])
     parser.add_argument("--overlap", type=int, default=60, help="of patchworks' tiles, px")
@@ -316,18 +312,38 @@ def parse_options(description: str | None, out: Path) -> argparse.Namespace:
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=OPTIONS")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants by their row's name")
     parser.add_argument("--side", type=int, default=2, help="fields along each side, 2 or more")
-    parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
-    parser.add_argument("--out", type=Path, default=out)
-    options = parser.parse_args()
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what cannot be, and make the scratch folder."""
     if options.side < 2:
-        parser.error(f"--side {options.side}: accepted are 2 fields or more")
+        raise SystemExit(f"--side {options.side}: accepted are 2 fields or more")
+    options.work = options.work.absolute()
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results/peers.json")
+    options = parser.parse_args()
+    check_options(options)
     return options
 
 
+def describe_all_versions() -> dict[str, Any]:
+    """Of densebatch's environment, and what is pinned for the peers'."""
+    pins = {name: read_pins(name) for name in ("stock", "patchworks")}
+    return {"densebatch": describe_versions(), **pins}
+
+
 def main() -> None:
-    options = parse_options(__doc__, HERE.parent / "results/peers.json")
-    options.work = options.work.absolute()
-    options.work.mkdir(parents=True, exist_ok=True)
+    options = parse_options()
     mosaic = build_mosaic(options.fields, options.work, options.side, options.crop)
     machine = describe_machine()
     contestants = list_contestants(options, mosaic)
@@ -346,10 +362,7 @@ def main() -> None:
     record = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine,
-        "versions": {
-            "densebatch": describe_versions(),
-            **{name: read_pins(name) for name in ("stock", "patchworks")},
-        },
+        "versions": describe_all_versions(),
         "settings": {
             "fields": mosaic.fields,
             "shape": list(mosaic.truth.shape),
@@ -362,7 +375,6 @@ def main() -> None:
         "rows": rows,
     }
     table = format_table(rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(table + "\n")
     print(table)

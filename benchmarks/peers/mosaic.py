@@ -56,11 +56,11 @@ class Joined:
 
     def cut(self, y: int, x: int, height: int, width: int) -> Joined:
         """A window of it, which lies inside."""
-        if not (0 <= y <= y + height <= len(self.truth) and 0 <= x <= x + width):
-            raise ValueError(f"window {y, x, height, width} leaves {self.truth.shape}")
+        rows, cols = self.truth.shape
+        if not (0 <= y < y + height <= rows and 0 <= x < x + width <= cols):
+            raise SystemExit(f"no window of {height} x {width} px at {y}, {x} in {rows} x {cols}")
         at = (slice(y, y + height), slice(x, x + width))
-        rows, cols = self.seams
-        seams = [row - y for row in rows], [col - x for col in cols]
+        seams = [row - y for row in self.seams[0]], [col - x for col in self.seams[1]]
         return replace(self, pixels=self.pixels[at], truth=self.truth[at], seams=seams)
 
 

@@ -84,7 +84,9 @@ def start_command(*arguments, group_px=None, **options):
     """The command line in a process group of its own; `group_px` makes predict tasks small."""
     start = ["-m", "densebatch"]
     if group_px is not None:
-        changed = f"import densebatch.plan as p; p._GROUP_PX = {group_px}"
+        # what a shell starts in the background ignores Ctrl-C, the tests and so their commands too
+        heeded = "import signal as s; s.signal(s.SIGINT, s.default_int_handler)"
+        changed = f"{heeded}; import densebatch.plan as p; p._GROUP_PX = {group_px}"
         start = ["-c", f"{changed}; from densebatch.cli import main; main()"]
     return subprocess.Popen(
         [sys.executable, *start, *map(str, arguments)],

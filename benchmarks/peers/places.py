@@ -11,7 +11,6 @@ the places: the tissue is the same, but for what the window leaves out at the mo
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -21,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from mosaic import UM_PER_PX, join_fields, write_mosaic
-from run import add_options, check_options, describe_all_versions, list_contestants, run_once
+from run import build_parser, describe_all_versions, list_contestants, read_options, run_once
 
 from densebatch.benchmark import describe_machine
 from densebatch.models import find_model
@@ -29,6 +28,7 @@ from densebatch.models import find_model
 # where the window begins, in px of the mosaic; each remainder of 8 comes once in both
 PLACES = ((0, 0), (37, 59), (74, 30), (15, 97), (92, 4), (49, 87), (110, 122), (27, 45))
 LEFT_OUT = (112, 128)  # rows and columns that the mosaic has and the window has not
+RESULT = Path(__file__).parent.parent / "results/peers-places.json"
 
 
 def summarize(draws: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
@@ -50,21 +50,9 @@ def summarize(draws: list[dict[str, Any]], names: list[str]) -> list[dict[str, A
     return rows
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
-    out = Path(__file__).parent.parent / "results/peers-places.json"
-    parser.add_argument("--out", type=Path, default=out)
-    options = parser.parse_args()
-    options.only = options.only or ["stock", "densebatch"]
-    check_options(options)
-    return options
-
-
 def main() -> None:
-    options = parse_options()
+    options = read_options(build_parser(__doc__, RESULT))
+    options.only = options.only or ["stock", "densebatch"]
     joined = join_fields(options.fields, options.side)
     height, width = (n - less for n, less in zip(joined.truth.shape, LEFT_OUT, strict=True))
     record: dict[str, Any] = {

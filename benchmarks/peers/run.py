@@ -299,8 +299,11 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([head, *lines])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What decides who takes part, and on which mosaic."""
+def build_parser(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """Options of who takes part, on which mosaic, and where the record goes, by default `out`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("fields", type=Path)
     parser.add_argument("--checkpoint", required=True, metavar="MODEL")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder, kept")
@@ -312,27 +315,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=OPTIONS")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants by their row's name")
     parser.add_argument("--side", type=int, default=2, help="fields along each side, 2 or more")
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse what cannot be, and make the scratch folder."""
+def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Options of the command line, checked, with their folders made."""
+    options = parser.parse_args()
     if options.side < 2:
-        raise SystemExit(f"--side {options.side}: accepted are 2 fields or more")
+        parser.error(f"--side {options.side}: accepted are 2 fields or more")
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results/peers.json")
-    options = parser.parse_args()
-    check_options(options)
     return options
 
 
@@ -343,7 +337,10 @@ def describe_all_versions() -> dict[str, Any]:
 
 
 def main() -> None:
-    options = parse_options()
+    parser = build_parser(__doc__, HERE.parent / "results/peers.json")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
+    options = read_options(parser)
     mosaic = build_mosaic(options.fields, options.work, options.side, options.crop)
     machine = describe_machine()
     contestants = list_contestants(options, mosaic)

@@ -29,11 +29,11 @@ from torch.nn import functional
 
 from densebatch.backend_openvino import convert_network, pack_model
 from densebatch.backends import BACKENDS, PatchShape, choose_device, make_backend
+from densebatch.base.errors import InputError
+from densebatch.base.findings import describe_machine, list_versions
+from densebatch.base.geometry import Region
 from densebatch.config import DEFAULT_MODEL
-from densebatch.engine_cache import describe_machine, list_versions
-from densebatch.errors import InputError
 from densebatch.folding import _EnlargingConv, fold_network
-from densebatch.geometry import Region
 from densebatch.models import find_model, list_bundled, load_network
 from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
 from densebatch.parity import compare, draw_sample, predict_sample

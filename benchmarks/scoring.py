@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
     from densebatch.label_io import LabelImage
 
 SHARD, CHUNK = 4096, 512

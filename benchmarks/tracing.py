@@ -28,9 +28,9 @@ import torch
 import zarr
 from cellpose import dynamics as stock
 
+from densebatch.base.geometry import Grid, Region
 from densebatch.benchmark import describe_machine, describe_versions
 from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
-from densebatch.geometry import Grid, Region
 from densebatch.pipeline import segment
 from densebatch.scoring import ScoreSettings, score_labels
 from densebatch.simulate import Tissue, write_slide

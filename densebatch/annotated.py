@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.transform import resize
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
-from densebatch.errors import InputError
-from densebatch.geometry import Region
 from densebatch.label_io import open_labels
 from densebatch.label_pairs import find_partners, list_label_images
 from densebatch.label_zarr import is_zarr

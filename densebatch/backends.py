@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Lattice
+    from densebatch.base.geometry import Lattice
     from densebatch.network import CPnet
 
 REFERENCE = "torch"

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from densebatch.augmentation import sample_batch
+from densebatch.base.errors import DensebatchError
 from densebatch.capacity import count_cores
-from densebatch.errors import DensebatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

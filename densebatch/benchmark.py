@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from densebatch.base.errors import InputError
+from densebatch.base.machine import name_gpu
 from densebatch.capacity import count_cores
-from densebatch.errors import InputError
-from densebatch.gpu import name_gpu
 from densebatch.journal import write_atomic
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from densebatch.backends import (
     make_backend,
     tell_unusable,
 )
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import scratch_folder, watch_success
-from densebatch.errors import InputError
-from densebatch.geometry import Region
 from densebatch.label_io import open_labels
 from densebatch.models import find_model, load_network
 from densebatch.quantization import quantise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from densebatch.scoring_charts import compose_picture, draw_chart
+from densebatch.base.charts import compose_picture, draw_chart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

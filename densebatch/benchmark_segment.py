@@ -12,11 +12,11 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from densebatch.base.errors import InputError
+from densebatch.base.machine import name_gpu
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import Watched, scratch_folder, watch_success
 from densebatch.capacity import count_cores
-from densebatch.errors import InputError
-from densebatch.gpu import name_gpu
 from densebatch.simulate import CHANNELS, Tissue, write_slide
 
 if TYPE_CHECKING:

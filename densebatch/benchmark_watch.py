@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from densebatch.errors import DensebatchError
-from densebatch.gpu import make_gpu_meter
+from densebatch.base.errors import DensebatchError
+from densebatch.base.machine import make_gpu_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from densebatch.base.errors import InputError
 from densebatch.contingency import check_same_shape
-from densebatch.errors import InputError
 from densebatch.scoring_blocks import BLOCK_PX, cut_part, plan_blocks, read_part, run_tasks
 from densebatch.scoring_results import divide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from densebatch.base.geometry import Region
     from densebatch.contingency import PixelSource
-    from densebatch.geometry import Region
     from densebatch.scoring_blocks import Workers
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from densebatch.allocation import KEPT_BYTES
+from densebatch.base.allocation import KEPT_BYTES
+from densebatch.base.errors import CapacityError, InputError
 from densebatch.dynamics import halo_for_travel
-from densebatch.errors import CapacityError, InputError
 from densebatch.ngff import SHARD_PX
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 
 def write_table(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.network import CPnet
 from densebatch.weights_file import CARD_KEY, DIAMETERS, infer_widths
 

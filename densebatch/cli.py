@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from densebatch.errors import DensebatchError, PartialRunError
+from densebatch.base.errors import DensebatchError, PartialRunError
 
 # Commands in modules of their own, imported when they are called: `score` must start without
 # torch, and `--help` without anything.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from densebatch.base.errors import InputError
 from densebatch.capacity import count_cores
 from densebatch.config import DEFAULT_MODEL
-from densebatch.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

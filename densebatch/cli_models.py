@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from densebatch import zoo
-from densebatch.download import digest
-from densebatch.errors import InputError
+from densebatch.base.download import digest
+from densebatch.base.errors import InputError
 
 
 @click.group(invoke_without_command=True)

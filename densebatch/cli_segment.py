@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from rich.console import Console
 
+from densebatch.base.errors import PartialRunError
 from densebatch.cli_summary import print_summary
 from densebatch.config import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
-from densebatch.errors import PartialRunError
 from densebatch.fork_server import start_fork_server
 
 if TYPE_CHECKING:

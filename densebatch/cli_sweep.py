@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from densebatch.base.errors import InputError
 from densebatch.config import load_sweep
-from densebatch.errors import InputError
 
 _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 

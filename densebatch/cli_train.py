@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.annotated import load_annotated
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.models import find_model
 from densebatch.recipe import load_recipe
 from densebatch.training import train as run_training

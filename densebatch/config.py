@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 # A patch whose means over half a cell's width span less than this share of the slide's normalised
 # range holds nothing that the network would find. tests/test_skipping.py proves it on real fields:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 import numba
 import numpy as np
 
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.config import SegmentSettings
-from densebatch.errors import InputError
-from densebatch.geometry import Region
 from densebatch.label_io import open_labels
 from densebatch.pipeline import Progress, SegmentResult, segment
 from densebatch.scoring_overlay import RED, YELLOW, draw_overlay, encode_png

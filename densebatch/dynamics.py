@@ -46,7 +46,7 @@ from densebatch.quality import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 _SEED_COUNT = 10  # a seed has more end points than this
 _GROW_COUNT = 2  # a claimed pixel has more end points than this

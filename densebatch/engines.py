@@ -27,9 +27,9 @@ from densebatch.backends import (
     patch_shape,
     tell_unusable,
 )
+from densebatch.base.errors import InputError
+from densebatch.base.findings import recall, remember
 from densebatch.capacity import count_cores, patch_bytes, trace_window_px
-from densebatch.engine_cache import recall, remember
-from densebatch.errors import InputError
 from densebatch.executor import ask_worker
 from densebatch.models import load_network
 from densebatch.parity import Parity, compare, draw_sample, predict_sample

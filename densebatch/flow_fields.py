@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from densebatch.base.errors import DensebatchError
 from densebatch.capacity import check_capacity, choose_workers, count_lanes, estimate
 from densebatch.engines import check_engine, settle_engine
-from densebatch.errors import DensebatchError
 from densebatch.inference import create_flows
 from densebatch.journal import Journal
 from densebatch.output_folder import OutputFolder

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Grid
+    from densebatch.base.geometry import Grid
 
 
 def count_in_threads(

@@ -12,8 +12,8 @@ from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from densebatch.download import DownloadError, digest, download, no_empty_folders
-from densebatch.errors import InputError
+from densebatch.base.download import DownloadError, digest, download, no_empty_folders
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

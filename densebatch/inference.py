@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from densebatch.allocation import keep_freed_memory
 from densebatch.backends import choose_device, evaluate_patches, make_backend, patch_shape
+from densebatch.base.allocation import keep_freed_memory
+from densebatch.base.geometry import Region
+from densebatch.base.resampling import axis_weights, resample
 from densebatch.capacity import Meter
-from densebatch.geometry import Region
 from densebatch.journal import Journal
 from densebatch.models import load_network
 from densebatch.normalization import normalize
 from densebatch.plan import Plan, load_plan
 from densebatch.quantization import read_quantised
-from densebatch.resampling import axis_weights, resample
 from densebatch.slide import open_slide
 from densebatch.work import predict_name
 

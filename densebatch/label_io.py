@@ -19,9 +19,9 @@ import tifffile
 import zarr
 from PIL import Image
 
+from densebatch.base.errors import CapacityError, InputError
+from densebatch.base.geometry import Region
 from densebatch.contingency import as_labels
-from densebatch.errors import CapacityError, InputError
-from densebatch.geometry import Region
 from densebatch.label_pixels import ACCEPTED, Pixels, guess_axes, tell
 from densebatch.label_zarr import open_zarr
 

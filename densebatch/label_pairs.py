@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.label_io import FILE_SUFFIXES
 from densebatch.label_zarr import is_zarr
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 ACCEPTED = "PNG, TIFF, .npy, an OME-Zarr label image, or a plain zarr array"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.label_pixels import ACCEPTED, Pixels, guess_axes, tell
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.ngff import (
     SHARD_PX,
     PyramidSpec,

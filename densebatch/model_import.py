@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.models import ModelSpec, find_model, load_network, read_use, save_model
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch import zoo
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.journal import write_atomic
 from densebatch.weights_file import (
     CARD_KEY,

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from densebatch.errors import InputError
-from densebatch.geometry import Grid
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

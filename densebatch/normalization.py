@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from densebatch.base.geometry import Grid
 from densebatch.capacity import count_cores, decoded_bytes
-from densebatch.geometry import Grid
 from densebatch.histograms import count_in_threads
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
     from densebatch.slide import Slide
 
 BLOCK_PX = 32

@@ -18,10 +18,10 @@ import numpy as np
 import zarr
 
 from densebatch import labels
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid
 from densebatch.capacity import Meter
 from densebatch.cells import add_intensities, measure_shapes
-from densebatch.errors import InputError
-from densebatch.geometry import Grid
 from densebatch.journal import Journal, digest_file, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.slide import open_slide
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 
 def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:

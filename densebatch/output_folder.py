@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from densebatch import labels
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.journal import write_atomic
 from densebatch.plan import Plan, describe_difference, parse_plan
 

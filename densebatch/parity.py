@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.backends import BACKENDS, evaluate_patches
+from densebatch.base.geometry import Region
 from densebatch.dynamics import TraceSettings, trace_tile
-from densebatch.geometry import Region
 from densebatch.simulate import Tissue, render
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch import labels
 from densebatch.backends import wake_device
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.geometry import Region
 from densebatch.capacity import Meter, check_capacity, choose_workers, count_lanes, estimate
 from densebatch.cell_table import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
 from densebatch.engines import check_engine, count_device_workers, settle_engine
-from densebatch.errors import DensebatchError, InputError
 from densebatch.executor import DaskExecutor, Job, open_executor
-from densebatch.geometry import Region
 from densebatch.inference import create_flows, predict_group
 from densebatch.journal import write_atomic
 from densebatch.numbering import (

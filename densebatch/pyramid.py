@@ -16,8 +16,8 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.ngff import PyramidSpec, shard_grid
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path

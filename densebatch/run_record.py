@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from densebatch.base.geometry import Grid
     from densebatch.config import SegmentSettings
     from densebatch.engines import EngineChoice
-    from densebatch.geometry import Grid
     from densebatch.plan import Plan
 
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr", "tifffile", "imagecodecs", "scipy")

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path

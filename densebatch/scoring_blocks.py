@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid, Region
 from densebatch.contingency import Contingency, as_labels, check_same_shape
-from densebatch.errors import InputError
-from densebatch.geometry import Grid, Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.scoring_results import mean
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from densebatch.scoring_charts import draw_chart, draw_legend
+from densebatch.base.charts import draw_chart, draw_legend
 from densebatch.scoring_compare import compare_predictions
 from densebatch.scoring_matching import format_threshold
 from densebatch.scoring_report import comparison_rows, score_rows

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

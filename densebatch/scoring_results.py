@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.scoring_matching import MatchingName, format_threshold, parse_threshold
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from densebatch.base.geometry import Region
     from densebatch.boundary import BoundaryScore
-    from densebatch.geometry import Region
 
 DEFAULT_THRESHOLDS = tuple(Fraction(k, 100) for k in range(50, 100, 5))
 IOU_BINS = 20

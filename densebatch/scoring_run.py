@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.contingency import check_same_shape
-from densebatch.errors import InputError
-from densebatch.geometry import Region
 from densebatch.label_io import LabelImage, open_labels, open_pixels
 from densebatch.label_pairs import find_partners, pair_labels
 from densebatch.scoring import score_labels

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from densebatch.base.geometry import Grid
     from densebatch.config import SegmentSettings
     from densebatch.engines import EngineChoice
     from densebatch.executor import DaskExecutor, Job, SerialExecutor
-    from densebatch.geometry import Grid
     from densebatch.output_folder import OutputFolder
     from densebatch.plan import Plan
 

@@ -29,8 +29,8 @@ import numpy as np
 import zarr
 
 from densebatch import simulate_kernels as kernels
-from densebatch.errors import InputError
-from densebatch.geometry import Grid, Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid, Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from densebatch.annotated import AnnotatedImage, measure_diameters, prepare
-from densebatch.geometry import Region
+from densebatch.base.geometry import Region
 from densebatch.simulate import Tissue, render
 
 if TYPE_CHECKING:

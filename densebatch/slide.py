@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.errors import InputError
-from densebatch.geometry import Grid, Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid, Region
 from densebatch.slide_source import tell
 
 if TYPE_CHECKING:

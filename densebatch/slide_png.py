@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import imagecodecs
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.slide_source import (
     Layout,
     Source,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 _PLANES_OF_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}
 _PALETTE = 3

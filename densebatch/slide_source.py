@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 MAX_PLANE_PX = 2**40
 MAX_CHUNK_BYTES = 2**30

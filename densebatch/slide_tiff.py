@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.slide_source import (
     Axes,
     Layout,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
     from zarr.abc.store import Store
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 # tifffile tells of damaged metadata in the log only; what matters of it is an InputError here
 logging.getLogger("tifffile").addHandler(logging.NullHandler())

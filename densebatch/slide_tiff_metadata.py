@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from tifffile import PHOTOMETRIC
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.slide_source import square_pixel, to_um
 
 if TYPE_CHECKING:

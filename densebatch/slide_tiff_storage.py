@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tifffile import TiffPageSeries
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
     from densebatch.slide_source import Axes
 
 _BAND_BYTES = 2**24

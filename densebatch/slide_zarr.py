@@ -13,7 +13,7 @@ import zarr
 from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.slide_source import (
     MAX_CHUNK_BYTES,
     Axes,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from densebatch.geometry import Region
+    from densebatch.base.geometry import Region
 
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.slide_source import (
     Axes,
     Stamp,

@@ -20,10 +20,10 @@ import numpy as np
 import psutil
 
 from densebatch.annotated import AnnotatedFile, find_annotated
+from densebatch.base.errors import InputError
 from densebatch.capacity import count_cores
 from densebatch.contingency import Contingency
 from densebatch.dynamics import halo_for_travel, trace_tile
-from densebatch.errors import InputError
 from densebatch.flow_fields import store_flows
 from densebatch.label_io import open_labels
 from densebatch.label_pairs import name_label_image
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.base.geometry import Region
     from densebatch.config import SegmentSettings, SweepSettings
     from densebatch.flow_fields import FlowField
-    from densebatch.geometry import Region
     from densebatch.label_io import LabelImage
     from densebatch.scoring_results import ImageScore
 

@@ -7,7 +7,7 @@ import io
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from densebatch.scoring_charts import compose_picture, draw_chart
+from densebatch.base.charts import compose_picture, draw_chart
 from densebatch.scoring_matching import format_threshold
 from densebatch.scoring_report import show_number
 from densebatch.scoring_summary import summarize

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from densebatch.base.geometry import Region
+from densebatch.base.machine import is_in_use
+from densebatch.base.resampling import axis_weights, resample
 from densebatch.capacity import Meter
 from densebatch.dynamics import TracedTile, halo_for_travel, trace_tile
-from densebatch.geometry import Region
-from densebatch.gpu import is_in_use
 from densebatch.journal import Journal, write_atomic
 from densebatch.plan import Plan, load_plan
-from densebatch.resampling import axis_weights, resample
 from densebatch.work import tile_grid, trace_folder, trace_name
 
 if TYPE_CHECKING:

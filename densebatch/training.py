@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from densebatch.allocation import keep_freed_memory
 from densebatch.annotated import measure_diameters
+from densebatch.base.allocation import keep_freed_memory
+from densebatch.base.errors import InputError
 from densebatch.batches import count_processes, draw_batches
 from densebatch.consistency import compute_teaching_loss, consistency_at
-from densebatch.errors import InputError
 from densebatch.models import load_network
 from densebatch.network import CPnet
 from densebatch.optimisers import build_optimisers

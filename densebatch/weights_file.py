@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from densebatch.download import digest
+from densebatch.base.download import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from densebatch.geometry import Grid
+from densebatch.base.geometry import Grid
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,11 +15,11 @@ try:
     import numpy as np
 
     import densebatch.checkpoint  # noqa: F401
-    from densebatch.allocation import return_freed_memory
     from densebatch.backend_torch import cast_network
+    from densebatch.base.allocation import return_freed_memory
+    from densebatch.base.geometry import Region
     from densebatch.dynamics import TraceSettings, trace_tile
     from densebatch.foreground import mask_flows
-    from densebatch.geometry import Region
     from densebatch.network import CPnet
 
     return_freed_memory()

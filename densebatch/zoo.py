@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densebatch.download import DownloadError, digest, download, list_record, no_empty_folders
-from densebatch.errors import InputError
+from densebatch.base.download import DownloadError, digest, download, list_record, no_empty_folders
+from densebatch.base.errors import InputError
 from densebatch.journal import write_atomic
 
 if TYPE_CHECKING:

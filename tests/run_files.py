@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import tifffile
 
+from densebatch.base.geometry import Region
 from densebatch.cli import main
-from densebatch.geometry import Region
 from densebatch.labels import read_labels
 from densebatch.pipeline import Progress
 from densebatch.simulate import Tissue, render

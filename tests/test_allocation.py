@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not g
 _COUNT = """
 import resource, sys, threading
 import numpy as np
-from densebatch import allocation
+from densebatch.base import allocation
 if sys.argv[1] == "keep":
     allocation.keep_freed_memory()
 if sys.argv[1] == "return":

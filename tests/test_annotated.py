@@ -9,9 +9,9 @@ import zarr
 from skimage.io import imsave
 
 from densebatch.annotated import EDGE_PX, find_annotated, load_annotated, measure_diameters
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
-from densebatch.errors import InputError
-from densebatch.geometry import Region
 from densebatch.recipe import Recipe
 from densebatch.simulate import Tissue, render
 

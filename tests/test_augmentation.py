@@ -16,9 +16,9 @@ from densebatch.augmentation import (
     orient,
     sample_batch,
 )
+from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
 from densebatch.foreground import FLOW_SCALE
-from densebatch.geometry import Region
 from densebatch.recipe import Recipe
 from densebatch.simulate import Tissue, render
 

@@ -24,9 +24,9 @@ from densebatch.backends import (
     make_backend,
     patch_shape,
 )
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.config import SegmentSettings
-from densebatch.errors import InputError
-from densebatch.geometry import Lattice, Region, fit_axis
 from densebatch.network import HALF_WIDTH
 
 needs_openvino = pytest.mark.skipif(

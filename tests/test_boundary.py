@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 from skimage.segmentation import find_boundaries
 
+from densebatch.base.errors import InputError
 from densebatch.boundary import BoundaryScore, find_outline, score_boundaries
-from densebatch.errors import InputError
 from densebatch.scoring import ScoreSettings, score_labels
 
 

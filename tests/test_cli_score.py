@@ -12,8 +12,8 @@ import zarr
 from click.testing import CliRunner
 from PIL import Image
 
+from densebatch.base.errors import CapacityError, InputError
 from densebatch.cli_score import score
-from densebatch.errors import CapacityError, InputError
 from densebatch.label_io import open_labels
 from densebatch.label_pairs import pair_labels
 from densebatch.scoring import ScoreSettings, score_labels

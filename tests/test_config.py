@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from densebatch.base.errors import InputError
 from densebatch.config import SegmentSettings, load_settings
-from densebatch.errors import InputError
 
 RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "keep_flows"}
 

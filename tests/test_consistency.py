@@ -11,6 +11,7 @@ import torch
 from densebatch import training
 from densebatch.annotated import prepare
 from densebatch.augmentation import draw_orientation, draw_shift, orient, sample_batch
+from densebatch.base.geometry import Region
 from densebatch.consistency import (
     ask_teachers,
     compute_inconsistency,
@@ -18,7 +19,6 @@ from densebatch.consistency import (
     orient_inputs,
     restore_outputs,
 )
-from densebatch.geometry import Region
 from densebatch.network import CPnet
 from densebatch.recipe import Recipe
 from densebatch.simulate import Tissue, render

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid
 from densebatch.contingency import MAX_LABEL, Contingency, as_labels
-from densebatch.errors import InputError
-from densebatch.geometry import Grid
 from densebatch.label_io import open_labels
 from densebatch.scoring_blocks import count_fields, plan_blocks
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from densebatch import tracing
+from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows, count_rounds
 from densebatch.dynamics import TraceSettings, trace_tile
 from densebatch.dynamics_device import DeviceDynamics
 from densebatch.following import DROPPED, follow
-from densebatch.geometry import Region
 from densebatch.pipeline import segment
 from densebatch.quality import measure_error
 from densebatch.simulate import Tissue, render, write_slide

@@ -26,10 +26,10 @@ from test_folding import trained
 from densebatch import capacity, engines
 from densebatch.backend_openvino import unpack_model
 from densebatch.backends import Engine, evaluate_patches, patch_shape
+from densebatch.base.errors import InputError
+from densebatch.base.findings import cache_folder, recall, remember
 from densebatch.config import SegmentSettings, load_settings
-from densebatch.engine_cache import cache_folder, recall, remember
 from densebatch.engines import choose_engine, identify_parity, identify_trial
-from densebatch.errors import InputError
 from densebatch.inference import read_network_input
 from densebatch.models import save_model
 from densebatch.parity import compare, draw_sample, predict_sample

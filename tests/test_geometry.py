@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from densebatch.geometry import Axis, Grid, Lattice, Region, fit_axis
+from densebatch.base.geometry import Axis, Grid, Lattice, Region, fit_axis
 
 PATCH, MARGIN, MULTIPLE = 224, 8, 16
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from densebatch.base.machine import make_gpu_meter, name_gpu
 from densebatch.benchmark import describe_machine
 from densebatch.benchmark_segment import _without_channels
-from densebatch.gpu import make_gpu_meter, name_gpu
 
 
 def library(**changed):

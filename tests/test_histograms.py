@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from densebatch.geometry import Grid
+from densebatch.base.geometry import Grid
 from densebatch.histograms import count_in_threads
 
 GRID = Grid(70, 50, 10, 10)

@@ -21,11 +21,11 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops_table
 
 from densebatch import pipeline
+from densebatch.base.geometry import Grid, Region
 from densebatch.capacity import Meter
 from densebatch.config import DEFAULT_MODEL
 from densebatch.diffusion import compute_flows
 from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
-from densebatch.geometry import Grid, Region
 from densebatch.journal import Journal
 from densebatch.models import find_model, load_network, save_model
 from densebatch.pipeline import segment

@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 from densebatch import labels as out
 from densebatch import ngff, pyramid
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 
 pytestmark = [
     # napari's plugin engine declares its pydantic models in a way that pydantic 2 is about to drop

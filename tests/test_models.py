@@ -10,8 +10,8 @@ import torch
 from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 
 from densebatch import models, zoo
+from densebatch.base.errors import InputError
 from densebatch.config import DEFAULT_MODEL
-from densebatch.errors import InputError
 from densebatch.models import (
     ModelSpec,
     choose_rescale,

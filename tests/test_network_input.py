@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from run_files import simulate, write_tiff
 
+from densebatch.base.geometry import Region
 from densebatch.config import SegmentSettings
-from densebatch.geometry import Region
 from densebatch.inference import is_finite, read_network_input
 from densebatch.normalization import normalize
 from densebatch.plan import build_plan

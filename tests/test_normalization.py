@@ -11,7 +11,7 @@ from skimage.io import imsave
 from slide_files import write_zarr
 
 from densebatch import normalization
-from densebatch.geometry import Region
+from densebatch.base.geometry import Region
 from densebatch.normalization import (
     BLOCK_PX,
     ChannelBounds,

@@ -36,7 +36,7 @@ from slide_files import write_zarr
 
 from densebatch import inference, labels, numbering, pipeline, session, tracing
 from densebatch.backend_torch import TorchBackend
-from densebatch.geometry import Region
+from densebatch.base.geometry import Region
 from densebatch.numbering import group_levels
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
@@ -380,7 +380,7 @@ def test_tasks_are_small(slide, tmp_path, monkeypatch):
 
 def test_settings_as_arguments_or_as_an_object(slide, tmp_path):
     from densebatch import SegmentSettings
-    from densebatch.errors import InputError
+    from densebatch.base.errors import InputError
 
     with pytest.raises(InputError, match=r"setting 'tiles' = 5: .*accepted settings: membrane"):
         segment(slide, tmp_path, tiles=5)

@@ -19,9 +19,9 @@ from run_files import (
 from slide_files import write_zarr
 
 from densebatch import pipeline, plan
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.geometry import Grid, Region
 from densebatch.config import SegmentSettings
-from densebatch.errors import DensebatchError, InputError
-from densebatch.geometry import Grid, Region
 from densebatch.pipeline import segment
 from densebatch.plan import draft_plan
 from densebatch.progress import TerminalProgress

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
-from densebatch.geometry import Region
 from densebatch.pasting import Crop, paste_disc
 from densebatch.simulate import Tissue, render
 

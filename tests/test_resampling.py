@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from densebatch.resampling import AxisWeights, axis_weights, resample
+from densebatch.base.resampling import AxisWeights, axis_weights, resample
 
 
 @st.composite

@@ -24,7 +24,7 @@ from run_files import (
 )
 
 from densebatch import pipeline, plan
-from densebatch.errors import InputError
+from densebatch.base.errors import InputError
 from densebatch.pipeline import segment
 
 LONG = {"membrane": ("CD3",), "tile": 128}

@@ -15,8 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
 from densebatch import scoring_matching
+from densebatch.base.errors import InputError
 from densebatch.contingency import MAX_LABEL, Contingency
-from densebatch.errors import InputError
 from densebatch.scoring import (
     ErrorCounts,
     ScoreSettings,

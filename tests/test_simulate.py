@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.simulate import CHANNELS, Tissue, mask_tissue, render, write_slide
 
 HEIGHT, WIDTH = 420, 510

@@ -7,8 +7,8 @@ from real_tissue import DATA, needs_data
 from run_files import output_bytes, write_tiff
 from skimage.io import imread
 
+from densebatch.base.geometry import Region
 from densebatch.config import SKIP_CONTRAST, SegmentSettings
-from densebatch.geometry import Region
 from densebatch.normalization import BLOCK_PX, contrast_in, survey_channel
 from densebatch.pipeline import segment
 from densebatch.plan import build_plan, draft_plan, find_active_cores

@@ -18,8 +18,8 @@ from slide_files import FIELDS, png_chunk, random_pixels, write_png, write_zarr
 
 import densebatch.slide as slide_module
 from densebatch import slide_png, slide_tiff, slide_tiff_storage, slide_zarr
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.slide import open_slide
 
 REAL = FIELDS / "M872956_JML_Position8.ome.tif"

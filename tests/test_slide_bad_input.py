@@ -13,8 +13,8 @@ import zarr
 from slide_files import edit_json, png_chunk, random_pixels, write_png, write_zarr
 
 from densebatch import slide_source, slide_tiff
-from densebatch.errors import InputError
-from densebatch.geometry import Region
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.slide import open_slide
 
 CYX = random_pixels((3, 64, 96))

@@ -9,9 +9,9 @@ import zarr
 from real_tissue import FIELDS, StockNet, needs_data, read_field, share_matched
 from skimage.io import imsave
 
+from densebatch.base.geometry import Region
 from densebatch.config import DEFAULT_MODEL
 from densebatch.dynamics import TraceSettings, trace_tile
-from densebatch.geometry import Region
 from densebatch.models import find_model, load_network
 from densebatch.pipeline import segment
 from densebatch.scoring import score_labels

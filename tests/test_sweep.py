@@ -12,9 +12,9 @@ from PIL import Image
 from run_files import call_main, write_tiff
 
 from densebatch import inference, plan
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.geometry import Grid, Region
 from densebatch.config import SegmentSettings, SweepSettings, load_sweep
-from densebatch.errors import DensebatchError, InputError
-from densebatch.geometry import Grid, Region
 from densebatch.pipeline import segment
 from densebatch.scoring import score_labels
 from densebatch.scoring_results import ScoreSettings

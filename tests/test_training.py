@@ -16,11 +16,11 @@ from skimage.io import imsave
 from densebatch import batches, training
 from densebatch.annotated import EDGE_PX, load_annotated, measure_diameters
 from densebatch.augmentation import sample_batch
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.geometry import Region
 from densebatch.batches import draw_batches
 from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
-from densebatch.errors import DensebatchError, InputError
-from densebatch.geometry import Region
 from densebatch.models import choose_rescale, find_model, load_network
 from densebatch.recipe import Recipe, load_recipe
 from densebatch.simulate import Tissue, render
@@ -492,7 +492,7 @@ def test_recipes_are_strict(tmp_path):
 
 
 def test_command_refuses_what_cannot_work(folder, tmp_path):
-    from densebatch.errors import DensebatchError
+    from densebatch.base.errors import DensebatchError
 
     def refusal(*arguments):
         result = CliRunner().invoke(cli, ["train", *map(str, arguments)])

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.io import imread, imsave
 
+from densebatch.cells.read import open_labels
 from densebatch.config import DEFAULT_MODEL
-from densebatch.label_io import open_labels
 from densebatch.pipeline import SegmentResult, segment
 
 if TYPE_CHECKING:

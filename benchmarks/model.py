@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from densebatch.cells.read import open_labels
 from densebatch.config import DEFAULT_MODEL
-from densebatch.label_io import open_labels
 from densebatch.pipeline import segment
 from densebatch.scoring import ScoreSettings, score_labels
 

@@ -28,7 +28,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from densebatch.label_io import open_labels
+from densebatch.cells.read import open_labels
 from densebatch.scoring import ScoreSettings, score_labels
 from densebatch.scoring_blocks import count_fields, plan_blocks, read_part, run_tasks
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
-    from densebatch.label_io import LabelImage
+    from densebatch.cells.read import LabelImage
 
 SHARD, CHUNK = 4096, 512
 METHODS = ("densebatch", "paper histogram", "cellpose.metrics", "stardist.matching")

@@ -12,10 +12,10 @@ from skimage.transform import resize
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.cells.pairs import find_partners, list_label_images
+from densebatch.cells.read import open_labels
+from densebatch.cells.read_zarr import is_zarr
 from densebatch.diffusion import compute_flows
-from densebatch.label_io import open_labels
-from densebatch.label_pairs import find_partners, list_label_images
-from densebatch.label_zarr import is_zarr
 from densebatch.slide import open_slide
 
 if TYPE_CHECKING:

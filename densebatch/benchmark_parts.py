@@ -23,7 +23,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import scratch_folder, watch_success
-from densebatch.label_io import open_labels
+from densebatch.cells.read import open_labels
 from densebatch.models import find_model, load_network
 from densebatch.quantization import quantise
 from densebatch.scoring import score_labels

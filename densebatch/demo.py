@@ -13,8 +13,8 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.cells.read import open_labels
 from densebatch.config import SegmentSettings
-from densebatch.label_io import open_labels
 from densebatch.pipeline import Progress, SegmentResult, segment
 from densebatch.scoring_overlay import RED, YELLOW, draw_overlay, encode_png
 from densebatch.scoring_results import CellMatches

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from densebatch import labels
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid
 from densebatch.capacity import Meter
-from densebatch.cells import add_intensities, measure_shapes
+from densebatch.cells import labels
+from densebatch.cells.measure import add_intensities, measure_shapes
 from densebatch.journal import Journal, digest_file, write_atomic
 from densebatch.plan import Plan, load_plan
 from densebatch.slide import open_slide

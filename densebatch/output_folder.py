@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from densebatch import labels
 from densebatch.base.errors import InputError
+from densebatch.cells import labels
 from densebatch.journal import write_atomic
 from densebatch.plan import Plan, describe_difference, parse_plan
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch import labels
 from densebatch.backends import wake_device
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
 from densebatch.capacity import Meter, check_capacity, choose_workers, count_lanes, estimate
-from densebatch.cell_table import write_table
+from densebatch.cells import labels
+from densebatch.cells.table import write_table
 from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
 from densebatch.engines import check_engine, count_device_workers, settle_engine

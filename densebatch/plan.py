@@ -23,10 +23,10 @@ from pydantic import TypeAdapter
 from densebatch.backends import Engine
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Lattice, Region, fit_axis
+from densebatch.cells.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
 from densebatch.config import SKIP_CONTRAST
 from densebatch.dynamics import TraceSettings
 from densebatch.models import ModelSpec, choose_rescale, find_model
-from densebatch.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
 from densebatch.normalization import (
     ChannelBounds,
     ChannelSurvey,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.cells.pairs import find_partners, pair_labels
+from densebatch.cells.read import LabelImage, open_labels, open_pixels
 from densebatch.contingency import check_same_shape
-from densebatch.label_io import LabelImage, open_labels, open_pixels
-from densebatch.label_pairs import find_partners, pair_labels
 from densebatch.scoring import score_labels
 from densebatch.scoring_blocks import FIELD_PX
 from densebatch.scoring_html import Picture
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from densebatch.label_pairs import Pair, Pairing
-    from densebatch.label_pixels import Pixels
+    from densebatch.cells.pairs import Pair, Pairing
+    from densebatch.cells.pixels import Pixels
     from densebatch.scoring_blocks import Workers
     from densebatch.scoring_results import ImageScore
 

@@ -19,7 +19,7 @@ try:
     import densebatch.inference
     import densebatch.numbering
     import densebatch.tracing  # noqa: F401
-    from densebatch.cells import measure_shapes
+    from densebatch.cells.measure import measure_shapes
 
     # numba looks for SciPy's BLAS, which takes a tenth of all this to import and which no kernel
     # of ours calls: it finds none

@@ -22,12 +22,12 @@ import psutil
 from densebatch.annotated import AnnotatedFile, find_annotated
 from densebatch.base.errors import InputError
 from densebatch.capacity import count_cores
+from densebatch.cells.pairs import name_label_image
+from densebatch.cells.read import open_labels
+from densebatch.cells.read_zarr import is_zarr
 from densebatch.contingency import Contingency
 from densebatch.dynamics import halo_for_travel, trace_tile
 from densebatch.flow_fields import store_flows
-from densebatch.label_io import open_labels
-from densebatch.label_pairs import name_label_image
-from densebatch.label_zarr import is_zarr
 from densebatch.pipeline import Progress
 from densebatch.scoring import score_table
 from densebatch.scoring_results import ScoreSettings
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.cells.read import LabelImage
     from densebatch.config import SegmentSettings, SweepSettings
     from densebatch.flow_fields import FlowField
-    from densebatch.label_io import LabelImage
     from densebatch.scoring_results import ImageScore
 
 _STAGE = "trace and score"

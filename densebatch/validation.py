@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tifffile
 
-from densebatch.label_io import open_labels
+from densebatch.cells.read import open_labels
 from densebatch.models import save_model
 from densebatch.pipeline import segment
 from densebatch.scoring import ScoreSettings, score_labels

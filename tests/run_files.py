@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import tifffile
 
 from densebatch.base.geometry import Region
+from densebatch.cells.labels import read_labels
 from densebatch.cli import main
-from densebatch.labels import read_labels
 from densebatch.pipeline import Progress
 from densebatch.simulate import Tissue, render
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from densebatch.base.errors import CapacityError, InputError
+from densebatch.cells.pairs import pair_labels
+from densebatch.cells.read import open_labels
 from densebatch.cli_score import score
-from densebatch.label_io import open_labels
-from densebatch.label_pairs import pair_labels
 from densebatch.scoring import ScoreSettings, score_labels
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from densebatch import labels as out
-from densebatch import ngff, pyramid
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.cells import labels as out
+from densebatch.cells import ngff, pyramid
 
 pytestmark = [
     # napari's plugin engine declares its pydantic models in a way that pydantic 2 is about to drop

@@ -34,9 +34,10 @@ from run_files import (
 )
 from slide_files import write_zarr
 
-from densebatch import inference, labels, numbering, pipeline, session, tracing
+from densebatch import inference, numbering, pipeline, session, tracing
 from densebatch.backend_torch import TorchBackend
 from densebatch.base.geometry import Region
+from densebatch.cells import labels
 from densebatch.numbering import group_levels
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress

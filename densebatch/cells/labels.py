@@ -27,7 +27,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from densebatch.base.errors import InputError
-from densebatch.ngff import (
+from densebatch.cells.ngff import (
     SHARD_PX,
     PyramidSpec,
     SlidePyramid,
@@ -40,7 +40,7 @@ from densebatch.ngff import (
     parse_slide,
     shard_grid,
 )
-from densebatch.pyramid import (
+from densebatch.cells.pyramid import (
     array_settings,
     digest_pixels,
     digest_unit,

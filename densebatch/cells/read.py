@@ -21,9 +21,9 @@ from PIL import Image
 
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.geometry import Region
+from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes, tell
+from densebatch.cells.read_zarr import open_zarr
 from densebatch.contingency import as_labels
-from densebatch.label_pixels import ACCEPTED, Pixels, guess_axes, tell
-from densebatch.label_zarr import open_zarr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.ngff import PyramidSpec, shard_grid
+from densebatch.cells.ngff import PyramidSpec, shard_grid
 
 if TYPE_CHECKING:
     import numpy.typing as npt

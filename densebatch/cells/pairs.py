@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
-from densebatch.label_io import FILE_SUFFIXES
-from densebatch.label_zarr import is_zarr
+from densebatch.cells.read import FILE_SUFFIXES
+from densebatch.cells.read_zarr import is_zarr
 
 if TYPE_CHECKING:
     from pathlib import Path

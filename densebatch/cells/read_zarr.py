@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from densebatch.base.errors import InputError
-from densebatch.label_pixels import ACCEPTED, Pixels, guess_axes, tell
+from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes, tell
 
 if TYPE_CHECKING:
     from pathlib import Path

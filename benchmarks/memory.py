@@ -26,7 +26,7 @@ from typing import Any
 
 from densebatch.benchmark import describe_machine
 from densebatch.benchmark_watch import watch_success
-from densebatch.simulate import Tissue, write_slide
+from densebatch.slides.simulated import Tissue, write_slide
 
 
 def measure(

@@ -33,7 +33,7 @@ from densebatch.benchmark import describe_machine, describe_versions
 from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
 from densebatch.pipeline import segment
 from densebatch.scoring import ScoreSettings, score_labels
-from densebatch.simulate import Tissue, write_slide
+from densebatch.slides.simulated import Tissue, write_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from densebatch.cells.read import open_labels
 from densebatch.models import find_model, load_network
 from densebatch.quantization import quantise
 from densebatch.scoring import score_labels
-from densebatch.simulate import Tissue, render, write_slide
+from densebatch.slides.simulated import Tissue, render, write_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -17,7 +17,7 @@ from densebatch.base.machine import name_gpu
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import Watched, scratch_folder, watch_success
 from densebatch.capacity import count_cores
-from densebatch.simulate import CHANNELS, Tissue, write_slide
+from densebatch.slides.simulated import CHANNELS, Tissue, write_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from densebatch.config import SegmentSettings
     from densebatch.plan import Plan
-    from densebatch.slide import SlideInfo
+    from densebatch.slides.slide import SlideInfo
 
 _TORCH_MB = 420  # interpreter, torch and weights, measured
 _MAX_WORKERS = 16

@@ -19,8 +19,8 @@ from densebatch.pipeline import Progress, SegmentResult, segment
 from densebatch.scoring_overlay import RED, YELLOW, draw_overlay, encode_png
 from densebatch.scoring_results import CellMatches
 from densebatch.scoring_run import ScoreOptions, score_files
-from densebatch.simulate import Tissue, write_slide
-from densebatch.slide import open_slide
+from densebatch.slides.simulated import Tissue, write_slide
+from densebatch.slides.slide import open_slide
 
 if TYPE_CHECKING:
     from pathlib import Path

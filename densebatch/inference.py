@@ -23,7 +23,7 @@ from densebatch.models import load_network
 from densebatch.normalization import normalize
 from densebatch.plan import Plan, load_plan
 from densebatch.quantization import read_quantised
-from densebatch.slide import open_slide
+from densebatch.slides.slide import open_slide
 from densebatch.work import predict_name
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
-    from densebatch.slide import Slide
+    from densebatch.slides.slide import Slide
 
 BLOCK_PX = 32
 _CELL_PX = 4  # side of the means whose range is the contrast of a block

@@ -24,7 +24,7 @@ from densebatch.cells import labels
 from densebatch.cells.measure import add_intensities, measure_shapes
 from densebatch.journal import Journal, digest_file, write_atomic
 from densebatch.plan import Plan, load_plan
-from densebatch.slide import open_slide
+from densebatch.slides.slide import open_slide
 from densebatch.work import number_name, read_keys, tile_grid, trace_folder
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ import numpy as np
 from densebatch.backends import BACKENDS, evaluate_patches
 from densebatch.base.geometry import Region
 from densebatch.dynamics import TraceSettings, trace_tile
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

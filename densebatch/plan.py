@@ -34,7 +34,7 @@ from densebatch.normalization import (
     signal_side,
     survey_channel,
 )
-from densebatch.slide import SlideInfo, open_slide
+from densebatch.slides.slide import SlideInfo, open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.config import SegmentSettings
-    from densebatch.slide import Slide
+    from densebatch.slides.slide import Slide
 
 # Cores of a predict task, along each axis, make up about this many pixels: large enough that the
 # scheduler is idle, small enough that losing a task costs about a second of network time.

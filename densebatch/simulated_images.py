@@ -8,7 +8,7 @@ import numpy as np
 
 from densebatch.annotated import AnnotatedImage, measure_diameters, prepare
 from densebatch.base.geometry import Region
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

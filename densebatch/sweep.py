@@ -31,7 +31,7 @@ from densebatch.flow_fields import store_flows
 from densebatch.pipeline import Progress
 from densebatch.scoring import score_table
 from densebatch.scoring_results import ScoreSettings
-from densebatch.slide import open_slide
+from densebatch.slides.slide import open_slide
 from densebatch.tracing import read_flows
 from densebatch.work import tile_grid
 

@@ -16,7 +16,7 @@ from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
 from densebatch.cli import main
 from densebatch.pipeline import Progress
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 
 
 def simulate(height, width, seed=0, **tissue):

@@ -13,7 +13,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
 from densebatch.recipe import Recipe
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 
 RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)
 INSIDE = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]

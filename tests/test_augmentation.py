@@ -20,7 +20,7 @@ from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
 from densebatch.foreground import FLOW_SCALE
 from densebatch.recipe import Recipe
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 
 PLAIN = Recipe(
     widths=(2, 8, 16, 32),

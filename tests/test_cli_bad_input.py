@@ -15,7 +15,7 @@ from slide_files import edit_json, write_png, write_zarr
 
 from densebatch import scheduler
 from densebatch.pipeline import segment
-from densebatch.slide_source import DTYPES
+from densebatch.slides.source import DTYPES
 
 PIXELS = simulate(90, 120)
 

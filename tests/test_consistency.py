@@ -21,7 +21,7 @@ from densebatch.consistency import (
 )
 from densebatch.network import CPnet
 from densebatch.recipe import Recipe
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 from densebatch.training import train
 
 RECIPE = Recipe(

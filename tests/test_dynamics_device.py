@@ -20,7 +20,7 @@ from densebatch.dynamics_device import DeviceDynamics
 from densebatch.following import DROPPED, follow
 from densebatch.pipeline import segment
 from densebatch.quality import measure_error
-from densebatch.simulate import Tissue, render, write_slide
+from densebatch.slides.simulated import Tissue, render, write_slide
 
 # the code of a device, on a CPU; and on a GPU where there is one
 DEVICES = [

@@ -30,8 +30,8 @@ from densebatch.journal import Journal
 from densebatch.models import find_model, load_network, save_model
 from densebatch.pipeline import segment
 from densebatch.plan import load_plan
-from densebatch.simulate import Tissue, render
-from densebatch.slide import open_slide
+from densebatch.slides.simulated import Tissue, render
+from densebatch.slides.slide import open_slide
 from densebatch.work import predict_name
 
 WHOLE = 2048

@@ -20,7 +20,7 @@ from densebatch.normalization import (
     signal_side,
     survey_channel,
 )
-from densebatch.slide import open_slide
+from densebatch.slides.slide import open_slide
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"]
 WIDE = ["uint32", "int32", "float16", "float32", "float64"]

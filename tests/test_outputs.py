@@ -41,8 +41,8 @@ from densebatch.cells import labels
 from densebatch.numbering import group_levels
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
-from densebatch.simulate import Tissue, write_slide
-from densebatch.slide import open_slide
+from densebatch.slides.simulated import Tissue, write_slide
+from densebatch.slides.slide import open_slide
 
 pytestmark = [
     # napari's plugin engine declares its pydantic models in a way that pydantic 2 is about to drop

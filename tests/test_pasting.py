@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows
 from densebatch.pasting import Crop, paste_disc
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 
 SIDE = 96
 

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.simulate import CHANNELS, Tissue, mask_tissue, render, write_slide
+from densebatch.slides.simulated import CHANNELS, Tissue, mask_tissue, render, write_slide
 
 HEIGHT, WIDTH = 420, 510
 TISSUE = Tissue(HEIGHT, WIDTH, seed=7, empty_fraction=0.2)

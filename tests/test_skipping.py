@@ -12,8 +12,8 @@ from densebatch.config import SKIP_CONTRAST, SegmentSettings
 from densebatch.normalization import BLOCK_PX, contrast_in, survey_channel
 from densebatch.pipeline import segment
 from densebatch.plan import build_plan, draft_plan, find_active_cores
-from densebatch.simulate import Tissue, mask_tissue, write_slide
-from densebatch.slide import open_slide
+from densebatch.slides.simulated import Tissue, mask_tissue, write_slide
+from densebatch.slides.slide import open_slide
 
 IMAGES = sorted(p.stem for p in (DATA / "train").glob("*_img.png"))
 MARGIN = 2.0  # times the threshold

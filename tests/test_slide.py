@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from slide_files import FIELDS, png_chunk, random_pixels, write_png, write_zarr
 
-import densebatch.slide as slide_module
-from densebatch import slide_png, slide_tiff, slide_tiff_storage, slide_zarr
+import densebatch.slides.slide as slide_module
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.slide import open_slide
+from densebatch.slides import omezarr as slide_zarr
+from densebatch.slides import png as slide_png
+from densebatch.slides import tiff as slide_tiff
+from densebatch.slides import tiff_storage as slide_tiff_storage
+from densebatch.slides.slide import open_slide
 
 REAL = FIELDS / "M872956_JML_Position8.ome.tif"
 

@@ -12,10 +12,11 @@ import tifffile
 import zarr
 from slide_files import edit_json, png_chunk, random_pixels, write_png, write_zarr
 
-from densebatch import slide_source, slide_tiff
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.slide import open_slide
+from densebatch.slides import source as slide_source
+from densebatch.slides import tiff as slide_tiff
+from densebatch.slides.slide import open_slide
 
 CYX = random_pixels((3, 64, 96))
 GREY = random_pixels((64, 96), "uint8")

@@ -19,7 +19,7 @@ from densebatch.pipeline import segment
 from densebatch.scoring import score_labels
 from densebatch.scoring_results import ScoreSettings
 from densebatch.scoring_run import ScoreOptions, score_files
-from densebatch.simulate import Tissue, render
+from densebatch.slides.simulated import Tissue, render
 from densebatch.sweep import Setting, find_images, sweep
 from densebatch.sweep_report import draw_sweep, find_best, format_csv, format_markdown
 

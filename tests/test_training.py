@@ -23,8 +23,8 @@ from densebatch.cli import cli
 from densebatch.config import DEFAULT_MODEL
 from densebatch.models import choose_rescale, find_model, load_network
 from densebatch.recipe import Recipe, load_recipe
-from densebatch.simulate import Tissue, render
 from densebatch.simulated_images import simulate_annotated
+from densebatch.slides.simulated import Tissue, render
 from densebatch.training import (
     build_network,
     compute_loss,

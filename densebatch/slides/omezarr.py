@@ -14,7 +14,18 @@ from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError
-from densebatch.slide_source import (
+from densebatch.slides.omezarr_metadata import (
+    DOCUMENTS,
+    Json,
+    find_image,
+    find_levels,
+    find_version,
+    read_array_document,
+    read_axis_letters,
+    read_channel_labels,
+    read_pixel_size,
+)
+from densebatch.slides.source import (
     MAX_CHUNK_BYTES,
     Axes,
     Layout,
@@ -25,17 +36,6 @@ from densebatch.slide_source import (
     find_axes,
     name_channels,
     tell,
-)
-from densebatch.slide_zarr_metadata import (
-    DOCUMENTS,
-    Json,
-    find_image,
-    find_levels,
-    find_version,
-    read_array_document,
-    read_axis_letters,
-    read_channel_labels,
-    read_pixel_size,
 )
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.slide_source import tell
+from densebatch.slides.source import tell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.slide_source import Source
+    from densebatch.slides.source import Source
 
 _KEEP_OPEN = 8
 _SCAN_PX = 2**22
@@ -298,7 +298,7 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
 def _open_source(path: Path) -> Source:
     # each reader brings in the libraries of its format, which a worker need not load for others
     if path.is_dir():
-        from densebatch.slide_zarr import open_zarr
+        from densebatch.slides.omezarr import open_zarr
 
         return open_zarr(path)
     try:
@@ -311,11 +311,11 @@ def _open_source(path: Path) -> Source:
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
     if start == b"\x89PNG\r\n\x1a\n":
-        from densebatch.slide_png import open_png
+        from densebatch.slides.png import open_png
 
         return open_png(path)
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from densebatch.slide_tiff import open_tiff
+        from densebatch.slides.tiff import open_tiff
 
         return open_tiff(path)
     found = f"begins with the bytes {start.hex(' ')}" if start else "is empty"

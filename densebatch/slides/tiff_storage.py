@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPageSeries
 
     from densebatch.base.geometry import Region
-    from densebatch.slide_source import Axes
+    from densebatch.slides.source import Axes
 
 _BAND_BYTES = 2**24
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}

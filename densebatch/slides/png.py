@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.slide_source import (
+from densebatch.slides.source import (
     Layout,
     Source,
     Stamp,

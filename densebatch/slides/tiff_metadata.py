@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 from tifffile import PHOTOMETRIC
 
 from densebatch.base.errors import InputError
-from densebatch.slide_source import square_pixel, to_um
+from densebatch.slides.source import square_pixel, to_um
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import tifffile
 import zarr
 
 from densebatch.base.errors import InputError
-from densebatch.slide_source import (
+from densebatch.slides.source import (
     Axes,
     Layout,
     Source,
@@ -27,7 +27,7 @@ from densebatch.slide_source import (
     stamp_file,
     tell,
 )
-from densebatch.slide_tiff_metadata import (
+from densebatch.slides.tiff_metadata import (
     is_colour,
     read_channel_names,
     read_pixel_size,
@@ -35,7 +35,7 @@ from densebatch.slide_tiff_metadata import (
     refuse_lost_metadata,
     refuse_photometric,
 )
-from densebatch.slide_tiff_storage import RowReader, check_directories, check_segments
+from densebatch.slides.tiff_storage import RowReader, check_directories, check_segments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import zarr
 
-from densebatch import simulate_kernels as kernels
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
+from densebatch.slides import simulated_cells as kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.slide_source import (
+from densebatch.slides.source import (
     Axes,
     Stamp,
     check_dtype,

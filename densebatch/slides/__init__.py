@@ -1,0 +1,1 @@
+"""Pixels of slides, read from files of any format or simulated with their truth."""

@@ -32,11 +32,11 @@ from densebatch.backends import BACKENDS, PatchShape, choose_device, make_backen
 from densebatch.base.errors import InputError
 from densebatch.base.findings import describe_machine, list_versions
 from densebatch.base.geometry import Region
-from densebatch.config import DEFAULT_MODEL
 from densebatch.folding import _EnlargingConv, fold_network
 from densebatch.models import find_model, list_bundled, load_network
 from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
-from densebatch.parity import compare, draw_sample, predict_sample
+from densebatch.planning.gate import compare, draw_sample, predict_sample
+from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.quantization import quantise_model
 
 if TYPE_CHECKING:

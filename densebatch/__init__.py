@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densebatch.config import SegmentSettings
     from densebatch.pipeline import SegmentResult, segment
-    from densebatch.plan import Plan, build_plan
+    from densebatch.planning.plan import Plan, build_plan
+    from densebatch.planning.settings import SegmentSettings
 
 __all__ = ["Plan", "SegmentResult", "SegmentSettings", "build_plan", "segment"]
 
 _HOMES = {
-    "Plan": "plan",
+    "Plan": "planning.plan",
     "SegmentResult": "pipeline",
-    "SegmentSettings": "config",
-    "build_plan": "plan",
+    "SegmentSettings": "planning.settings",
+    "build_plan": "planning.plan",
     "segment": "pipeline",
 }
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from densebatch.augmentation import sample_batch
 from densebatch.base.errors import DensebatchError
-from densebatch.capacity import count_cores
+from densebatch.planning.capacity import count_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

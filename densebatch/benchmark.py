@@ -18,8 +18,8 @@ import psutil
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import name_gpu
-from densebatch.capacity import count_cores
 from densebatch.journal import write_atomic
+from densebatch.planning.capacity import count_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.machine import name_gpu
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import Watched, scratch_folder, watch_success
-from densebatch.capacity import count_cores
+from densebatch.planning.capacity import count_cores
 from densebatch.slides.simulated import CHANNELS, Tissue, write_slide
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 
 from densebatch.base.errors import InputError
-from densebatch.capacity import count_cores
-from densebatch.config import DEFAULT_MODEL
+from densebatch.planning.capacity import count_cores
+from densebatch.planning.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.capacity import count_cores
+from densebatch.planning.capacity import count_cores
 from densebatch.scoring_html import format_html
 from densebatch.scoring_report import format_csv, format_json, print_report
 from densebatch.scoring_results import ScoreSettings

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from densebatch.base.errors import PartialRunError
 from densebatch.cli_summary import print_summary
-from densebatch.config import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 from densebatch.fork_server import start_fork_server
+from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from densebatch.pipeline import SegmentResult
-    from densebatch.plan import Plan
+    from densebatch.planning.plan import Plan
 
 
 def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -122,11 +122,11 @@ def _tell_missing(result: SegmentResult) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
-    from densebatch.capacity import check_capacity, choose_workers, count_lanes, estimate
-    from densebatch.engines import check_engine, settle_engine
     from densebatch.output_folder import OutputFolder
-    from densebatch.plan import draft_plan, survey_plan
-    from densebatch.work import tile_grid
+    from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
+    from densebatch.planning.engine_choice import check_engine, settle_engine
+    from densebatch.planning.plan import draft_plan, survey_plan
+    from densebatch.planning.work import tile_grid
 
     folder = OutputFolder(out.absolute())
     folder.check()

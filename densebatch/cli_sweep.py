@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from densebatch.base.errors import InputError
-from densebatch.config import load_sweep
+from densebatch.planning.settings import load_sweep
 
 _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 

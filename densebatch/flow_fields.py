@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
-from densebatch.capacity import check_capacity, choose_workers, count_lanes, estimate
-from densebatch.engines import check_engine, settle_engine
 from densebatch.inference import create_flows
 from densebatch.journal import Journal
 from densebatch.output_folder import OutputFolder
 from densebatch.pipeline import Progress, predict_steps, start_executor
-from densebatch.plan import Plan, draft_plan, survey_plan
+from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
+from densebatch.planning.engine_choice import check_engine, settle_engine
+from densebatch.planning.plan import Plan, draft_plan, survey_plan
+from densebatch.planning.work import predict_name
 from densebatch.quantization import write_quantised
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Session
-from densebatch.work import predict_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from densebatch.config import SegmentSettings
+    from densebatch.planning.settings import SegmentSettings
 
 
 @dataclass(frozen=True)

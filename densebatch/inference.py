@@ -17,20 +17,20 @@ from densebatch.backends import choose_device, evaluate_patches, make_backend, p
 from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.capacity import Meter
 from densebatch.journal import Journal
 from densebatch.models import load_network
-from densebatch.normalization import normalize
-from densebatch.plan import Plan, load_plan
+from densebatch.planning.capacity import Meter
+from densebatch.planning.plan import Plan, load_plan
+from densebatch.planning.survey import normalize
+from densebatch.planning.work import predict_name
 from densebatch.quantization import read_quantised
 from densebatch.slides.slide import open_slide
-from densebatch.work import predict_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.backends import Backend, Engine, PatchShape
-    from densebatch.normalization import ChannelBounds
+    from densebatch.planning.survey import ChannelBounds
 
 model_loads = 0  # in this process; tests hold it to one
 

@@ -19,13 +19,13 @@ import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid
-from densebatch.capacity import Meter
 from densebatch.cells import labels
 from densebatch.cells.measure import add_intensities, measure_shapes
 from densebatch.journal import Journal, digest_file, write_atomic
-from densebatch.plan import Plan, load_plan
+from densebatch.planning.capacity import Meter
+from densebatch.planning.plan import Plan, load_plan
+from densebatch.planning.work import number_name, read_keys, tile_grid, trace_folder
 from densebatch.slides.slide import open_slide
-from densebatch.work import number_name, read_keys, tile_grid, trace_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

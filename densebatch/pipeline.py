@@ -17,12 +17,9 @@ from typing import TYPE_CHECKING, Any
 from densebatch.backends import wake_device
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
-from densebatch.capacity import Meter, check_capacity, choose_workers, count_lanes, estimate
 from densebatch.cells import labels
 from densebatch.cells.table import write_table
-from densebatch.config import load_settings
 from densebatch.dynamics import halo_for_travel
-from densebatch.engines import check_engine, count_device_workers, settle_engine
 from densebatch.executor import DaskExecutor, Job, open_executor
 from densebatch.inference import create_flows, predict_group
 from densebatch.journal import write_atomic
@@ -38,19 +35,28 @@ from densebatch.numbering import (
     verify_shard,
 )
 from densebatch.output_folder import OutputFolder
-from densebatch.plan import Plan, draft_plan, survey_plan
+from densebatch.planning.capacity import (
+    Meter,
+    check_capacity,
+    choose_workers,
+    count_lanes,
+    estimate,
+)
+from densebatch.planning.engine_choice import check_engine, count_device_workers, settle_engine
+from densebatch.planning.plan import Plan, draft_plan, survey_plan
+from densebatch.planning.settings import load_settings
+from densebatch.planning.work import number_name, predict_name, trace_name
 from densebatch.quantization import write_quantised
 from densebatch.run_record import describe_costs, describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
 from densebatch.tracing import create_traces, groups_needed, trace_core
-from densebatch.work import number_name, predict_name, trace_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from densebatch.config import SegmentSettings
     from densebatch.executor import SerialExecutor
+    from densebatch.planning.settings import SegmentSettings
 
 __all__ = ["Progress", "SegmentResult", "predict_steps", "segment", "start_executor"]
 

@@ -49,7 +49,7 @@ def quantise(spec: ModelSpec, shape: PatchShape) -> bytes:
     from densebatch.backend_openvino import convert_network, pack_model
     from densebatch.backends import check_backend
     from densebatch.models import load_network
-    from densebatch.parity import draw_sample
+    from densebatch.planning.gate import draw_sample
 
     check_backend("openvino-int8", "cpu")
     patches = draw_sample(spec, shape, "int8", seed=_SEED).patches

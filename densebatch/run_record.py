@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from densebatch.base.geometry import Grid
-    from densebatch.config import SegmentSettings
-    from densebatch.engines import EngineChoice
-    from densebatch.plan import Plan
+    from densebatch.planning.engine_choice import EngineChoice
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
 
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr", "tifffile", "imagecodecs", "scipy")
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from densebatch.journal import Journal
-from densebatch.work import tile_grid
+from densebatch.planning.work import tile_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from densebatch.base.geometry import Grid
-    from densebatch.config import SegmentSettings
-    from densebatch.engines import EngineChoice
     from densebatch.executor import DaskExecutor, Job, SerialExecutor
     from densebatch.output_folder import OutputFolder
-    from densebatch.plan import Plan
+    from densebatch.planning.engine_choice import EngineChoice
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
 
 
 @dataclass

@@ -21,7 +21,6 @@ import psutil
 
 from densebatch.annotated import AnnotatedFile, find_annotated
 from densebatch.base.errors import InputError
-from densebatch.capacity import count_cores
 from densebatch.cells.pairs import name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
@@ -29,11 +28,12 @@ from densebatch.contingency import Contingency
 from densebatch.dynamics import halo_for_travel, trace_tile
 from densebatch.flow_fields import store_flows
 from densebatch.pipeline import Progress
+from densebatch.planning.capacity import count_cores
+from densebatch.planning.work import tile_grid
 from densebatch.scoring import score_table
 from densebatch.scoring_results import ScoreSettings
 from densebatch.slides.slide import open_slide
 from densebatch.tracing import read_flows
-from densebatch.work import tile_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.cells.read import LabelImage
-    from densebatch.config import SegmentSettings, SweepSettings
     from densebatch.flow_fields import FlowField
+    from densebatch.planning.settings import SegmentSettings, SweepSettings
     from densebatch.scoring_results import ImageScore
 
 _STAGE = "trace and score"

@@ -26,8 +26,8 @@ from densebatch.backends import (
 )
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.config import SegmentSettings
 from densebatch.network import HALF_WIDTH
+from densebatch.planning.settings import SegmentSettings
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="the extra `cpu` is not installed"

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from densebatch.base.errors import InputError
-from densebatch.config import SegmentSettings, load_settings
+from densebatch.planning.settings import SegmentSettings, load_settings
 
 RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "keep_flows"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from densebatch.config import load_settings, load_sweep
+from densebatch.planning.settings import load_settings, load_sweep
 from densebatch.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"

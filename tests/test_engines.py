@@ -23,18 +23,19 @@ from run_files import (
 )
 from test_folding import trained
 
-from densebatch import capacity, engines
 from densebatch.backend_openvino import unpack_model
 from densebatch.backends import Engine, evaluate_patches, patch_shape
 from densebatch.base.errors import InputError
 from densebatch.base.findings import cache_folder, recall, remember
-from densebatch.config import SegmentSettings, load_settings
-from densebatch.engines import choose_engine, identify_parity, identify_trial
 from densebatch.inference import read_network_input
 from densebatch.models import save_model
-from densebatch.parity import compare, draw_sample, predict_sample
 from densebatch.pipeline import segment
-from densebatch.plan import build_plan
+from densebatch.planning import capacity
+from densebatch.planning import engine_choice as engines
+from densebatch.planning.engine_choice import choose_engine, identify_parity, identify_trial
+from densebatch.planning.gate import compare, draw_sample, predict_sample
+from densebatch.planning.plan import build_plan
+from densebatch.planning.settings import SegmentSettings, load_settings
 from densebatch.quantization import (
     digest_quantised,
     quantise,

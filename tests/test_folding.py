@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from densebatch.config import DEFAULT_MODEL
 from densebatch.folding import fold_network
 from densebatch.models import find_model, load_network
 from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
+from densebatch.planning.settings import DEFAULT_MODEL
 
 
 def trained(widths, seed=0):

@@ -22,17 +22,17 @@ from skimage.measure import regionprops_table
 
 from densebatch import pipeline
 from densebatch.base.geometry import Grid, Region
-from densebatch.capacity import Meter
-from densebatch.config import DEFAULT_MODEL
 from densebatch.diffusion import compute_flows
 from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
 from densebatch.journal import Journal
 from densebatch.models import find_model, load_network, save_model
 from densebatch.pipeline import segment
-from densebatch.plan import load_plan
+from densebatch.planning.capacity import Meter
+from densebatch.planning.plan import load_plan
+from densebatch.planning.settings import DEFAULT_MODEL
+from densebatch.planning.work import predict_name
 from densebatch.slides.simulated import Tissue, render
 from densebatch.slides.slide import open_slide
-from densebatch.work import predict_name
 
 WHOLE = 2048
 

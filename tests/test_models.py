@@ -11,7 +11,6 @@ from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 
 from densebatch import models, zoo
 from densebatch.base.errors import InputError
-from densebatch.config import DEFAULT_MODEL
 from densebatch.models import (
     ModelSpec,
     choose_rescale,
@@ -22,6 +21,7 @@ from densebatch.models import (
     save_model,
 )
 from densebatch.network import CPnet
+from densebatch.planning.settings import DEFAULT_MODEL
 
 USE = {
     "um_per_px": 0.5,

@@ -7,10 +7,10 @@ import pytest
 from run_files import simulate, write_tiff
 
 from densebatch.base.geometry import Region
-from densebatch.config import SegmentSettings
 from densebatch.inference import is_finite, read_network_input
-from densebatch.normalization import normalize
-from densebatch.plan import build_plan
+from densebatch.planning.plan import build_plan
+from densebatch.planning.settings import SegmentSettings
+from densebatch.planning.survey import normalize
 
 SHAPE = (200, 170)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from skimage.io import imsave
 from slide_files import write_zarr
 
-from densebatch import normalization
 from densebatch.base.geometry import Region
-from densebatch.normalization import (
+from densebatch.planning import survey as normalization
+from densebatch.planning.survey import (
     BLOCK_PX,
     ChannelBounds,
     contrast_in,

@@ -168,8 +168,8 @@ def test_the_network_sees_every_patch_once(done):
 @pytest.mark.parametrize("shape", [(449, 449), (513, 963), (1040, 1392), (4096, 4096)])
 def test_the_network_sees_at_most_a_fifth_more(tmp_path, shape):
     """Planned, not run: the count is the plan's (see above)."""
-    from densebatch.config import SegmentSettings
-    from densebatch.plan import draft_plan
+    from densebatch.planning.plan import draft_plan
+    from densebatch.planning.settings import SegmentSettings
 
     slide = write_zarr(tmp_path / "a.zarr", np.zeros((1, 8, 8), np.uint16))
     metadata = slide / "0" / "zarr.json"

@@ -18,12 +18,13 @@ from run_files import (
 )
 from slide_files import write_zarr
 
-from densebatch import pipeline, plan
+from densebatch import pipeline
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.config import SegmentSettings
 from densebatch.pipeline import segment
-from densebatch.plan import draft_plan
+from densebatch.planning import plan
+from densebatch.planning.plan import draft_plan
+from densebatch.planning.settings import SegmentSettings
 from densebatch.progress import TerminalProgress
 from densebatch.tracing import trace_core
 

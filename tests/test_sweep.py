@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from run_files import call_main, write_tiff
 
-from densebatch import inference, plan
+from densebatch import inference
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.config import SegmentSettings, SweepSettings, load_sweep
 from densebatch.pipeline import segment
+from densebatch.planning import plan
+from densebatch.planning.settings import SegmentSettings, SweepSettings, load_sweep
 from densebatch.scoring import score_labels
 from densebatch.scoring_results import ScoreSettings
 from densebatch.scoring_run import ScoreOptions, score_files

@@ -29,10 +29,10 @@ from densebatch.backends import (
 )
 from densebatch.base.errors import InputError
 from densebatch.base.findings import recall, remember
-from densebatch.capacity import count_cores, patch_bytes, trace_window_px
 from densebatch.executor import ask_worker
 from densebatch.models import load_network
-from densebatch.parity import Parity, compare, draw_sample, predict_sample
+from densebatch.planning.capacity import count_cores, patch_bytes, trace_window_px
+from densebatch.planning.gate import Parity, compare, draw_sample, predict_sample
 from densebatch.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised
 from densebatch.scheduler import check_scheduler
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from densebatch.backends import Backend
-    from densebatch.config import SegmentSettings
     from densebatch.output_folder import OutputFolder
-    from densebatch.parity import Sample
-    from densebatch.plan import Plan
+    from densebatch.planning.gate import Sample
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
 
 # In order of exactness: of two that are equally fast the first is taken.
 CANDIDATES = {

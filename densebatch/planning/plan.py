@@ -24,10 +24,10 @@ from densebatch.backends import Engine
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Lattice, Region, fit_axis
 from densebatch.cells.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
-from densebatch.config import SKIP_CONTRAST
 from densebatch.dynamics import TraceSettings
 from densebatch.models import ModelSpec, choose_rescale, find_model
-from densebatch.normalization import (
+from densebatch.planning.settings import SKIP_CONTRAST
+from densebatch.planning.survey import (
     ChannelBounds,
     ChannelSurvey,
     contrast_in,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.config import SegmentSettings
+    from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
 # Cores of a predict task, along each axis, make up about this many pixels: large enough that the

@@ -24,8 +24,8 @@ import numba
 import numpy as np
 
 from densebatch.base.geometry import Grid
-from densebatch.capacity import count_cores, decoded_bytes
-from densebatch.histograms import count_in_threads
+from densebatch.planning.capacity import count_cores, decoded_bytes
+from densebatch.planning.histograms import count_in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

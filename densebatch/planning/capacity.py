@@ -23,8 +23,8 @@ from densebatch.dynamics import halo_for_travel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from densebatch.config import SegmentSettings
-    from densebatch.plan import Plan
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import SlideInfo
 
 _TORCH_MB = 420  # interpreter, torch and weights, measured

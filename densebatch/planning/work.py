@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.plan import Plan
+    from densebatch.planning.plan import Plan
 
 
 def tile_grid(plan: Plan, tile: int) -> Grid:

@@ -1,0 +1,1 @@
+"""What a run will do, as frozen data, before it does anything."""

@@ -18,8 +18,8 @@ import psutil
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import name_gpu
-from densebatch.journal import write_atomic
 from densebatch.planning.capacity import count_cores
+from densebatch.stages.journal import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -36,8 +36,8 @@ def sweep(
     IMAGES is a folder of X_img with X_masks, or of OME-Zarr images with labels inside, or one
     slide. The network runs once per image; other thresholds use its stored flow field.
     """
-    from densebatch.journal import write_atomic
     from densebatch.progress import TerminalProgress
+    from densebatch.stages.journal import write_atomic
     from densebatch.sweep import find_images
     from densebatch.sweep import sweep as run_sweep
     from densebatch.sweep_report import draw_sweep, find_best, format_csv, format_markdown

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
-from densebatch.inference import create_flows
-from densebatch.journal import Journal
 from densebatch.output_folder import OutputFolder
 from densebatch.pipeline import Progress, predict_steps, start_executor
 from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
@@ -18,6 +16,8 @@ from densebatch.planning.work import predict_name
 from densebatch.quantization import write_quantised
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Session
+from densebatch.stages.journal import Journal
+from densebatch.stages.predict import create_flows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch import zoo
 from densebatch.base.errors import InputError
-from densebatch.journal import write_atomic
+from densebatch.stages.journal import write_atomic
 from densebatch.weights_file import (
     CARD_KEY,
     DIAMETERS,

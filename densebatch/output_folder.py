@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from densebatch.base.errors import InputError
 from densebatch.cells import labels
-from densebatch.journal import write_atomic
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
+from densebatch.stages.journal import write_atomic
 
 _ACCEPTED = "accepted is a folder that can be created or written"
 _SEGMENTATION = "segmentation.ome.zarr"

@@ -21,19 +21,6 @@ from densebatch.cells import labels
 from densebatch.cells.table import write_table
 from densebatch.dynamics import halo_for_travel
 from densebatch.executor import DaskExecutor, Job, open_executor
-from densebatch.inference import create_flows, predict_group
-from densebatch.journal import write_atomic
-from densebatch.numbering import (
-    collect_keys,
-    digest_texts,
-    group_levels,
-    label_attributes,
-    number_shard,
-    output_spec,
-    read_parts,
-    reduce_shard,
-    verify_shard,
-)
 from densebatch.output_folder import OutputFolder
 from densebatch.planning.capacity import (
     Meter,
@@ -50,7 +37,20 @@ from densebatch.quantization import write_quantised
 from densebatch.run_record import describe_costs, describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
-from densebatch.tracing import create_traces, groups_needed, trace_core
+from densebatch.stages.journal import write_atomic
+from densebatch.stages.number import (
+    collect_keys,
+    digest_texts,
+    group_levels,
+    label_attributes,
+    number_shard,
+    output_spec,
+    read_parts,
+    reduce_shard,
+    verify_shard,
+)
+from densebatch.stages.predict import create_flows, predict_group
+from densebatch.stages.trace import create_traces, groups_needed, trace_core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -108,7 +108,7 @@ def _find_last_layer(model: Any) -> str:  # noqa: ANN401
 
 def write_quantised(work: Path, packed: bytes) -> None:
     """Put the quantised network where workers look for it."""
-    from densebatch.journal import write_atomic
+    from densebatch.stages.journal import write_atomic
 
     write_atomic(work / _FILE, packed)
 

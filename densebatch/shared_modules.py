@@ -16,9 +16,9 @@ try:
     import distributed.nanny  # noqa: F401
     import numpy as np
 
-    import densebatch.inference
-    import densebatch.numbering
-    import densebatch.tracing  # noqa: F401
+    import densebatch.stages.number
+    import densebatch.stages.predict
+    import densebatch.stages.trace  # noqa: F401
     from densebatch.cells.measure import measure_shapes
 
     # numba looks for SciPy's BLAS, which takes a tenth of all this to import and which no kernel

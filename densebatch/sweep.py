@@ -33,7 +33,7 @@ from densebatch.planning.work import tile_grid
 from densebatch.scoring import score_table
 from densebatch.scoring_results import ScoreSettings
 from densebatch.slides.slide import open_slide
-from densebatch.tracing import read_flows
+from densebatch.stages.trace import read_flows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

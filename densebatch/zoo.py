@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.download import DownloadError, digest, download, list_record, no_empty_folders
 from densebatch.base.errors import InputError
-from densebatch.journal import write_atomic
+from densebatch.stages.journal import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densebatch import tracing
 from densebatch.base.geometry import Region
 from densebatch.diffusion import compute_flows, count_rounds
 from densebatch.dynamics import TraceSettings, trace_tile
@@ -21,6 +20,7 @@ from densebatch.following import DROPPED, follow
 from densebatch.pipeline import segment
 from densebatch.quality import measure_error
 from densebatch.slides.simulated import Tissue, render, write_slide
+from densebatch.stages import trace as tracing
 
 # the code of a device, on a CPU; and on a GPU where there is one
 DEVICES = [

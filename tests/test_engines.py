@@ -27,7 +27,6 @@ from densebatch.backend_openvino import unpack_model
 from densebatch.backends import Engine, evaluate_patches, patch_shape
 from densebatch.base.errors import InputError
 from densebatch.base.findings import cache_folder, recall, remember
-from densebatch.inference import read_network_input
 from densebatch.models import save_model
 from densebatch.pipeline import segment
 from densebatch.planning import capacity
@@ -43,6 +42,7 @@ from densebatch.quantization import (
     write_quantised,
 )
 from densebatch.scoring import score_labels
+from densebatch.stages.predict import read_network_input
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="the extra `cpu` is not installed"

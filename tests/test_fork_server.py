@@ -125,7 +125,9 @@ print(json.dumps(ask(
     "vars(__import__('densebatch.dynamics').dynamics).items() if hasattr(f, 'signatures')}",
 )))
 """)
-    assert {"torch", "numba", "zarr", "densebatch.tracing", "densebatch.numbering"} <= set(loaded)
+    assert {"torch", "numba", "zarr", "densebatch.stages.trace", "densebatch.stages.number"} <= set(
+        loaded
+    )
     # nor what takes long and nobody needs
     assert not {"densebatch.pipeline", "pandas", "pyarrow", "sympy"} & set(loaded)
     assert kernels.pop("_rename") == 1  # for a tile with a halo

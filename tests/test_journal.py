@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from densebatch.journal import Journal, digest_file, write_atomic
+from densebatch.stages.journal import Journal, digest_file, write_atomic
 
 FACTS = {"cells": 7, "max_travel_px": 12.5, "digests": ["ab", "absent"]}
 
@@ -40,7 +40,7 @@ def run_and_die(folder, body):
     code = f"""
         import os, signal
         from pathlib import Path
-        from densebatch import journal
+        from densebatch.stages import journal
         folder = Path({str(folder)!r})
         data = folder / "data"
         book = journal.Journal(folder / "journal")
@@ -104,7 +104,7 @@ def test_killed_writer_leaves_a_whole_file(tmp_path):
     """Killed at any moment, four times over."""
     path = tmp_path / "c.bin"
     code = (
-        "import sys; from pathlib import Path; from densebatch.journal import write_atomic\n"
+        "import sys; from pathlib import Path; from densebatch.stages.journal import write_atomic\n"
         "while True:\n"
         "    for letter in b'ab':\n"
         f"        write_atomic(Path({str(path)!r}), bytes([letter]) * 3_000_000)\n"

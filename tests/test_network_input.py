@@ -7,10 +7,10 @@ import pytest
 from run_files import simulate, write_tiff
 
 from densebatch.base.geometry import Region
-from densebatch.inference import is_finite, read_network_input
 from densebatch.planning.plan import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import normalize
+from densebatch.stages.predict import is_finite, read_network_input
 
 SHAPE = (200, 170)
 

@@ -34,15 +34,18 @@ from run_files import (
 )
 from slide_files import write_zarr
 
-from densebatch import inference, numbering, pipeline, session, tracing
+from densebatch import pipeline, session
 from densebatch.backend_torch import TorchBackend
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
-from densebatch.numbering import group_levels
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
 from densebatch.slides.simulated import Tissue, write_slide
 from densebatch.slides.slide import open_slide
+from densebatch.stages import number as numbering
+from densebatch.stages import predict as inference
+from densebatch.stages import trace as tracing
+from densebatch.stages.number import group_levels
 
 pytestmark = [
     # napari's plugin engine declares its pydantic models in a way that pydantic 2 is about to drop
@@ -430,7 +433,7 @@ def test_a_running_scheduler(done, slide, tmp_path, running_scheduler):
     report = read_report(tmp_path / "out")
     assert 1 <= report["workers"] <= 2
     with Client(scheduler_file=str(running_scheduler), timeout=20) as client:
-        loads = client.run(lambda: __import__("densebatch.inference").inference.model_loads)
+        loads = client.run(lambda: __import__("densebatch.stages.predict").inference.model_loads)
     assert set(loads.values()) <= {0, 1}
     assert 1 in loads.values()
 

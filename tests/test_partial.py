@@ -26,7 +26,7 @@ from densebatch.planning import plan
 from densebatch.planning.plan import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.progress import TerminalProgress
-from densebatch.tracing import trace_core
+from densebatch.stages.trace import trace_core
 
 SHAPE = (200, 1100)
 TILE = 100

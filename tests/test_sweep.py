@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from run_files import call_main, write_tiff
 
-from densebatch import inference
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
 from densebatch.pipeline import segment
@@ -21,6 +20,7 @@ from densebatch.scoring import score_labels
 from densebatch.scoring_results import ScoreSettings
 from densebatch.scoring_run import ScoreOptions, score_files
 from densebatch.slides.simulated import Tissue, render
+from densebatch.stages import predict as inference
 from densebatch.sweep import Setting, find_images, sweep
 from densebatch.sweep_report import draw_sweep, find_best, format_csv, format_markdown
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.journal import write_atomic
+from densebatch.stages.journal import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

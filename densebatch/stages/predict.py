@@ -17,7 +17,6 @@ from densebatch.backends import choose_device, evaluate_patches, make_backend, p
 from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.journal import Journal
 from densebatch.models import load_network
 from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import Plan, load_plan
@@ -25,6 +24,7 @@ from densebatch.planning.survey import normalize
 from densebatch.planning.work import predict_name
 from densebatch.quantization import read_quantised
 from densebatch.slides.slide import open_slide
+from densebatch.stages.journal import Journal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

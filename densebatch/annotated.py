@@ -15,8 +15,8 @@ from densebatch.base.geometry import Region
 from densebatch.cells.pairs import find_partners, list_label_images
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
-from densebatch.diffusion import compute_flows
 from densebatch.slides.slide import open_slide
+from densebatch.tracing.diffusion import compute_flows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from densebatch.foreground import FLOW_SCALE
 from densebatch.pasting import Crop, paste_disc
+from densebatch.tracing.foreground import FLOW_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,7 +19,6 @@ from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cells.table import write_table
-from densebatch.dynamics import halo_for_travel
 from densebatch.executor import DaskExecutor, Job, open_executor
 from densebatch.output_folder import OutputFolder
 from densebatch.planning.capacity import (
@@ -51,6 +50,7 @@ from densebatch.stages.number import (
 )
 from densebatch.stages.predict import create_flows, predict_group
 from densebatch.stages.trace import create_traces, groups_needed, trace_core
+from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

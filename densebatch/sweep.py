@@ -25,7 +25,6 @@ from densebatch.cells.pairs import name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
 from densebatch.contingency import Contingency
-from densebatch.dynamics import halo_for_travel, trace_tile
 from densebatch.flow_fields import store_flows
 from densebatch.pipeline import Progress
 from densebatch.planning.capacity import count_cores
@@ -34,6 +33,7 @@ from densebatch.scoring import score_table
 from densebatch.scoring_results import ScoreSettings
 from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
+from densebatch.tracing.tile import halo_for_travel, trace_tile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

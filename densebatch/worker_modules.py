@@ -18,9 +18,9 @@ try:
     from densebatch.backend_torch import cast_network
     from densebatch.base.allocation import return_freed_memory
     from densebatch.base.geometry import Region
-    from densebatch.dynamics import TraceSettings, trace_tile
-    from densebatch.foreground import mask_flows
     from densebatch.network import CPnet
+    from densebatch.tracing.foreground import mask_flows
+    from densebatch.tracing.tile import TraceSettings, trace_tile
 
     return_freed_memory()
     _window = Region(0, 0, 8, 8)

@@ -17,10 +17,10 @@ from densebatch.augmentation import (
     sample_batch,
 )
 from densebatch.base.geometry import Region
-from densebatch.diffusion import compute_flows
-from densebatch.foreground import FLOW_SCALE
 from densebatch.recipe import Recipe
 from densebatch.slides.simulated import Tissue, render
+from densebatch.tracing.diffusion import compute_flows
+from densebatch.tracing.foreground import FLOW_SCALE
 
 PLAIN = Recipe(
     widths=(2, 8, 16, 32),

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from skimage.io import imread
 
-from densebatch.diffusion import compute_flows
+from densebatch.tracing.diffusion import compute_flows
 
 MASKS = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense" / "test"
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from densebatch.base.geometry import Region
-from densebatch.diffusion import compute_flows, count_rounds
-from densebatch.dynamics import TraceSettings, trace_tile
-from densebatch.dynamics_device import DeviceDynamics
-from densebatch.following import DROPPED, follow
 from densebatch.pipeline import segment
-from densebatch.quality import measure_error
 from densebatch.slides.simulated import Tissue, render, write_slide
 from densebatch.stages import trace as tracing
+from densebatch.tracing.device import DeviceDynamics
+from densebatch.tracing.diffusion import compute_flows, count_rounds
+from densebatch.tracing.follow import DROPPED, follow
+from densebatch.tracing.quality import measure_error
+from densebatch.tracing.tile import TraceSettings, trace_tile
 
 # the code of a device, on a CPU; and on a GPU where there is one
 DEVICES = [

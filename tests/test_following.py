@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densebatch.following import DROPPED, follow
+from densebatch.tracing.follow import DROPPED, follow
 
 ONE = np.float32(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densebatch.foreground import mask_flows
+from densebatch.tracing.foreground import mask_flows
 
 EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16)
 FINITE = EVERY_HALF[np.isfinite(EVERY_HALF)]

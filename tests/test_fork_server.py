@@ -122,7 +122,7 @@ def test_workers_find_everything_imported():
 print(json.dumps(ask(
     "sorted(__import__('sys').modules)",
     "{name: len(f.signatures) for name, f in "
-    "vars(__import__('densebatch.dynamics').dynamics).items() if hasattr(f, 'signatures')}",
+    "vars(__import__('densebatch.tracing.tile').dynamics).items() if hasattr(f, 'signatures')}",
 )))
 """)
     assert {"torch", "numba", "zarr", "densebatch.stages.trace", "densebatch.stages.number"} <= set(

@@ -22,8 +22,6 @@ from skimage.measure import regionprops_table
 
 from densebatch import pipeline
 from densebatch.base.geometry import Grid, Region
-from densebatch.diffusion import compute_flows
-from densebatch.dynamics import TraceSettings, halo_for_travel, trace_tile
 from densebatch.models import find_model, load_network, save_model
 from densebatch.pipeline import segment
 from densebatch.planning.capacity import Meter
@@ -33,6 +31,8 @@ from densebatch.planning.work import predict_name
 from densebatch.slides.simulated import Tissue, render
 from densebatch.slides.slide import open_slide
 from densebatch.stages.journal import Journal
+from densebatch.tracing.diffusion import compute_flows
+from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 
 WHOLE = 2048
 

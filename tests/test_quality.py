@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from densebatch.quality import fill_holes, keep_cells, measure_errors
+from densebatch.tracing.quality import fill_holes, keep_cells, measure_errors
 
 
 def make_cells(seed, density):

@@ -18,7 +18,7 @@ import psutil
 from densebatch.base.allocation import KEPT_BYTES
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.cells.ngff import SHARD_PX
-from densebatch.dynamics import halo_for_travel
+from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

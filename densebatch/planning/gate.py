@@ -30,8 +30,8 @@ import numpy as np
 
 from densebatch.backends import BACKENDS, evaluate_patches
 from densebatch.base.geometry import Region
-from densebatch.dynamics import TraceSettings, trace_tile
 from densebatch.slides.simulated import Tissue, render
+from densebatch.tracing.tile import TraceSettings, trace_tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

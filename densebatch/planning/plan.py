@@ -24,7 +24,6 @@ from densebatch.backends import Engine
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Lattice, Region, fit_axis
 from densebatch.cells.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
-from densebatch.dynamics import TraceSettings
 from densebatch.models import ModelSpec, choose_rescale, find_model
 from densebatch.planning.settings import SKIP_CONTRAST
 from densebatch.planning.survey import (
@@ -35,6 +34,7 @@ from densebatch.planning.survey import (
     survey_channel,
 )
 from densebatch.slides.slide import SlideInfo, open_slide
+from densebatch.tracing.tile import TraceSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

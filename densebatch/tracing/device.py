@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from densebatch.following import DROPPED, LEAVE_STEPS, ROUNDING
+from densebatch.tracing.follow import DROPPED, LEAVE_STEPS, ROUNDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from densebatch.diffusion import count_rounds
-from densebatch.following import follow
-from densebatch.foreground import mask_flows
-from densebatch.quality import (
+from densebatch.tracing.diffusion import count_rounds
+from densebatch.tracing.follow import follow
+from densebatch.tracing.foreground import mask_flows
+from densebatch.tracing.quality import (
     average_errors,
     check_sizes,
     fill_holes,
@@ -275,7 +275,7 @@ def trace_tile(
     bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
     on_device = None
     if device != "cpu":
-        from densebatch.dynamics_device import DeviceDynamics  # with PyTorch, which CPUs do without
+        from densebatch.tracing.device import DeviceDynamics  # with PyTorch, which CPUs do without
 
         on_device = DeviceDynamics(unit, device)
     how = (foreground, bounds, settings.iterations, settings.travel_limit_px)

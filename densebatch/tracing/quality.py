@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from densebatch.diffusion import diffuse_cell
+from densebatch.tracing.diffusion import diffuse_cell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

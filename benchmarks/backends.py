@@ -33,8 +33,8 @@ from densebatch.base.errors import InputError
 from densebatch.base.findings import describe_machine, list_versions
 from densebatch.base.geometry import Region
 from densebatch.folding import _EnlargingConv, fold_network
-from densebatch.models import find_model, list_bundled, load_network
-from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
+from densebatch.models.model import find_model, list_bundled, load_network
+from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
 from densebatch.planning.gate import compare, draw_sample, predict_sample
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.quantization import quantise_model

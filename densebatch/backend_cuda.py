@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.backends import PatchShape, Precision
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
 
 # What cuDNN's convolutions are fastest in: on an H200 `dense` takes, contiguous, 0.53 of the time
 # that it takes channels last in float32, and 1.18 of it in bfloat16.

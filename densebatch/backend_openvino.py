@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.backends import PatchShape, Precision
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
 
 _TRACED_PX = 64
 # what int8 leaves in float stays in float32

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from densebatch.backends import PatchShape, Precision
     from densebatch.folding import FoldedCPnet
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
 
 _DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
 

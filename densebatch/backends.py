@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Lattice
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
 
 REFERENCE = "torch"
 """The backend that all others are compared with: PyTorch, eager, float32."""

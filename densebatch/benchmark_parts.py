@@ -24,7 +24,7 @@ from densebatch.base.geometry import Region
 from densebatch.benchmark import Row, summarize
 from densebatch.benchmark_watch import scratch_folder, watch_success
 from densebatch.cells.read import open_labels
-from densebatch.models import find_model, load_network
+from densebatch.models.model import find_model, load_network
 from densebatch.quantization import quantise
 from densebatch.scoring import score_labels
 from densebatch.slides.simulated import Tissue, render, write_slide
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.models import ModelSpec
+    from densebatch.models.model import ModelSpec
 
     Evaluate = Callable[[NDArray[np.float32]], NDArray[np.float16]]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from densebatch import zoo
 from densebatch.base.download import digest
 from densebatch.base.errors import InputError
+from densebatch.models import zoo
 
 
 @click.group(invoke_without_command=True)
@@ -25,7 +25,7 @@ def models(context: click.Context) -> None:
 @models.command("list")
 def list_models() -> None:
     """List the models that have a name, and where they are."""
-    from densebatch.models import bundled_path, list_bundled
+    from densebatch.models.model import bundled_path, list_bundled
 
     rows = [(name, "bundled", str(bundled_path(name))) for name in list_bundled()]
     rows += [(name, *_look_up(name)) for name in zoo.KNOWN]
@@ -53,7 +53,7 @@ def _look_up(name: str) -> tuple[str, str]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(model: str, as_json: bool) -> None:
     """Show what a model is and how it is used, with its card."""
-    from densebatch.models import count_weights, find_model
+    from densebatch.models.model import count_weights, find_model
 
     spec = find_model(model)
     facts: dict[str, Any] = asdict(spec)
@@ -120,7 +120,7 @@ def import_checkpoint(checkpoint: str, output: Path, **card: Any) -> None:  # no
 
     The weights are read as tensors: no pickle is executed. They stay as they are, bit by bit.
     """
-    from densebatch.model_import import import_model
+    from densebatch.models.convert import import_model
 
     spec = import_model(checkpoint, output, **card)
     click.echo(f"model  {output}, sha256 {spec.sha256}")
@@ -137,7 +137,7 @@ def fetch(name: str, url: str | None) -> None:
     The first fetch pins the file's sha256; later uses and fetches must find the same bytes. The
     cache is in $DENSEBATCH_CACHE, else in the platform's cache folder.
     """
-    from densebatch.models import check_checkpoint, list_bundled
+    from densebatch.models.model import check_checkpoint, list_bundled
 
     if name in list_bundled():
         raise InputError(f"model {name!r} is bundled: there is nothing to fetch")

@@ -13,7 +13,7 @@ import click
 
 from densebatch.annotated import load_annotated
 from densebatch.base.errors import InputError
-from densebatch.models import find_model
+from densebatch.models.model import find_model
 from densebatch.recipe import load_recipe
 from densebatch.training import train as run_training
 from densebatch.training_curve import draw_curve
@@ -21,8 +21,8 @@ from densebatch.validation import validate, write_model
 
 if TYPE_CHECKING:
     from densebatch.annotated import AnnotatedImage, HeldOut
-    from densebatch.models import ModelSpec
-    from densebatch.network import CPnet
+    from densebatch.models.model import ModelSpec
+    from densebatch.models.network import CPnet
     from densebatch.recipe import Recipe
     from densebatch.training import CurvePoint
 

@@ -17,7 +17,7 @@ from densebatch.augmentation import draw_orientation, draw_shift
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
     from densebatch.recipe import Recipe
 
 

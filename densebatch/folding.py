@@ -28,10 +28,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from densebatch.network import Conv, Projection
+from densebatch.models.network import Conv, Projection
 
 if TYPE_CHECKING:
-    from densebatch.network import CPnet, _ResidualDown, _ResidualUp, _StyledConv
+    from densebatch.models.network import CPnet, _ResidualDown, _ResidualUp, _StyledConv
 
 
 def fold_network(network: CPnet) -> FoldedCPnet:

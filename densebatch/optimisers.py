@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
     from densebatch.recipe import Recipe
 
 _SGD_MOMENTUM = 0.9  # Cellpose's

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.backends import PatchShape
-    from densebatch.models import ModelSpec
+    from densebatch.models.model import ModelSpec
 
 QUANTISED_BY = 1  # counts changes of what follows: what was kept before is made again
 _PATCHES = 24
@@ -48,7 +48,7 @@ def quantise(spec: ModelSpec, shape: PatchShape) -> bytes:
     """
     from densebatch.backend_openvino import convert_network, pack_model
     from densebatch.backends import check_backend
-    from densebatch.models import load_network
+    from densebatch.models.model import load_network
     from densebatch.planning.gate import draw_sample
 
     check_backend("openvino-int8", "cpu")

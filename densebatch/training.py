@@ -24,8 +24,8 @@ from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.errors import InputError
 from densebatch.batches import count_processes, draw_batches
 from densebatch.consistency import compute_teaching_loss, consistency_at
-from densebatch.models import load_network
-from densebatch.network import CPnet
+from densebatch.models.model import load_network
+from densebatch.models.network import CPnet
 from densebatch.optimisers import build_optimisers
 from densebatch.recipe import Recipe
 from densebatch.simulated_images import simulate_annotated
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from densebatch.annotated import AnnotatedImage
-    from densebatch.models import ModelSpec
+    from densebatch.models.model import ModelSpec
 
 _VALIDATIONS = 5  # in the course of a training
 

@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 
 from densebatch.cells.read import open_labels
-from densebatch.models import save_model
+from densebatch.models.model import save_model
 from densebatch.pipeline import segment
 from densebatch.scoring import ScoreSettings, score_labels
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from densebatch.annotated import HeldOut
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
     from densebatch.recipe import Recipe
 
 MARGIN_PX = 8  # of a patch's border, not trusted

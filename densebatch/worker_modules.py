@@ -14,11 +14,11 @@ gc.disable()
 try:
     import numpy as np
 
-    import densebatch.checkpoint  # noqa: F401
+    import densebatch.models.checkpoint  # noqa: F401
     from densebatch.backend_torch import cast_network
     from densebatch.base.allocation import return_freed_memory
     from densebatch.base.geometry import Region
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
     from densebatch.tracing.foreground import mask_flows
     from densebatch.tracing.tile import TraceSettings, trace_tile
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from densebatch.network import CPnet
+from densebatch.models.network import CPnet
 
 WIDTHS = (2, 4, 8)
 

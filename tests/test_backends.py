@@ -26,7 +26,7 @@ from densebatch.backends import (
 )
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.network import HALF_WIDTH
+from densebatch.models.network import HALF_WIDTH
 from densebatch.planning.settings import SegmentSettings
 
 needs_openvino = pytest.mark.skipif(

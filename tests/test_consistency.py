@@ -19,7 +19,7 @@ from densebatch.consistency import (
     orient_inputs,
     restore_outputs,
 )
-from densebatch.network import CPnet
+from densebatch.models.network import CPnet
 from densebatch.recipe import Recipe
 from densebatch.slides.simulated import Tissue, render
 from densebatch.training import train

@@ -27,7 +27,7 @@ from densebatch.backend_openvino import unpack_model
 from densebatch.backends import Engine, evaluate_patches, patch_shape
 from densebatch.base.errors import InputError
 from densebatch.base.findings import cache_folder, recall, remember
-from densebatch.models import save_model
+from densebatch.models.model import save_model
 from densebatch.pipeline import segment
 from densebatch.planning import capacity
 from densebatch.planning import engine_choice as engines

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from densebatch.folding import fold_network
-from densebatch.models import find_model, load_network
-from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
+from densebatch.models.model import find_model, load_network
+from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
 from densebatch.planning.settings import DEFAULT_MODEL
 
 

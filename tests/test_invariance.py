@@ -22,7 +22,7 @@ from skimage.measure import regionprops_table
 
 from densebatch import pipeline
 from densebatch.base.geometry import Grid, Region
-from densebatch.models import find_model, load_network, save_model
+from densebatch.models.model import find_model, load_network, save_model
 from densebatch.pipeline import segment
 from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import load_plan

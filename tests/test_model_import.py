@@ -9,7 +9,7 @@ from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 from run_files import call_main
 from safetensors import safe_open
 
-from densebatch.models import find_model, load_network
+from densebatch.models.model import find_model, load_network
 
 
 def run(capsys, *arguments):

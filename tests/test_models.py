@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 
-from densebatch import models, zoo
 from densebatch.base.errors import InputError
-from densebatch.models import (
+from densebatch.models import model as models
+from densebatch.models import zoo
+from densebatch.models.model import (
     ModelSpec,
     choose_rescale,
     describe,
@@ -20,7 +21,7 @@ from densebatch.models import (
     load_network,
     save_model,
 )
-from densebatch.network import CPnet
+from densebatch.models.network import CPnet
 from densebatch.planning.settings import DEFAULT_MODEL
 
 USE = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from densebatch.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
-from densebatch.weights_file import infer_widths
+from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
+from densebatch.models.weights_file import infer_widths
 
 stock = pytest.importorskip("cellpose.resnet_torch")
 

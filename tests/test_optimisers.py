@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from densebatch.network import CPnet
+from densebatch.models.network import CPnet
 from densebatch.optimisers import Muon, build_optimisers, orthogonalize
 from densebatch.recipe import Recipe
 

@@ -10,7 +10,7 @@ from real_tissue import FIELDS, StockNet, needs_data, read_field, share_matched
 from skimage.io import imsave
 
 from densebatch.base.geometry import Region
-from densebatch.models import find_model, load_network
+from densebatch.models.model import find_model, load_network
 from densebatch.pipeline import segment
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.scoring import score_labels

@@ -20,7 +20,7 @@ from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
 from densebatch.batches import draw_batches
 from densebatch.cli import cli
-from densebatch.models import choose_rescale, find_model, load_network
+from densebatch.models.model import choose_rescale, find_model, load_network
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.recipe import Recipe, load_recipe
 from densebatch.simulated_images import simulate_annotated

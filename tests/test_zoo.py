@@ -15,8 +15,8 @@ from checkpoint_files import WIDTHS, Bomb, make_network, make_state
 from file_server import make_certificate, serve
 from run_files import call_main, write_tiff
 
-from densebatch import zoo
-from densebatch.models import find_model, load_network
+from densebatch.models import zoo
+from densebatch.models.model import find_model, load_network
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from densebatch.backends import (
 from densebatch.base.errors import InputError
 from densebatch.base.findings import recall, remember
 from densebatch.executor import ask_worker
-from densebatch.models import load_network
+from densebatch.models.model import load_network
 from densebatch.planning.capacity import count_cores, patch_bytes, trace_window_px
 from densebatch.planning.gate import Parity, compare, draw_sample, predict_sample
 from densebatch.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.backends import Backend, PatchShape, Precision
-    from densebatch.models import ModelSpec
+    from densebatch.models.model import ModelSpec
 
 _SEED = 2024
 # Lost precision tips a few cells in a thousand to either side: with 1200 cells AP then moves by

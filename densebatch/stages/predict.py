@@ -17,7 +17,7 @@ from densebatch.backends import choose_device, evaluate_patches, make_backend, p
 from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.models import load_network
+from densebatch.models.model import load_network
 from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import Plan, load_plan
 from densebatch.planning.survey import normalize

@@ -13,21 +13,21 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch import zoo
 from densebatch.base.errors import InputError
-from densebatch.stages.journal import write_atomic
-from densebatch.weights_file import (
+from densebatch.models import zoo
+from densebatch.models.weights_file import (
     CARD_KEY,
     DIAMETERS,
     digest_weights,
     infer_widths,
     read_header,
 )
+from densebatch.stages.journal import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
 
 _MAX_PATCH_PX = 4096
 
@@ -69,7 +69,7 @@ class ModelSpec:
 
 def list_bundled() -> list[str]:
     """Names of the models in the package."""
-    folder = resources.files("densebatch") / "weights"
+    folder = resources.files("densebatch.models") / "weights"
     return sorted(
         item.name.removesuffix(".safetensors")
         for item in folder.iterdir()
@@ -79,12 +79,12 @@ def list_bundled() -> list[str]:
 
 def bundled_path(name: str) -> Path:
     """Path of a bundled model's file."""
-    return Path(str(resources.files("densebatch") / "weights" / f"{name}.safetensors"))
+    return Path(str(resources.files("densebatch.models") / "weights" / f"{name}.safetensors"))
 
 
 def _read_digests() -> dict[str, str]:
     """SHA-256 of the bundled files by name, as `sha256sum` writes them."""
-    text = (resources.files("densebatch") / "weights" / "bundled.sha256").read_text()
+    text = (resources.files("densebatch.models") / "weights" / "bundled.sha256").read_text()
     return {name: digest for digest, name in map(str.split, text.splitlines())}
 
 
@@ -152,7 +152,7 @@ def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
     spec = replace(spec, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
     if known.diameter_px is None:
         return spec
-    from densebatch.checkpoint import read_state
+    from densebatch.models.checkpoint import read_state
 
     # as in stock, a built-in model's own statement of its scale is not heard
     state, _ = read_state(spec.path, spec.sha256)
@@ -162,7 +162,7 @@ def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
 
 def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
     """Of a file from anywhere: its weights are checked first."""
-    from densebatch.checkpoint import check_state, read_state
+    from densebatch.models.checkpoint import check_state, read_state
 
     state, card = read_state(str(path), digest)
     check_state(str(path), state)
@@ -252,8 +252,8 @@ def load_network(spec: ModelSpec) -> CPnet:
         If a weight is missing, left over or of another shape, or the file is no longer the one
         that `spec` describes.
     """
-    from densebatch.checkpoint import check_state, read_state
-    from densebatch.network import CPnet
+    from densebatch.models.checkpoint import check_state, read_state
+    from densebatch.models.network import CPnet
 
     if digest_weights(Path(spec.path)) != spec.sha256:
         raise InputError(f"model {spec.path}: has changed since the run was planned")
@@ -364,7 +364,7 @@ def count_weights(spec: ModelSpec) -> int:
     """Number of trained parameters (statistics and counters are none)."""
     import torch
 
-    from densebatch.network import CPnet
+    from densebatch.models.network import CPnet
 
     with torch.device("meta"):
         network = CPnet(spec.widths)

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from densebatch.base.errors import InputError
-from densebatch.network import CPnet
-from densebatch.weights_file import CARD_KEY, DIAMETERS, infer_widths
+from densebatch.models.network import CPnet
+from densebatch.models.weights_file import CARD_KEY, DIAMETERS, infer_widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
-from densebatch.models import ModelSpec, find_model, load_network, read_use, save_model
+from densebatch.models.model import ModelSpec, find_model, load_network, read_use, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,17 +27,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from densebatch.backend_openvino import convert_network, pack_model
-from densebatch.backends import BACKENDS, PatchShape, choose_device, make_backend
 from densebatch.base.errors import InputError
 from densebatch.base.findings import describe_machine, list_versions
 from densebatch.base.geometry import Region
-from densebatch.folding import _EnlargingConv, fold_network
+from densebatch.engines.backend import BACKENDS, PatchShape, choose_device, make_backend
+from densebatch.engines.folding import _EnlargingConv, fold_network
+from densebatch.engines.openvino import convert_network, pack_model
+from densebatch.engines.quantization import quantise_model
 from densebatch.models.model import find_model, list_bundled, load_network
 from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
 from densebatch.planning.gate import compare, draw_sample, predict_sample
 from densebatch.planning.settings import DEFAULT_MODEL
-from densebatch.quantization import quantise_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

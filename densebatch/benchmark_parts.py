@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from densebatch.backends import (
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
+from densebatch.benchmark import Row, summarize
+from densebatch.benchmark_watch import scratch_folder, watch_success
+from densebatch.cells.read import open_labels
+from densebatch.engines.backend import (
     BACKENDS,
     REFERENCE,
     PatchShape,
@@ -19,13 +24,8 @@ from densebatch.backends import (
     make_backend,
     tell_unusable,
 )
-from densebatch.base.errors import InputError
-from densebatch.base.geometry import Region
-from densebatch.benchmark import Row, summarize
-from densebatch.benchmark_watch import scratch_folder, watch_success
-from densebatch.cells.read import open_labels
+from densebatch.engines.quantization import quantise
 from densebatch.models.model import find_model, load_network
-from densebatch.quantization import quantise
 from densebatch.scoring import score_labels
 from densebatch.slides.simulated import Tissue, render, write_slide
 

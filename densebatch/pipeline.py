@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.backends import wake_device
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cells.table import write_table
+from densebatch.engines.backend import wake_device
+from densebatch.engines.quantization import write_quantised
 from densebatch.executor import DaskExecutor, Job, open_executor
 from densebatch.output_folder import OutputFolder
 from densebatch.planning.capacity import (
@@ -32,7 +33,6 @@ from densebatch.planning.engine_choice import check_engine, count_device_workers
 from densebatch.planning.plan import Plan, draft_plan, survey_plan
 from densebatch.planning.settings import load_settings
 from densebatch.planning.work import number_name, predict_name, trace_name
-from densebatch.quantization import write_quantised
 from densebatch.run_record import describe_costs, describe_lost, describe_run
 from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step

@@ -15,9 +15,9 @@ try:
     import numpy as np
 
     import densebatch.models.checkpoint  # noqa: F401
-    from densebatch.backend_torch import cast_network
     from densebatch.base.allocation import return_freed_memory
     from densebatch.base.geometry import Region
+    from densebatch.engines.pytorch import cast_network
     from densebatch.models.network import CPnet
     from densebatch.tracing.foreground import mask_flows
     from densebatch.tracing.tile import TraceSettings, trace_tile

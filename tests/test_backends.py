@@ -12,10 +12,10 @@ import pytest
 import torch
 from test_folding import trained
 
-from densebatch import backends
-from densebatch.backend_cuda import CudaBackend
-from densebatch.backend_torch import TorchBackend
-from densebatch.backends import (
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Lattice, Region, fit_axis
+from densebatch.engines import backend as backends
+from densebatch.engines.backend import (
     BACKENDS,
     PatchShape,
     check_backend,
@@ -24,8 +24,8 @@ from densebatch.backends import (
     make_backend,
     patch_shape,
 )
-from densebatch.base.errors import InputError
-from densebatch.base.geometry import Lattice, Region, fit_axis
+from densebatch.engines.cuda import CudaBackend
+from densebatch.engines.pytorch import TorchBackend
 from densebatch.models.network import HALF_WIDTH
 from densebatch.planning.settings import SegmentSettings
 
@@ -104,7 +104,7 @@ def test_lanes_company_order_and_threads_keep_the_bits(make, precision, patches)
 
 @needs_openvino
 def test_openvino_gives_the_same_bits_with_several_threads_a_patch(patches):
-    from densebatch.backend_openvino import convert_network, import_openvino
+    from densebatch.engines.openvino import convert_network, import_openvino
 
     model = convert_network(trained(HALF_WIDTH), SHAPE)
     results = []
@@ -125,7 +125,7 @@ def test_openvino_reports_to_nobody():
     """In a process of its own, whose imports are nobody else's."""
     code = (
         "import sys\n"
-        "from densebatch.backend_openvino import import_openvino\n"
+        "from densebatch.engines.openvino import import_openvino\n"
         "import_openvino()\n"
         "assert 'openvino.tools.ovc' in sys.modules\n"
         "assert not sys.modules['openvino_telemetry']\n"
@@ -135,7 +135,7 @@ def test_openvino_reports_to_nobody():
 
 def test_a_packed_network_is_the_network():
     pytest.importorskip("openvino")
-    from densebatch.backend_openvino import convert_network, pack_model, unpack_model
+    from densebatch.engines.openvino import convert_network, pack_model, unpack_model
 
     packed = pack_model(convert_network(trained((2, 8, 16)), SHAPE))
     again = pack_model(unpack_model(packed))

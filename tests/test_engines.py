@@ -23,10 +23,16 @@ from run_files import (
 )
 from test_folding import trained
 
-from densebatch.backend_openvino import unpack_model
-from densebatch.backends import Engine, evaluate_patches, patch_shape
 from densebatch.base.errors import InputError
 from densebatch.base.findings import cache_folder, recall, remember
+from densebatch.engines.backend import Engine, evaluate_patches, patch_shape
+from densebatch.engines.openvino import unpack_model
+from densebatch.engines.quantization import (
+    digest_quantised,
+    quantise,
+    read_quantised,
+    write_quantised,
+)
 from densebatch.models.model import save_model
 from densebatch.pipeline import segment
 from densebatch.planning import capacity
@@ -35,12 +41,6 @@ from densebatch.planning.engine_choice import choose_engine, identify_parity, id
 from densebatch.planning.gate import compare, draw_sample, predict_sample
 from densebatch.planning.plan import build_plan
 from densebatch.planning.settings import SegmentSettings, load_settings
-from densebatch.quantization import (
-    digest_quantised,
-    quantise,
-    read_quantised,
-    write_quantised,
-)
 from densebatch.scoring import score_labels
 from densebatch.stages.predict import read_network_input
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from densebatch.folding import fold_network
+from densebatch.engines.folding import fold_network
 from densebatch.models.model import find_model, load_network
 from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
 from densebatch.planning.settings import DEFAULT_MODEL

@@ -35,9 +35,9 @@ from run_files import (
 from slide_files import write_zarr
 
 from densebatch import pipeline, session
-from densebatch.backend_torch import TorchBackend
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
+from densebatch.engines.pytorch import TorchBackend
 from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
 from densebatch.slides.simulated import Tissue, write_slide

@@ -16,7 +16,9 @@ from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from densebatch.backends import (
+from densebatch.base.errors import InputError
+from densebatch.base.findings import recall, remember
+from densebatch.engines.backend import (
     BACKENDS,
     REFERENCE,
     Engine,
@@ -27,19 +29,17 @@ from densebatch.backends import (
     patch_shape,
     tell_unusable,
 )
-from densebatch.base.errors import InputError
-from densebatch.base.findings import recall, remember
+from densebatch.engines.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised
 from densebatch.executor import ask_worker
 from densebatch.models.model import load_network
 from densebatch.planning.capacity import count_cores, patch_bytes, trace_window_px
 from densebatch.planning.gate import Parity, compare, draw_sample, predict_sample
-from densebatch.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised
 from densebatch.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from densebatch.backends import Backend
+    from densebatch.engines.backend import Backend
     from densebatch.output_folder import OutputFolder
     from densebatch.planning.gate import Sample
     from densebatch.planning.plan import Plan

@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.backends import BACKENDS, evaluate_patches
 from densebatch.base.geometry import Region
+from densebatch.engines.backend import BACKENDS, evaluate_patches
 from densebatch.slides.simulated import Tissue, render
 from densebatch.tracing.tile import TraceSettings, trace_tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.backends import Backend, PatchShape, Precision
+    from densebatch.engines.backend import Backend, PatchShape, Precision
     from densebatch.models.model import ModelSpec
 
 _SEED = 2024

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from pydantic import TypeAdapter
 
-from densebatch.backends import Engine
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Lattice, Region, fit_axis
 from densebatch.cells.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
+from densebatch.engines.backend import Engine
 from densebatch.models.model import ModelSpec, choose_rescale, find_model
 from densebatch.planning.settings import SKIP_CONTRAST
 from densebatch.planning.survey import (

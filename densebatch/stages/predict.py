@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from densebatch.backends import choose_device, evaluate_patches, make_backend, patch_shape
 from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
+from densebatch.engines.backend import choose_device, evaluate_patches, make_backend, patch_shape
+from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import load_network
 from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import Plan, load_plan
 from densebatch.planning.survey import normalize
 from densebatch.planning.work import predict_name
-from densebatch.quantization import read_quantised
 from densebatch.slides.slide import open_slide
 from densebatch.stages.journal import Journal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.backends import Backend, Engine, PatchShape
+    from densebatch.engines.backend import Backend, Engine, PatchShape
     from densebatch.planning.survey import ChannelBounds
 
 model_loads = 0  # in this process; tests hold it to one

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from densebatch.folding import fold_network
+from densebatch.engines.folding import fold_network
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.backends import PatchShape, Precision
+    from densebatch.engines.backend import PatchShape, Precision
     from densebatch.models.network import CPnet
 
 _TRACED_PX = 64

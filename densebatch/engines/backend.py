@@ -146,7 +146,7 @@ def check_backend(name: str, device: str) -> None:
             f"choose the backend {REFERENCE}"
         )
     if name == "openvino-bf16":
-        from densebatch.backend_openvino import has_bf16
+        from densebatch.engines.openvino import has_bf16
 
         if not has_bf16():
             raise InputError(
@@ -226,15 +226,15 @@ def make_backend(
     check_backend("openvino" if name == "openvino-int8" else name, device)
     traits = BACKENDS[name]
     if traits.library == "openvino":
-        from densebatch.backend_openvino import OpenVinoBackend
+        from densebatch.engines.openvino import OpenVinoBackend
 
         return OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
     compiled = traits.library == "compile"
     if device == "cuda":
-        from densebatch.backend_cuda import CudaBackend
+        from densebatch.engines.cuda import CudaBackend
 
         return CudaBackend(network, shape, traits.precision, batch, compiled=compiled)
-    from densebatch.backend_torch import TorchBackend
+    from densebatch.engines.pytorch import TorchBackend
 
     return TorchBackend(network, shape, traits.precision, lanes, compiled=compiled)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from densebatch.folding import fold_network
+from densebatch.engines.folding import fold_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from densebatch.backends import PatchShape, Precision
-    from densebatch.folding import FoldedCPnet
+    from densebatch.engines.backend import PatchShape, Precision
+    from densebatch.engines.folding import FoldedCPnet
     from densebatch.models.network import CPnet
 
 _DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}

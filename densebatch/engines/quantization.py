@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.backends import PatchShape
+    from densebatch.engines.backend import PatchShape
     from densebatch.models.model import ModelSpec
 
 QUANTISED_BY = 1  # counts changes of what follows: what was kept before is made again
@@ -46,8 +46,8 @@ def quantise(spec: ModelSpec, shape: PatchShape) -> bytes:
     InputError
         If a library is missing.
     """
-    from densebatch.backend_openvino import convert_network, pack_model
-    from densebatch.backends import check_backend
+    from densebatch.engines.backend import check_backend
+    from densebatch.engines.openvino import convert_network, pack_model
     from densebatch.models.model import load_network
     from densebatch.planning.gate import draw_sample
 

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from densebatch.backend_torch import Trimmed, cast_network
+from densebatch.engines.pytorch import Trimmed, cast_network
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from densebatch.backends import PatchShape, Precision
+    from densebatch.engines.backend import PatchShape, Precision
     from densebatch.models.network import CPnet
 
 # What cuDNN's convolutions are fastest in: on an H200 `dense` takes, contiguous, 0.53 of the time

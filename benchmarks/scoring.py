@@ -29,8 +29,8 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from densebatch.cells.read import open_labels
-from densebatch.scoring import ScoreSettings, score_labels
-from densebatch.scoring_blocks import count_fields, plan_blocks, read_part, run_tasks
+from densebatch.scoring.blocks import count_fields, plan_blocks, read_part, run_tasks
+from densebatch.scoring.score import ScoreSettings, score_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

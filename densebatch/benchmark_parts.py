@@ -26,7 +26,7 @@ from densebatch.engines.backend import (
 )
 from densebatch.engines.quantization import quantise
 from densebatch.models.model import find_model, load_network
-from densebatch.scoring import score_labels
+from densebatch.scoring.score import score_labels
 from densebatch.slides.simulated import Tissue, render, write_slide
 
 if TYPE_CHECKING:

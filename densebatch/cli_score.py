@@ -14,16 +14,16 @@ from rich.progress import Progress
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.planning.capacity import count_cores
-from densebatch.scoring_html import format_html
-from densebatch.scoring_report import format_csv, format_json, print_report
-from densebatch.scoring_results import ScoreSettings
-from densebatch.scoring_run import ScoreOptions, connect_dask, draw_pictures, score_files
+from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures, score_files
+from densebatch.scoring.page import format_html
+from densebatch.scoring.report import format_csv, format_json, print_report
+from densebatch.scoring.results import ScoreSettings
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from densebatch.scoring_blocks import Workers
-    from densebatch.scoring_run import FileScores
+    from densebatch.scoring.blocks import Workers
+    from densebatch.scoring.files import FileScores
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=0)

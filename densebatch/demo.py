@@ -16,9 +16,9 @@ from densebatch.base.geometry import Region
 from densebatch.cells.read import open_labels
 from densebatch.pipeline import Progress, SegmentResult, segment
 from densebatch.planning.settings import SegmentSettings
-from densebatch.scoring_overlay import RED, YELLOW, draw_overlay, encode_png
-from densebatch.scoring_results import CellMatches
-from densebatch.scoring_run import ScoreOptions, score_files
+from densebatch.scoring.files import ScoreOptions, score_files
+from densebatch.scoring.overlay import RED, YELLOW, draw_overlay, encode_png
+from densebatch.scoring.results import CellMatches
 from densebatch.slides.simulated import Tissue, write_slide
 from densebatch.slides.slide import open_slide
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.scoring_results import ImageScore
+    from densebatch.scoring.results import ImageScore
 
 _CROP_PX = 384
 _STYLE = (

@@ -8,15 +8,15 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from densebatch.base.charts import compose_picture, draw_chart
-from densebatch.scoring_matching import format_threshold
-from densebatch.scoring_report import show_number
-from densebatch.scoring_summary import summarize
+from densebatch.scoring.matching import format_threshold
+from densebatch.scoring.report import show_number
+from densebatch.scoring.summary import summarize
 from densebatch.sweep import Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from densebatch.scoring_results import ImageScore
+    from densebatch.scoring.results import ImageScore
 
     Scores = Mapping[Setting, Sequence[ImageScore]]
 

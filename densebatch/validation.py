@@ -12,7 +12,7 @@ import tifffile
 from densebatch.cells.read import open_labels
 from densebatch.models.model import save_model
 from densebatch.pipeline import segment
-from densebatch.scoring import ScoreSettings, score_labels
+from densebatch.scoring.score import ScoreSettings, score_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,8 +9,8 @@ from scipy.spatial.distance import cdist
 from skimage.segmentation import find_boundaries
 
 from densebatch.base.errors import InputError
-from densebatch.boundary import BoundaryScore, find_outline, score_boundaries
-from densebatch.scoring import ScoreSettings, score_labels
+from densebatch.scoring.boundary import BoundaryScore, find_outline, score_boundaries
+from densebatch.scoring.score import ScoreSettings, score_labels
 
 
 @st.composite

@@ -16,7 +16,7 @@ from densebatch.base.errors import CapacityError, InputError
 from densebatch.cells.pairs import pair_labels
 from densebatch.cells.read import open_labels
 from densebatch.cli_score import score
-from densebatch.scoring import ScoreSettings, score_labels
+from densebatch.scoring.score import ScoreSettings, score_labels
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"
 KEYS = {"tp", "fp", "fn", "ap", "precision", "recall", "f1"}

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid
 from densebatch.cells.read import open_labels
-from densebatch.contingency import MAX_LABEL, Contingency, as_labels
-from densebatch.scoring_blocks import count_fields, plan_blocks
+from densebatch.scoring.blocks import count_fields, plan_blocks
+from densebatch.scoring.contingency import MAX_LABEL, Contingency, as_labels
 
 IDS = st.sampled_from([0, 0, 1, 2, 3, 7, 250, 70_000, MAX_LABEL])
 

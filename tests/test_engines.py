@@ -41,7 +41,7 @@ from densebatch.planning.engine_choice import choose_engine, identify_parity, id
 from densebatch.planning.gate import compare, draw_sample, predict_sample
 from densebatch.planning.plan import build_plan
 from densebatch.planning.settings import SegmentSettings, load_settings
-from densebatch.scoring import score_labels
+from densebatch.scoring.score import score_labels
 from densebatch.stages.predict import read_network_input
 
 needs_openvino = pytest.mark.skipif(

@@ -14,10 +14,18 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from densebatch import scoring_matching
 from densebatch.base.errors import InputError
-from densebatch.contingency import MAX_LABEL, Contingency
-from densebatch.scoring import (
+from densebatch.scoring import matching as scoring_matching
+from densebatch.scoring.compare import compare_predictions, signed_rank_p
+from densebatch.scoring.contingency import MAX_LABEL, Contingency
+from densebatch.scoring.matching import (
+    Overlaps,
+    format_threshold,
+    match_cells,
+    parse_threshold,
+    reaches,
+)
+from densebatch.scoring.score import (
     ErrorCounts,
     ScoreSettings,
     ThresholdScore,
@@ -25,14 +33,6 @@ from densebatch.scoring import (
     score_labels,
     score_table,
     summarize,
-)
-from densebatch.scoring_compare import compare_predictions, signed_rank_p
-from densebatch.scoring_matching import (
-    Overlaps,
-    format_threshold,
-    match_cells,
-    parse_threshold,
-    reaches,
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"

@@ -13,7 +13,7 @@ from densebatch.base.geometry import Region
 from densebatch.models.model import find_model, load_network
 from densebatch.pipeline import segment
 from densebatch.planning.settings import DEFAULT_MODEL
-from densebatch.scoring import score_labels
+from densebatch.scoring.score import score_labels
 from densebatch.tracing.tile import TraceSettings, trace_tile
 
 core = pytest.importorskip("cellpose.core")

@@ -16,9 +16,9 @@ from densebatch.base.geometry import Grid, Region
 from densebatch.pipeline import segment
 from densebatch.planning import plan
 from densebatch.planning.settings import SegmentSettings, SweepSettings, load_sweep
-from densebatch.scoring import score_labels
-from densebatch.scoring_results import ScoreSettings
-from densebatch.scoring_run import ScoreOptions, score_files
+from densebatch.scoring.files import ScoreOptions, score_files
+from densebatch.scoring.results import ScoreSettings
+from densebatch.scoring.score import score_labels
 from densebatch.slides.simulated import Tissue, render
 from densebatch.stages import predict as inference
 from densebatch.sweep import Setting, find_images, sweep

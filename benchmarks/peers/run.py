@@ -47,7 +47,7 @@ from mosaic import UM_PER_PX, Mosaic, build_mosaic
 from densebatch.benchmark import describe_machine, describe_versions
 from densebatch.benchmark_watch import watch
 from densebatch.models.model import find_model, load_network
-from densebatch.scoring import score_labels
+from densebatch.scoring.score import score_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

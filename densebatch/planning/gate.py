@@ -165,7 +165,7 @@ def _trace(flows: NDArray[np.float32], sample: Sample) -> NDArray[np.uint32]:
 
 
 def _score(truth: NDArray[np.uint32], found: NDArray[np.uint32]) -> float:
-    from densebatch.scoring import score_labels  # not needed by runs that judge nothing
+    from densebatch.scoring.score import score_labels  # not needed by runs that judge nothing
 
     return float(score_labels(truth, found).at("0.50").ap)
 

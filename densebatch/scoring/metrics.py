@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from densebatch.scoring_results import IOU_BINS, ErrorCounts, divide
+from densebatch.scoring.results import IOU_BINS, ErrorCounts, divide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.contingency import Contingency
-    from densebatch.scoring_matching import Overlaps
+    from densebatch.scoring.contingency import Contingency
+    from densebatch.scoring.matching import Overlaps
 
 
 def adjusted_rand_index(table: Contingency) -> float:
@@ -23,7 +23,7 @@ def adjusted_rand_index(table: Contingency) -> float:
 
     Examples
     --------
-    >>> from densebatch.contingency import Contingency
+    >>> from densebatch.scoring.contingency import Contingency
     >>> adjusted_rand_index(Contingency.from_arrays([1, 1, 0, 0], [1, 1, 0, 2]))
     0.5714285714285714
     """

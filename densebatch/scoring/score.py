@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from densebatch.boundary import score_boundaries
-from densebatch.scoring_blocks import FIELD_PX, FieldCounts, count_fields
-from densebatch.scoring_matching import Ignored, Matching, Overlaps, match_cells
-from densebatch.scoring_metrics import (
+from densebatch.scoring.blocks import FIELD_PX, FieldCounts, count_fields
+from densebatch.scoring.boundary import score_boundaries
+from densebatch.scoring.matching import Ignored, Matching, Overlaps, match_cells
+from densebatch.scoring.metrics import (
     adjusted_rand_index,
     aggregated_jaccard_index,
     classify_errors,
     iou_histogram,
     mean_dice,
 )
-from densebatch.scoring_results import (
+from densebatch.scoring.results import (
     CellMatches,
     ErrorCounts,
     FieldScore,
@@ -33,13 +33,13 @@ from densebatch.scoring_results import (
     SizeBin,
     ThresholdScore,
 )
-from densebatch.scoring_summary import Summary, summarize
+from densebatch.scoring.summary import Summary, summarize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.contingency import Contingency, PixelSource
-    from densebatch.scoring_blocks import Workers
+    from densebatch.scoring.blocks import Workers
+    from densebatch.scoring.contingency import Contingency, PixelSource
 
 __all__ = [
     "CellMatches",

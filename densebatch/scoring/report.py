@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from densebatch.scoring_compare import compare_predictions
-from densebatch.scoring_matching import format_threshold
-from densebatch.scoring_summary import Summary, summarize
+from densebatch.scoring.compare import compare_predictions
+from densebatch.scoring.matching import format_threshold
+from densebatch.scoring.summary import Summary, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
-    from densebatch.boundary import BoundaryScore
-    from densebatch.scoring_compare import Comparison
-    from densebatch.scoring_results import ImageScore, ThresholdScore
+    from densebatch.scoring.boundary import BoundaryScore
+    from densebatch.scoring.compare import Comparison
+    from densebatch.scoring.results import ImageScore, ThresholdScore
 
 
 def _number(value: float) -> float | None:

@@ -18,14 +18,14 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.contingency import Contingency, as_labels, check_same_shape
+from densebatch.scoring.contingency import Contingency, as_labels, check_same_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.contingency import PixelSource
+    from densebatch.scoring.contingency import PixelSource
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
-from densebatch.scoring_matching import MatchingName, format_threshold, parse_threshold
+from densebatch.scoring.matching import MatchingName, format_threshold, parse_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
-    from densebatch.boundary import BoundaryScore
+    from densebatch.scoring.boundary import BoundaryScore
 
 DEFAULT_THRESHOLDS = tuple(Fraction(k, 100) for k in range(50, 100, 5))
 IOU_BINS = 20

@@ -14,16 +14,16 @@ import numba
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.contingency import check_same_shape
-from densebatch.scoring_blocks import BLOCK_PX, cut_part, plan_blocks, read_part, run_tasks
-from densebatch.scoring_results import divide
+from densebatch.scoring.blocks import BLOCK_PX, cut_part, plan_blocks, read_part, run_tasks
+from densebatch.scoring.contingency import check_same_shape
+from densebatch.scoring.results import divide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
-    from densebatch.contingency import PixelSource
-    from densebatch.scoring_blocks import Workers
+    from densebatch.scoring.blocks import Workers
+    from densebatch.scoring.contingency import PixelSource
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.scoring_results import mean
+from densebatch.scoring.results import mean
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-    from densebatch.scoring_results import ImageScore
+    from densebatch.scoring.results import ImageScore
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from densebatch.base.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.contingency import Contingency
+    from densebatch.scoring.contingency import Contingency
 
 MatchingName = Literal["any", "hungarian"]
 # A dense cost matrix beyond this many entries costs more than the sparse solver.

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from densebatch.boundary import find_outline
+from densebatch.scoring.boundary import find_outline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from densebatch.scoring_results import CellMatches, FieldScore
+    from densebatch.scoring.results import CellMatches, FieldScore
 
 RED, YELLOW, GREEN, GREY = (230, 40, 40), (255, 225, 30), (40, 210, 70), (120, 120, 130)
 # A field with fewer cells says little, whatever its score.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from densebatch.scoring_results import ErrorCounts, ThresholdScore, mean
+from densebatch.scoring.results import ErrorCounts, ThresholdScore, mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from fractions import Fraction
 
-    from densebatch.boundary import BoundaryScore
-    from densebatch.scoring_results import ImageScore
+    from densebatch.scoring.boundary import BoundaryScore
+    from densebatch.scoring.results import ImageScore
 
 
 @dataclass(frozen=True)

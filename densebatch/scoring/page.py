@@ -10,16 +10,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from densebatch.base.charts import draw_chart, draw_legend
-from densebatch.scoring_compare import compare_predictions
-from densebatch.scoring_matching import format_threshold
-from densebatch.scoring_report import comparison_rows, score_rows
-from densebatch.scoring_results import IOU_BINS, ThresholdScore
-from densebatch.scoring_summary import summarize
+from densebatch.scoring.compare import compare_predictions
+from densebatch.scoring.matching import format_threshold
+from densebatch.scoring.report import comparison_rows, score_rows
+from densebatch.scoring.results import IOU_BINS, ThresholdScore
+from densebatch.scoring.summary import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from densebatch.scoring_results import ImageScore
+    from densebatch.scoring.results import ImageScore
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 75rem;

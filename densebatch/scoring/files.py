@@ -10,13 +10,13 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.pairs import find_partners, pair_labels
 from densebatch.cells.read import LabelImage, open_labels, open_pixels
-from densebatch.contingency import check_same_shape
-from densebatch.scoring import score_labels
-from densebatch.scoring_blocks import FIELD_PX
-from densebatch.scoring_html import Picture
-from densebatch.scoring_matching import format_threshold
-from densebatch.scoring_overlay import choose_fields, draw_overlay, encode_png
-from densebatch.scoring_results import ScoreSettings
+from densebatch.scoring.blocks import FIELD_PX
+from densebatch.scoring.contingency import check_same_shape
+from densebatch.scoring.matching import format_threshold
+from densebatch.scoring.overlay import choose_fields, draw_overlay, encode_png
+from densebatch.scoring.page import Picture
+from densebatch.scoring.results import ScoreSettings
+from densebatch.scoring.score import score_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from densebatch.cells.pairs import Pair, Pairing
     from densebatch.cells.pixels import Pixels
-    from densebatch.scoring_blocks import Workers
-    from densebatch.scoring_results import ImageScore
+    from densebatch.scoring.blocks import Workers
+    from densebatch.scoring.results import ImageScore
 
 # Up to this size an image is shown whole, and its fields are small enough to show something.
 WHOLE_PX = 2048 * 2048

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from densebatch.fork_server import start_fork_server
+from densebatch.workers.fork_server import start_fork_server
 
 
 @click.command()

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from densebatch.base.errors import PartialRunError
 from densebatch.cli_summary import print_summary
-from densebatch.fork_server import start_fork_server
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
+from densebatch.workers.fork_server import start_fork_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,10 +14,10 @@ from densebatch.planning.capacity import check_capacity, choose_workers, count_l
 from densebatch.planning.engine_choice import check_engine, settle_engine
 from densebatch.planning.plan import Plan, draft_plan, survey_plan
 from densebatch.planning.work import predict_name
-from densebatch.scheduler import check_scheduler
 from densebatch.session import Session
 from densebatch.stages.journal import Journal
 from densebatch.stages.predict import create_flows
+from densebatch.workers.cluster import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

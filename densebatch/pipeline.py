@@ -20,7 +20,6 @@ from densebatch.cells import labels
 from densebatch.cells.table import write_table
 from densebatch.engines.backend import wake_device
 from densebatch.engines.quantization import write_quantised
-from densebatch.executor import DaskExecutor, Job, open_executor
 from densebatch.output_folder import OutputFolder
 from densebatch.planning.capacity import (
     Meter,
@@ -34,7 +33,6 @@ from densebatch.planning.plan import Plan, draft_plan, survey_plan
 from densebatch.planning.settings import load_settings
 from densebatch.planning.work import number_name, predict_name, trace_name
 from densebatch.run_record import describe_costs, describe_lost, describe_run
-from densebatch.scheduler import check_scheduler
 from densebatch.session import Progress, Session, Step
 from densebatch.stages.journal import write_atomic
 from densebatch.stages.number import (
@@ -51,12 +49,14 @@ from densebatch.stages.number import (
 from densebatch.stages.predict import create_flows, predict_group
 from densebatch.stages.trace import create_traces, groups_needed, trace_core
 from densebatch.tracing.tile import halo_for_travel
+from densebatch.workers.cluster import check_scheduler
+from densebatch.workers.executors import DaskExecutor, Job, open_executor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from densebatch.executor import SerialExecutor
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.workers.executors import SerialExecutor
 
 __all__ = ["Progress", "SegmentResult", "predict_steps", "segment", "start_executor"]
 

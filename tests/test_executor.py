@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densebatch import executor as module
-from densebatch.executor import DaskExecutor, Job, SerialExecutor, open_executor
+from densebatch.workers import executors as module
+from densebatch.workers.executors import DaskExecutor, Job, SerialExecutor, open_executor
 
 N_WORKERS = 2
 WINDOW = 2 * N_WORKERS

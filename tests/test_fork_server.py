@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork servers ar
 # As the command line does it, in a process of its own: a fork server belongs to its process.
 _PROGRAM = """
 import json, os, sys
-from densebatch.fork_server import start_fork_server
+from densebatch.workers.fork_server import start_fork_server
 start_fork_server()
-from densebatch.executor import Job, open_executor
+from densebatch.workers.executors import Job, open_executor
 
 def ask(*expressions):
     with open_executor(1, None, None) as executor:
@@ -103,7 +103,7 @@ def test_a_server_that_ends_does_not_go_on_as_the_command(program):
     """Nor if it cannot say why."""
     run = run_code(f"""
 import os, sys
-from densebatch import fork_server
+from densebatch.workers import fork_server
 class Closed:
     def write(self, text): pass
     def flush(self): raise BrokenPipeError
@@ -198,8 +198,8 @@ def test_a_caller_of_the_library_keeps_its_own_fork_server():
     """Without the command line's call, workers start as Dask starts them."""
     code = """
 import os
-from densebatch.executor import Job, open_executor
-from densebatch.fork_server import is_started
+from densebatch.workers.executors import Job, open_executor
+from densebatch.workers.fork_server import is_started
 with open_executor(1, None, None) as executor:
     (outcome,) = executor.run([Job("a", os.getppid, ())])
 print(outcome.result == os.getpid(), is_started())

@@ -30,11 +30,11 @@ from densebatch.engines.backend import (
     tell_unusable,
 )
 from densebatch.engines.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised
-from densebatch.executor import ask_worker
 from densebatch.models.model import load_network
 from densebatch.planning.capacity import count_cores, patch_bytes, trace_window_px
 from densebatch.planning.gate import Parity, compare, draw_sample, predict_sample
-from densebatch.scheduler import check_scheduler
+from densebatch.workers.cluster import check_scheduler
+from densebatch.workers.executors import ask_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

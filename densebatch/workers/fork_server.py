@@ -28,8 +28,8 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_SHARED = "densebatch.shared_modules"
-_PRELOADED = "densebatch.worker_modules"
+_SHARED = "densebatch.workers.shared_modules"
+_PRELOADED = "densebatch.workers.worker_modules"
 # What Dask sets for workers, but would set too late for libraries that are there already; a pool
 # of threads does not survive a fork. (Its fourth variable is heard by a new program only:
 # `allocation.return_freed_memory` does the same.)

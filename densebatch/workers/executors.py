@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from densebatch.fork_server import is_started
+from densebatch.workers.fork_server import is_started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 
-import densebatch.shared_modules
+import densebatch.workers.shared_modules
 
 gc.disable()
 try:

@@ -1,0 +1,1 @@
+"""Who does the tasks: this process, local workers or a cluster; knows no slides."""

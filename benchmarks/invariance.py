@@ -25,8 +25,8 @@ import numpy as np
 from skimage.io import imread, imsave
 
 from densebatch.cells.read import open_labels
-from densebatch.pipeline import SegmentResult, segment
 from densebatch.planning.settings import DEFAULT_MODEL
+from densebatch.run.segment import SegmentResult, segment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

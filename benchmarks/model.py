@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from densebatch.cells.read import open_labels
-from densebatch.pipeline import segment
 from densebatch.planning.settings import DEFAULT_MODEL
+from densebatch.run.segment import segment
 from densebatch.scoring.score import ScoreSettings, score_labels
 
 MIN_SIZES = (0, 50, 100, 200)

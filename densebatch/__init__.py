@@ -10,18 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densebatch.pipeline import SegmentResult, segment
     from densebatch.planning.plan import Plan, build_plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.segment import SegmentResult, segment
 
 __all__ = ["Plan", "SegmentResult", "SegmentSettings", "build_plan", "segment"]
 
 _HOMES = {
     "Plan": "planning.plan",
-    "SegmentResult": "pipeline",
+    "SegmentResult": "run.segment",
     "SegmentSettings": "planning.settings",
     "build_plan": "planning.plan",
-    "segment": "pipeline",
+    "segment": "run.segment",
 }
 
 

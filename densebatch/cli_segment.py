@@ -19,8 +19,8 @@ from densebatch.workers.fork_server import start_fork_server
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.pipeline import SegmentResult
     from densebatch.planning.plan import Plan
+    from densebatch.run.segment import SegmentResult
 
 
 def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -86,8 +86,8 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
     """
     if settings.starts_workers:
         start_fork_server()  # before other imports: it goes on beside them
-    from densebatch.pipeline import segment as run_segment
     from densebatch.progress import TerminalProgress
+    from densebatch.run.segment import segment as run_segment
 
     if kept.get("keep_flows"):
         settings = settings.model_copy(update={"keep_flows": True})
@@ -122,11 +122,11 @@ def _tell_missing(result: SegmentResult) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
-    from densebatch.output_folder import OutputFolder
     from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
     from densebatch.planning.engine_choice import check_engine, settle_engine
     from densebatch.planning.plan import draft_plan, survey_plan
     from densebatch.planning.work import tile_grid
+    from densebatch.run.folder import OutputFolder
 
     folder = OutputFolder(out.absolute())
     folder.check()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from densebatch.pipeline import SegmentResult
+    from densebatch.run.segment import SegmentResult
 
 
 def print_summary(result: SegmentResult) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.read import open_labels
-from densebatch.pipeline import Progress, SegmentResult, segment
 from densebatch.planning.settings import SegmentSettings
+from densebatch.run.segment import Progress, SegmentResult, segment
 from densebatch.scoring.files import ScoreOptions, score_files
 from densebatch.scoring.overlay import RED, YELLOW, draw_overlay, encode_png
 from densebatch.scoring.results import CellMatches

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
 from densebatch.engines.quantization import write_quantised
-from densebatch.output_folder import OutputFolder
-from densebatch.pipeline import Progress, predict_steps, start_executor
 from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
 from densebatch.planning.engine_choice import check_engine, settle_engine
 from densebatch.planning.plan import Plan, draft_plan, survey_plan
 from densebatch.planning.work import predict_name
-from densebatch.session import Session
+from densebatch.run.folder import OutputFolder
+from densebatch.run.segment import Progress, predict_steps, start_executor
+from densebatch.run.session import Session
 from densebatch.stages.journal import Journal
 from densebatch.stages.predict import create_flows
 from densebatch.workers.cluster import check_scheduler

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from densebatch.pipeline import Progress
+from densebatch.run.segment import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console

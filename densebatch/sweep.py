@@ -25,9 +25,9 @@ from densebatch.cells.pairs import name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
 from densebatch.flow_fields import store_flows
-from densebatch.pipeline import Progress
 from densebatch.planning.capacity import count_cores
 from densebatch.planning.work import tile_grid
+from densebatch.run.segment import Progress
 from densebatch.scoring.contingency import Contingency
 from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_table

@@ -11,7 +11,7 @@ import tifffile
 
 from densebatch.cells.read import open_labels
 from densebatch.models.model import save_model
-from densebatch.pipeline import segment
+from densebatch.run.segment import segment
 from densebatch.scoring.score import ScoreSettings, score_labels
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import sys
 import traceback
 from pathlib import Path
 
-import densebatch.pipeline
+import densebatch.run.segment
 
 
 def run(slide, out, options, kill_at=None):

@@ -15,7 +15,7 @@ import tifffile
 from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
 from densebatch.cli import main
-from densebatch.pipeline import Progress
+from densebatch.run.segment import Progress
 from densebatch.slides.simulated import Tissue, render
 
 

@@ -13,7 +13,7 @@ import zarr
 from run_files import call_main, read_report, read_result, run_command, simulate, write_tiff
 from slide_files import edit_json, write_png, write_zarr
 
-from densebatch.pipeline import segment
+from densebatch.run.segment import segment
 from densebatch.slides.source import DTYPES
 from densebatch.workers import cluster as scheduler
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from densebatch.base.geometry import Region
-from densebatch.pipeline import segment
+from densebatch.run.segment import segment
 from densebatch.slides.simulated import Tissue, render, write_slide
 from densebatch.stages import trace as tracing
 from densebatch.tracing.device import DeviceDynamics

@@ -34,13 +34,13 @@ from densebatch.engines.quantization import (
     write_quantised,
 )
 from densebatch.models.model import save_model
-from densebatch.pipeline import segment
 from densebatch.planning import capacity
 from densebatch.planning import engine_choice as engines
 from densebatch.planning.engine_choice import choose_engine, identify_parity, identify_trial
 from densebatch.planning.gate import compare, draw_sample, predict_sample
 from densebatch.planning.plan import build_plan
 from densebatch.planning.settings import SegmentSettings, load_settings
+from densebatch.run.segment import segment
 from densebatch.scoring.score import score_labels
 from densebatch.stages.predict import read_network_input
 

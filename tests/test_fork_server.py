@@ -129,7 +129,7 @@ print(json.dumps(ask(
         loaded
     )
     # nor what takes long and nobody needs
-    assert not {"densebatch.pipeline", "pandas", "pyarrow", "sympy"} & set(loaded)
+    assert not {"densebatch.run.segment", "pandas", "pyarrow", "sympy"} & set(loaded)
     assert kernels.pop("_rename") == 1  # for a tile with a halo
     assert {name for name, n in kernels.items() if n == 0} == {"count_rounds", "average_errors"}
 
@@ -153,7 +153,7 @@ from densebatch.demo import run_demo
 run_demo(Path("demo"), size_px=256, seed=0, workers=1)
 print(json.dumps(sorted(sys.modules)))
 """, cwd=tmp_path)  # fmt: skip
-    assert "densebatch.pipeline" in loaded
+    assert "densebatch.run.segment" in loaded
     assert not {"torch", "pandas", "sympy"} & set(loaded)
 
 

@@ -20,14 +20,14 @@ from run_files import (
 from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops_table
 
-from densebatch import pipeline
 from densebatch.base.geometry import Grid, Region
 from densebatch.models.model import find_model, load_network, save_model
-from densebatch.pipeline import segment
 from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import load_plan
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.planning.work import predict_name
+from densebatch.run import segment as pipeline
+from densebatch.run.segment import segment
 from densebatch.slides.simulated import Tissue, render
 from densebatch.slides.slide import open_slide
 from densebatch.stages.journal import Journal

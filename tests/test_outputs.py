@@ -34,12 +34,13 @@ from run_files import (
 )
 from slide_files import write_zarr
 
-from densebatch import pipeline, session
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.engines.pytorch import TorchBackend
-from densebatch.pipeline import segment
 from densebatch.progress import TerminalProgress
+from densebatch.run import segment as pipeline
+from densebatch.run import session
+from densebatch.run.segment import segment
 from densebatch.slides.simulated import Tissue, write_slide
 from densebatch.slides.slide import open_slide
 from densebatch.stages import number as numbering

@@ -18,14 +18,14 @@ from run_files import (
 )
 from slide_files import write_zarr
 
-from densebatch import pipeline
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.pipeline import segment
 from densebatch.planning import plan
 from densebatch.planning.plan import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.progress import TerminalProgress
+from densebatch.run import segment as pipeline
+from densebatch.run.segment import segment
 from densebatch.stages.trace import trace_core
 
 SHAPE = (200, 1100)

@@ -23,10 +23,10 @@ from run_files import (
     write_tiff,
 )
 
-from densebatch import pipeline
 from densebatch.base.errors import InputError
-from densebatch.pipeline import segment
 from densebatch.planning import plan
+from densebatch.run import segment as pipeline
+from densebatch.run.segment import segment
 
 LONG = {"membrane": ("CD3",), "tile": 128}
 GROUP_PX = 300  # several predict tasks on a small slide

@@ -8,10 +8,10 @@ from run_files import output_bytes, write_tiff
 from skimage.io import imread
 
 from densebatch.base.geometry import Region
-from densebatch.pipeline import segment
 from densebatch.planning.plan import build_plan, draft_plan, find_active_cores
 from densebatch.planning.settings import SKIP_CONTRAST, SegmentSettings
 from densebatch.planning.survey import BLOCK_PX, contrast_in, survey_channel
+from densebatch.run.segment import segment
 from densebatch.slides.simulated import Tissue, mask_tissue, write_slide
 from densebatch.slides.slide import open_slide
 

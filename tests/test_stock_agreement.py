@@ -11,8 +11,8 @@ from skimage.io import imsave
 
 from densebatch.base.geometry import Region
 from densebatch.models.model import find_model, load_network
-from densebatch.pipeline import segment
 from densebatch.planning.settings import DEFAULT_MODEL
+from densebatch.run.segment import segment
 from densebatch.scoring.score import score_labels
 from densebatch.tracing.tile import TraceSettings, trace_tile
 

@@ -13,9 +13,9 @@ from run_files import call_main, write_tiff
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.pipeline import segment
 from densebatch.planning import plan
 from densebatch.planning.settings import SegmentSettings, SweepSettings, load_sweep
+from densebatch.run.segment import segment
 from densebatch.scoring.files import ScoreOptions, score_files
 from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_labels

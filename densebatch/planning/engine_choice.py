@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from densebatch.engines.backend import Backend
-    from densebatch.output_folder import OutputFolder
     from densebatch.planning.gate import Sample
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.folder import OutputFolder
 
 # In order of exactness: of two that are equally fast the first is taken.
 CANDIDATES = {

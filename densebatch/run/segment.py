@@ -20,7 +20,6 @@ from densebatch.cells import labels
 from densebatch.cells.table import write_table
 from densebatch.engines.backend import wake_device
 from densebatch.engines.quantization import write_quantised
-from densebatch.output_folder import OutputFolder
 from densebatch.planning.capacity import (
     Meter,
     check_capacity,
@@ -32,8 +31,9 @@ from densebatch.planning.engine_choice import check_engine, count_device_workers
 from densebatch.planning.plan import Plan, draft_plan, survey_plan
 from densebatch.planning.settings import load_settings
 from densebatch.planning.work import number_name, predict_name, trace_name
-from densebatch.run_record import describe_costs, describe_lost, describe_run
-from densebatch.session import Progress, Session, Step
+from densebatch.run.folder import OutputFolder
+from densebatch.run.record import describe_costs, describe_lost, describe_run
+from densebatch.run.session import Progress, Session, Step
 from densebatch.stages.journal import write_atomic
 from densebatch.stages.number import (
     collect_keys,

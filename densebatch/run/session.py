@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from densebatch.base.geometry import Grid
-    from densebatch.output_folder import OutputFolder
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.folder import OutputFolder
     from densebatch.workers.executors import DaskExecutor, Job, SerialExecutor
 
 

@@ -24,9 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from densebatch.benchmark import describe_machine
-from densebatch.benchmark_watch import watch_success
 from densebatch.slides.simulated import Tissue, write_slide
+from densebatch.studies.benchmark import describe_machine
+from densebatch.studies.watch import watch_success
 
 
 def measure(

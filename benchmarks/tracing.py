@@ -29,10 +29,10 @@ import zarr
 from cellpose import dynamics as stock
 
 from densebatch.base.geometry import Grid, Region
-from densebatch.benchmark import describe_machine, describe_versions
 from densebatch.run.segment import segment
 from densebatch.scoring.score import ScoreSettings, score_labels
 from densebatch.slides.simulated import Tissue, write_slide
+from densebatch.studies.benchmark import describe_machine, describe_versions
 from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 
 if TYPE_CHECKING:

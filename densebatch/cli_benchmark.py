@@ -18,7 +18,7 @@ from densebatch.planning.settings import DEFAULT_MODEL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.benchmark import Record, Row
+    from densebatch.studies.benchmark import Record, Row
 
 _PATH = click.Path(path_type=Path)
 _PIPE_WIDTH = 160  # without a terminal rich would fold the table at 80 characters
@@ -68,7 +68,7 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
             repeats: int,
             **options: Any,  # noqa: ANN401
         ) -> None:
-            from densebatch.benchmark import (
+            from densebatch.studies.benchmark import (
                 Record,
                 describe_machine,
                 describe_versions,
@@ -109,8 +109,8 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
 
 
 def _tell(record: Record, target: Path, old: Record | None) -> None:
-    from densebatch.benchmark import compare, tell_differences, write_record
-    from densebatch.benchmark_report import build_table, draw_record
+    from densebatch.studies.benchmark import compare, tell_differences, write_record
+    from densebatch.studies.benchmark_report import build_table, draw_record
 
     write_record(target, record)
     picture = target.with_suffix(".svg")
@@ -146,7 +146,7 @@ def throughput(
 
         densebatch benchmark throughput --size 8192 -- --model dense-tiny --workers 4
     """
-    from densebatch.benchmark_segment import measure_throughput
+    from densebatch.studies.benchmark_runs import measure_throughput
 
     return measure_throughput(slide, size, segment_options, repeats, note)
 
@@ -167,7 +167,7 @@ def scaling(
     note: Callable[[str], None],
 ) -> list[Row]:
     """Segment a slide with 1, 2, 4, ... workers and as many cores: speedup and efficiency."""
-    from densebatch.benchmark_segment import measure_scaling
+    from densebatch.studies.benchmark_runs import measure_scaling
 
     return measure_scaling(slide, size, workers, segment_options, repeats, note)
 
@@ -179,7 +179,7 @@ def scaling(
 @_measured("score")
 def score(size: int, workers: int, repeats: int, note: Callable[[str], None]) -> list[Row]:
     """Score a simulated pair of label images."""
-    from densebatch.benchmark_parts import measure_scoring
+    from densebatch.studies.benchmark_parts import measure_scoring
 
     return measure_scoring(size, workers, repeats, note)
 
@@ -207,6 +207,6 @@ def backends(
     note: Callable[[str], None],
 ) -> list[Row]:
     """Evaluate the network alone, with each backend."""
-    from densebatch.benchmark_parts import measure_backends
+    from densebatch.studies.benchmark_parts import measure_backends
 
     return measure_backends(names, model, device, lanes, patches, repeats, note)

@@ -27,8 +27,8 @@ def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     if workers != 0:
         start_fork_server()  # before other imports: it goes on beside them
     from densebatch.cli_summary import print_summary
-    from densebatch.demo import run_demo
     from densebatch.progress import TerminalProgress
+    from densebatch.studies.demo import run_demo
 
     with TerminalProgress(Console(stderr=True)) as progress:
         made = run_demo(out, size_px=size, seed=seed, workers=workers, progress=progress)

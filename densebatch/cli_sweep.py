@@ -38,9 +38,9 @@ def sweep(
     """
     from densebatch.progress import TerminalProgress
     from densebatch.stages.journal import write_atomic
-    from densebatch.sweep import find_images
-    from densebatch.sweep import sweep as run_sweep
-    from densebatch.sweep_report import draw_sweep, find_best, format_csv, format_markdown
+    from densebatch.studies.sweep import find_images
+    from densebatch.studies.sweep import sweep as run_sweep
+    from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
 
     settings = load_sweep(config)
     output = output.absolute()

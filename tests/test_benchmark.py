@@ -9,13 +9,20 @@ import pytest
 from click.testing import CliRunner
 from run_files import call_main
 
-from densebatch import benchmark_parts
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.benchmark import Record, Row, compare, read_record, summarize, tell_differences
-from densebatch.benchmark import write_record as write
-from densebatch.benchmark_report import draw_record
-from densebatch.benchmark_watch import watch, watch_success
 from densebatch.cli import cli
+from densebatch.studies import benchmark_parts
+from densebatch.studies.benchmark import (
+    Record,
+    Row,
+    compare,
+    read_record,
+    summarize,
+    tell_differences,
+)
+from densebatch.studies.benchmark import write_record as write
+from densebatch.studies.benchmark_report import draw_record
+from densebatch.studies.watch import watch, watch_success
 
 
 def make_record(kind="throughput", rows=None, **changes):

@@ -149,7 +149,7 @@ print(json.dumps(ask(
 def test_the_main_process_leaves_what_takes_long_to_import_to_workers(tmp_path):
     loaded = run_program("""
 from pathlib import Path
-from densebatch.demo import run_demo
+from densebatch.studies.demo import run_demo
 run_demo(Path("demo"), size_px=256, seed=0, workers=1)
 print(json.dumps(sorted(sys.modules)))
 """, cwd=tmp_path)  # fmt: skip

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from densebatch.base.machine import make_gpu_meter, name_gpu
-from densebatch.benchmark import describe_machine
-from densebatch.benchmark_segment import _without_channels
+from densebatch.studies.benchmark import describe_machine
+from densebatch.studies.benchmark_runs import _without_channels
 
 
 def library(**changed):

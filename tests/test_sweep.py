@@ -21,8 +21,8 @@ from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_labels
 from densebatch.slides.simulated import Tissue, render
 from densebatch.stages import predict as inference
-from densebatch.sweep import Setting, find_images, sweep
-from densebatch.sweep_report import draw_sweep, find_best, format_csv, format_markdown
+from densebatch.studies.sweep import Setting, find_images, sweep
+from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
 
 SHAPE = 110, 200
 FLOW, CELLPROB, SIZES = (0.0, 0.2, 0.4), (-2.0, 0.5), (0, 100)
@@ -152,7 +152,7 @@ def test_tiles_do_not_change_a_score(images, swept, tmp_path):
 
 def test_far_travellers_get_the_halo_that_they_need(images, swept, monkeypatch):
     """With a first halo that is too small, tiles are traced again until it is not."""
-    from densebatch import sweep as module
+    from densebatch.studies import sweep as module
 
     fields = module.store_flows
     travels = []

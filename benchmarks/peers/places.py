@@ -22,8 +22,8 @@ from typing import Any
 from mosaic import UM_PER_PX, join_fields, write_mosaic
 from run import build_parser, describe_all_versions, list_contestants, read_options, run_once
 
-from densebatch.benchmark import describe_machine
 from densebatch.models.model import find_model
+from densebatch.studies.benchmark import describe_machine
 
 # where the window begins, in px of the mosaic; each remainder of 8 comes once in both
 PLACES = ((0, 0), (37, 59), (74, 30), (15, 97), (92, 4), (49, 87), (110, 122), (27, 45))

@@ -44,10 +44,10 @@ import zarr
 from borders import interior_lines, report_borders
 from mosaic import UM_PER_PX, Mosaic, build_mosaic
 
-from densebatch.benchmark import describe_machine, describe_versions
-from densebatch.benchmark_watch import watch
 from densebatch.models.model import find_model, load_network
 from densebatch.scoring.score import score_labels
+from densebatch.studies.benchmark import describe_machine, describe_versions
+from densebatch.studies.watch import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import name_gpu
-from densebatch.benchmark import Row, summarize
-from densebatch.benchmark_watch import Watched, scratch_folder, watch_success
 from densebatch.planning.capacity import count_cores
 from densebatch.slides.simulated import CHANNELS, Tissue, write_slide
+from densebatch.studies.benchmark import Row, summarize
+from densebatch.studies.watch import Watched, scratch_folder, watch_success
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from densebatch.base.charts import compose_picture, draw_chart
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from densebatch.benchmark import Record, Row
+    from densebatch.studies.benchmark import Record, Row
 
 _TITLES = {
     "throughput": "Seconds of all tasks, by stage and part",

@@ -24,7 +24,6 @@ from densebatch.base.errors import InputError
 from densebatch.cells.pairs import name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
-from densebatch.flow_fields import store_flows
 from densebatch.planning.capacity import count_cores
 from densebatch.planning.work import tile_grid
 from densebatch.run.segment import Progress
@@ -33,6 +32,7 @@ from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_table
 from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
+from densebatch.studies.flows import store_flows
 from densebatch.tracing.tile import halo_for_travel, trace_tile
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.cells.read import LabelImage
-    from densebatch.flow_fields import FlowField
     from densebatch.planning.settings import SegmentSettings, SweepSettings
     from densebatch.scoring.results import ImageScore
+    from densebatch.studies.flows import FlowField
 
 _STAGE = "trace and score"
 _INT32 = 2**31 - 1  # no cell is larger

@@ -11,7 +11,7 @@ from densebatch.base.charts import compose_picture, draw_chart
 from densebatch.scoring.matching import format_threshold
 from densebatch.scoring.report import show_number
 from densebatch.scoring.summary import summarize
-from densebatch.sweep import Setting
+from densebatch.studies.sweep import Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

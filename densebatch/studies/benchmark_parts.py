@@ -11,8 +11,6 @@ import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.benchmark import Row, summarize
-from densebatch.benchmark_watch import scratch_folder, watch_success
 from densebatch.cells.read import open_labels
 from densebatch.engines.backend import (
     BACKENDS,
@@ -28,6 +26,8 @@ from densebatch.engines.quantization import quantise
 from densebatch.models.model import find_model, load_network
 from densebatch.scoring.score import score_labels
 from densebatch.slides.simulated import Tissue, render, write_slide
+from densebatch.studies.benchmark import Row, summarize
+from densebatch.studies.watch import scratch_folder, watch_success
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,0 +1,1 @@
+"""Many runs for one purpose: threshold sweeps, the demo, benchmarks."""

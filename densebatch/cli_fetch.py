@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from densebatch.image_sets import SetFile, fetch_set, find_set
+from densebatch.training.image_sets import SetFile, fetch_set, find_set
 
 
 @click.command()

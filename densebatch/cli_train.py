@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densebatch.annotated import load_annotated
 from densebatch.base.errors import InputError
 from densebatch.models.model import find_model
-from densebatch.recipe import load_recipe
-from densebatch.training import train as run_training
-from densebatch.training_curve import draw_curve
-from densebatch.validation import validate, write_model
+from densebatch.training.annotated import load_annotated
+from densebatch.training.curve import draw_curve
+from densebatch.training.recipe import load_recipe
+from densebatch.training.train import train as run_training
+from densebatch.training.validation import validate, write_model
 
 if TYPE_CHECKING:
-    from densebatch.annotated import AnnotatedImage, HeldOut
     from densebatch.models.model import ModelSpec
     from densebatch.models.network import CPnet
-    from densebatch.recipe import Recipe
-    from densebatch.training import CurvePoint
+    from densebatch.training.annotated import AnnotatedImage, HeldOut
+    from densebatch.training.recipe import Recipe
+    from densebatch.training.train import CurvePoint
 
 _TOLD_STEPS = 20
 

@@ -8,12 +8,12 @@ import tifffile
 import zarr
 from skimage.io import imsave
 
-from densebatch.annotated import EDGE_PX, find_annotated, load_annotated, measure_diameters
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.recipe import Recipe
 from densebatch.slides.simulated import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
+from densebatch.training.annotated import EDGE_PX, find_annotated, load_annotated, measure_diameters
+from densebatch.training.recipe import Recipe
 
 RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)
 INSIDE = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]

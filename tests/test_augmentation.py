@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from skimage.io import imsave
 
-from densebatch.annotated import EDGE_PX, load_annotated
-from densebatch.augmentation import (
+from densebatch.base.geometry import Region
+from densebatch.slides.simulated import Tissue, render
+from densebatch.tracing.diffusion import compute_flows
+from densebatch.tracing.foreground import FLOW_SCALE
+from densebatch.training.annotated import EDGE_PX, load_annotated
+from densebatch.training.augmentation import (
     draw_orientation,
     draw_shift,
     find_borders,
     orient,
     sample_batch,
 )
-from densebatch.base.geometry import Region
-from densebatch.recipe import Recipe
-from densebatch.slides.simulated import Tissue, render
-from densebatch.tracing.diffusion import compute_flows
-from densebatch.tracing.foreground import FLOW_SCALE
+from densebatch.training.recipe import Recipe
 
 PLAIN = Recipe(
     widths=(2, 8, 16, 32),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from densebatch.planning.settings import load_settings, load_sweep
-from densebatch.recipe import load_recipe
+from densebatch.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from densebatch import training
-from densebatch.annotated import prepare
-from densebatch.augmentation import draw_orientation, draw_shift, orient, sample_batch
 from densebatch.base.geometry import Region
-from densebatch.consistency import (
+from densebatch.models.network import CPnet
+from densebatch.slides.simulated import Tissue, render
+from densebatch.training import train as training
+from densebatch.training.annotated import prepare
+from densebatch.training.augmentation import draw_orientation, draw_shift, orient, sample_batch
+from densebatch.training.consistency import (
     ask_teachers,
     compute_inconsistency,
     consistency_at,
     orient_inputs,
     restore_outputs,
 )
-from densebatch.models.network import CPnet
-from densebatch.recipe import Recipe
-from densebatch.slides.simulated import Tissue, render
-from densebatch.training import train
+from densebatch.training.recipe import Recipe
+from densebatch.training.train import train
 
 RECIPE = Recipe(
     widths=(2, 8, 16, 32),

@@ -16,8 +16,8 @@ import pytest
 from file_server import serve
 from run_files import call_main
 
-from densebatch import image_sets
-from densebatch.image_sets import ImageSet, SetFile, fetch_set, find_set
+from densebatch.training import image_sets
+from densebatch.training.image_sets import ImageSet, SetFile, fetch_set, find_set
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"
 

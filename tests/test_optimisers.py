@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from densebatch.models.network import CPnet
-from densebatch.optimisers import Muon, build_optimisers, orthogonalize
-from densebatch.recipe import Recipe
+from densebatch.training.optimisers import Muon, build_optimisers, orthogonalize
+from densebatch.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16), (8, 8)])

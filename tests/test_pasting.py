@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densebatch.base.geometry import Region
-from densebatch.pasting import Crop, paste_disc
 from densebatch.slides.simulated import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
+from densebatch.training.pasting import Crop, paste_disc
 
 SIDE = 96
 

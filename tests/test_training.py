@@ -13,25 +13,26 @@ import torch
 from click.testing import CliRunner
 from skimage.io import imsave
 
-from densebatch import batches, training
-from densebatch.annotated import EDGE_PX, load_annotated, measure_diameters
-from densebatch.augmentation import sample_batch
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
-from densebatch.batches import draw_batches
 from densebatch.cli import cli
 from densebatch.models.model import choose_rescale, find_model, load_network
 from densebatch.planning.settings import DEFAULT_MODEL
-from densebatch.recipe import Recipe, load_recipe
-from densebatch.simulated_images import simulate_annotated
 from densebatch.slides.simulated import Tissue, render
-from densebatch.training import (
+from densebatch.training import batches
+from densebatch.training import train as training
+from densebatch.training.annotated import EDGE_PX, load_annotated, measure_diameters
+from densebatch.training.augmentation import sample_batch
+from densebatch.training.batches import draw_batches
+from densebatch.training.recipe import Recipe, load_recipe
+from densebatch.training.simulated import simulate_annotated
+from densebatch.training.train import (
     build_network,
     compute_loss,
     learning_rate_at,
     train,
 )
-from densebatch.validation import validate, write_model
+from densebatch.training.validation import validate, write_model
 
 SMALL = Recipe(
     widths=(2, 8, 16, 32),
@@ -516,7 +517,7 @@ def test_command_refuses_what_cannot_work(folder, tmp_path):
 
 
 def test_curve_is_redrawn_without_validation(images, tmp_path):
-    from densebatch.training_curve import draw_curve
+    from densebatch.training.curve import draw_curve
 
     _, curve = train(images, SMALL, tmp_path / "a.pt")
     draw_curve(curve, tmp_path / "a.svg")

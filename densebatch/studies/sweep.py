@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import psutil
 
-from densebatch.annotated import AnnotatedFile, find_annotated
 from densebatch.base.errors import InputError
 from densebatch.cells.pairs import name_label_image
 from densebatch.cells.read import open_labels
@@ -34,6 +33,7 @@ from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
 from densebatch.studies.flows import store_flows
 from densebatch.tracing.tile import halo_for_travel, trace_tile
+from densebatch.training.annotated import AnnotatedFile, find_annotated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from densebatch.augmentation import sample_batch
 from densebatch.base.errors import DensebatchError
 from densebatch.planning.capacity import count_cores
+from densebatch.training.augmentation import sample_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from densebatch.annotated import AnnotatedImage
-    from densebatch.recipe import Recipe
+    from densebatch.training.annotated import AnnotatedImage
+    from densebatch.training.recipe import Recipe
 
 _MAX_PROCESSES = 4
 _AHEAD = 2  # batches of each process; they lie in shared memory, of which containers have little

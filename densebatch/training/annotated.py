@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.recipe import Recipe
+    from densebatch.training.recipe import Recipe
 
 
 EDGE_PX = 64

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from densebatch.models.network import CPnet
-    from densebatch.recipe import Recipe
+    from densebatch.training.recipe import Recipe
 
 _SGD_MOMENTUM = 0.9  # Cellpose's
 _MUON_MOMENTUM = 0.95

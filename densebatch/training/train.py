@@ -19,23 +19,23 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from densebatch.annotated import measure_diameters
 from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.errors import InputError
-from densebatch.batches import count_processes, draw_batches
-from densebatch.consistency import compute_teaching_loss, consistency_at
 from densebatch.models.model import load_network
 from densebatch.models.network import CPnet
-from densebatch.optimisers import build_optimisers
-from densebatch.recipe import Recipe
-from densebatch.simulated_images import simulate_annotated
+from densebatch.training.annotated import measure_diameters
+from densebatch.training.batches import count_processes, draw_batches
+from densebatch.training.consistency import compute_teaching_loss, consistency_at
+from densebatch.training.optimisers import build_optimisers
+from densebatch.training.recipe import Recipe
+from densebatch.training.simulated import simulate_annotated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from densebatch.annotated import AnnotatedImage
     from densebatch.models.model import ModelSpec
+    from densebatch.training.annotated import AnnotatedImage
 
 _VALIDATIONS = 5  # in the course of a training
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from densebatch.training import CurvePoint
+    from densebatch.training.train import CurvePoint
 
 _BINS = 40
 _TICKS = 5

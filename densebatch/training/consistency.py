@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from densebatch.augmentation import draw_orientation, draw_shift
+from densebatch.training.augmentation import draw_orientation, draw_shift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from densebatch.models.network import CPnet
-    from densebatch.recipe import Recipe
+    from densebatch.training.recipe import Recipe
 
 
 def orient_inputs(inputs: torch.Tensor, turn: int) -> torch.Tensor:

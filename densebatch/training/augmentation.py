@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from densebatch.pasting import Crop, paste_disc
 from densebatch.tracing.foreground import FLOW_SCALE
+from densebatch.training.pasting import Crop, paste_disc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from densebatch.annotated import AnnotatedImage
-    from densebatch.recipe import Recipe
+    from densebatch.training.annotated import AnnotatedImage
+    from densebatch.training.recipe import Recipe
 
 _SHADING_PX = 64  # distance over which uneven gain changes
 _SIZE_WEIGHTS = (0.5, 3.0)  # the least and most that a cell's pixels weigh

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from densebatch.annotated import AnnotatedImage, measure_diameters, prepare
 from densebatch.base.geometry import Region
 from densebatch.slides.simulated import Tissue, render
+from densebatch.training.annotated import AnnotatedImage, measure_diameters, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from densebatch.recipe import Recipe
+    from densebatch.training.recipe import Recipe
 
 _N_IMAGES = 16
 _SIDE_PX = 768

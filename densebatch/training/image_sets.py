@@ -67,7 +67,7 @@ _HSV_DENSE_FOLDERS = {
 
 
 def _read_hsv_dense() -> ImageSet:
-    text = (resources.files("densebatch") / "hsv-dense.sha256").read_text()
+    text = (resources.files("densebatch.training") / "hsv-dense.sha256").read_text()
     files = []
     for line in text.splitlines():
         sha256, upstream = line.split()

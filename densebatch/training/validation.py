@@ -17,9 +17,9 @@ from densebatch.scoring.score import ScoreSettings, score_labels
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from densebatch.annotated import HeldOut
     from densebatch.models.network import CPnet
-    from densebatch.recipe import Recipe
+    from densebatch.training.annotated import HeldOut
+    from densebatch.training.recipe import Recipe
 
 MARGIN_PX = 8  # of a patch's border, not trusted
 _MIN_SIZES = (0, 100)  # px; the paper reports both

@@ -27,8 +27,8 @@ from densebatch.studies.benchmark import describe_machine, describe_versions
 CHECKPOINT_S = 5.0
 _PROGRAM = """
 import functools, sys
-from densebatch import cli_train
-from densebatch.cli import cli
+from densebatch.cli import train as cli_train
+from densebatch.cli.main import cli
 cli_train.run_training = functools.partial(cli_train.run_training, checkpoint_seconds={seconds})
 cli(sys.argv[1:])
 """

@@ -1,6 +1,6 @@
 """`python -m densebatch`."""
 
-from densebatch.cli import main
+from densebatch.cli.main import main
 
 if __name__ == "__main__":
     main()

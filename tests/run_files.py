@@ -14,7 +14,7 @@ import tifffile
 
 from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
-from densebatch.cli import main
+from densebatch.cli.main import main
 from densebatch.run.segment import Progress
 from densebatch.slides.simulated import Tissue, render
 
@@ -87,7 +87,7 @@ def start_command(*arguments, group_px=None, **options):
         # what a shell starts in the background ignores Ctrl-C, the tests and so their commands too
         heeded = "import signal as s; s.signal(s.SIGINT, s.default_int_handler)"
         changed = f"{heeded}; import densebatch.plan as p; p._GROUP_PX = {group_px}"
-        start = ["-c", f"{changed}; from densebatch.cli import main; main()"]
+        start = ["-c", f"{changed}; from densebatch.cli.main import main; main()"]
     return subprocess.Popen(
         [sys.executable, *start, *map(str, arguments)],
         stdout=subprocess.PIPE,

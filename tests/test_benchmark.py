@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from run_files import call_main
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.cli import cli
+from densebatch.cli.main import cli
 from densebatch.studies import benchmark_parts
 from densebatch.studies.benchmark import (
     Record,

@@ -15,7 +15,7 @@ from PIL import Image
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.cells.pairs import pair_labels
 from densebatch.cells.read import open_labels
-from densebatch.cli_score import score
+from densebatch.cli.score import score
 from densebatch.scoring.score import ScoreSettings, score_labels
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hsv-dense"

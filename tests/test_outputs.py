@@ -36,8 +36,8 @@ from slide_files import write_zarr
 
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
+from densebatch.cli.terminal import TerminalProgress
 from densebatch.engines.pytorch import TorchBackend
-from densebatch.progress import TerminalProgress
 from densebatch.run import segment as pipeline
 from densebatch.run import session
 from densebatch.run.segment import segment

@@ -20,10 +20,10 @@ from slide_files import write_zarr
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
+from densebatch.cli.terminal import TerminalProgress
 from densebatch.planning import plan
 from densebatch.planning.plan import draft_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.progress import TerminalProgress
 from densebatch.run import segment as pipeline
 from densebatch.run.segment import segment
 from densebatch.stages.trace import trace_core

@@ -15,7 +15,7 @@ from skimage.io import imsave
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
-from densebatch.cli import cli
+from densebatch.cli.main import cli
 from densebatch.models.model import choose_rescale, find_model, load_network
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.slides.simulated import Tissue, render

@@ -36,7 +36,7 @@ def sweep(
     IMAGES is a folder of X_img with X_masks, or of OME-Zarr images with labels inside, or one
     slide. The network runs once per image; other thresholds use its stored flow field.
     """
-    from densebatch.progress import TerminalProgress
+    from densebatch.cli.terminal import TerminalProgress
     from densebatch.stages.journal import write_atomic
     from densebatch.studies.sweep import find_images
     from densebatch.studies.sweep import sweep as run_sweep

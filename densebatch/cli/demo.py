@@ -26,8 +26,8 @@ def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
     if workers != 0:
         start_fork_server()  # before other imports: it goes on beside them
-    from densebatch.cli_summary import print_summary
-    from densebatch.progress import TerminalProgress
+    from densebatch.cli.summary import print_summary
+    from densebatch.cli.terminal import TerminalProgress
     from densebatch.studies.demo import run_demo
 
     with TerminalProgress(Console(stderr=True)) as progress:

@@ -17,15 +17,15 @@ from densebatch.base.errors import DensebatchError, PartialRunError
 # Commands in modules of their own, imported when they are called: `score` must start without
 # torch, and `--help` without anything.
 _COMMANDS = {
-    "segment": ("densebatch.cli_segment", "Segment a slide into OME-Zarr labels."),
-    "plan": ("densebatch.cli_segment", "Show what a segmentation would do, and do nothing."),
-    "demo": ("densebatch.cli_demo", "Simulate a slide, segment it, score it, show it."),
-    "score": ("densebatch.cli_score", "Compare label images with ground truth."),
-    "sweep": ("densebatch.cli_sweep", "Score many thresholds; the network runs once."),
-    "train": ("densebatch.cli_train", "Train a network on annotated images."),
-    "models": ("densebatch.cli_models", "List, show, import or fetch models."),
-    "fetch": ("densebatch.cli_fetch", "Fetch the image set that the paper's figures are from."),
-    "benchmark": ("densebatch.cli_benchmark", "Measure how fast this machine does what."),
+    "segment": ("densebatch.cli.segment", "Segment a slide into OME-Zarr labels."),
+    "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
+    "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),
+    "score": ("densebatch.cli.score", "Compare label images with ground truth."),
+    "sweep": ("densebatch.cli.sweep", "Score many thresholds; the network runs once."),
+    "train": ("densebatch.cli.train", "Train a network on annotated images."),
+    "models": ("densebatch.cli.models", "List, show, import or fetch models."),
+    "fetch": ("densebatch.cli.fetch", "Fetch the image set that the paper's figures are from."),
+    "benchmark": ("densebatch.cli.benchmark", "Measure how fast this machine does what."),
 }
 
 

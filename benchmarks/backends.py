@@ -28,10 +28,11 @@ from torch import nn
 from torch.nn import functional
 
 from densebatch.base.errors import InputError
-from densebatch.base.findings import describe_machine, list_versions
+from densebatch.base.findings import identify_machine, list_versions
 from densebatch.base.geometry import Region
-from densebatch.engines.backend import BACKENDS, PatchShape, choose_device, make_backend
+from densebatch.engines.backend import BACKENDS, PatchShape
 from densebatch.engines.folding import _EnlargingConv, fold_network
+from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.openvino import convert_network, pack_model
 from densebatch.engines.quantization import quantise_model
 from densebatch.models.model import find_model, list_bundled, load_network
@@ -200,7 +201,7 @@ def main() -> None:
     rows = [row for width in arguments.widths for row in measure(width, arguments)]
     document = {
         "command": " ".join(sys.argv),
-        "machine": {k: v for k, v in describe_machine().items() if k != "host"},
+        "machine": {k: v for k, v in identify_machine().items() if k != "host"},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {**list_versions(), "densebatch": version("densebatch")},
         "patch_px": arguments.patch,

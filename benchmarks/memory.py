@@ -24,7 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from densebatch.slides.simulated import Tissue, write_slide
+from densebatch.slides.simulated import Tissue
+from densebatch.slides.simulated_file import write_slide
 from densebatch.studies.benchmark import describe_machine
 from densebatch.studies.watch import watch_success
 

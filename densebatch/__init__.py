@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densebatch.planning.plan import Plan, build_plan
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import build_plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.segment import SegmentResult, segment
 

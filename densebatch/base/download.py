@@ -7,7 +7,6 @@ on the way becomes one sentence.
 
 from __future__ import annotations
 
-import hashlib
 import http
 import os
 import secrets
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _TIMEOUT_S = 30.0  # without a byte
@@ -82,34 +81,6 @@ def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):
             partial.unlink()
-
-
-@contextmanager
-def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
-    """Within this context, folders may be made; after a failure those still empty are removed."""
-    made = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
-    try:
-        yield
-    except BaseException:
-        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
-def digest(path: Path, name: str | None = None) -> str:
-    """SHA-256 of a file.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read; about `name`, else the path.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{name or path}: cannot be read ({error.strerror})") from error
 
 
 def list_record(doi: str) -> dict[str, str]:

@@ -11,43 +11,22 @@ import hashlib
 import json
 import os
 import platform
-import sys
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.stages.journal import write_atomic
+from densebatch.base.files import cache_folder, write_atomic
+from densebatch.base.machine import name_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _LIBRARIES = ("densebatch", "torch", "openvino", "nncf", "numpy", "numba")
 
 
-def cache_folder() -> Path:
-    """`DENSEBATCH_CACHE`, else `densebatch` in what the system uses for caches."""
-    chosen = os.environ.get("DENSEBATCH_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "densebatch"
-
-
-@lru_cache(maxsize=1)
-def describe_machine() -> dict[str, Any]:
+def identify_machine() -> dict[str, Any]:
     """Host, processor and cores: a home folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(s.split(":", 1)[1].strip() for s in lines if s.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return {"host": platform.node(), "processor": processor, "cores": os.cpu_count()}
+    return {"host": platform.node(), "processor": name_processor(), "cores": os.cpu_count()}
 
 
 def list_versions() -> dict[str, str]:
@@ -62,7 +41,7 @@ def list_versions() -> dict[str, str]:
 
 
 def _file_of(identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    whole = {**identity, "machine": describe_machine(), "versions": list_versions()}
+    whole = {**identity, "machine": identify_machine(), "versions": list_versions()}
     text = json.dumps(whole, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     return cache_folder() / "engines" / f"{digest}.json", json.loads(text)

@@ -1,4 +1,4 @@
-"""The GPU as its driver tells of it: name, and how busy it is; and whether this process uses it.
+"""The machine: its processor and cores, and its GPU as the driver tells of it.
 
 Imports nothing of CUDA.
 """
@@ -6,8 +6,11 @@ Imports nothing of CUDA.
 from __future__ import annotations
 
 import importlib
-import sys
+import os
+import platform
 from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,7 +57,19 @@ def name_gpu() -> str | None:
     return None
 
 
-def is_in_use() -> bool:
-    """Whether this process has a context on a GPU, which takes seconds and memory to get."""
-    torch: Any = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
+def count_cores() -> int:
+    """Processors that this process may use; only Linux tells a limit, as batch systems set."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def name_processor() -> str:
+    """Name of the processor, as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

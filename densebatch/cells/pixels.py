@@ -81,3 +81,44 @@ def guess_axes(shape: tuple[int, ...], path: Path) -> str:
     if len(shape) == 3 and shape[2] in (3, 4) and shape[0] > 4:
         return "YXS"
     return "ABCDEFGHIJKLMNOPQ"[: len(shape) - 2] + "YX"
+
+
+MAX_LABEL = 2**32 - 1
+
+
+def as_labels(array: object, where: str = "the label image") -> NDArray[np.uint32]:
+    """Labels as contiguous uint32, or the reason why these are no labels.
+
+    Parameters
+    ----------
+    array
+        Integers of any type, 0 for background.
+    where
+        Names the source in the error.
+
+    Raises
+    ------
+    InputError
+        For floats, booleans, negative ids and ids above 2^32-1.
+
+    Examples
+    --------
+    >>> as_labels(np.array([[0, 7]], dtype=np.int16))
+    array([[0, 7]], dtype=uint32)
+    """
+    labels = np.asarray(array)
+    kind = labels.dtype.kind
+    if kind not in "iu":
+        found = "a yes/no mask (bool)" if kind == "b" else f"values of type {labels.dtype}"
+        raise InputError(
+            f"{where} holds {found}; a label image has one whole number per cell and 0 for "
+            "background"
+        )
+    if labels.size and labels.dtype.itemsize > (2 if kind == "u" else 0):
+        if kind == "i" and (lowest := int(labels.min())) < 0:
+            raise InputError(
+                f"{where} holds the negative label {lowest}; labels are 0 to {MAX_LABEL}"
+            )
+        if labels.dtype.itemsize > 4 and (highest := int(labels.max())) > MAX_LABEL:
+            raise InputError(f"{where} holds the label {highest}; labels are 0 to {MAX_LABEL}")
+    return np.ascontiguousarray(labels, dtype=np.uint32)

@@ -21,9 +21,8 @@ from PIL import Image
 
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.geometry import Region
-from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes, tell
+from densebatch.cells.pixels import ACCEPTED, Pixels, as_labels, guess_axes, tell
 from densebatch.cells.read_zarr import open_zarr
-from densebatch.scoring.contingency import as_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from densebatch.base.errors import InputError
-from densebatch.planning.capacity import count_cores
+from densebatch.base.machine import count_cores
 from densebatch.planning.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:

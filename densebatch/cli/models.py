@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from densebatch.base.download import digest
 from densebatch.base.errors import InputError
+from densebatch.base.files import digest
 from densebatch.models import zoo
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.planning.capacity import count_cores
+from densebatch.base.machine import count_cores
 from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures, score_files
 from densebatch.scoring.page import format_html
 from densebatch.scoring.report import format_csv, format_json, print_report

@@ -123,9 +123,9 @@ def _tell_missing(result: SegmentResult) -> str:
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
     from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
-    from densebatch.planning.engine_choice import check_engine, settle_engine
-    from densebatch.planning.plan import draft_plan, survey_plan
+    from densebatch.planning.planner import draft_plan, survey_plan
     from densebatch.planning.work import tile_grid
+    from densebatch.run.engine import check_engine, settle_engine
     from densebatch.run.folder import OutputFolder
 
     folder = OutputFolder(out.absolute())

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from densebatch.models.model import ModelSpec
     from densebatch.models.network import CPnet
     from densebatch.training.annotated import AnnotatedImage, HeldOut
+    from densebatch.training.curve import CurvePoint
     from densebatch.training.recipe import Recipe
-    from densebatch.training.train import CurvePoint
 
 _TOLD_STEPS = 20
 

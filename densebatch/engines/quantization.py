@@ -15,47 +15,17 @@ import zipfile
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from densebatch.engines.backend import PatchShape
-    from densebatch.models.model import ModelSpec
 
 QUANTISED_BY = 1  # counts changes of what follows: what was kept before is made again
-_PATCHES = 24
-_SEED = 77  # of the tissue; not that of the gate
 _FILE = "network-int8.zip"
-
-
-def quantise(spec: ModelSpec, shape: PatchShape) -> bytes:
-    """A model's network in eight bits, for patches of one shape.
-
-    Returns
-    -------
-    bytes
-        As `backend_openvino.pack_model`; the same numbers for the same model, machine and versions.
-
-    Raises
-    ------
-    InputError
-        If a library is missing.
-    """
-    from densebatch.engines.backend import check_backend
-    from densebatch.engines.openvino import convert_network, pack_model
-    from densebatch.models.model import load_network
-    from densebatch.planning.gate import draw_sample
-
-    check_backend("openvino-int8", "cpu")
-    patches = draw_sample(spec, shape, "int8", seed=_SEED).patches
-    chosen = np.linspace(0, len(patches) - 1, min(_PATCHES, len(patches))).round().astype(int)
-    model = convert_network(load_network(spec), shape)
-    return pack_model(quantise_model(model, [patches[place][None] for place in chosen]))
 
 
 def quantise_model(model: Any, patches: list[NDArray[np.float32]]) -> Any:  # noqa: ANN401
@@ -108,7 +78,7 @@ def _find_last_layer(model: Any) -> str:  # noqa: ANN401
 
 def write_quantised(work: Path, packed: bytes) -> None:
     """Put the quantised network where workers look for it."""
-    from densebatch.stages.journal import write_atomic
+    from densebatch.base.files import write_atomic
 
     write_atomic(work / _FILE, packed)
 

@@ -7,13 +7,13 @@ is kept in the safetensors header. Torch is imported where weights are touched, 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
 from densebatch.models import zoo
 from densebatch.models.weights_file import (
     CARD_KEY,
@@ -22,7 +22,6 @@ from densebatch.models.weights_file import (
     infer_widths,
     read_header,
 )
-from densebatch.stages.journal import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -319,45 +318,6 @@ def save_model(
     }
     document = json.dumps({**card, "use": use}, sort_keys=True)
     write_atomic(path, save(state, metadata={CARD_KEY: document}))
-
-
-def choose_rescale(
-    spec: ModelSpec, um_per_px: float | None, diameter_px: float | None
-) -> tuple[float, str]:
-    """Factor from slide pixels to network pixels, and the reason for it in words.
-
-    A stated diameter decides; else pixel sizes, if both are known; else the model's own default.
-    A factor within 3 % of 1 is taken as 1: interpolation would cost more than it corrects.
-
-    Raises
-    ------
-    InputError
-        If the factor is outside 1/16 to 8.
-    """
-    if diameter_px is not None:
-        if not (math.isfinite(diameter_px) and diameter_px > 0):
-            raise InputError(f"diameter {diameter_px} px: accepted are positive numbers")
-        factor = spec.diameter_px / diameter_px
-        reason = f"cells of {diameter_px:g} px, network trained on {spec.diameter_px:.3g} px"
-    elif spec.um_per_px is not None and um_per_px is not None:
-        factor = um_per_px / spec.um_per_px
-        reason = f"slide {um_per_px:g} um/px, network {spec.um_per_px:g} um/px"
-    elif spec.um_per_px is not None:
-        factor = spec.diameter_px / spec.default_diameter_px
-        taken = spec.um_per_px * factor
-        reason = f"pixel size unknown, taken as {taken:g} um/px, that of the model's images"
-    else:
-        factor = spec.diameter_px / spec.default_diameter_px
-        reason = (
-            f"model's default cell diameter {spec.default_diameter_px:.3g} px, "
-            f"network trained on {spec.diameter_px:.3g} px"
-        )
-    if not 1 / 16 <= factor <= 8:
-        raise InputError(
-            f"the slide would be rescaled by {factor:.3g} ({reason}); accepted is 0.0625 to 8: "
-            "check --pixel-size or --diameter"
-        )
-    return (1.0 if abs(factor - 1) < 0.03 else factor), reason
 
 
 def count_weights(spec: ModelSpec) -> int:

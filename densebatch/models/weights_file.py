@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from densebatch.base.download import digest
+from densebatch.base.files import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

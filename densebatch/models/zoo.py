@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densebatch.base.download import DownloadError, digest, download, list_record, no_empty_folders
+from densebatch.base.download import DownloadError, download, list_record
 from densebatch.base.errors import InputError
-from densebatch.stages.journal import write_atomic
+from densebatch.base.files import cache_folder, digest, no_empty_folders, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CACHE_VARIABLE = "DENSEBATCH_CACHE"
 _CELLPOSE_URL = "https://www.cellpose.org/models/"
 
 
@@ -88,23 +86,18 @@ def _list_known() -> dict[str, KnownModel]:
 KNOWN = _list_known()
 
 
-def cache_folder() -> Path:
-    """Folder of the fetched models: in `$DENSEBATCH_CACHE`, else in the platform's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser() / "models"
-    import pooch
-
-    return Path(pooch.os_cache("densebatch")) / "models"
+def models_folder() -> Path:
+    """Folder of the fetched models, in the cache folder."""
+    return cache_folder() / "models"
 
 
 def file_of(name: str) -> Path:
     """Path of a model's file in the cache, whether it is there or not."""
-    return cache_folder() / name
+    return models_folder() / name
 
 
 def _lock_of(name: str) -> Path:
-    return cache_folder() / f"{name}.lock.json"
+    return models_folder() / f"{name}.lock.json"
 
 
 def read_pin(name: str) -> Pin | None:

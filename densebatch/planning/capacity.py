@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import shutil
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 
 from densebatch.base.allocation import KEPT_BYTES
 from densebatch.base.errors import CapacityError, InputError
+from densebatch.base.machine import count_cores
 from densebatch.cells.ngff import SHARD_PX
+from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import SlideInfo
 
 _TORCH_MB = 420  # interpreter, torch and weights, measured
 _MAX_WORKERS = 16
@@ -89,13 +85,6 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     )
 
 
-def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
-    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
-    chunk_y, chunk_x = slide.chunk_px
-    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
-    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize
-
-
 def trace_window_px(plan: Plan, tile: int) -> int:
     """Pixels of the largest window that a tile of that size is traced in, halo included."""
     side = tile + 2 * halo_for_travel(plan.travel_px)
@@ -115,12 +104,6 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
     share = psutil.virtual_memory().available * _MEMORY_SHARE / workers
     spare = share - 1e6 * estimate(plan, settings.tile).worker_mb
     return max(1, min(count_cores() // workers, 1 + int(spare // patch_bytes(plan))))
-
-
-def count_cores() -> int:
-    """Processors that this process may use; only Linux tells a limit, as batch systems set."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
@@ -173,67 +156,3 @@ def check_capacity(needs: Estimate, workers: int, folder: Path, *, remote: bool 
         raise CapacityError(
             f"{folder}: the run needs about {needs.disk_mb} MB of disk and {free_mb} MB are free"
         )
-
-
-def measure_peak_mb() -> int:
-    """Largest resident memory of this process so far, in MB; the current one if nobody knows."""
-    # not getrusage: a new process inherits the peak of the one that started it
-    try:
-        status = Path("/proc/self/status").read_text()
-        peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 1024 // 10**6
-    except (OSError, StopIteration, ValueError, IndexError):
-        return int(psutil.Process().memory_info().rss // 10**6)
-
-
-def count_io() -> tuple[int, int] | None:
-    """Bytes that this process has read and written so far, cached or not; None if nobody knows.
-
-    Counted are the system calls, not the disk; what is mapped into memory is not.
-    """
-    try:
-        counters = psutil.Process().io_counters()
-        return int(counters.read_chars), int(counters.write_chars)
-    except (AttributeError, OSError, psutil.Error):  # only Linux counts calls
-        return None
-
-
-def name_process() -> str:
-    """A name that this process shares with no other of a run, on any machine."""
-    return f"{platform.node()}:{os.getpid()}"
-
-
-class Meter:
-    """Started at the beginning of a task; tells at its end what it took, for its record."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._io = count_io()
-        self._parts: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add to the time of a part of the task."""
-        start = time.monotonic()
-        yield
-        self._parts[part] = self._parts.get(part, 0.0) + time.monotonic() - start
-
-    def read(self) -> dict[str, Any]:
-        """Seconds since the start, in all and by part; what the process has read and written.
-
-        Returns
-        -------
-        dict
-            `seconds`, `parts` (seconds by name), `peak_rss_mb`, `process`, and since the start
-            `bytes_read` and `bytes_written`, which are None if nobody knows.
-        """
-        before, now = self._io, count_io()
-        spent = (now[0] - before[0], now[1] - before[1]) if before and now else (None, None)
-        return {
-            "seconds": round(time.monotonic() - self._start, 4),
-            "parts": {name: round(seconds, 4) for name, seconds in self._parts.items()},
-            "peak_rss_mb": measure_peak_mb(),
-            "process": name_process(),
-            "bytes_read": spent[0],
-            "bytes_written": spent[1],
-        }

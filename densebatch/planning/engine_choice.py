@@ -13,37 +13,30 @@ import time
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.findings import recall, remember
-from densebatch.engines.backend import (
-    BACKENDS,
-    REFERENCE,
-    Engine,
-    check_backend,
-    choose_device,
-    evaluate_patches,
-    make_backend,
-    patch_shape,
-    tell_unusable,
+from densebatch.base.machine import count_cores
+from densebatch.engines.backend import BACKENDS, REFERENCE, Engine, evaluate_patches, patch_shape
+from densebatch.engines.make import check_backend, choose_device, make_backend, tell_unusable
+from densebatch.engines.quantization import (
+    QUANTISED_BY,
+    digest_quantised,
+    quantise_model,
 )
-from densebatch.engines.quantization import QUANTISED_BY, digest_quantised, quantise, read_quantised
 from densebatch.models.model import load_network
-from densebatch.planning.capacity import count_cores, patch_bytes, trace_window_px
 from densebatch.planning.gate import Parity, compare, draw_sample, predict_sample
-from densebatch.workers.cluster import check_scheduler
-from densebatch.workers.executors import ask_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from densebatch.engines.backend import Backend
+    from densebatch.engines.backend import Backend, PatchShape
+    from densebatch.models.model import ModelSpec
     from densebatch.planning.gate import Sample
     from densebatch.planning.plan import Plan
-    from densebatch.planning.settings import SegmentSettings
-    from densebatch.run.folder import OutputFolder
 
 # In order of exactness: of two that are equally fast the first is taken.
 CANDIDATES = {
@@ -54,11 +47,6 @@ _WORTH = 0.95  # of the time of a more exact one; less is noise
 _ROUNDS = 3
 _GATE_LANES = 4  # patches at once: as much memory as a worker's few
 _TRIAL_PATCHES = 2
-_CUDA_CONTEXT_BYTES = 600 * 10**6
-_TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `dynamics_device`
-_GPU_SHARE = 0.8  # of its free memory
-# With 3, on 16 cores, they were busy predicting when the other workers had nothing to trace.
-_WORKERS_PER_DEVICE_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -88,102 +76,6 @@ class EngineChoice:
             "parity": self.parity.to_dict() if self.parity is not None else None,
             "trial_s_per_mpx": self.trial,
         }
-
-
-def check_engine(settings: SegmentSettings) -> None:
-    """Refuse at once what this machine cannot do; another machine's workers are asked later.
-
-    Raises
-    ------
-    InputError
-        See `backends.check_backend` and `backends.choose_device`.
-    """
-    anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
-    if settings.is_remote or (settings.device == "auto" and anywhere):
-        return  # to find out which device there is takes seconds where it is a GPU
-    device = choose_device(settings.device)
-    if settings.backend != "auto":
-        check_backend(settings.backend, device)
-
-
-def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, workers: int) -> int:
-    """How many of a machine's workers use the GPU, to evaluate the network and to trace; 0 if all.
-
-    A few processes keep a GPU busy, the more so as each of them needs seconds and memory there for
-    a context, weights, two batches and a tile of its own; the others trace meanwhile.
-    """
-    if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
-        return 0
-    import torch
-
-    each = _CUDA_CONTEXT_BYTES + max(
-        2 * p.network_batch * patch_bytes(p)
-        + trace_window_px(p, settings.tile) * _TRACE_BYTES_PER_PX
-        for p in plans
-    )
-    free, _ = torch.cuda.mem_get_info()
-    return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, int(_GPU_SHARE * free // each)))
-
-
-def settle_engine(
-    plan: Plan, settings: SegmentSettings, folder: OutputFolder, *, restart: bool = False
-) -> tuple[Plan, EngineChoice]:
-    """Complete a surveyed plan with its engine.
-
-    Parameters
-    ----------
-    plan, settings, folder
-        Of the run. If the folder holds an earlier session of it, that one's backend is kept as
-        far as the settings leave the choice.
-    restart
-        What the folder holds does not count.
-
-    Raises
-    ------
-    InputError
-        If a backend that was asked for cannot be used or fails the gate.
-    """
-    earlier = None if restart else folder.read_marker()
-    began = earlier.engine if earlier is not None else None
-    if began is not None and began.quantised is not None:
-        kept = _recall_quantised(folder, began, settings)
-        if kept is not None:
-            return _with_engine(plan, kept), kept
-    arguments = (plan, settings.backend, settings.device, began)
-    if settings.is_remote:
-        address, file = settings.scheduler_address, settings.scheduler_file
-        check_scheduler(address, file)
-        try:
-            choice: EngineChoice = ask_worker(address, file, choose_engine, *arguments)
-        except OSError as error:
-            raise InputError(
-                f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
-                "accepted is a running Dask scheduler with workers"
-            ) from error
-    else:
-        choice = choose_engine(*arguments)
-    return _with_engine(plan, choice), choice
-
-
-def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
-    versions = dict(plan.versions)
-    if BACKENDS[choice.engine.backend].library == "openvino":
-        versions["openvino"] = version("openvino")
-    return replace(plan, engine=choice.engine, versions=versions)
-
-
-def _recall_quantised(
-    folder: OutputFolder, began: Engine, settings: SegmentSettings
-) -> EngineChoice | None:
-    """The quantised network of an earlier session, if it is still there or no longer needed."""
-    if settings.backend != began.backend or began.quantised is None:
-        return None
-    reason = "as this run began"
-    try:
-        packed = read_quantised(folder.work, began.quantised)
-    except InputError:
-        return EngineChoice(began, reason) if folder.report.exists() else None
-    return EngineChoice(began, reason, packed=packed)
 
 
 def choose_engine(
@@ -397,3 +289,32 @@ def _name_gpu(device: str) -> str | None:
     import torch
 
     return str(torch.cuda.get_device_name())
+
+
+_PATCHES = 24
+_SEED = 77  # of the tissue; not that of the gate
+
+
+def quantise(spec: ModelSpec, shape: PatchShape) -> bytes:
+    """A model's network in eight bits, for patches of one shape.
+
+    Returns
+    -------
+    bytes
+        As `backend_openvino.pack_model`; the same numbers for the same model, machine and versions.
+
+    Raises
+    ------
+    InputError
+        If a library is missing.
+    """
+    from densebatch.engines.make import check_backend
+    from densebatch.engines.openvino import convert_network, pack_model
+    from densebatch.models.model import load_network
+    from densebatch.planning.gate import draw_sample
+
+    check_backend("openvino-int8", "cpu")
+    patches = draw_sample(spec, shape, "int8", seed=_SEED).patches
+    chosen = np.linspace(0, len(patches) - 1, min(_PATCHES, len(patches))).round().astype(int)
+    model = convert_network(load_network(spec), shape)
+    return pack_model(quantise_model(model, [patches[place][None] for place in chosen]))

@@ -10,44 +10,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from densebatch.base.errors import InputError
-from densebatch.base.geometry import Grid, Lattice, Region, fit_axis
-from densebatch.cells.ngff import Version  # noqa: TC001  pydantic looks the annotation up at run time
+from densebatch.base.geometry import Grid, Lattice
+
+# pydantic looks these annotations up at run time
+from densebatch.cells.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
-from densebatch.models.model import ModelSpec, choose_rescale, find_model
-from densebatch.planning.settings import SKIP_CONTRAST
-from densebatch.planning.survey import (
-    ChannelBounds,
-    ChannelSurvey,
-    contrast_in,
-    signal_side,
-    survey_channel,
-)
-from densebatch.slides.slide import SlideInfo, open_slide
-from densebatch.tracing.tile import TraceSettings
+from densebatch.models.model import ModelSpec  # noqa: TC001
+from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
+from densebatch.slides.slide import SlideInfo  # noqa: TC001
+from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
 
-    from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import Slide
-
-# Cores of a predict task, along each axis, make up about this many pixels: large enough that the
-# scheduler is idle, small enough that losing a task costs about a second of network time.
-_GROUP_PX = 1024
-_PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
 _BACKGROUND_LOGIT = -20.0
 
 
@@ -175,196 +158,6 @@ def load_plan(path: str) -> Plan:
     The file's name carries the fingerprint, so that a cached plan cannot be stale.
     """
     return parse_plan(Path(path).read_text())
-
-
-def _choose_channels(
-    slide: Slide, settings: SegmentSettings, model: ModelSpec
-) -> tuple[list[int], int | None, tuple[str, ...]]:
-    """Membrane channels, the nuclear channel that the network gets, and remarks."""
-    if settings.membrane:
-        membrane = [slide.channel_index(name) for name in settings.membrane]
-    else:
-        membrane = [slide.default_channel()]
-    if len(set(membrane)) != len(membrane):
-        raise InputError(
-            f"{slide.info.path}: membrane channels {', '.join(settings.membrane)} name one channel "
-            "twice; each is accepted once"
-        )
-    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
-    if nuclei is None or model.nuclei:
-        return membrane, nuclei, ()
-    # An input that a network never saw in training would shift all of its statistics.
-    note = (
-        f"model {model.name} was trained without a nuclear channel: "
-        f"{slide.info.channels[nuclei]} is measured in the cell table but not given to the network"
-    )
-    return membrane, None, (note,)
-
-
-def find_active_cores(
-    lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
-) -> NDArray[np.bool_]:
-    """Cores whose patch holds signal.
-
-    A patch is judged with all of its margin, grown to whole survey blocks, so that a cell at a
-    core's border keeps the core alive.
-    """
-    cores = lattice.cores
-    active = np.zeros((cores.rows, cores.cols), bool)
-    for row, col in cores:
-        patch = lattice.patch(row, col)
-        region = Region(
-            math.floor(max(patch.y0, 0) * scale[0]),
-            math.floor(max(patch.x0, 0) * scale[1]),
-            math.ceil(patch.y1 * scale[0]),
-            math.ceil(patch.x1 * scale[1]),
-        )
-        active[row, col] = contrast_in(surveys, region) > threshold
-    return active
-
-
-_INT32 = 2**31 - 1
-
-
-def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
-    """What only a plan can know to be impossible."""
-    for name in ("min_size", "max_size"):
-        value = getattr(settings, name)
-        if value is not None and value > _INT32:
-            raise InputError(f"setting {name!r} = {value}: accepted is up to {_INT32} px")
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        # neither the plan nor OME-Zarr metadata could name it
-        raise InputError(
-            f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
-        ) from error
-
-
-def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
-    """Read metadata and one pass of pixels, and decide everything.
-
-    Parameters
-    ----------
-    path
-        The slide.
-    settings
-        What the user asked for.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    InputError
-        If the slide, a channel, the model or the scale cannot be used.
-    """
-    return survey_plan(draft_plan(path, settings))
-
-
-def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
-    """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
-
-    Enough to know what a run needs, before a slide that declares 10^12 px is read.
-
-    Parameters, returns and errors as for `build_plan`.
-    """
-    _check_settings(path, settings)
-    slide = open_slide(path)
-    info = slide.info
-    model = find_model(settings.model)
-    membrane, nuclei, notes = _choose_channels(slide, settings, model)
-    if settings.in_place and info.kind != "ome-zarr":
-        raise InputError(
-            f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
-        )
-    if settings.in_place and "ngff" in settings.model_fields_set and settings.ngff != info.ngff:
-        raise InputError(
-            f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
-            f"--ngff {settings.ngff} is not accepted with --in-place"
-        )
-    um_per_px = settings.pixel_size or info.um_per_px
-    rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
-    height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
-    lattice = Lattice(
-        fit_axis(height, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
-        fit_axis(width, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
-    )
-    diameter = model.diameter_px / rescale
-    trace = TraceSettings(
-        cellprob_threshold=settings.cellprob_threshold,
-        flow_threshold=settings.flow_threshold,
-        min_size_px=settings.min_size,
-        max_size_px=settings.max_size or math.ceil(math.pi / 4 * (10 * diameter) ** 2),
-        # an Euler step is at most about a network pixel long
-        iterations=max(1, round(200 / rescale)),
-        travel_limit_px=max(256, math.ceil(16 * diameter)),
-    )
-    return Plan(
-        slide=info,
-        model=ModelSpec(**{**asdict(model), "card": {}}),
-        membrane=tuple(_unknown_bounds(info, channel) for channel in membrane),
-        nuclei=_unknown_bounds(info, nuclei) if nuclei is not None else None,
-        um_per_px=um_per_px,
-        rescale=rescale,
-        rescale_reason=reason,
-        lattice=lattice,
-        group_y=max(1, round(_GROUP_PX / lattice.y.step)),
-        group_x=max(1, round(_GROUP_PX / lattice.x.step)),
-        active=_pack(np.ones((lattice.cores.rows, lattice.cores.cols), bool)),
-        skip_contrast=SKIP_CONTRAST if settings.skip_background else -1.0,
-        trace=trace,
-        travel_px=16 * math.ceil(2 * diameter / 16),
-        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        copy_image=settings.image == "copy"
-        or (settings.image == "auto" and info.kind != "ome-zarr"),
-        in_place=settings.in_place,
-        versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=notes,
-    )
-
-
-def survey_plan(draft: Plan) -> Plan:
-    """Complete a draft with what one pass over the pixels tells."""
-    slide = open_slide(draft.slide.path)
-    n_membrane = len(draft.membrane)
-    used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
-    percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
-    surveys = [survey_channel(slide, b.channel, percentiles, side) for b in used]
-    bounds = [survey.bounds for survey in surveys]
-    threshold = draft.skip_contrast
-    if not any(b.high > b.low for b in bounds[:n_membrane]):
-        # a slide without any contrast has nothing to evaluate, whatever is asked for
-        threshold = np.inf
-    scale = (draft.shape[0] / draft.network_shape[0], draft.shape[1] / draft.network_shape[1])
-    return replace(
-        draft,
-        membrane=tuple(bounds[:n_membrane]),
-        nuclei=bounds[-1] if draft.nuclei is not None else None,
-        active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
-        notes=(*draft.notes, *_odd_pixels(bounds)),
-    )
-
-
-def _odd_pixels(bounds: Sequence[ChannelBounds]) -> Iterator[str]:
-    """Notes on channels in which a user would not expect what is found."""
-    for b in bounds:
-        if b.nonfinite_px:
-            yield (
-                f"channel {b.name}: {b.nonfinite_px} pixels are NaN or infinite; the network sees "
-                "0 there, for plus infinity 1"
-            )
-        if b.high <= b.low:
-            yield f"channel {b.name}: has no contrast, so nothing is found in it"
-
-
-def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:
-    return ChannelBounds(channel, info.channels[channel], 0.0, 0.0, 0.0, 0)
-
-
-def _pack(active: NDArray[np.bool_]) -> str:
-    return base64.b64encode(np.packbits(active).tobytes()).decode()
 
 
 def describe_difference(old: Plan, new: Plan) -> str:

@@ -24,8 +24,10 @@ import numba
 import numpy as np
 
 from densebatch.base.geometry import Grid
-from densebatch.planning.capacity import count_cores, decoded_bytes
+from densebatch.base.machine import count_cores
 from densebatch.planning.histograms import count_in_threads
+from densebatch.planning.normalization import ChannelBounds, normalize, to_float32
+from densebatch.slides.slide import decoded_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,64 +52,12 @@ _DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
 
 @dataclass(frozen=True)
-class ChannelBounds:
-    """Normalisation of one channel.
-
-    Attributes
-    ----------
-    channel : index in the slide
-    name : channel name
-    low, high : pixel values that become 0 and 1; equal if the channel is constant
-    tissue_fraction : share of the slide's blocks that count as tissue
-    nonfinite_px : pixels that are NaN or infinite
-    """
-
-    channel: int
-    name: str
-    low: float
-    high: float
-    tissue_fraction: float
-    nonfinite_px: int
-
-
-@dataclass(frozen=True)
 class ChannelSurvey:
     """Bounds of a channel, and the extremes of each block's means (`signal_side`), normalised."""
 
     bounds: ChannelBounds
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
-
-
-def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
-    """Map a channel's pixels so that `low` becomes 0 and `high` becomes 1.
-
-    NaN and minus infinity become 0, plus infinity 1, also where a value is beyond float32; a
-    constant channel becomes 0 everywhere.
-    """
-    factor = _scale(bounds.low, bounds.high)
-    if factor == 0:
-        return np.zeros(pixels.shape, np.float32)
-    scaled = _to_float32(pixels)
-    with np.errstate(over="ignore"):
-        scaled -= np.float32(bounds.low)
-        scaled *= factor
-    if pixels.dtype.kind == "f":
-        np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
-    return scaled
-
-
-def _scale(low: float, high: float) -> np.float32:
-    """`1 / (high - low)`; 0 for a constant channel, or one that float32 cannot tell from it."""
-    if not high - low > float(np.finfo(np.float32).tiny):
-        return np.float32(0.0)
-    return np.float32(1.0 / (high - low))
-
-
-def _to_float32(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    """A copy; float64 beyond the range becomes infinite."""
-    with np.errstate(over="ignore"):
-        return pixels.astype(np.float32)
 
 
 def _is_narrow(dtype: np.dtype[Any]) -> bool:
@@ -123,7 +73,7 @@ def _sortable(pixels: NDArray[Any]) -> NDArray[np.uint32]:
     if _is_narrow(dtype):
         keys: NDArray[np.uint32] = (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
         return keys
-    bits = _to_float32(pixels).view(np.uint32)
+    bits = to_float32(pixels).view(np.uint32)
     # negative floats: all bits flipped; others: the sign bit set
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
 
@@ -288,7 +238,7 @@ def survey_channel(
     def values_and_keys(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         if dtype.kind == "u" and not wide:
             return pixels, pixels  # they are both, and copies would take as long as the rest
-        return _to_float32(pixels), _sortable(pixels)
+        return to_float32(pixels), _sortable(pixels)
 
     def survey(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
         region = grid[index]
@@ -329,7 +279,7 @@ def survey_channel(
             keys = _sortable(pixels)
             if nonfinite:
                 # NaN and infinities have keys of their own at both ends, but exclude them plainly
-                finite = np.isfinite(_to_float32(pixels))
+                finite = np.isfinite(to_float32(pixels))
                 keys = np.where(finite, keys, np.uint32(0xFFFFFFFF))
             _count_low_bits(keys, classes[blocks(region)], threshold, wanted, low_bits)
             return 0

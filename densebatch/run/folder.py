@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
 from densebatch.cells import labels
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
-from densebatch.stages.journal import write_atomic
 
 _ACCEPTED = "accepted is a folder that can be created or written"
 _SEGMENTATION = "segmentation.ome.zarr"

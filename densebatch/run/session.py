@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
-    from densebatch.workers.executors import DaskExecutor, Job, SerialExecutor
+    from densebatch.workers.executors import DaskExecutor, SerialExecutor
+    from densebatch.workers.schedule import Job
 
 
 @dataclass

@@ -18,7 +18,8 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.scoring.contingency import Contingency, as_labels, check_same_shape
+from densebatch.cells.pixels import as_labels
+from densebatch.scoring.contingency import Contingency, check_same_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -7,7 +7,6 @@ and one pixel more, so that counts add up to the same integers for any blocks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numba
@@ -16,7 +15,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.scoring.blocks import BLOCK_PX, cut_part, plan_blocks, read_part, run_tasks
 from densebatch.scoring.contingency import check_same_shape
-from densebatch.scoring.results import divide
+from densebatch.scoring.results import BoundaryScore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,56 +23,6 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
     from densebatch.scoring.blocks import Workers
     from densebatch.scoring.contingency import PixelSource
-
-
-@dataclass(frozen=True)
-class BoundaryScore:
-    """Outline pixels, and how many have an outline pixel of the other side within the tolerance.
-
-    Attributes
-    ----------
-    tolerance_px
-        Largest Euclidean distance between pixel centres.
-    truth_px, truth_near
-        Outline pixels of the truth; those near an outline of the prediction.
-    pred_px, pred_near
-        Outline pixels of the prediction; those near an outline of the truth.
-    """
-
-    tolerance_px: float
-    truth_px: int
-    truth_near: int
-    pred_px: int
-    pred_near: int
-
-    def __add__(self, other: BoundaryScore) -> BoundaryScore:
-        if self.tolerance_px != other.tolerance_px:
-            raise ValueError("boundary scores of different tolerances do not add")
-        return BoundaryScore(
-            self.tolerance_px,
-            self.truth_px + other.truth_px,
-            self.truth_near + other.truth_near,
-            self.pred_px + other.pred_px,
-            self.pred_near + other.pred_near,
-        )
-
-    @property
-    def precision(self) -> float:
-        """Share of the predicted outline that is near the true one."""
-        return divide(self.pred_near, self.pred_px)
-
-    @property
-    def recall(self) -> float:
-        """Share of the true outline that is near the predicted one."""
-        return divide(self.truth_near, self.truth_px)
-
-    @property
-    def f1(self) -> float:
-        """2 P R / (P + R) (Csurka et al. 2013); 0 where one side has no outline."""
-        if not self.truth_px or not self.pred_px:
-            return divide(0, self.truth_px + self.pred_px)
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 def score_boundaries(

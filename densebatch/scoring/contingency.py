@@ -22,13 +22,13 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.cells.pixels import as_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import ArrayLike, NDArray
 
-MAX_LABEL = 2**32 - 1
 # 2048 recent pairs take 32 KB: a row of a thousand pixels of dense tissue has about a hundred.
 RECENT_BITS = 11
 # Noise has as many pairs as pixels; counted in pieces, they take no more memory at a time.
@@ -44,44 +44,6 @@ class PixelSource(Protocol):
 
     def __getitem__(self, index: tuple[slice, slice], /) -> object:
         """Pixels of a rectangle."""
-
-
-def as_labels(array: object, where: str = "the label image") -> NDArray[np.uint32]:
-    """Labels as contiguous uint32, or the reason why these are no labels.
-
-    Parameters
-    ----------
-    array
-        Integers of any type, 0 for background.
-    where
-        Names the source in the error.
-
-    Raises
-    ------
-    InputError
-        For floats, booleans, negative ids and ids above 2^32-1.
-
-    Examples
-    --------
-    >>> as_labels(np.array([[0, 7]], dtype=np.int16))
-    array([[0, 7]], dtype=uint32)
-    """
-    labels = np.asarray(array)
-    kind = labels.dtype.kind
-    if kind not in "iu":
-        found = "a yes/no mask (bool)" if kind == "b" else f"values of type {labels.dtype}"
-        raise InputError(
-            f"{where} holds {found}; a label image has one whole number per cell and 0 for "
-            "background"
-        )
-    if labels.size and labels.dtype.itemsize > (2 if kind == "u" else 0):
-        if kind == "i" and (lowest := int(labels.min())) < 0:
-            raise InputError(
-                f"{where} holds the negative label {lowest}; labels are 0 to {MAX_LABEL}"
-            )
-        if labels.dtype.itemsize > 4 and (highest := int(labels.max())) > MAX_LABEL:
-            raise InputError(f"{where} holds the label {highest}; labels are 0 to {MAX_LABEL}")
-    return np.ascontiguousarray(labels, dtype=np.uint32)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

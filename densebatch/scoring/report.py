@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from densebatch.scoring.boundary import BoundaryScore
     from densebatch.scoring.compare import Comparison
-    from densebatch.scoring.results import ImageScore, ThresholdScore
+    from densebatch.scoring.results import BoundaryScore, ImageScore, ThresholdScore
 
 
 def _number(value: float) -> float | None:

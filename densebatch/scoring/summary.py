@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from fractions import Fraction
 
-    from densebatch.scoring.boundary import BoundaryScore
-    from densebatch.scoring.results import ImageScore
+    from densebatch.scoring.results import BoundaryScore, ImageScore
 
 
 @dataclass(frozen=True)

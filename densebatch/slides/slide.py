@@ -322,3 +322,10 @@ def _open_source(path: Path) -> Source:
     raise InputError(
         f"{path} {found}, neither TIFF nor PNG; accepted are OME-Zarr folders, TIFF and PNG files"
     )
+
+
+def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
+    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
+    chunk_y, chunk_x = slide.chunk_px
+    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
+    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize

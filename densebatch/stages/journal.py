@@ -11,47 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import xxhash
+from densebatch.base.files import digest_file, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either absent, old or whole.
-
-    A process that dies on the way may leave `.NAME.*.partial` beside it, which nobody reads.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # workers on two hosts may have one process id, and threads always do
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-    partial = path.with_name(f".{path.name}.{unique}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def digest_file(path: Path) -> str:
-    """XXH3 (128 bits) of a file's bytes; of a missing file, the word `absent`.
-
-    It guards against accidents, not against people, and costs a twentieth of a cryptographic one.
-    A zarr unit that holds fill values only has no file: its absence is then the stated content.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-    except FileNotFoundError:
-        return "absent"
 
 
 def _digest_record(document: dict[str, Any]) -> str:

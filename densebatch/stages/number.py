@@ -18,14 +18,15 @@ import numpy as np
 import zarr
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.geometry import Grid
+from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.measure import add_intensities, measure_shapes
-from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import Plan, load_plan
 from densebatch.planning.work import number_name, read_keys, tile_grid, trace_folder
 from densebatch.slides.slide import open_slide
-from densebatch.stages.journal import Journal, digest_file, write_atomic
+from densebatch.stages.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

@@ -15,22 +15,20 @@ import zarr
 
 from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.geometry import Region
-from densebatch.base.resampling import axis_weights, resample
-from densebatch.engines.backend import choose_device, evaluate_patches, make_backend, patch_shape
+from densebatch.base.process import Meter
+from densebatch.engines.backend import evaluate_patches, patch_shape
+from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import load_network
-from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import Plan, load_plan
-from densebatch.planning.survey import normalize
 from densebatch.planning.work import predict_name
-from densebatch.slides.slide import open_slide
 from densebatch.stages.journal import Journal
+from densebatch.stages.network_input import read_network_input
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.engines.backend import Backend, Engine, PatchShape
-    from densebatch.planning.survey import ChannelBounds
 
 model_loads = 0  # in this process; tests hold it to one
 
@@ -58,48 +56,6 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
                 batch=plan.network_batch, lanes=lanes, quantised=quantised,
             )  # fmt: skip
         return _loaded[key]
-
-
-def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
-    """Normalised channels of a region at the network's scale, zero beyond the slide's edges.
-
-    Parameters
-    ----------
-    plan
-        The run.
-    region
-        Pixels at the network's scale; may reach outside the slide.
-
-    Returns
-    -------
-    ndarray
-        `(2, h, w)` float32: the maximum of the membrane channels, and the nuclear channel or
-        zeros.
-
-    Notes
-    -----
-    A cell that the slide's edge cuts has its sink inside the slide, and the network must see where
-    that is: zeros, which training images are surrounded by too (`annotated.EDGE_PX`), are an edge;
-    a mirror image is more tissue, to which the cell goes on.
-    """
-    slide = open_slide(plan.slide.path)
-    net_height, net_width = plan.network_shape
-    inside = region.clip(net_height, net_width)
-    rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, net_height)
-    cols = axis_weights(np.arange(inside.x0, inside.x1), plan.slide.width, net_width)
-    source = Region(rows.start, cols.start, rows.stop, cols.stop)
-
-    def read(bounds: ChannelBounds) -> NDArray[np.float32]:
-        return resample(normalize(slide.read(bounds.channel, source), bounds), rows, cols)
-
-    planes = np.zeros((2, *region.shape), np.float32)
-    rest = inside.shift(-region.y0, -region.x0).slices
-    for place, bounds in enumerate(plan.membrane):
-        plane = read(bounds)
-        planes[0][rest] = plane if place == 0 else np.maximum(planes[0][rest], plane)
-    if plan.nuclei is not None:
-        planes[1][rest] = read(plan.nuclei)
-    return planes
 
 
 def create_flows(plan: Plan, path: Path) -> None:

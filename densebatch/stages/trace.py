@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from densebatch.base.files import write_atomic
 from densebatch.base.geometry import Region
-from densebatch.base.machine import is_in_use
+from densebatch.base.process import Meter, is_in_use
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.planning.capacity import Meter
 from densebatch.planning.plan import Plan, load_plan
 from densebatch.planning.work import tile_grid, trace_folder, trace_name
-from densebatch.stages.journal import Journal, write_atomic
+from densebatch.stages.journal import Journal
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 
 if TYPE_CHECKING:

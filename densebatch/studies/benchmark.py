@@ -11,18 +11,17 @@ import platform
 import statistics
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from densebatch.base.errors import InputError
-from densebatch.base.machine import name_gpu
-from densebatch.planning.capacity import count_cores
-from densebatch.stages.journal import write_atomic
+from densebatch.base.files import write_atomic
+from densebatch.base.machine import count_cores, name_gpu, name_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 _LIBRARIES = ("densebatch", "torch", "numpy", "numba", "zarr", "dask", "distributed")
 
@@ -58,23 +57,13 @@ class Record:
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, GPU, memory and load; nothing that identifies the machine."""
     return {
-        "processor": _name_processor(),
+        "processor": name_processor(),
         "cores": count_cores(),
         "gpu": name_gpu(),
         "memory_mb": int(psutil.virtual_memory().total // 10**6),
         "system": platform.system(),
         "load_before": round(psutil.getloadavg()[0], 2),
     }
-
-
-def _name_processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def describe_versions() -> dict[str, str]:

@@ -12,20 +12,13 @@ import zarr
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.read import open_labels
-from densebatch.engines.backend import (
-    BACKENDS,
-    REFERENCE,
-    PatchShape,
-    check_backend,
-    choose_device,
-    evaluate_patches,
-    make_backend,
-    tell_unusable,
-)
-from densebatch.engines.quantization import quantise
+from densebatch.engines.backend import BACKENDS, REFERENCE, PatchShape, evaluate_patches
+from densebatch.engines.make import check_backend, choose_device, make_backend, tell_unusable
 from densebatch.models.model import find_model, load_network
+from densebatch.planning.engine_choice import quantise
 from densebatch.scoring.score import score_labels
-from densebatch.slides.simulated import Tissue, render, write_slide
+from densebatch.slides.simulated import Tissue, render
+from densebatch.slides.simulated_file import write_slide
 from densebatch.studies.benchmark import Row, summarize
 from densebatch.studies.watch import scratch_folder, watch_success
 

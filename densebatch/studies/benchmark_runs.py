@@ -13,9 +13,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
-from densebatch.base.machine import name_gpu
-from densebatch.planning.capacity import count_cores
-from densebatch.slides.simulated import CHANNELS, Tissue, write_slide
+from densebatch.base.machine import count_cores, name_gpu
+from densebatch.slides.simulated import CHANNELS, Tissue
+from densebatch.slides.simulated_file import write_slide
 from densebatch.studies.benchmark import Row, summarize
 from densebatch.studies.watch import Watched, scratch_folder, watch_success
 

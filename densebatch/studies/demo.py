@@ -19,7 +19,8 @@ from densebatch.run.segment import Progress, SegmentResult, segment
 from densebatch.scoring.files import ScoreOptions, score_files
 from densebatch.scoring.overlay import RED, YELLOW, draw_overlay, encode_png
 from densebatch.scoring.results import CellMatches
-from densebatch.slides.simulated import Tissue, write_slide
+from densebatch.slides.simulated import Tissue
+from densebatch.slides.simulated_file import write_slide
 from densebatch.slides.slide import open_slide
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from densebatch.base.errors import DensebatchError
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
-from densebatch.planning.engine_choice import check_engine, settle_engine
-from densebatch.planning.plan import Plan, draft_plan, survey_plan
+from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.planning.work import predict_name
+from densebatch.run.engine import check_engine, settle_engine
 from densebatch.run.folder import OutputFolder
-from densebatch.run.segment import Progress, predict_steps, start_executor
+from densebatch.run.segment import Progress, start_executor
 from densebatch.run.session import Session
+from densebatch.run.steps import predict_steps
 from densebatch.stages.journal import Journal
 from densebatch.stages.predict import create_flows
 from densebatch.workers.cluster import check_scheduler
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import psutil
 
 from densebatch.base.errors import InputError
-from densebatch.cells.pairs import name_label_image
+from densebatch.base.machine import count_cores
+from densebatch.cells.pairs import AnnotatedFile, find_annotated, name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
-from densebatch.planning.capacity import count_cores
 from densebatch.planning.work import tile_grid
 from densebatch.run.segment import Progress
 from densebatch.scoring.contingency import Contingency
@@ -33,7 +33,6 @@ from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
 from densebatch.studies.flows import store_flows
 from densebatch.tracing.tile import halo_for_travel, trace_tile
-from densebatch.training.annotated import AnnotatedFile, find_annotated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +42,10 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.cells.read import LabelImage
-    from densebatch.planning.settings import SegmentSettings, SweepSettings
+    from densebatch.planning.settings import SegmentSettings
     from densebatch.scoring.results import ImageScore
     from densebatch.studies.flows import FlowField
+    from densebatch.studies.sweep_settings import SweepSettings
 
 _STAGE = "trace and score"
 _INT32 = 2**31 - 1  # no cell is larger

@@ -12,9 +12,8 @@ from skimage.transform import resize
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.cells.pairs import find_partners, list_label_images
+from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.read import open_labels
-from densebatch.cells.read_zarr import is_zarr
 from densebatch.slides.slide import open_slide
 from densebatch.tracing.diffusion import compute_flows
 
@@ -31,15 +30,6 @@ EDGE_PX = 64
 """Pixels around every image of which nothing is known: NaN until they are shown to the network,
 which sees zeros, as around a slide. More than a patch's margin, so that an image's edge is in
 as many crops as it needs to be learnt: in a quarter, of fields of 1000 px."""
-
-
-@dataclass(frozen=True)
-class AnnotatedFile:
-    """An image and its label image on disk."""
-
-    name: str
-    image: Path
-    labels: Path
 
 
 @dataclass(frozen=True)
@@ -84,39 +74,6 @@ class HeldOut:
     name: str
     pixels: NDArray[np.generic]
     labels: NDArray[np.int32]
-
-
-def find_annotated(folder: Path) -> list[AnnotatedFile]:
-    """Pairs of a folder: `X_img.png` or `X.ome.tif` with `X_masks.png`, and OME-Zarr with labels.
-
-    Raises
-    ------
-    InputError
-        If there is no pair, or labels have no image.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: not a folder; accepted is one of images and their masks")
-    found = [
-        AnnotatedFile(path.name.split(".")[0], path, path)
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and is_zarr(path) and (path / "labels").is_dir()
-    ]
-    inside = {file.name for file in found}
-    labels = list_label_images(folder)
-    images = find_partners(folder, list(labels)) if labels else {}
-    for name, path in labels.items():
-        if name in inside:
-            raise InputError(f"{path}: {name} has labels of its own in its OME-Zarr; keep one")
-        image = images.get(name)
-        if image is None or image == path:
-            raise InputError(f"{path}: no image of the name {name} beside these labels")
-        found.append(AnnotatedFile(name, image, path))
-    if not found:
-        raise InputError(
-            f"{folder}: no annotated image; accepted are X_img with X_masks (PNG, TIFF, OME-TIFF, "
-            "zarr) and OME-Zarr images with a label image inside"
-        )
-    return sorted(found, key=lambda file: file.name)
 
 
 def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDArray[np.int32]]:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from densebatch.base.errors import DensebatchError
-from densebatch.planning.capacity import count_cores
+from densebatch.base.machine import count_cores
 from densebatch.training.augmentation import sample_batch
 
 if TYPE_CHECKING:

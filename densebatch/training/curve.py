@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from densebatch.training.train import CurvePoint
 
 _BINS = 40
 _TICKS = 5
@@ -47,3 +48,23 @@ def draw_curve(curve: Sequence[CurvePoint], path: Path) -> None:
         title = "Mean AP, held out"
         charts.append(draw_chart(title, "step", steps, series, y_max=1.0, legend=True))
     path.write_text(compose_picture(charts), encoding="utf-8")
+
+
+@dataclass
+class CurvePoint:
+    """One step of the training curve; `scores` only where the network was validated."""
+
+    step: int
+    loss: float
+    scores: dict[str, float]
+
+
+def write_curve(points: Sequence[CurvePoint], path: Path) -> None:
+    """Write the training curve as CSV: step, loss, and the scores where there are some."""
+    names = sorted({name for point in points for name in point.scores})
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss", *names])
+        for point in points:
+            scores = [f"{point.scores[n]:.4f}" if n in point.scores else "" for n in names]
+            writer.writerow([point.step, f"{point.loss:.6f}", *scores])

@@ -12,8 +12,9 @@ from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from densebatch.base.download import DownloadError, digest, download, no_empty_folders
+from densebatch.base.download import DownloadError, download
 from densebatch.base.errors import InputError
+from densebatch.base.files import digest, no_empty_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

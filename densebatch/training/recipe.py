@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from densebatch.base.errors import InputError
+from densebatch.base.settings import (
+    Amount,
+    Count,
+    Positive,
+    PositiveCount,
+    read_settings,
+    refuse_truth,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-def _refuse_truth(value: object) -> object:
-    """YAML's yes and no are no numbers, though Python would take them for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("a number is accepted, not a truth value")  # noqa: TRY004
-    return value
-
-
-_Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_truth)]
-_Amount = Annotated[float, Field(ge=0), BeforeValidator(_refuse_truth)]
-_Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_refuse_truth)]
-_PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(_refuse_truth)]
-_Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth)]
+_Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(refuse_truth)]
 
 
 class Recipe(BaseModel):
@@ -36,33 +30,33 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    widths: tuple[_PositiveCount, ...] = Field(
+    widths: tuple[PositiveCount, ...] = Field(
         default=(2, 16, 32, 64, 128),
         min_length=3,
         max_length=6,
         description="channels of the input and of each resolution; Cellpose's own are "
         "2, 32, 64, 128, 256",
     )
-    steps: _PositiveCount = Field(default=1100, description="optimiser steps")
-    batch: _PositiveCount = Field(default=8, description="crops per step")
-    patch_px: _PositiveCount = Field(default=224, description="side of a crop, multiple of 8")
+    steps: PositiveCount = Field(default=1100, description="optimiser steps")
+    batch: PositiveCount = Field(default=8, description="crops per step")
+    patch_px: PositiveCount = Field(default=224, description="side of a crop, multiple of 8")
     optimiser: Literal["adamw", "muon", "sgd"] = Field(
         default="adamw",
         description="muon: for inner convolutions, with adamw for the rest; sgd: momentum 0.9",
     )
-    learning_rate: _Positive = Field(default=2e-3, description="peak")
-    weight_decay: _Amount = Field(default=1e-2, description="of the optimiser")
-    warmup_steps: _Count = Field(
+    learning_rate: Positive = Field(default=2e-3, description="peak")
+    weight_decay: Amount = Field(default=1e-2, description="of the optimiser")
+    warmup_steps: Count = Field(
         default=100,
         description="linear warm-up; cosine decay follows, over the steps on images",
     )
-    final_rate: _Amount = Field(
+    final_rate: Amount = Field(
         default=0.0,
         le=1,
         description="of the peak, what the decay ends at; 1 keeps the peak and leaves it to the "
         "average to calm the weights",
     )
-    simulated_steps: _Count = Field(
+    simulated_steps: Count = Field(
         default=0,
         description="of the steps, how many come first on simulated tissue, at the peak rate",
     )
@@ -70,20 +64,20 @@ class Recipe(BaseModel):
         default=0.99,
         description="decay per step of the averaged weights; without mean_steps the result",
     )
-    mean_steps: _Count = Field(
+    mean_steps: Count = Field(
         default=0,
         description="the result is the mean of the weights after each of so many last steps, at "
         "a kept rate; 0 for the averaged weights",
     )
-    clip_norm: _Positive = Field(default=1.0, description="gradients are scaled to this norm")
+    clip_norm: Positive = Field(default=1.0, description="gradients are scaled to this norm")
 
     flips: bool = Field(default=True, description="mirror crops (lossless)")
     quarter_turns: bool = Field(default=True, description="turn crops by 90 degrees (lossless)")
     rotation: bool = Field(default=False, description="turn crops by any angle (interpolates)")
-    scaling: _Amount = Field(
+    scaling: Amount = Field(
         default=0.0, description="half-width of random scaling, log2 (interpolates)"
     )
-    pasting: _Amount = Field(
+    pasting: Amount = Field(
         default=0.0,
         le=1,
         description="share of crops into which a disc of another crop is pasted, whole cells only",
@@ -92,26 +86,26 @@ class Recipe(BaseModel):
         default=False,
         description="erase cells at an image's edges and put it together with itself, 2 x 2",
     )
-    gamma: _Amount = Field(default=0.25, description="half-width of gamma, log2")
-    brightness: _Amount = Field(default=0.25, description="half-width of the gain, log2")
-    offset: _Amount = Field(
+    gamma: Amount = Field(default=0.25, description="half-width of gamma, log2")
+    brightness: Amount = Field(default=0.25, description="half-width of the gain, log2")
+    offset: Amount = Field(
         default=0.03, description="half-width of an added constant, of the range 0..1"
     )
-    noise: _Amount = Field(
+    noise: Amount = Field(
         default=0.02, description="largest standard deviation of added noise, of the range 0..1"
     )
-    shading: _Amount = Field(
+    shading: Amount = Field(
         default=0.0, description="standard deviation of a smooth uneven gain, log2"
     )
-    border_weight: _Amount = Field(
+    border_weight: Amount = Field(
         default=0.0, description="extra weight in the loss of pixels at cell borders"
     )
-    size_weight: _Amount = Field(
+    size_weight: Amount = Field(
         default=0.0,
         description="exponent by which small cells weigh more in the loss: a pixel's weight is "
         "(mean area / area of its cell)^x, but no less than 0.5 and no more than 3",
     )
-    consistency: _Amount = Field(
+    consistency: Amount = Field(
         default=0.0,
         description="weight in the loss of the difference to what the averaged network, or the "
         "--teachers in turn, say of the same crop, moved by a few pixels, mirrored and turned as "
@@ -125,13 +119,13 @@ class Recipe(BaseModel):
     percentiles: tuple[float, float] = Field(
         default=(1.0, 99.0), description="of an image that become 0 and 1"
     )
-    um_per_px: _Positive | None = Field(
+    um_per_px: Positive | None = Field(
         default=0.5, description="resolution of the images, if they do not tell"
     )
-    diameter_px: _Positive | None = Field(
+    diameter_px: Positive | None = Field(
         default=None, description="rescale every image to this mean cell diameter; default: native"
     )
-    train_images: _Count | tuple[str, ...] = Field(
+    train_images: Count | tuple[str, ...] = Field(
         default=0, description="names of images, or how many (the seed chooses); 0 takes all"
     )
     validation_columns: _Share = Field(
@@ -140,7 +134,7 @@ class Recipe(BaseModel):
     autocast: bool = Field(
         default=True, description="bfloat16 activations and Muon rounds; weights stay float32"
     )
-    seed: _Count = Field(default=0, description="of weights, crops and jitter")
+    seed: Count = Field(default=0, description="of weights, crops and jitter")
     about: dict[str, str] = Field(default_factory=dict, description="goes into the card as it is")
 
     @model_validator(mode="after")
@@ -167,25 +161,4 @@ def load_recipe(path: Path | None, **overrides: object) -> Recipe:
     InputError
         For an unreadable file, an unknown key or a value out of range: one sentence.
     """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-            raise InputError(f"{path}: not a readable YAML file ({reason[:200]})") from error
-        values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}; accepted is a mapping")
-    given = {k: v for k, v in overrides.items() if v is not None}
-    try:
-        return Recipe.model_validate({**values, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").lower().replace("tuple", "list")
-        if first["type"] in ("extra_forbidden", "invalid_key"):
-            known = ", ".join(Recipe.model_fields)
-            raise InputError(f"{path}: unknown setting {where!r}; accepted are {known}") from error
-        source = f"{path}: " if path is not None else ""
-        raise InputError(f"{source}{f'setting {where!r}: ' if where else ''}{message}") from error
+    return read_settings(Recipe, path, overrides)

@@ -8,10 +8,8 @@ kind of device and the same number of threads.
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from densebatch.models.network import CPnet
 from densebatch.training.annotated import measure_diameters
 from densebatch.training.batches import count_processes, draw_batches
 from densebatch.training.consistency import compute_teaching_loss, consistency_at
+from densebatch.training.curve import CurvePoint, write_curve
 from densebatch.training.optimisers import build_optimisers
 from densebatch.training.recipe import Recipe
 from densebatch.training.simulated import simulate_annotated
@@ -38,15 +37,6 @@ if TYPE_CHECKING:
     from densebatch.training.annotated import AnnotatedImage
 
 _VALIDATIONS = 5  # in the course of a training
-
-
-@dataclass
-class CurvePoint:
-    """One step of the training curve; `scores` only where the network was validated."""
-
-    step: int
-    loss: float
-    scores: dict[str, float]
 
 
 def compute_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -110,17 +100,6 @@ def build_network(
         network.diam_mean.fill_(float(np.concatenate(seen).mean()))
         network.diam_labels.fill_(float(np.concatenate(read).mean()))
     return network
-
-
-def write_curve(points: Sequence[CurvePoint], path: Path) -> None:
-    """Write the training curve as CSV: step, loss, and the scores where there are some."""
-    names = sorted({name for point in points for name in point.scores})
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "loss", *names])
-        for point in points:
-            scores = [f"{point.scores[n]:.4f}" if n in point.scores else "" for n in names]
-            writer.writerow([point.step, f"{point.loss:.6f}", *scores])
 
 
 def train(

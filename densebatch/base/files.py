@@ -1,0 +1,89 @@
+"""Files: written whole or not at all, digested, and where caches lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+import xxhash
+
+from densebatch.base.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+CACHE_VARIABLE = "DENSEBATCH_CACHE"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either absent, old or whole.
+
+    A process that dies on the way may leave `.NAME.*.partial` beside it, which nobody reads.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # workers on two hosts may have one process id, and threads always do
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.name}.{unique}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def digest_file(path: Path) -> str:
+    """XXH3 (128 bits) of a file's bytes; of a missing file, the word `absent`.
+
+    It guards against accidents, not against people, and costs a twentieth of a cryptographic one.
+    A zarr unit that holds fill values only has no file: its absence is then the stated content.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    except FileNotFoundError:
+        return "absent"
+
+
+@contextmanager
+def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Within this context, folders may be made; after a failure those still empty are removed."""
+    made = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        yield
+    except BaseException:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def digest(path: Path, name: str | None = None) -> str:
+    """SHA-256 of a file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read; about `name`, else the path.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{name or path}: cannot be read ({error.strerror})") from error
+
+
+def cache_folder() -> Path:
+    """`$DENSEBATCH_CACHE`, else `densebatch` in what the system uses for caches."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(platformdirs.user_cache_dir("densebatch", appauthor=False))

@@ -1,0 +1,124 @@
+"""Backends by name: the only module that knows every kind, what each needs, and makes them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from densebatch.base.errors import InputError
+from densebatch.engines.backend import BACKENDS, REFERENCE, Backend, PatchShape
+
+if TYPE_CHECKING:
+    from densebatch.models.network import CPnet
+
+
+def check_backend(name: str, device: str) -> None:
+    """Refuse a backend that this process cannot use.
+
+    Raises
+    ------
+    InputError
+        If the device is not one of the backend's, or a package or an instruction is missing.
+    """
+    traits = BACKENDS[name]
+    if device not in traits.devices:
+        fitting = ", ".join(key for key, value in BACKENDS.items() if device in value.devices)
+        raise InputError(f"backend {name}: does not run on {device}; accepted there are {fitting}")
+    if traits.library == "openvino" and find_spec("openvino") is None:
+        raise InputError(
+            f"backend {name}: the package openvino is not installed; install densebatch[cpu], or "
+            f"choose the backend {REFERENCE}"
+        )
+    if name == "openvino-bf16":
+        from densebatch.engines.openvino import has_bf16
+
+        if not has_bf16():
+            raise InputError(
+                f"backend {name}: this processor does not compute in bfloat16; choose the backend "
+                "openvino"
+            )
+    if traits.precision == "int8" and find_spec("nncf") is None:
+        raise InputError(
+            f"backend {name}: the package nncf is not installed; install densebatch[int8], or "
+            "choose the backend openvino"
+        )
+
+
+def tell_unusable(name: str, device: str, error: Exception) -> str:
+    """In words, that a library failed: a missing compiler, an unknown processor, no memory."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return (
+        f"backend {name} on {device}: cannot be used here ({type(error).__name__}: {reason[:200]})"
+    )
+
+
+def choose_device(requested: str) -> str:
+    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
+    if requested == "cpu" or (requested == "auto" and version("torch").endswith("+cpu")):
+        return "cpu"  # without importing torch, which takes a second
+    import torch
+
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this process sees none; accepted here are auto and cpu")
+    return requested
+
+
+def wake_device() -> None:
+    """Have a GPU make this process's context, which takes it a second, before there is work."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
+def make_backend(
+    name: str,
+    device: str,
+    network: CPnet,
+    shape: PatchShape,
+    *,
+    batch: int,
+    lanes: int,
+    quantised: bytes | None = None,
+) -> Backend:
+    """Make a network ready on a device.
+
+    Parameters
+    ----------
+    name, device
+        A key of `BACKENDS` and one of its devices.
+    network
+        In evaluation mode, float32; not changed.
+    shape
+        Of all patches that will be evaluated.
+    batch
+        Patches in a batch where a device is filled by many, such as a GPU. A CPU core is filled
+        by one.
+    lanes
+        Patches that a CPU evaluates at once.
+    quantised
+        The network as `quantization.quantise` returns it; for int8.
+
+    Raises
+    ------
+    InputError
+        If the backend cannot be used here.
+    """
+    # nncf is needed to quantise, not to evaluate what was quantised
+    check_backend("openvino" if name == "openvino-int8" else name, device)
+    traits = BACKENDS[name]
+    if traits.library == "openvino":
+        from densebatch.engines.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
+    compiled = traits.library == "compile"
+    if device == "cuda":
+        from densebatch.engines.cuda import CudaBackend
+
+        return CudaBackend(network, shape, traits.precision, batch, compiled=compiled)
+    from densebatch.engines.pytorch import TorchBackend
+
+    return TorchBackend(network, shape, traits.precision, lanes, compiled=compiled)

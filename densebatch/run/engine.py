@@ -1,0 +1,127 @@
+"""Which engine a run takes: as it began, or as a worker of its cluster or this machine chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from densebatch.base.errors import InputError
+from densebatch.engines.backend import BACKENDS, Engine
+from densebatch.engines.make import check_backend, choose_device
+from densebatch.engines.quantization import read_quantised
+from densebatch.planning.capacity import patch_bytes, trace_window_px
+from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
+from densebatch.workers.cluster import ask_worker, check_scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.folder import OutputFolder
+
+
+_CUDA_CONTEXT_BYTES = 600 * 10**6
+_TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `dynamics_device`
+_GPU_SHARE = 0.8  # of its free memory
+
+
+# With 3, on 16 cores, they were busy predicting when the other workers had nothing to trace.
+_WORKERS_PER_DEVICE_WORKER = 2
+
+
+def check_engine(settings: SegmentSettings) -> None:
+    """Refuse at once what this machine cannot do; another machine's workers are asked later.
+
+    Raises
+    ------
+    InputError
+        See `backends.check_backend` and `backends.choose_device`.
+    """
+    anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
+    if settings.is_remote or (settings.device == "auto" and anywhere):
+        return  # to find out which device there is takes seconds where it is a GPU
+    device = choose_device(settings.device)
+    if settings.backend != "auto":
+        check_backend(settings.backend, device)
+
+
+def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, workers: int) -> int:
+    """How many of a machine's workers use the GPU, to evaluate the network and to trace; 0 if all.
+
+    A few processes keep a GPU busy, the more so as each of them needs seconds and memory there for
+    a context, weights, two batches and a tile of its own; the others trace meanwhile.
+    """
+    if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
+        return 0
+    import torch
+
+    each = _CUDA_CONTEXT_BYTES + max(
+        2 * p.network_batch * patch_bytes(p)
+        + trace_window_px(p, settings.tile) * _TRACE_BYTES_PER_PX
+        for p in plans
+    )
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, int(_GPU_SHARE * free // each)))
+
+
+def settle_engine(
+    plan: Plan, settings: SegmentSettings, folder: OutputFolder, *, restart: bool = False
+) -> tuple[Plan, EngineChoice]:
+    """Complete a surveyed plan with its engine.
+
+    Parameters
+    ----------
+    plan, settings, folder
+        Of the run. If the folder holds an earlier session of it, that one's backend is kept as
+        far as the settings leave the choice.
+    restart
+        What the folder holds does not count.
+
+    Raises
+    ------
+    InputError
+        If a backend that was asked for cannot be used or fails the gate.
+    """
+    earlier = None if restart else folder.read_marker()
+    began = earlier.engine if earlier is not None else None
+    if began is not None and began.quantised is not None:
+        kept = _recall_quantised(folder, began, settings)
+        if kept is not None:
+            return _with_engine(plan, kept), kept
+    arguments = (plan, settings.backend, settings.device, began)
+    if settings.is_remote:
+        address, file = settings.scheduler_address, settings.scheduler_file
+        check_scheduler(address, file)
+        try:
+            choice: EngineChoice = ask_worker(address, file, choose_engine, *arguments)
+        except OSError as error:
+            raise InputError(
+                f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
+                "accepted is a running Dask scheduler with workers"
+            ) from error
+    else:
+        choice = choose_engine(*arguments)
+    return _with_engine(plan, choice), choice
+
+
+def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
+    versions = dict(plan.versions)
+    if BACKENDS[choice.engine.backend].library == "openvino":
+        versions["openvino"] = version("openvino")
+    return replace(plan, engine=choice.engine, versions=versions)
+
+
+def _recall_quantised(
+    folder: OutputFolder, began: Engine, settings: SegmentSettings
+) -> EngineChoice | None:
+    """The quantised network of an earlier session, if it is still there or no longer needed."""
+    if settings.backend != began.backend or began.quantised is None:
+        return None
+    reason = "as this run began"
+    try:
+        packed = read_quantised(folder.work, began.quantised)
+    except InputError:
+        return EngineChoice(began, reason) if folder.report.exists() else None
+    return EngineChoice(began, reason, packed=packed)

@@ -1,0 +1,69 @@
+"""Settings of a sweep: which thresholds to try on one flow field, and how to score them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from densebatch.base.settings import Amount, Count, Number, Share, read_settings
+from densebatch.planning.settings import SegmentSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# what a sweep varies itself, and what only says how labels are written
+_NOT_IN_SWEEP = (
+    *("flow_threshold", "cellprob_threshold"),
+    *("ngff", "image", "in_place", "keep_flows"),
+)
+
+
+class SweepSettings(BaseModel):
+    """Which settings to try on one flow field, and how to score them.
+
+    Every combination of the first three is scored. The defaults are those that Han et al. 2024
+    varied.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    flow_threshold: tuple[Amount, ...] = Field(
+        default=(0.3, 0.4, 0.5), min_length=1, description="largest flow errors; 0 keeps all"
+    )
+    cellprob_threshold: tuple[Number, ...] = Field(
+        default=(-1.0, 0.0, 1.0), min_length=1, description="foreground has a larger logit"
+    )
+    min_size: tuple[Count, ...] = Field(
+        default=(0, 50, 100, 200),
+        min_length=1,
+        description="px; at scoring, smaller cells are removed on both sides before matching",
+    )
+    iou: tuple[Share, ...] = Field(
+        default=(0.5,), min_length=1, description="IoU from which a cell counts as found"
+    )
+    segment: SegmentSettings = Field(
+        default_factory=SegmentSettings,
+        description="all else, as for `densebatch segment`; its min_size acts when tracing",
+    )
+
+    @field_validator("flow_threshold", "cellprob_threshold", "min_size", "iou")
+    @classmethod
+    def _refuse_repeats(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("names a value twice")
+        return values
+
+    @field_validator("segment")
+    @classmethod
+    def _refuse_ineffective(cls, segment: SegmentSettings) -> SegmentSettings:
+        for name in _NOT_IN_SWEEP:
+            if name in segment.model_fields_set:
+                where = "; it is accepted beside segment" if name in cls.model_fields else ""
+                raise ValueError(f"{name} has no effect here{where}")
+        return segment
+
+
+def load_sweep(path: Path | None) -> SweepSettings:
+    """Settings of a sweep from a YAML file; errors as for `load_settings`."""
+    return read_settings(SweepSettings, path, {})

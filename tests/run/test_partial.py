@@ -1,0 +1,325 @@
+"""What fails is reported, is never taken for background, and is made good by the same command."""
+
+import os
+import re
+
+import numpy as np
+import psutil
+import pytest
+
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.geometry import Grid, Region
+from densebatch.cli.terminal import TerminalProgress
+from densebatch.planning import plan
+from densebatch.planning.planner import draft_plan
+from densebatch.planning.settings import SegmentSettings
+from densebatch.run import segment as pipeline
+from densebatch.run.segment import segment
+from densebatch.stages.trace import trace_core
+from tests.helpers.run_files import (
+    Watcher,
+    assert_same_output,
+    call_main,
+    cells_alike,
+    output_bytes,
+    read_report,
+    read_result,
+    simulate,
+)
+from tests.helpers.slide_files import write_zarr
+
+SHAPE = (200, 1100)
+TILE = 100
+CHUNK = 64
+OPTIONS = {"membrane": ("CD3",), "tile": TILE, "workers": 0, "image": "copy"}
+COMMAND = ("--membrane", "CD3", "--tile", TILE, "--workers", 0, "--image", "copy")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_groups():
+    """Several predict tasks on a slide of a fifth of a megapixel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_GROUP_PX", 300)
+        yield
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slide") / "a.ome.zarr"
+    pixels = simulate(*SHAPE, seed=8)
+    return write_zarr(path, pixels, labels=["CD3", "DAPI"], chunks=(1, CHUNK, CHUNK))
+
+
+@pytest.fixture(scope="module")
+def clean(slide, tmp_path_factory):
+    """Bytes, labels and table of a run without a fault."""
+    out = tmp_path_factory.mktemp("clean")
+    segment(slide, out, **OPTIONS)
+    return output_bytes(out), *read_result(out)
+
+
+class Damage:
+    """A chunk of a slide that cannot be decoded for a while, as on a disk that fails and recovers.
+
+    The file keeps its size and time, so the slide counts as the same.
+    """
+
+    def __init__(self, slide, channel, row, col):
+        self.file = slide / "0" / "c" / str(channel) / str(row) / str(col)
+        self.data, self.stat = self.file.read_bytes(), self.file.stat()
+        self.region = Region(
+            row * CHUNK,
+            col * CHUNK,
+            min(SHAPE[0], (row + 1) * CHUNK),
+            min(SHAPE[1], (col + 1) * CHUNK),
+        )
+
+    def _write(self, data):
+        self.file.write_bytes(data)
+        os.utime(self.file, ns=(self.stat.st_atime_ns, self.stat.st_mtime_ns))
+
+    def do(self):
+        self._write(b"\0" * len(self.data))
+
+    def undo(self):
+        self._write(self.data)
+
+
+@pytest.fixture
+def damage(slide):
+    done = []
+
+    def make(*place):
+        done.append(Damage(slide, *place))
+        return done[-1]
+
+    yield make
+    for one in done:
+        one.undo()
+
+
+def assert_rest_is_labelled(out, clean_labels, failed, table):
+    """Outside of the failed tiles the cells are those of a clean run, whatever their numbers."""
+    labels, found = read_result(out)
+    outside = np.ones(labels.shape, bool)
+    for tile in failed:
+        y0, x0, y1, x1 = tile["region"]
+        assert (labels[y0:y1, x0:x1] == 0).all()
+        assert (clean_labels[y0:y1, x0:x1] > 0).any()
+        outside[y0:y1, x0:x1] = False
+    assert cells_alike(labels[outside], clean_labels[outside])
+    assert np.array_equal(np.unique(labels), np.arange(found["id"].size + 1))
+    assert found["id"].size < table["id"].size
+
+
+def test_a_tile_that_cannot_be_traced(slide, clean, tmp_path, monkeypatch):
+    expected, labels, table = clean
+
+    def trace(plan_path, tile, row, col, travel_px):
+        if (row, col) in {(0, 3), (1, 9)}:
+            raise MemoryError("not\nenough")
+        return trace_core(plan_path, tile, row, col, travel_px)
+
+    watcher = Watcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "trace_core", trace)
+        result = segment(slide, tmp_path, progress=watcher, **OPTIONS)
+    assert result.is_partial
+    assert not result.unread
+    assert result.failed_tiles == [
+        {"tile": [0, 3], "region": [0, 300, 100, 400], "reason": "MemoryError: not"},
+        {"tile": [1, 9], "region": [100, 900, 200, 1000], "reason": "MemoryError: not"},
+    ]
+    assert read_report(tmp_path)["failed_tiles"] == result.failed_tiles
+    assert "trace-100-0-3 failed: MemoryError: not" in watcher.notes
+    assert_rest_is_labelled(tmp_path, labels, result.failed_tiles, table)
+
+    watcher = Watcher()
+    result = segment(slide, tmp_path, progress=watcher, **OPTIONS)
+    assert not result.is_partial
+    total, done = watcher.stages["predict"]
+    assert total == done > 1
+    total, done = watcher.stages["trace"]
+    assert total - done == 2
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_path, monkeypatch):
+    expected, labels, table = clean
+    broken = {(0, 3)}
+
+    def trace(plan_path, tile, row, col, travel_px):
+        if (row, col) in broken:
+            raise OSError("no")
+        return trace_core(plan_path, tile, row, col, travel_px)
+
+    monkeypatch.setattr(pipeline, "trace_core", trace)
+    segment(slide, tmp_path, **OPTIONS)
+    first = output_bytes(tmp_path)
+    again = segment(slide, tmp_path, **OPTIONS)
+    assert_same_output(tmp_path, first)
+    assert_rest_is_labelled(tmp_path, labels, again.failed_tiles, table)
+    # the first recovers, while the work of another is lost and cannot be done again
+    broken.clear()
+    broken.add((0, 7))
+    (tmp_path / "work" / "journal" / "trace-100-0-7.json").unlink()
+    result = segment(slide, tmp_path, **OPTIONS)
+    assert [tile["tile"] for tile in result.failed_tiles] == [[0, 7]]
+    assert_rest_is_labelled(tmp_path, labels, result.failed_tiles, table)
+    broken.clear()
+    assert not segment(slide, tmp_path, **OPTIONS).is_partial
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_chunk_that_the_survey_cannot_read(slide, damage, tmp_path, monkeypatch):
+    """Workers, which start beside the survey, end with it."""
+    pids = []
+    start = pipeline.start_executor
+
+    def watch(*args):
+        executor = start(*args)
+        pids.extend(executor.client.run(os.getpid).values())
+        return executor
+
+    monkeypatch.setattr(pipeline, "start_executor", watch)
+    damage(0, 0, 17).do()
+    with pytest.raises(InputError, match=r"a\.ome\.zarr"):
+        segment(slide, tmp_path / "out", **OPTIONS | {"workers": 1})
+    assert len(pids) == 1
+    assert not psutil.pid_exists(pids[0])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_chunk_that_the_network_cannot_read(slide, clean, damage, tmp_path, capsys, monkeypatch):
+    """Found only after the plan has read the whole slide; the tiles around it have no labels."""
+    expected, labels, table = clean
+    hole = damage(0, 0, 17)
+    stage = TerminalProgress.stage
+
+    def break_then_tell(self, name, total, done):
+        if name == "predict" and not done:
+            hole.do()
+        stage(self, name, total, done)
+
+    monkeypatch.setattr(TerminalProgress, "stage", break_then_tell)
+    arguments = ("segment", slide, tmp_path, *COMMAND)
+    code, out, err = call_main(capsys, *arguments)
+    assert code == 3
+    report = read_report(tmp_path)
+    failed = report["failed_tiles"]
+    lines = err.splitlines()
+    assert lines[-1].startswith(
+        f"partial: {len(failed)} tiles have no labels, the first at pixels {failed[0]['region']} "
+        "(needs predict-0-"
+    )
+    assert lines[-1].endswith("the same command tries them again")
+    assert "cells in" in out
+    for tile in failed:
+        assert re.match(r"needs predict-0-\d, which failed: InputError: ", tile["reason"])
+        assert "a.ome.zarr" in tile["reason"]
+    # all that could not be told is marked, in the record and beside the labels
+    grid = Grid(*SHAPE, TILE, TILE)
+    regions = [tuple(tile["region"]) for tile in failed]
+    for index in grid.overlapping(hole.region):
+        region = grid[index]
+        assert (region.y0, region.x0, region.y1, region.x1) in regions
+    assert 2 <= len(failed) < len(grid)
+    assert_rest_is_labelled(tmp_path, labels, failed, table)
+    unread = [(piece["channel"], piece["region"]) for piece in report["unread"]]
+    assert unread == [
+        ("CD3", [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]),
+    ]
+
+    hole.undo()
+    monkeypatch.undo()
+    code, _, err = call_main(capsys, *arguments)
+    assert (code, read_report(tmp_path)["failed_tiles"]) == (0, [])
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_chunk_that_only_the_cell_table_needs(slide, clean, damage, tmp_path, capsys):
+    """A channel that the network does not see: all labels, and means where there are pixels."""
+    expected, labels, table = clean
+    hole = damage(1, 1, 4)
+    hole.do()
+    arguments = ("segment", slide, tmp_path, *COMMAND)
+    code, _, err = call_main(capsys, *arguments)
+    assert code == 3
+    region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
+    assert err.splitlines()[-1].startswith(
+        "partial: 1 pieces of the slide could not be read for the cell table, the first at pixels "
+        f"{region} of channel DAPI ({slide} cannot be read in rows"
+    )
+    report = read_report(tmp_path)
+    assert report["failed_tiles"] == []
+    assert [(u["channel"], u["region"]) for u in report["unread"]] == [("DAPI", region)]
+    found_labels, found = read_result(tmp_path)
+    assert np.array_equal(found_labels, labels)
+    touched = np.unique(labels[hole.region.slices])
+    touched = touched[touched > 0] - 1
+    assert touched.size > 5
+    assert np.isnan(found["mean_DAPI"][touched]).all()
+    others = np.setdiff1d(np.arange(table["id"].size), touched)
+    assert np.array_equal(found["mean_DAPI"][others], table["mean_DAPI"][others])
+    assert np.array_equal(found["mean_CD3"], table["mean_CD3"])
+
+    hole.undo()
+    assert call_main(capsys, *arguments)[0] == 0
+    assert_same_output(tmp_path, expected)
+
+
+def test_nothing_can_be_segmented(slide, clean, damage, tmp_path, capsys):
+    expected, _, _ = clean
+    holes = [damage(0, 0, col) for col in range(0, 18, 3)]
+    watcher = Watcher(predict=lambda: [hole.do() for hole in holes])
+    with pytest.raises(DensebatchError, match="no tile could be segmented: needs predict"):
+        segment(slide, tmp_path, progress=watcher, **{**OPTIONS, "tile": 2048})
+    assert not (tmp_path / "run.json").exists()
+    # the plan, too, refuses to begin while a channel that it needs cannot be read
+    with pytest.raises(InputError, match="cannot be read in rows"):
+        segment(slide, tmp_path / "other", **OPTIONS)
+    assert not (tmp_path / "other").exists()
+    for hole in holes:
+        hole.undo()
+    segment(slide, tmp_path, **OPTIONS)
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_shard_that_cannot_be_written(slide, clean, tmp_path, capsys, monkeypatch):
+    expected, _, _ = clean
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "number_shard", fail)
+        code, _, err = call_main(capsys, "segment", slide, tmp_path, *COMMAND)
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        f"error: {tmp_path}/segmentation.ome.zarr: number-100-0-0-0 failed (OSError: [Errno 28] No "
+        "space left on device); the same command continues the run"
+    )
+    result = segment(slide, tmp_path, **OPTIONS)
+    assert result.report["tasks_kept"] > 22  # all of the tracing, and the predicting
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_flow_field_that_is_lost_before_it_is_traced(slide, clean, tmp_path, monkeypatch):
+    """What was never written reads as NaN, which tracing refuses: no background out of nothing."""
+    expected, labels, table = clean
+    n_groups = len(draft_plan(slide, SegmentSettings(membrane=("CD3",))).groups)
+
+    def trace(plan_path, tile, row, col, travel_px):
+        if col == 10:
+            chunks = tmp_path / "work" / "flows.zarr" / "c" / "0" / "0"
+            (chunks / str(n_groups - 1)).unlink(missing_ok=True)
+        return trace_core(plan_path, tile, row, col, travel_px)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "trace_core", trace)
+        result = segment(slide, tmp_path, **OPTIONS)
+    assert 10 in {tile["tile"][1] for tile in result.failed_tiles}
+    assert "the flow field holds values that are not finite" in result.failed_tiles[0]["reason"]
+    assert_rest_is_labelled(tmp_path, labels, result.failed_tiles, table)
+    assert not segment(slide, tmp_path, **OPTIONS).is_partial
+    assert_same_output(tmp_path, expected)

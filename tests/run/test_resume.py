@@ -1,0 +1,397 @@
+"""A run that is killed continues to the same bytes, and does not repeat what was done."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from densebatch.base.errors import InputError
+from densebatch.planning import plan
+from densebatch.run import segment as pipeline
+from densebatch.run.segment import segment
+from tests.helpers.run_files import (
+    Watcher,
+    assert_same_output,
+    call_main,
+    output_bytes,
+    read_report,
+    run_command,
+    simulate,
+    start_command,
+    write_tiff,
+)
+
+LONG = {"membrane": ("CD3",), "tile": 128}
+GROUP_PX = 300  # several predict tasks on a small slide
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_groups():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_GROUP_PX", GROUP_PX)
+        yield
+
+
+@pytest.fixture(scope="module")
+def long_slide(tmp_path_factory):
+    """A slide of several predict tasks and 16 tiles, and the bytes of its uninterrupted run."""
+    folder = tmp_path_factory.mktemp("long")
+    slide = write_tiff(folder / "a.ome.tif", simulate(200, 1000, seed=2), ["CD3", "DAPI"])
+    result = segment(slide, folder / "clean", workers=0, **LONG)
+    return slide, output_bytes(folder / "clean"), result.report
+
+
+@pytest.fixture(scope="module")
+def small_slide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    slide = write_tiff(folder / "a.ome.tif", simulate(200, 260, seed=2), ["CD3", "DAPI"])
+    result = segment(slide, folder / "clean", workers=0, membrane=("CD3",), tile=100)
+    return slide, output_bytes(folder / "clean"), result.report
+
+
+def records(out):
+    """When each task's record was written."""
+    return {p.stem: p.stat().st_mtime_ns for p in (out / "work" / "journal").glob("*.json")}
+
+
+def run_until(arguments, out, n_records):
+    """Start the command, kill its whole process group once enough tasks are done."""
+    process = start_command(*arguments, group_px=GROUP_PX)
+    try:
+        deadline = time.monotonic() + 120
+        while len(records(out)) < n_records:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def command(slide, out, *options):
+    return "segment", slide, out, "--membrane", "CD3", *options
+
+
+def test_sigkill_again_and_again(long_slide, tmp_path):
+    slide, expected, clean = long_slide
+    out = tmp_path / "out"
+    arguments = command(slide, out, "--workers", 0, "--tile", 128)
+    done = {}
+    for n_records in (2, 14):
+        run_until(arguments, out, n_records)
+        now = records(out)
+        assert {name: now[name] for name in done} == done, "finished work was repeated"
+        done = now
+        assert not (out / "run.json").exists()
+    code, _, err = run_command(*arguments, group_px=GROUP_PX)
+    assert code == 0, err
+    report = read_report(out)
+    assert report["tasks_kept"] >= len(done) - 1  # the last record may not have had its name yet
+    assert report["tasks"] == clean["tasks"]
+    assert_same_output(out, expected)
+
+
+def test_sigkill_of_a_run_on_workers_and_on_with_other_tiles_and_workers(long_slide, tmp_path):
+    slide, expected, clean = long_slide
+    out = tmp_path / "out"
+    run_until(command(slide, out, "--workers", 2, "--tile", 128), out, 3)
+    done = records(out)
+    watcher = Watcher()
+    result = segment(slide, out, workers=0, tile=150, membrane=("CD3",), progress=watcher)
+    predicted = sum(name.startswith("predict") for name in done)
+    assert predicted > 0
+    assert watcher.stages["predict"][1] == predicted
+    assert result.report["network_patches"] == clean["network_patches"]
+    assert_same_output(out, expected)
+
+
+def test_sigkill_between_any_two_files(tmp_path):
+    pixels = simulate(130, 170, seed=2)
+    slide = write_tiff(tmp_path / "a.ome.tif", pixels, ["CD3", "DAPI"])
+    options = json.dumps({"membrane": ["CD3"], "tile": 100, "image": "none"})
+    script = Path(__file__).parents[1] / "helpers" / "kill_points.py"
+    told = subprocess.run(
+        [sys.executable, script, slide, tmp_path, "13", options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert told.returncode == 0, told.stderr
+    report = json.loads(told.stdout)
+    expected = output_bytes(tmp_path / "clean")
+    kept = [point["kept"] for point in report["killed"]]
+    assert len(kept) >= 3
+    # the last points are behind the record of the run, which then has nothing left to do
+    assert kept[0] == 0 < max(kept)
+    for point in report["killed"]:
+        out = Path(point["out"])
+        assert_same_output(out, expected)
+        names = {".densebatch.json", "cells.parquet", "run.json", "segmentation.ome.zarr"}
+        assert {p.name for p in out.iterdir()} == names
+
+
+class Stop(BaseException):
+    """Ends a run in this process at a stage."""
+
+
+def stop(*_):
+    raise Stop
+
+
+def stop_at(stage, slide, out, **options):
+    """Run up to where a stage begins, or to the end but for the last metadata."""
+    if stage != "finish":
+        with pytest.raises(Stop):
+            segment(slide, out, workers=0, progress=Watcher(**{stage: stop}), **options)
+        return
+    finish = pipeline._finish
+    pipeline._finish = stop
+    try:
+        with pytest.raises(Stop):
+            segment(slide, out, workers=0, **options)
+    finally:
+        pipeline._finish = finish
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+SMALL = {"membrane": ("CD3",), "tile": 100}
+LABELS = "segmentation.ome.zarr/labels/cells/0/c/0/0"
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["flipped", "lost"])
+@pytest.mark.parametrize(
+    ("file", "until", "stage", "n_redone"),
+    [
+        ("work/flows.zarr/c/0/0/0", "number", "predict", 1),
+        ("work/trace-100/labels.zarr/c/1/1", "number", "trace", 1),
+        ("work/trace-100/keys-0-2.npy", "number", "trace", 1),
+        ("work/trace-100/cells-0-0.npz", "finish", "number", 1),
+        (LABELS, "finish", "number", 1),
+        ("segmentation.ome.zarr/0/c/0/0/0", "finish", "number", 1),
+        ("work/journal/trace-100-0-1.json", "number", "trace", 1),
+    ],
+)
+def test_damage_after_a_kill_is_found_and_repaired(
+    small_slide, tmp_path, file, until, stage, n_redone, damage
+):
+    slide, expected, _ = small_slide
+    stop_at(until, slide, tmp_path, **SMALL)
+    damage(tmp_path / file)
+    watcher = Watcher()
+    segment(slide, tmp_path, workers=0, progress=watcher, **SMALL)
+    total, done = watcher.stages[stage]
+    assert total - done == n_redone
+    others = [name for name in ("predict", "trace") if name != stage]
+    assert all(watcher.stages[name][0] == watcher.stages[name][1] for name in others)
+    assert_same_output(tmp_path, expected)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_damage_in_the_pyramid_is_found_and_repaired(tmp_path, ngff, level):
+    """Also in 0.4, whose chunks carry no checksum; level 2 is written by the task of level 1."""
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(80, 1100), ["CD3", "DAPI"])
+    options = {"membrane": ("CD3",), "ngff": ngff}
+    segment(slide, tmp_path / "clean", workers=0, **options)
+    expected = output_bytes(tmp_path / "clean")
+    out = tmp_path / "out"
+    stop_at("finish", slide, out, **options)
+    label = out / "segmentation.ome.zarr" / "labels" / "cells" / str(level)
+    chunk = next(p for p in label.rglob("*") if p.is_file() and p.name[0] not in ".z")
+    chunk.unlink()
+    watcher = Watcher()
+    segment(slide, out, workers=0, progress=watcher, **options)
+    assert watcher.stages["number"] == (1, 1)
+    assert watcher.stages["pyramid level 1"] == (1, 0)
+    assert_same_output(out, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_sigkill_of_a_forked_worker_and_of_the_fork_server(long_slide, tmp_path):
+    slide, expected, _ = long_slide
+    out = tmp_path / "out"
+    process = start_command(
+        *command(slide, out, "--workers", 2, "--tile", 128),
+        group_px=GROUP_PX,
+        env={"OPENBLAS_NUM_THREADS": "1"},  # or the change of the groups' size makes threads
+    )
+    killed = []
+    for n_records in (1, 8):
+        deadline = time.monotonic() + 120
+        while len(records(out)) < n_records and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children()
+        command_line = psutil.Process(process.pid).cmdline()
+        (server,) = (c for c in children if c.cmdline() == command_line)  # it is forked
+        victim = server if killed else server.children()[0]
+        victim.kill()
+        killed.append(victim.pid)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, err
+    assert len(set(killed)) == 2
+    assert_same_output(out, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
+    """A terminal sends it to all processes of the command."""
+    slide, expected, _ = long_slide
+    out = tmp_path / "out"
+    how = {"group_px": GROUP_PX, "env": {"OPENBLAS_NUM_THREADS": "1"}}
+    arguments = command(slide, out, "--workers", 2, "--tile", 128)
+    process = start_command(*arguments, **how)
+    deadline = time.monotonic() + 120
+    while not records(out) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted; the same command continues the run"
+    code, _, err = run_command(*arguments, **how)
+    assert code == 0, err
+    assert_same_output(out, expected)
+
+
+def test_sigkill_of_a_worker_does_not_lose_the_run(long_slide, tmp_path):
+    slide, expected, _ = long_slide
+    killed = []
+
+    class Killer(Watcher):
+        def advance(self, name, pixels):
+            super().advance(name, pixels)
+            if len(killed) < 2:
+                sizes = {}
+                for process in psutil.Process().children(recursive=True):
+                    # The last victim may be a zombie still. Workers are spawned, or forked by a
+                    # server if an earlier test has started one: the largest without children.
+                    with contextlib.suppress(psutil.Error):
+                        if not process.children():
+                            sizes[process] = process.memory_info().rss
+                victim = max(sizes, key=sizes.__getitem__)
+                victim.send_signal(signal.SIGKILL)
+                killed.append(victim.pid)
+
+    watcher = Killer()
+    result = segment(slide, tmp_path, workers=2, progress=watcher, **LONG)
+    assert len(killed) == 2
+    assert not result.failed_tiles
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_finished_run_is_not_done_again(small_slide, tmp_path, capsys, monkeypatch):
+    slide, expected, _ = small_slide
+    arguments = command(slide, tmp_path / "out", "--workers", 0, "--tile", 100)
+    first = call_main(capsys, *arguments)
+    assert first[0] == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    monkeypatch.setattr(pipeline, "open_executor", None)  # nothing is left to execute
+    code, out, err = call_main(capsys, *arguments)
+    assert (code, out) == first[:2]
+    assert "this run is already complete" in err
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+    # nor with other settings that do not change the labels, nor somewhere else on the disk
+    (tmp_path / "out").rename(tmp_path / "moved")
+    arguments = command(slide, tmp_path / "moved", "--workers", 3, "--tile", 64)
+    code, told, _ = call_main(capsys, *arguments)
+    assert code == 0
+    assert told == out.replace(str(tmp_path / "out"), str(tmp_path / "moved"))
+    assert_same_output(tmp_path / "moved", expected)
+
+
+def test_a_run_killed_while_it_removes_its_work_folder(small_slide, tmp_path):
+    slide, expected, _ = small_slide
+    segment(slide, tmp_path, workers=0, keep_flows=True, **SMALL)
+    (tmp_path / "work" / "flows.zarr" / "zarr.json").unlink()
+    segment(slide, tmp_path, workers=0, **SMALL)
+    assert not (tmp_path / "work").exists()
+    assert_same_output(tmp_path, expected)
+
+
+@pytest.mark.parametrize("lost", ["segmentation.ome.zarr", "cells.parquet"])
+def test_a_finished_run_whose_result_is_gone(small_slide, tmp_path, lost):
+    slide, expected, _ = small_slide
+    segment(slide, tmp_path, workers=0, **SMALL)
+    path = tmp_path / lost
+    path.rename(tmp_path.with_name(f"gone-{lost}"))
+    result = segment(slide, tmp_path, workers=0, **SMALL)
+    assert result.report["tasks_kept"] == 0
+    assert_same_output(tmp_path, expected)
+
+
+def test_restart(small_slide, tmp_path, capsys):
+    slide, expected, _ = small_slide
+    other = command(slide, tmp_path, "--workers", 0, "--cellprob-threshold", 1)
+    assert call_main(capsys, *other)[0] == 0
+    first = output_bytes(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    arguments = command(slide, tmp_path, "--workers", 0, "--tile", 100)
+    code, _, err = call_main(capsys, *arguments)
+    assert code == 2
+    assert err == (
+        f"error: {tmp_path}: holds another run: trace.cellprob_threshold was 1.0 and is now 0.0; "
+        "choose another folder or give --restart\n"
+    )
+    assert_same_output(tmp_path, first)
+    assert call_main(capsys, *arguments, "--restart")[0] == 0
+    assert_same_output(tmp_path, expected)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_restart_repeats_a_finished_run(small_slide, tmp_path):
+    slide, expected, _ = small_slide
+    segment(slide, tmp_path, workers=0, **SMALL)
+    result = segment(slide, tmp_path, workers=0, restart=True, **SMALL)
+    assert result.report["tasks_kept"] == 0
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_restart_that_cannot_work_removes_nothing(small_slide, tmp_path):
+    slide, expected, _ = small_slide
+    segment(slide, tmp_path, workers=0, **SMALL)
+    with pytest.raises(InputError, match="no channel 'CD4'"):
+        segment(slide, tmp_path, workers=0, restart=True, membrane=("CD4",))
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_changed_slide_is_another_run(tmp_path):
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(100, 120), ["CD3", "DAPI"])
+    segment(slide, tmp_path / "out", workers=0, membrane=("CD3",))
+    write_tiff(slide, simulate(100, 120, seed=1), ["CD3", "DAPI"])
+    with pytest.raises(InputError, match=r"holds another run: slide\.identity was"):
+        segment(slide, tmp_path / "out", workers=0, membrane=("CD3",))
+
+
+def test_a_marker_of_another_version(small_slide, tmp_path):
+    slide, expected, _ = small_slide
+    segment(slide, tmp_path, workers=0, **SMALL)
+    marker = tmp_path / ".densebatch.json"
+    marker.write_text('{"version": 0}')
+    with pytest.raises(InputError, match="holds a run of another version of densebatch"):
+        segment(slide, tmp_path, workers=0, **SMALL)
+    segment(slide, tmp_path, workers=0, restart=True, **SMALL)
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_kill_before_the_marker_has_its_name(small_slide, tmp_path):
+    slide, expected, _ = small_slide
+    (tmp_path / "..densebatch.json.123-abc.partial").write_text("{")
+    segment(slide, tmp_path, workers=0, **SMALL)
+    assert not list(tmp_path.glob(".*.partial"))
+    assert_same_output(tmp_path, expected)

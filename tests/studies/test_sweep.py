@@ -1,0 +1,372 @@
+"""A sweep's scores are those of whole runs, and the network runs once."""
+
+import csv
+import json
+import math
+from fractions import Fraction
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.geometry import Grid, Region
+from densebatch.planning import plan
+from densebatch.planning.settings import SegmentSettings
+from densebatch.run.segment import segment
+from densebatch.scoring.files import ScoreOptions, score_files
+from densebatch.scoring.results import ScoreSettings
+from densebatch.scoring.score import score_labels
+from densebatch.slides.simulated import Tissue, render
+from densebatch.stages import predict as inference
+from densebatch.studies.sweep import Setting, find_images, sweep
+from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
+from densebatch.studies.sweep_settings import SweepSettings, load_sweep
+from tests.helpers.run_files import call_main, write_tiff
+
+SHAPE = 110, 200
+FLOW, CELLPROB, SIZES = (0.0, 0.2, 0.4), (-2.0, 0.5), (0, 100)
+SEGMENT = {"membrane": ("0",), "pixel_size": 0.5, "workers": 0}
+
+
+def simulate(seed):
+    """Membrane as 8-bit grey, and the true labels."""
+    tissue = Tissue(*SHAPE, seed=seed)
+    pixels, labels = render(tissue, Region(0, 0, *SHAPE))
+    membrane = pixels[0].astype(float)
+    return (255 * membrane / membrane.max()).astype(np.uint8), labels.astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, seed in (("a", 1), ("b", 2)):
+        pixels, labels = simulate(seed)
+        Image.fromarray(pixels).save(folder / f"{name}_img.png")
+        Image.fromarray(labels).save(folder / f"{name}_masks.png")
+    return folder
+
+
+@pytest.fixture
+def patches(monkeypatch):
+    """Patches that the network is evaluated on from now, in this process."""
+    counted = []
+    evaluate = inference.evaluate_patches
+
+    def count(backend, patches):
+        counted.append(len(patches))
+        return evaluate(backend, patches)
+
+    monkeypatch.setattr(inference, "evaluate_patches", count)
+    return counted
+
+
+def settings(tile=2048, **changes):
+    values = {
+        "flow_threshold": FLOW,
+        "cellprob_threshold": CELLPROB,
+        "min_size": SIZES,
+        "iou": (0.5, 0.75),
+        "segment": {**SEGMENT, "tile": tile},
+    }
+    return SweepSettings.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def swept(images, tmp_path_factory):
+    """Swept in one tile per image, the folder of its flow fields, and patches evaluated."""
+    work = tmp_path_factory.mktemp("swept")
+    return sweep(find_images(images, None), work, settings()), work
+
+
+def same(a, b):
+    return [s.at(t) for s in a for t in s.settings.thresholds] == [
+        s.at(t) for s in b for t in s.settings.thresholds
+    ] and [(s.ari, s.n_truth, s.n_pred, s.dice) for s in a] == [
+        (s.ari, s.n_truth, s.n_pred, s.dice) for s in b
+    ]
+
+
+@pytest.mark.parametrize(("flow", "cellprob"), [(0.2, -2.0), (0.4, 0.5), (0.0, 0.5)])
+def test_row_is_the_score_of_a_run_with_these_thresholds(images, swept, tmp_path, flow, cellprob):
+    run = SegmentSettings(**SEGMENT, flow_threshold=flow, cellprob_threshold=cellprob)
+    for index, name in enumerate("ab"):
+        found = segment(images / f"{name}_img.png", tmp_path / name, run)
+        for size in SIZES:
+            options = ScoreOptions(
+                ScoreSettings(thresholds=(Fraction(1, 2), Fraction(3, 4)), min_size=size)
+            )
+            expected = score_files(found.labels, images / f"{name}_masks.png", options).images
+            ours = swept[0].scores[Setting(flow, cellprob, size)][index]
+            assert ours.n_pred > 0
+            assert same([ours], expected)
+
+
+def test_every_threshold_matters(swept):
+    scores = swept[0].scores
+    assert len(scores) == len(FLOW) * len(CELLPROB) * len(SIZES)
+    counts = {setting: sum(s.n_pred for s in images) for setting, images in scores.items()}
+    assert len({counts[Setting(flow, -2.0, 0)] for flow in FLOW}) == len(FLOW)
+    assert counts[Setting(0.4, -2.0, 0)] != counts[Setting(0.4, 0.5, 0)]
+    assert counts[Setting(0.4, 0.5, 0)] > counts[Setting(0.4, 0.5, 100)]
+    truth = {size: scores[Setting(0.4, 0.5, size)][0].n_truth for size in SIZES}
+    assert truth[0] > truth[100]  # on both sides
+
+
+def test_network_runs_once_per_patch_whatever_is_tried(images, tmp_path, patches):
+    files = find_images(images, None)
+    first = sweep(files, tmp_path, settings())
+    plans = [
+        plan.build_plan(file.image, SegmentSettings(**SEGMENT)).network_patches for file in files
+    ]
+    assert first.evaluated == sum(patches) == sum(plans) > 1
+    loads = inference.model_loads
+
+    again = sweep(files, tmp_path, settings())
+    assert (again.evaluated, inference.model_loads) == (0, loads)
+    assert same(sum(again.scores.values(), ()), sum(first.scores.values(), ()))
+
+    other = {"segment": {**SEGMENT, "min_size": 40, "max_size": 500, "tile": 64}}
+    changed = sweep(files, tmp_path, settings(flow_threshold=(0.7,), **other))
+    assert changed.evaluated == 0
+    assert sum(patches) == first.evaluated
+    assert [*changed.scores] == [Setting(0.7, c, s) for c in CELLPROB for s in SIZES]
+
+
+def test_lost_flows_are_made_again(images, tmp_path, patches):
+    files = find_images(images, None)
+    first = sweep(files, tmp_path, settings(flow_threshold=(0.4,)))
+    chunk = next(p for p in (tmp_path / "b").rglob("c/0/0/0"))
+    chunk.write_bytes(chunk.read_bytes()[:-40])
+    again = sweep(files, tmp_path, settings(flow_threshold=(0.4,)))
+    assert 0 < again.evaluated < first.evaluated
+    assert same(sum(again.scores.values(), ()), sum(first.scores.values(), ()))
+
+
+def test_tiles_do_not_change_a_score(images, swept, tmp_path):
+    tiled = sweep(find_images(images, None), swept[1], settings(tile=64))
+    assert tiled.evaluated == 0
+    for setting, scores in swept[0].scores.items():
+        assert same(scores, tiled.scores[setting])
+
+
+def test_far_travellers_get_the_halo_that_they_need(images, swept, monkeypatch):
+    """With a first halo that is too small, tiles are traced again until it is not."""
+    from densebatch.studies import sweep as module
+
+    fields = module.store_flows
+    travels = []
+    trace = module.trace_tile
+
+    def shorten(*args, **kwargs):
+        return {
+            path: module.replace(field, plan=module.replace(field.plan, travel_px=1))
+            for path, field in fields(*args, **kwargs).items()
+        }
+
+    def watch(flows, window, core, shape, limits):
+        travels.append(window.area)
+        return trace(flows, window, core, shape, limits)
+
+    monkeypatch.setattr(module, "store_flows", shorten)
+    monkeypatch.setattr(module, "trace_tile", watch)
+    files = find_images(images, None)
+    tiled = sweep(files, swept[1], settings(tile=64, flow_threshold=(0.4,)))
+    once = len(files) * len(CELLPROB) * len(Grid(*SHAPE, 64, 64))
+    assert len(travels) > once
+    assert max(travels) > min(travels)
+    for setting, scores in tiled.scores.items():
+        assert same(scores, swept[0].scores[setting])
+
+
+def test_failed_patches_are_no_background(images, tmp_path, monkeypatch):
+    def fail(backend, patches):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(inference, "evaluate_patches", fail)
+    with pytest.raises(DensebatchError, match=r"a_img\.png: predict-0-0 failed \(MemoryError"):
+        sweep(find_images(images, None), tmp_path, settings())
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    values = {
+        "flow_threshold": [0.2, 0.4],
+        "cellprob_threshold": [-2, 0.5],
+        "min_size": [100],
+        "segment": {**SEGMENT, "membrane": ["0"]},
+    }
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_command_writes_table_text_and_plot(images, swept, tmp_path, recipe, capsys):
+    out = tmp_path / "out"
+    code, told, _ = call_main(capsys, "sweep", images, "-o", out, "-c", recipe)
+    assert code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["sweep.csv", "sweep.md", "sweep.svg", "work"]
+    rows = read_rows(out)
+    assert len(rows) == 4 * 3
+    row = next(
+        r
+        for r in rows
+        if (r["flow_threshold"], r["cellprob_threshold"], r["image"]) == ("0.2", "-2.0", "b")
+    )
+    expected = swept[0].scores[Setting(0.2, -2.0, 100)][1]
+    found = expected.at("0.5")
+    assert [int(row[k]) for k in ("tp", "fp", "fn")] == [found.tp, found.fp, found.fn]
+    assert float(row["ap"]) == pytest.approx(found.ap, abs=1e-6)
+    assert float(row["ari"]) == pytest.approx(expected.ari, abs=1e-6)
+    means = {
+        (r["flow_threshold"], r["cellprob_threshold"]): float(r["ap"])
+        for r in rows
+        if r["image"] == "mean"
+    }
+    assert f"best   mean AP {max(means.values()):.3f} at IoU 0.5" in told
+    assert f"**{max(means.values()):.3f}**" in (out / "sweep.md").read_text()
+    ElementTree.parse(out / "sweep.svg")
+
+    code, told, _ = call_main(capsys, "sweep", images, "-o", out, "-c", recipe)
+    assert code == 0
+    assert "network evaluated on 0 patches" in told
+
+
+def test_flows_of_other_settings_are_refused_until_told(images, tmp_path, capsys, recipe, patches):
+    out = tmp_path / "out"
+    assert call_main(capsys, "sweep", images, "-o", out, "-c", recipe)[0] == 0
+    before = sum(patches)
+    text = recipe.read_text()
+    recipe.write_text(text.replace('"pixel_size": 0.5', '"pixel_size": 0.6'))
+    told = refuse(capsys, images, "-o", out, "-c", recipe)
+    assert told.startswith(f"error: {out / 'work' / 'a'}: holds another run: ")
+    assert told.endswith("; choose another folder or give --restart\n")
+    assert sum(patches) == before
+    assert call_main(capsys, "sweep", images, "-o", out, "-c", recipe, "--restart")[0] == 0
+    assert sum(patches) > before
+
+
+def test_one_slide_with_its_truth(tmp_path, capsys, recipe):
+    pixels, labels = simulate(3)
+    slide = write_tiff(tmp_path / "s.ome.tif", pixels[np.newaxis], ["CD3"])
+    np.save(tmp_path / "s_masks.npy", labels)
+    out = tmp_path / "out"
+    arguments = ["sweep", slide, "-o", out, "-c", recipe]
+    code, _, told = call_main(capsys, *arguments)
+    assert code == 2
+    assert told == f"error: {slide}: one slide needs its label image; give it with --truth\n"
+    assert not out.exists()
+    code, _, _ = call_main(capsys, *arguments, "--truth", tmp_path / "s_masks.npy")
+    assert code == 0
+    rows = read_rows(out)
+    assert {row["image"] for row in rows} == {"s", "mean"}
+
+
+def test_labels_inside_an_ome_zarr_score_one_where_they_came_from(images, tmp_path, capsys, recipe):
+    run = SegmentSettings(**SEGMENT, flow_threshold=0.2, cellprob_threshold=0.5, image="copy")
+    segment(images / "a_img.png", tmp_path / "run", run)
+    slide = tmp_path / "run" / "segmentation.ome.zarr"
+    code, told, _ = call_main(capsys, "sweep", slide, "-o", tmp_path / "out", "-c", recipe)
+    assert code == 0
+    assert "best   mean AP 1.000 at IoU 0.5: flow 0.2, cell probability 0.5" in told
+
+
+def read_rows(out):
+    return list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+
+
+def refuse(capsys, *arguments):
+    code, _, told = call_main(capsys, "sweep", *arguments)
+    assert code == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    return told
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(images, tmp_path, capsys, recipe):
+    out = tmp_path / "out"
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    assert "no annotated image" in refuse(capsys, bad, "-o", out)
+    (bad / "x_masks.png").write_bytes((images / "a_masks.png").read_bytes())
+    assert "no image of the name x" in refuse(capsys, bad, "-o", out)
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(bad / "x_img.png")
+    assert "labels of 110 x 200 px for an image of 5 x 7 px" in refuse(capsys, bad, "-o", out)
+    np.save(bad / "x.npy", np.zeros((5, 7)))
+    told = refuse(capsys, bad / "x_img.png", "--truth", bad / "x.npy", "-o", out)
+    assert "values of type float64" in told
+    assert "does not exist" in refuse(capsys, tmp_path / "none.png", "-o", out)
+    assert not out.exists()
+    told = refuse(capsys, images, "-o", bad, "-c", recipe)
+    assert told.startswith(f"error: {bad}: holds 'x")
+    assert "is a file" in refuse(capsys, images, "-o", bad / "x.npy", "-c", recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("flow_threshold: 0.4", "setting 'flow_threshold' = 0.4: input should be a valid list"),
+        ("flow_threshold: []", "setting 'flow_threshold' = []: list should have at least 1 item"),
+        ("flow_threshold: [-1]", "setting 'flow_threshold.0' = -1: input should be greater than"),
+        ("min_size: [1, 1]", "setting 'min_size' = [1, 1]: names a value twice"),
+        ("iou: [1.5]", "setting 'iou.0' = 1.5: input should be less than or equal to 1"),
+        ("cellprob: [0]", "setting 'cellprob' = [0]: extra inputs are not permitted; accepted set"),
+        ("segment: {min_size: -1}", "setting 'segment.min_size' = -1: input should be greater"),
+        (
+            "segment: {flow_threshold: 0.4}",
+            "setting 'segment' = {'flow_threshold': 0.4}: flow_threshold has no effect here; it is "
+            "accepted beside segment",
+        ),
+        (
+            "segment: {ngff: 0.4}",
+            "setting 'segment' = {'ngff': 0.4}: ngff has no effect here",
+        ),
+        (
+            "segment: {tlie: 4}",
+            "setting 'segment.tlie' = 4: extra inputs are not permitted; accepted settings: "
+            "membrane, nuclei",
+        ),
+    ],
+)
+def test_settings_are_strict(tmp_path, text, told):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_sweep(path)
+    assert str(caught.value).startswith(f"{path}: {told}")
+
+
+def test_defaults_are_what_the_paper_varied():
+    assert load_sweep(None) == SweepSettings()
+    assert SweepSettings().segment.min_size == SegmentSettings().min_size == 15
+
+
+def test_reports_hold_every_combination(swept):
+    scores = {s: images for s, images in swept[0].scores.items() if s.min_size == 0}
+    means = {s: np.mean([image.at("0.5").ap for image in v]) for s, v in scores.items()}
+    best = find_best(scores)
+    assert best.ap == pytest.approx(max(means.values()))
+    assert means[best.setting] == pytest.approx(best.ap)
+    assert format_csv(scores).count("\n") == 1 + len(scores) * 3 * 2
+    text = format_markdown(scores)
+    assert text.count("\n| ") == 1 + len(scores)
+    assert text.count("**") == 2 * 2
+    root = ElementTree.fromstring(draw_sweep(scores))
+    namespace = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{namespace}svg")) == 1
+    assert len(list(root.iter(f"{namespace}polyline"))) == len(CELLPROB)
+    assert len(list(root.iter(f"{namespace}circle"))) == len(scores)
+
+
+def test_images_without_cells_have_no_score():
+    nothing = np.zeros((9, 9), np.uint32)
+    image = score_labels(nothing, nothing, ScoreSettings(thresholds=(Fraction(1, 2),)), name="x|y")
+    scores = {Setting(0.4, c, 0): (image, image) for c in (0.0, 1.0)}
+    assert find_best(scores)[0] == Setting(0.4, 0.0, 0)
+    assert math.isnan(find_best(scores).ap)
+    assert "0.4,0.0,0,mean,0.50,,1.000000,0,0,0,0,0\n" in format_csv(scores)
+    rows = [line for line in format_markdown(scores).splitlines() if line.startswith("|")]
+    assert [row.count("|") for row in rows] == [rows[0].count("|")] * 4
+    root = ElementTree.fromstring(draw_sweep(scores))
+    assert not list(root.iter("{http://www.w3.org/2000/svg}circle"))

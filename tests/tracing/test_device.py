@@ -1,0 +1,197 @@
+"""Tracing on a device gives the bits of tracing on a CPU; here PyTorch's CPU is the device."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from densebatch.base.geometry import Region
+from densebatch.run.segment import segment
+from densebatch.slides.simulated import Tissue, render
+from densebatch.slides.simulated_file import write_slide
+from densebatch.stages import trace as tracing
+from densebatch.tracing.device import DeviceDynamics
+from densebatch.tracing.diffusion import compute_flows, count_rounds
+from densebatch.tracing.follow import DROPPED, follow
+from densebatch.tracing.quality import measure_error
+from densebatch.tracing.tile import TraceSettings, trace_tile
+
+# the code of a device, on a CPU; and on a GPU where there is one
+DEVICES = [
+    "cpu:0",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
+
+
+def make_flows(seed, shape, smooth, strength):
+    """Noise, or up the slopes of smooth hills, where squares catch."""
+    rng = np.random.default_rng(seed)
+    if smooth:
+        hills = ndimage.gaussian_filter(rng.normal(size=(shape[0] + 1, shape[1] + 1)), smooth)
+        flows = np.stack([np.diff(hills, axis=0)[:, 1:], np.diff(hills, axis=1)[1:]], axis=-1)
+    else:
+        flows = rng.normal(size=(*shape, 2))
+    return (strength * flows / max(np.abs(flows).max(), 1e-9)).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    smooth=st.sampled_from([0.0, 2.0, 6.0]),
+    strength=st.sampled_from([0.3, 1.0, 4.0]),
+    iterations=st.sampled_from([0, 1, 7, 8, 9, 63, 64, 65, 200]),
+    limit=st.sampled_from([0.5, 3.0, 256.0]),
+    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    cut=st.tuples(*[st.sampled_from([0, 5])] * 4),
+)
+def test_ends_and_travel(device, seed, shape, smooth, strength, iterations, limit, share, cut):
+    """Rough fields cycle and settle, smooth ones travel; the window may be cut from a slide."""
+    flows = make_flows(seed, shape, smooth, strength)
+    foreground = np.random.default_rng(seed + 1).random(shape) < share
+    bounds = (-cut[0], -cut[1], shape[0] - 1 + cut[2], shape[1] - 1 + cut[3])
+    expected = follow(flows, foreground, bounds, iterations, limit)
+    found = DeviceDynamics(flows, device).follow(foreground, bounds, iterations, limit)
+    for name, ours, theirs in zip(("ends", "travel"), found, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs), name
+
+
+def test_the_fields_hold_all_that_can_happen():
+    """Or the test above shows little: who cycles, leaves the window, goes too far, is caught."""
+    flows = make_flows(0, (60, 60), 0.0, 4.0)
+    foreground = np.ones((60, 60), bool)
+    bounds = (-5, -5, 64, 64)
+    ends, travel = follow(flows, foreground, bounds, 200, 256.0)
+    assert (ends != follow(flows, foreground, bounds, 199, 256.0)[0]).sum() > 100
+    assert ((ends == DROPPED) & (travel < 256)).sum() > 100
+    assert (follow(flows, foreground, bounds, 200, 3.0)[1] > 3).sum() > 100
+    calm = make_flows(0, (60, 60), 2.0, 1.0)
+    travel = follow(calm, foreground, bounds, 200, 256.0)[1]
+    assert ((travel == np.round(travel)) & (travel > 0)).sum() > 100  # the far side of a square
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    coarse=st.integers(1, 24),
+    n_labels=st.integers(1, 9),
+)
+def test_flow_errors(device, seed, shape, coarse, n_labels):
+    """Of cells that touch, lie in pieces, reach the window's edge, are single pixels or absent."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, n_labels + 1, (70 // coarse + 1, 70 // coarse + 1))
+    labels = np.kron(blocks, np.ones((coarse, coarse), int))[: shape[0], : shape[1]]
+    labels[rng.random(shape) < 0.1] = 0
+    labels = labels.astype(np.int32)
+    flows = make_flows(seed, shape, 2.0, 1.0)
+    boxes = [
+        (s[0].start, s[1].start, s[0].stop, s[1].stop) if s is not None else (0, 0, 0, 0)
+        for s in ndimage.find_objects(labels, n_labels)
+    ]
+    rounds = np.array([count_rounds(y1 - y0, x1 - x0) for y0, x0, y1, x1 in boxes], np.int32)
+    errors = DeviceDynamics(flows, device).compare(labels, rounds)
+    assert errors.shape == (np.count_nonzero(labels),)
+    of = labels[labels > 0]
+    for label, box in enumerate(boxes, 1):
+        if box[2]:
+            expected = measure_error(labels, label, box, flows)
+            total = 0.0
+            for error in errors[of == label]:
+                total += float(error)
+            assert total / (of == label).sum() == expected
+
+
+def make_field(seed, size):
+    """Flows at five times unit length and logits of simulated tissue, with noise, as float16."""
+    ids = render(Tissue(size, size, seed=seed, stained_fraction=0.8), Region(0, 0, size, size))[1]
+    labels = np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
+    field = np.empty((3, size, size), np.float32)
+    field[:2] = 5.0 * compute_flows(labels)
+    field[2] = np.where(labels > 0, 3.0, -3.0)
+    noise = np.random.default_rng(seed).normal(size=field.shape)
+    return (field + 2.0 * ndimage.gaussian_filter(noise, (0, 1, 1))).astype(np.float16)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("flow_threshold", [0.4, 0.0])
+def test_tiles(device, flow_threshold):
+    flows = make_field(0, 384)
+    limits = TraceSettings(flow_threshold=flow_threshold)
+    window, core = Region(0, 0, 384, 384), Region(60, 70, 300, 384)
+    how = (flows, window, core, (384, 400), limits)
+    expected, found = trace_tile(*how), trace_tile(*how, device)
+    assert expected.keys.size > 30
+    assert (expected.n_rejected > 0) == (flow_threshold > 0)
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.array_equal(found.keys, expected.keys)
+    assert found.max_travel_px == expected.max_travel_px
+    assert found.n_rejected == expected.n_rejected
+
+
+def test_a_run_whose_tiles_are_traced_on_a_device(tmp_path, monkeypatch):
+    """Some of them: which process traces a tile does not show in the labels."""
+    write_slide(Tissue(600, 500, seed=3), tmp_path / "slide.ome.zarr")
+    how = {"membrane": ("membrane",), "workers": 0, "tile": 256, "model": "dense-tiny"}
+    expected = segment(tmp_path / "slide.ome.zarr", tmp_path / "a", **how)
+    used = []
+
+    def choose(plan):
+        used.append("cpu:0" if len(used) % 2 else "cpu")
+        return used[-1]
+
+    monkeypatch.setattr(tracing, "_choose_device", choose)
+    result = segment(tmp_path / "slide.ome.zarr", tmp_path / "b", **how)
+    assert used.count("cpu:0") > 1
+    ours, theirs = (zarr.open_array(f"{r.labels}/0", mode="r")[:] for r in (result, expected))
+    assert theirs.max() > 100
+    assert np.array_equal(ours, theirs)
+    parts = json.loads((tmp_path / "b/run.json").read_text())["stages"]["trace"]["parts"]
+    assert {"trace", "trace_on_device"} <= set(parts)
+
+
+def test_a_device_without_memory_leaves_a_tile_to_the_cpu(tmp_path, monkeypatch):
+    write_slide(Tissue(300, 300, seed=3), tmp_path / "slide.ome.zarr")
+    how = {"membrane": ("membrane",), "workers": 0, "model": "dense-tiny"}
+    expected = segment(tmp_path / "slide.ome.zarr", tmp_path / "a", **how)
+    tried = []
+
+    def allocate(*_):
+        tried.append(1)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tracing, "_choose_device", lambda _: "cpu:0")
+    monkeypatch.setattr(DeviceDynamics, "_gather", allocate)
+    result = segment(tmp_path / "slide.ome.zarr", tmp_path / "b", **how)
+    assert tried
+    assert not result.failed_tiles
+    ours, theirs = (zarr.open_array(f"{r.labels}/0", mode="r")[:] for r in (result, expected))
+    assert theirs.max() > 20
+    assert np.array_equal(ours, theirs)
+
+
+def test_a_process_without_a_context_traces_by_itself(monkeypatch):
+    """It would take seconds and memory of the GPU to get one."""
+
+    class Plan:
+        class engine:
+            device = "cuda"
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert tracing._choose_device(Plan) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert tracing._choose_device(Plan) == "cuda"
+    Plan.engine.device = "cpu"  # as a caller of ours may have one for something else
+    assert tracing._choose_device(Plan) == "cpu"

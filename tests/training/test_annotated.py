@@ -1,0 +1,186 @@
+"""Annotated images: pairing, reading, holding out, normalising, rescaling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from skimage.io import imsave
+
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
+from densebatch.cells.pairs import find_annotated
+from densebatch.slides.simulated import Tissue, render
+from densebatch.tracing.diffusion import compute_flows
+from densebatch.training.annotated import EDGE_PX, load_annotated, measure_diameters
+from densebatch.training.recipe import Recipe
+
+RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)
+INSIDE = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
+
+
+def draw(seed):
+    pixels, labels = render(Tissue(128, 160, seed=seed), Region(0, 0, 128, 160))
+    return pixels[0], labels.astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images")
+    for index in range(3):
+        pixels, labels = draw(index)
+        imsave(path / f"t{index}_img.png", pixels, check_contrast=False)
+        imsave(path / f"t{index}_masks.png", labels, check_contrast=False)
+    return path
+
+
+def test_pairs_are_found_by_name(folder):
+    assert [f.name for f in find_annotated(folder)] == ["t0", "t1", "t2"]
+
+
+def test_every_format_gives_the_same_image(tmp_path, folder):
+    """PNG, OME-TIFF with a channel chosen by name, and OME-Zarr with its labels inside."""
+    pixels, labels = draw(0)
+    (tmp_path / "tiff").mkdir()
+    tifffile.imwrite(
+        tmp_path / "tiff/t0.ome.tif",
+        np.stack([pixels[::-1], pixels]),
+        metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "CD3"]}},
+    )
+    tifffile.imwrite(tmp_path / "tiff/t0_masks.tif", labels)
+    root = zarr.open_group(tmp_path / "zarr/t0.ome.zarr", mode="w", zarr_format=3)
+    for where, data in (("0", pixels), ("labels/cells/0", labels.astype(np.uint32))):
+        root.create_array(where, data=data, chunks=(64, 64))
+
+    def describe(**more):
+        axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+        transform = [{"type": "scale", "scale": [0.5, 0.5]}]
+        levels = [{"path": "0", "coordinateTransformations": transform}]
+        return {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}], **more}
+
+    root.attrs["ome"] = describe()
+    root["labels"].attrs["ome"] = {"version": "0.5", "labels": ["cells"]}
+    root["labels/cells"].attrs["ome"] = describe(**{"image-label": {}})
+    expected = load_annotated(folder, RECIPE)[0][0]
+    (from_tiff,), _ = load_annotated(
+        tmp_path / "tiff", RECIPE.model_copy(update={"membrane": ("CD3",)})
+    )
+    (from_zarr,), _ = load_annotated(tmp_path / "zarr", RECIPE)
+    for found in (from_tiff, from_zarr):
+        assert found.name == "t0"
+        assert np.array_equal(found.image, expected.image, equal_nan=True)
+        assert np.array_equal(found.labels, expected.labels)
+        assert np.array_equal(found.flows, expected.flows)
+        assert found.sha256 == expected.sha256
+
+
+def test_nuclei_are_the_second_input(tmp_path):
+    pixels, labels = draw(0)
+    tifffile.imwrite(
+        tmp_path / "t.ome.tif",
+        np.stack([pixels, pixels[::-1]]),
+        metadata={"axes": "CYX", "Channel": {"Name": ["CD3", "DAPI"]}},
+    )
+    tifffile.imwrite(tmp_path / "t_masks.tif", labels)
+    recipe = RECIPE.model_copy(update={"membrane": ("CD3",), "nuclei": "DAPI"})
+    (image,), _ = load_annotated(tmp_path, recipe)
+    assert np.allclose(image.image[1], image.image[0][::-1], equal_nan=True)
+    assert image.image[0][INSIDE].any()
+
+
+def test_percentiles_become_0_and_1(folder):
+    image = load_annotated(folder, RECIPE)[0][0]
+    assert np.percentile(image.image[0][INSIDE], [1, 99]) == pytest.approx([0, 1], abs=1e-5)
+    assert not image.image[1][INSIDE].any()
+
+
+def test_an_image_has_an_edge(folder):
+    """Nothing around; cells that it cuts have their flows inside it."""
+    image = load_annotated(folder, RECIPE)[0][0]
+    assert image.labels.shape == (128 + 2 * EDGE_PX, 160 + 2 * EDGE_PX)
+    outside = np.ones(image.labels.shape, bool)
+    outside[INSIDE] = False
+    assert np.isnan(image.image[:, outside]).all()
+    assert np.isfinite(image.image[:, ~outside]).all()
+    assert not image.flows[:, outside].any()
+    assert not image.labels[outside].any()
+    labels = image.labels[INSIDE]
+    assert np.array_equal(labels > 0, draw(0)[1] > 0)
+    assert labels[0].any()
+    assert np.array_equal(image.flows[:, *INSIDE], compute_flows(np.ascontiguousarray(labels)))
+
+
+def test_held_out_parts_are_not_trained_on(folder):
+    recipe = RECIPE.model_copy(update={"validation_columns": 0.25})
+    images, held_out = load_annotated(folder, recipe, ["t1"])
+    assert [i.name for i in images] == ["t0", "t2"]
+    assert [h.name for h in held_out] == ["t0", "t1", "t2"]
+    assert [h.labels.shape for h in held_out] == [(128, 40), (128, 160), (128, 40)]
+    assert images[0].labels[INSIDE].shape == (128, 120)
+    pixels, labels = draw(0)
+    assert np.array_equal(held_out[0].pixels[0], pixels[:, 120:])
+    cells = np.unique(held_out[0].labels[held_out[0].labels > 0]).size
+    assert cells == np.unique(labels[:, 120:][labels[:, 120:] > 0]).size
+
+
+def test_images_are_chosen_by_name_or_number(folder):
+    def names(**update):
+        images, _ = load_annotated(folder, RECIPE.model_copy(update=update))
+        return [image.name for image in images]
+
+    assert names(train_images=("t2", "t0")) == ["t0", "t2"]
+    assert len(names(train_images=2)) == 2
+    assert names(train_images=2, seed=1) == names(train_images=2, seed=1)
+    assert len({tuple(names(train_images=1, seed=seed)) for seed in range(10)}) > 1
+    with pytest.raises(InputError, match="train_images is 4, and there are 3"):
+        names(train_images=4)
+    with pytest.raises(InputError, match="no image 'x' to train on; there are t0, t1, t2"):
+        names(train_images=("x",))
+
+
+def test_rescaled_images_have_the_wanted_diameter(folder):
+    images, _ = load_annotated(folder, RECIPE.model_copy(update={"diameter_px": 30.0}))
+    for image in images:
+        assert np.median(measure_diameters([image.labels])) == pytest.approx(30, rel=0.02)
+    assert images[0].image.shape[1:] == images[0].labels.shape == images[0].flows.shape[1:]
+
+
+def test_collated_image_is_four_copies_without_cut_cells(folder):
+    whole = load_annotated(folder, RECIPE)[0][0]
+    collated = load_annotated(folder, RECIPE.model_copy(update={"collation": True}))[0][0]
+    labels, flows = collated.labels[INSIDE], collated.flows[:, *INSIDE]
+    image, original = collated.image[0][INSIDE], whole.image[0][INSIDE]
+    assert labels.shape == (256, 320)
+    edge = np.zeros((128, 160), bool)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    cut = set(np.unique(whole.labels[INSIDE][edge])) - {0}
+    assert cut
+    n_kept = len(set(np.unique(whole.labels)) - cut - {0})
+    assert np.unique(labels).size - 1 == 4 * n_kept
+    assert not labels[128].any()
+    assert np.array_equal(flows[:, :128, :160], flows[:, 128:, 160:])
+    kept = labels[:128, :160] > 0
+    assert np.array_equal(image[:128, :160][kept], original[kept])
+
+
+def test_what_cannot_be_used_is_named(tmp_path, folder):
+    with pytest.raises(InputError, match="not a folder"):
+        find_annotated(tmp_path / "none")
+    with pytest.raises(InputError, match="no annotated image; accepted are X_img with X_masks"):
+        find_annotated(tmp_path)
+    imsave(tmp_path / "x_masks.png", np.zeros((80, 70), np.uint16), check_contrast=False)
+    with pytest.raises(InputError, match=r"x_masks\.png: no image of the name x"):
+        find_annotated(tmp_path)
+    imsave(tmp_path / "x_img.png", np.zeros((80, 80), np.uint8), check_contrast=False)
+    with pytest.raises(InputError, match="labels of 80 x 70 px for an image of 80 x 80 px"):
+        load_annotated(tmp_path, RECIPE)
+    imsave(tmp_path / "x_masks.png", np.zeros((80, 80), np.uint16), check_contrast=False)
+    with pytest.raises(InputError, match="hold no cell"):
+        load_annotated(tmp_path, RECIPE)
+    with pytest.raises(InputError, match="128 x 160 px to train on are smaller than a crop of 136"):
+        load_annotated(folder, RECIPE.model_copy(update={"patch_px": 136}))
+    with pytest.raises(InputError, match="no image 'y' to hold out; there are t0, t1, t2"):
+        load_annotated(folder, RECIPE, ["y"])
+    with pytest.raises(InputError, match="every image is held out"):
+        load_annotated(folder, RECIPE, ["t0", "t1", "t2"])

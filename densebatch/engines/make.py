@@ -74,6 +74,23 @@ def wake_device() -> None:
         torch.zeros(1, device="cuda")
 
 
+def measure_free_bytes() -> int:
+    """Free memory of the GPU in bytes."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return int(free)
+
+
+def name_device(device: str) -> str | None:
+    """Name of the GPU; None for the CPU."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
 def make_backend(
     name: str,
     device: str,

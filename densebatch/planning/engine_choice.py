@@ -21,7 +21,13 @@ from densebatch.base.errors import InputError
 from densebatch.base.findings import recall, remember
 from densebatch.base.machine import count_cores
 from densebatch.engines.backend import BACKENDS, REFERENCE, Engine, evaluate_patches, patch_shape
-from densebatch.engines.make import check_backend, choose_device, make_backend, tell_unusable
+from densebatch.engines.make import (
+    check_backend,
+    choose_device,
+    make_backend,
+    name_device,
+    tell_unusable,
+)
 from densebatch.engines.quantization import (
     QUANTISED_BY,
     digest_quantised,
@@ -177,7 +183,7 @@ def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:
     """What a backend's parity depends on besides the machine and the versions of libraries."""
     return {
         "finding": "parity", "engine": asdict(engine), **_identify_sample(plan),
-        "gpu": _name_gpu(engine.device), "batch": plan.network_batch,
+        "gpu": name_device(engine.device), "batch": plan.network_batch,
     }  # fmt: skip
 
 
@@ -204,7 +210,7 @@ def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
     """What a trial's result depends on besides the machine and the versions of libraries."""
     return {
         "finding": "trial", "device": device, "candidates": CANDIDATES[device],
-        **_identify_sample(plan), "gpu": _name_gpu(device), "batch": plan.network_batch,
+        **_identify_sample(plan), "gpu": name_device(device), "batch": plan.network_batch,
     }  # fmt: skip
 
 
@@ -281,14 +287,6 @@ def _some(sample: Sample, backend: Backend) -> Sequence[Any]:
     """Whole batches, two for each lane; on a CPU that is what a core has to do."""
     n = _TRIAL_PATCHES * backend.batch * backend.lanes
     return [sample.patches[k % len(sample.patches)] for k in range(n)]
-
-
-def _name_gpu(device: str) -> str | None:
-    if device != "cuda":
-        return None
-    import torch
-
-    return str(torch.cuda.get_device_name())
 
 
 _PATCHES = 24

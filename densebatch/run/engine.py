@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.engines.backend import BACKENDS, Engine
-from densebatch.engines.make import check_backend, choose_device
+from densebatch.engines.make import check_backend, choose_device, measure_free_bytes
 from densebatch.engines.quantization import read_quantised
 from densebatch.planning.capacity import patch_bytes, trace_window_px
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
@@ -55,15 +55,13 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
     """
     if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
         return 0
-    import torch
-
     each = _CUDA_CONTEXT_BYTES + max(
         2 * p.network_batch * patch_bytes(p)
         + trace_window_px(p, settings.tile) * _TRACE_BYTES_PER_PX
         for p in plans
     )
-    free, _ = torch.cuda.mem_get_info()
-    return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, int(_GPU_SHARE * free // each)))
+    fitting = int(_GPU_SHARE * measure_free_bytes() // each)
+    return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, fitting))
 
 
 def settle_engine(

@@ -14,6 +14,7 @@ import torch
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.engines import backend as backends
+from densebatch.engines import make
 from densebatch.engines.backend import BACKENDS, PatchShape, evaluate_patches, patch_shape
 from densebatch.engines.cuda import CudaBackend
 from densebatch.engines.make import check_backend, choose_device, make_backend
@@ -150,10 +151,10 @@ def test_settings_and_backends_name_the_same():
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    monkeypatch.setattr(make, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"openvino is not installed; install densebatch\[cpu\]"):
         check_backend("openvino", "cpu")
-    monkeypatch.setattr(backends, "find_spec", lambda name: name == "openvino" or None)
+    monkeypatch.setattr(make, "find_spec", lambda name: name == "openvino" or None)
     with pytest.raises(InputError, match=r"nncf is not installed; install densebatch\[int8\]"):
         check_backend("openvino-int8", "cpu")
 

@@ -31,6 +31,7 @@ from densebatch.planning.engine_choice import (
 from densebatch.planning.gate import compare, draw_sample, predict_sample
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings, load_settings
+from densebatch.run import engine as run_engine
 from densebatch.run.segment import segment
 from densebatch.scoring.score import score_labels
 from densebatch.stages.network_input import read_network_input
@@ -345,9 +346,9 @@ def test_first_and_last_layers_stay_in_float(quantised):
 
 def test_half_of_the_workers_use_a_gpu_or_as_many_as_it_holds(plan, monkeypatch):
     settings = load_settings(None, device="auto")
-    count = engines.count_device_workers
+    count = run_engine.count_device_workers
     assert count([plan], load_settings(None, device="cpu"), 8) == 0
-    monkeypatch.setattr(engines, "choose_device", lambda _: "cuda")
+    monkeypatch.setattr(run_engine, "choose_device", lambda _: "cuda")
     window = capacity.trace_window_px(plan, settings.tile)
     each = 600e6 + 2 * plan.network_batch * capacity.patch_bytes(plan) + 400 * window
     for free, expected in ((10**9, 1), (int(3.9 * each / 0.8), 3), (10**12, 8)):

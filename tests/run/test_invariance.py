@@ -17,6 +17,7 @@ from densebatch.planning.plan import load_plan
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.planning.work import predict_name
 from densebatch.run import segment as pipeline
+from densebatch.run import steps
 from densebatch.run.segment import segment
 from densebatch.slides.simulated import Tissue, render
 from densebatch.slides.slide import open_slide
@@ -292,7 +293,7 @@ def written_flows(monkeypatch):
             chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
             return Journal(work / "journal").record(predict_name(row, col), [chunk], facts)
 
-        monkeypatch.setattr(pipeline, "predict_group", write)
+        monkeypatch.setattr(steps, "predict_group", write)
 
     return use
 
@@ -348,7 +349,7 @@ def test_without_tracing_again_far_travellers_would_be_cut(written_flows, tmp_pa
     slide = write_tiff(tmp_path / "a.ome.tif", simulate(*shape), ["CD3", "DAPI"])
     options = {"membrane": ("CD3",), "workers": 0, "flow_threshold": 0.0}
     segment(slide, tmp_path / "whole", tile=WHOLE, **options)
-    monkeypatch.setattr(pipeline, "_trace_far_travellers", lambda *_: None)
+    monkeypatch.setattr(steps, "_trace_far_travellers", lambda *_: None)
     segment(slide, tmp_path / "tiled", tile=64, **options)
     whole, tiled = (read_result(tmp_path / name)[0] for name in ("whole", "tiled"))
     assert not cells_alike(whole, tiled)

@@ -435,7 +435,9 @@ def test_a_running_scheduler(done, slide, tmp_path, running_scheduler):
     report = read_report(tmp_path / "out")
     assert 1 <= report["workers"] <= 2
     with Client(scheduler_file=str(running_scheduler), timeout=20) as client:
-        loads = client.run(lambda: __import__("densebatch.stages.predict").stages.predict.model_loads)
+        loads = client.run(
+            lambda: __import__("densebatch.stages.predict").stages.predict.model_loads
+        )
     assert set(loads.values()) <= {0, 1}
     assert 1 in loads.values()
 

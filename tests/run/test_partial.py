@@ -10,10 +10,11 @@ import pytest
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
 from densebatch.cli.terminal import TerminalProgress
-from densebatch.planning import plan
+from densebatch.planning import planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import segment as pipeline
+from densebatch.run import steps
 from densebatch.run.segment import segment
 from densebatch.stages.trace import trace_core
 from tests.helpers.run_files import (
@@ -39,7 +40,7 @@ COMMAND = ("--membrane", "CD3", "--tile", TILE, "--workers", 0, "--image", "copy
 def _small_groups():
     """Several predict tasks on a slide of a fifth of a megapixel."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_GROUP_PX", 300)
+        patch.setattr(planner, "_GROUP_PX", 300)
         yield
 
 
@@ -122,7 +123,7 @@ def test_a_tile_that_cannot_be_traced(slide, clean, tmp_path, monkeypatch):
 
     watcher = Watcher()
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "trace_core", trace)
+        patch.setattr(steps, "trace_core", trace)
         result = segment(slide, tmp_path, progress=watcher, **OPTIONS)
     assert result.is_partial
     assert not result.unread
@@ -153,7 +154,7 @@ def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_pa
             raise OSError("no")
         return trace_core(plan_path, tile, row, col, travel_px)
 
-    monkeypatch.setattr(pipeline, "trace_core", trace)
+    monkeypatch.setattr(steps, "trace_core", trace)
     segment(slide, tmp_path, **OPTIONS)
     first = output_bytes(tmp_path)
     again = segment(slide, tmp_path, **OPTIONS)
@@ -292,7 +293,7 @@ def test_a_shard_that_cannot_be_written(slide, clean, tmp_path, capsys, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "number_shard", fail)
+        patch.setattr(steps, "number_shard", fail)
         code, _, err = call_main(capsys, "segment", slide, tmp_path, *COMMAND)
     assert code == 1
     assert err.splitlines()[-1] == (
@@ -316,7 +317,7 @@ def test_a_flow_field_that_is_lost_before_it_is_traced(slide, clean, tmp_path, m
         return trace_core(plan_path, tile, row, col, travel_px)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "trace_core", trace)
+        patch.setattr(steps, "trace_core", trace)
         result = segment(slide, tmp_path, **OPTIONS)
     assert 10 in {tile["tile"][1] for tile in result.failed_tiles}
     assert "the flow field holds values that are not finite" in result.failed_tiles[0]["reason"]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from densebatch.base.errors import InputError
-from densebatch.planning import plan
+from densebatch.planning import planner
 from densebatch.run import segment as pipeline
 from densebatch.run.segment import segment
 from tests.helpers.run_files import (
@@ -35,7 +35,7 @@ GROUP_PX = 300  # several predict tasks on a small slide
 @pytest.fixture(scope="module", autouse=True)
 def _small_groups():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_GROUP_PX", GROUP_PX)
+        patch.setattr(planner, "_GROUP_PX", GROUP_PX)
         yield
 
 

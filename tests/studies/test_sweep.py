@@ -12,7 +12,7 @@ from PIL import Image
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.planning import plan
+from densebatch.planning import planner as plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.scoring.files import ScoreOptions, score_files

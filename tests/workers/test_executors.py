@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from densebatch.workers import cluster as cluster_module
 from densebatch.workers import executors as module
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor, SerialExecutor
@@ -372,7 +373,7 @@ def test_some_workers_have_the_device(tmp_path, monkeypatch):
 
 
 def test_workers_without_the_device_stand_in_when_all_others_are_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_NO_WORKERS_S", 1.0)
+    monkeypatch.setattr(cluster_module, "_NO_WORKERS_S", 1.0)
     jobs = [
         Job(f"d{k}", executor_jobs.name_worker, (str(tmp_path), f"d{k}", 0), on_device=True)
         for k in range(6)
@@ -563,7 +564,7 @@ def test_running_scheduler_is_used(dask_executor, tmp_path, by):
     ],
 )
 def test_scheduler_file_without_a_scheduler(tmp_path, monkeypatch, content, told):
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 0.3)
     file = tmp_path / "scheduler.json"
     if content is not None:
         file.write_text(content)
@@ -588,7 +589,7 @@ def test_scheduler_file_that_is_written_later(dask_executor, tmp_path):
 
 
 def test_scheduler_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 0.5)
     with (
         pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
         open_executor(0, "tcp://127.0.0.1:1", None),
@@ -599,7 +600,7 @@ def test_scheduler_that_does_not_answer(monkeypatch):
 def test_scheduler_without_workers(monkeypatch):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(module, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 2.0)
     with (
         LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
         pytest.raises(OSError, match="the scheduler has no workers; start some and try again"),

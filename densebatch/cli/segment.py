@@ -122,32 +122,24 @@ def _tell_missing(result: SegmentResult) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
-    from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
-    from densebatch.planning.planner import draft_plan, survey_plan
-    from densebatch.planning.work import tile_grid
-    from densebatch.run.engine import check_engine, settle_engine
     from densebatch.run.folder import OutputFolder
+    from densebatch.run.prepare import prepare
 
     folder = OutputFolder(out.absolute())
-    folder.check()
-    draft = draft_plan(slide, settings)
-    workers = choose_workers(settings, draft)
-    needs = estimate(draft, settings.tile, count_lanes(draft, settings, workers))
-    check_engine(settings)
-    check_capacity(needs, workers, folder.path, remote=settings.is_remote)
-    built, choice = settle_engine(survey_plan(draft), settings, folder)
+    [run] = prepare([(slide, folder)], settings)
+    built = run.plan
     facts = {
         "slide_px": built.shape[0] * built.shape[1],
         "network_patches": built.network_patches,
         "network_px": built.network_px,
         "network_covered_px": built.covered_px,
         "predict_tasks": len(built.groups),
-        "trace_tiles": len(tile_grid(built, settings.tile)),
-        "workers": workers,
-        "worker_mb": needs.worker_mb,
-        "worst_task": needs.worst_task,
-        "disk_mb": needs.disk_mb,
-        "engine": choice.to_dict(),
+        "trace_tiles": len(built.tiles(settings.tile)),
+        "workers": run.workers,
+        "worker_mb": run.needs.worker_mb,
+        "worst_task": run.needs.worst_task,
+        "disk_mb": run.needs.disk_mb,
+        "engine": run.choice.to_dict(),
         "fingerprint": built.fingerprint,
     }
     if as_json:

@@ -109,6 +109,10 @@ class Plan:
             self.group_x * self.lattice.x.step,
         )
 
+    def tiles(self, side_px: int) -> Grid:
+        """Tracing tiles of a size, in slide pixels."""
+        return Grid(*self.shape, side_px, side_px)
+
     @property
     def network_batch(self) -> int:
         """Patches of a batch, where the device takes many.

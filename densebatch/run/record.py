@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.stages.work import Task
 
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr", "tifffile", "imagecodecs", "scipy")
 
@@ -35,7 +36,7 @@ def describe_run(
     plan: Plan,
     settings: SegmentSettings,
     choice: EngineChoice,
-    facts: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[Task, Mapping[str, Any]],
     n_cells: int,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def describe_run(
     plan, settings, choice
         Of the run.
     facts
-        By task name, from the records, of this session and of earlier ones.
+        By task, from the records, of this session and of earlier ones.
     n_cells
         Cells of the slide.
     seconds
@@ -92,8 +93,8 @@ def describe_run(
 
 def describe_costs(
     plan: Plan,
-    facts: Mapping[str, Mapping[str, Any]],
-    kept: Collection[str],
+    facts: Mapping[Task, Mapping[str, Any]],
+    kept: Collection[Task],
     workers: int,
     total_s: float,
     main: Mapping[str, Any],
@@ -105,9 +106,9 @@ def describe_costs(
     plan
         Of the run.
     facts
-        By task name, from the records, of this session and of earlier ones.
+        By task, from the records, of this session and of earlier ones.
     kept
-        Names of the tasks that an earlier session had finished.
+        Tasks that an earlier session had finished.
     workers
         Tasks that the network was evaluated for at once.
     total_s
@@ -130,7 +131,7 @@ def describe_costs(
     """
     mpx = plan.shape[0] * plan.shape[1] / 1e6
     by_stage = _by_stage(facts)
-    new = [f for name, f in facts.items() if name not in kept]
+    new = [f for task, f in facts.items() if task not in kept]
     elsewhere = [f for f in new if f["process"] != main["process"]]
     peaks: dict[str, int] = {}
     for f in elsewhere:
@@ -149,9 +150,10 @@ def describe_costs(
     }
 
 
-def _by_stage(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _by_stage(facts: Mapping[Task, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    tasks = sorted(facts, key=lambda task: task.name)
     return {
-        stage: [facts[name] for name in sorted(facts) if name.startswith(f"{stage}-")]
+        stage: [facts[task] for task in tasks if task.stage == stage]
         for stage in ("predict", "trace", "number")
     }
 

@@ -6,45 +6,39 @@ The only module that names all stages. Read `segment` first.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.files import write_atomic
+from densebatch.base.log import log_event
 from densebatch.base.process import Meter
 from densebatch.cells import labels
-from densebatch.engines.make import wake_device
 from densebatch.engines.quantization import write_quantised
-from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
-from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.planning.settings import load_settings
-from densebatch.run.engine import check_engine, count_device_workers, settle_engine
 from densebatch.run.folder import OutputFolder
+from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.record import describe_costs, describe_lost, describe_run
 from densebatch.run.session import Progress, Session
+from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
-from densebatch.stages.number import (
-    label_attributes,
-    output_spec,
-)
+from densebatch.stages.output import label_attributes, output_spec
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
-from densebatch.workers.cluster import check_scheduler, open_executor
-from densebatch.workers.executors import DaskExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.workers.executors import SerialExecutor
 
-__all__ = ["Progress", "SegmentResult", "segment", "start_executor"]
+__all__ = ["Progress", "SegmentResult", "segment"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,86 +129,57 @@ def segment(
     settings = settings or load_settings(None, **options)
     progress = progress or Progress()
     folder = OutputFolder(Path(out).absolute())
-    started = time.monotonic()
-    meter = Meter()
-    folder.check()
-    check_scheduler(settings.scheduler_address, settings.scheduler_file)
-    plan = draft_plan(slide, settings)
-    workers = choose_workers(settings, plan)
-    check_engine(settings)
-    needs = estimate(plan, settings.tile, count_lanes(plan, settings, workers))
-    check_capacity(needs, workers, folder.path, remote=settings.is_remote)
-    with ExitStack() as stack:
-        executor = starting = None
-        if workers and not settings.is_remote and (restart or not folder.report.exists()):
-            # Beside the survey, which leaves a core idle for most of the time that this takes. A
-            # run that may be complete needs none, and a cluster's workers may yet have to appear.
-            pool = stack.enter_context(ThreadPoolExecutor(1))
-            starting = pool.submit(start_executor, stack, settings, workers, [plan])
-        plan = survey_plan(plan)
-        waiting = time.monotonic()
-        if starting is not None:
-            executor = starting.result()  # before backends are timed
-        waited = time.monotonic() - waiting
-        plan, choice = settle_engine(plan, settings, folder, restart=restart)
-        surveyed = time.monotonic() - started - waited
-        for note in plan.notes:
-            progress.note(note)
-        if choice.reason != "default":
-            engine = choice.engine
-            progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
+    started, meter = time.monotonic(), Meter()
+    with ExecutorStart(settings) as starting:
+        [run] = prepare([(slide, folder)], settings, restart=restart, starting=starting)
+        planned_s = time.monotonic() - started - starting.waited_s
+        _tell_plan(run, progress)
         if not restart:
-            folder.compare(plan)
-            report = folder.read_complete(plan)
+            folder.compare(run.plan)
+            report = folder.read_complete(run.plan)
             if report is not None:
                 progress.note(f"{folder.path}: this run is already complete")
                 if not settings.keep_flows:
-                    shutil.rmtree(folder.work, ignore_errors=True)  # what a kill left of it
-                return _result(folder, plan, report)
-        waiting = time.monotonic()
-        executor = executor or start_executor(stack, settings, workers, [plan])
-        waited += time.monotonic() - waiting
-        run = Session(plan, settings, choice, folder, executor, progress, shuffle)
-        run.seconds |= {"plan": round(surveyed, 3), "start": round(waited, 3)}
-        _prepare(run, restart=restart)
-        failed = predict_and_trace(run)
-        if len(failed) == len(run.grid):
+                    shutil.rmtree(folder.work, ignore_errors=True)  # a kill may have left it
+                return _result(folder, run.plan, report)
+        executor = starting.finish(run.workers, [run.plan])
+        session = Session(run.plan, settings, run.choice, folder, executor, progress, shuffle)
+        session.seconds |= {"plan": round(planned_s, 3), "start": round(starting.waited_s, 3)}
+        _open_output(session, restart=restart)
+        failed = predict_and_trace(session)
+        if len(failed) == len(session.work.grid):
             raise DensebatchError(
-                f"{plan.slide.path}: no tile could be segmented: {next(iter(failed.values()))}"
+                f"{run.plan.slide.path}: no tile could be segmented: {next(iter(failed.values()))}"
             )
-        n_cells = number_cells(run, failed)
-        result = _finish(run, n_cells, failed, started, meter)
+        n_cells = number_cells(session, failed)
+        result = _finish(session, n_cells, failed, started, meter)
     if not settings.keep_flows and not result.is_partial:
         shutil.rmtree(folder.work, ignore_errors=True)
     return result
 
 
-def start_executor(
-    stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
-) -> SerialExecutor | DaskExecutor:
-    """The executor that the settings ask for, until the stack is closed; errors in words."""
-    address, file = settings.scheduler_address, settings.scheduler_file
-    device_workers = count_device_workers(plans, settings, workers)
-    try:
-        executor = stack.enter_context(open_executor(workers, address, file, device_workers))
-    except OSError as error:
-        if address is None and file is None:
-            raise DensebatchError(f"{workers} workers could not be started: {error}") from error
-        raise InputError(
-            f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
-            "accepted is a running Dask scheduler with workers"
-        ) from error
-    except RuntimeError as error:  # of Dask, when a worker's process ends at once
-        raise DensebatchError(
-            f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
-            'calls segment under `if __name__ == "__main__":`, or gives workers=0'
-        ) from error
-    if isinstance(executor, DaskExecutor):
-        executor.wake(wake_device)
-    return executor
+def _tell_plan(run: Prepared, progress: Progress) -> None:
+    """Tell the user how settings were taken, and what evaluates the network if that was chosen."""
+    for note in run.plan.notes:
+        progress.note(note)
+    engine = run.choice.engine
+    if run.choice.reason != "default":
+        progress.note(f"engine: {engine.backend} on {engine.device} ({run.choice.reason})")
+    log_event(
+        log,
+        "run planned",
+        slide=run.plan.slide.path,
+        out=str(run.folder.path),
+        fingerprint=run.plan.fingerprint,
+        model=run.plan.model.name,
+        backend=engine.backend,
+        device=engine.device,
+        patches=run.plan.network_patches,
+        workers=run.workers,
+    )
 
 
-def _prepare(run: Session, *, restart: bool) -> None:
+def _open_output(run: Session, *, restart: bool) -> None:
     """Make the output folder this run's and create all arrays; or leave nothing behind."""
     spec = output_spec(run.plan, run.root)
     identity = {"fingerprint": run.plan.fingerprint}
@@ -224,9 +189,9 @@ def _prepare(run: Session, *, restart: bool) -> None:
         _remove_unfinished(run, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
         if run.choice.packed is not None:
-            write_quantised(run.work, run.choice.packed)
-        create_flows(run.plan, run.work / "flows.zarr")
-        create_traces(run.plan, run.work, run.tile)
+            write_quantised(run.folder.work, run.choice.packed)
+        create_flows(run.plan, run.work.flows)
+        create_traces(run.work)
     except InputError:
         run.folder.release()
         raise
@@ -249,7 +214,7 @@ def _finish(
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
     plan = run.plan
     spec = output_spec(plan, run.root)
-    tiles = describe_lost(run.grid, failed)
+    tiles = describe_lost(run.work.grid, failed)
     labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
     _remove_unfinished(run, spec)
     total = time.monotonic() - started

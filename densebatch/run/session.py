@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from densebatch.planning.work import tile_grid
-from densebatch.stages.journal import Journal
+from densebatch.base.log import log_event
+from densebatch.stages.work import Work, run_task
+from densebatch.workers.schedule import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-    from densebatch.base.geometry import Grid
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
+    from densebatch.stages.work import Task
     from densebatch.workers.executors import DaskExecutor, SerialExecutor
-    from densebatch.workers.schedule import Job
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,15 +42,28 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """A task, the stage that it is shown under, and the pixels that it covers."""
+    """A task, and when and where it is done.
 
-    job: Job
-    stage: str
+    Attributes
+    ----------
+    task : what to do
+    shown_as : the stage that the user sees it under
+    pixels : of the slide that it covers
+    needs : names of tasks that must be done before
+    rank, on_device : as of `Job`
+    """
+
+    task: Task
+    shown_as: str
     pixels: int
+    needs: tuple[str, ...] = ()
+    rank: int = 0
+    on_device: bool = False
 
-
-def _always(_job: Job, _facts: Mapping[str, Any]) -> bool:
-    return True
+    @property
+    def job(self) -> Job:
+        """What an executor gets."""
+        return Job(self.task.name, run_task, (self.task,), self.needs, self.rank, self.on_device)
 
 
 @dataclass
@@ -59,8 +75,8 @@ class Session:
     plan, settings, choice, folder, executor, progress : of the run
     shuffle : seed of a random task order
     seconds : by stage
-    facts : of all finished tasks, by name, from their records
-    kept : names of those that an earlier session had finished
+    facts : of all finished tasks, from their records
+    kept : tasks that an earlier session had finished
     """
 
     plan: Plan
@@ -71,33 +87,18 @@ class Session:
     progress: Progress
     shuffle: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
+    facts: dict[Task, dict[str, Any]] = field(default_factory=dict)
+    kept: set[Task] = field(default_factory=set)
 
-    @property
-    def work(self) -> Path:
-        """The work folder."""
-        return self.folder.work
-
-    @property
-    def plan_path(self) -> str:
-        """Where tasks read the plan."""
-        return str(self.folder.plan_path(self.plan))
+    @cached_property
+    def work(self) -> Work:
+        """What its tasks are told."""
+        return Work(str(self.folder.plan_path(self.plan)), self.settings.tile)
 
     @property
     def root(self) -> str:
         """The OME-Zarr image group that gets the labels."""
         return str(self.folder.root(self.plan))
-
-    @property
-    def tile(self) -> int:
-        """Side of a tracing tile in pixels."""
-        return self.settings.tile
-
-    @property
-    def grid(self) -> Grid:
-        """Tracing tiles."""
-        return tile_grid(self.plan, self.tile)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -105,49 +106,55 @@ class Session:
         start = time.monotonic()
         yield
         self.seconds[stage] = round(time.monotonic() - start, 3)
+        log_event(log, "stage done", stage=stage, seconds=self.seconds[stage])
 
-    def drive(
-        self,
-        steps: Sequence[Step],
-        is_current: Callable[[Job, Mapping[str, Any]], bool] = _always,
-    ) -> dict[str, str]:
+    def drive(self, steps: Sequence[Step]) -> dict[Task, str]:
         """Run the tasks that no record calls done, and tell progress.
 
         Parameters
         ----------
         steps
             What to do.
-        is_current
-            Whether a recorded task still counts as done; asked for those whose files verify.
 
         Returns
         -------
         dict
-            Why each task failed that failed, by name.
+            Why each task failed that failed.
         """
-        journal = Journal(self.work / "journal")
+        done = self._recall(steps)
+        for shown in dict.fromkeys(step.shown_as for step in steps):
+            tasks = [step.task for step in steps if step.shown_as == shown]
+            n_done = sum(task in done for task in tasks)
+            self.progress.stage(shown, len(tasks), n_done)
+            log_event(log, "stage begun", stage=shown, tasks=len(tasks), done=n_done)
+        by_name = {step.task.name: step for step in steps}
+        jobs = [step.job for step in steps if step.task not in done]
+        done_names = frozenset(task.name for task in done)
+        failures = {}
+        for outcome in self.executor.run(jobs, done_names, self.shuffle):
+            step = by_name[outcome.job.name]
+            if outcome.error is not None:
+                failures[step.task] = outcome.error
+                self.facts.pop(step.task, None)
+                self.progress.note(f"{step.task.name} failed: {outcome.error}")
+                log_event(
+                    log, "task failed", logging.WARNING, task=step.task.name, reason=outcome.error
+                )
+            else:
+                self.facts[step.task] = outcome.result
+            self.progress.advance(step.shown_as, step.pixels)
+        return failures
+
+    def _recall(self, steps: Sequence[Step]) -> set[Task]:
+        """The tasks that are done already; what their records say joins `facts`."""
+        journal = self.work.journal
         done = set()
         for step in steps:
-            name = step.job.name
-            facts = journal.done(name)
-            if facts is not None and is_current(step.job, facts):
-                done.add(name)
-                if name not in self.facts:
-                    self.kept.add(name)
-                self.facts[name] = facts
-        for stage in dict.fromkeys(step.stage for step in steps):
-            names = [step.job.name for step in steps if step.stage == stage]
-            self.progress.stage(stage, len(names), sum(name in done for name in names))
-        by_name = {step.job.name: step for step in steps}
-        todo = [step.job for step in steps if step.job.name not in done]
-        failures = {}
-        for outcome in self.executor.run(todo, frozenset(done), self.shuffle):
-            name = outcome.job.name
-            if outcome.error is not None:
-                failures[name] = outcome.error
-                self.facts.pop(name, None)
-                self.progress.note(f"{name} failed: {outcome.error}")
-            else:
-                self.facts[name] = outcome.result
-            self.progress.advance(by_name[name].stage, by_name[name].pixels)
-        return failures
+            facts = journal.done(step.task.name)
+            if facts is None or not step.task.is_current(facts):
+                continue
+            done.add(step.task)
+            if step.task not in self.facts:
+                self.kept.add(step.task)
+            self.facts[step.task] = facts
+        return done

@@ -1,14 +1,14 @@
 """Stage 1: evaluate the network on lattice patches and keep their trusted cores.
 
 The only module that runs a network on a slide. A patch's bits must not depend on how the work is
-divided: `backends` says how that is held.
+divided: `engines.backend` says how that is held.
 """
 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import zarr
@@ -20,18 +20,18 @@ from densebatch.engines.backend import evaluate_patches, patch_shape
 from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import load_network
-from densebatch.planning.plan import Plan, load_plan
-from densebatch.planning.work import predict_name
-from densebatch.stages.journal import Journal
 from densebatch.stages.network_input import read_network_input
+from densebatch.stages.work import Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from densebatch.engines.backend import Backend, Engine, PatchShape
+    from densebatch.planning.plan import Plan
 
 model_loads = 0  # in this process; tests hold it to one
-
 
 _loaded: dict[tuple[str, Engine, PatchShape, int, int], Backend] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
@@ -87,37 +87,53 @@ def is_finite(values: NDArray[np.float16]) -> bool:
     return bool(exponents.max() < 0x7C00)
 
 
-def predict_group(plan_path: str, row: int, col: int, lanes: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PredictGroup(Task):
     """Evaluate the active patches of one group and write its chunk of the flow field.
 
-    Parameters
+    Attributes
     ----------
-    plan_path
-        The run's plan; the flow field and the journal lie beside it.
-    row, col
-        Group.
-    lanes
-        Patches that a CPU evaluates at once.
-
-    Returns
-    -------
-    dict
-        Facts for the journal: patches evaluated and on what, seconds and peak memory.
+    row, col : group
+    lanes : patches that a CPU evaluates at once
     """
-    meter = Meter()
-    plan = load_plan(plan_path)
-    work = Path(plan_path).parent
-    group = plan.groups[row, col]
-    cores = plan.lattice.cores
-    active = plan.active_cores
-    inside = list(cores.overlapping(group))
-    wanted = [index for index in inside if active[index]]
-    flows = np.zeros((3, *group.shape), np.float16)
-    flows[2] = plan.background_logit
-    kind = None
-    if wanted:
-        backend = get_backend(plan, work, lanes)
-        kind = backend.device
+
+    row: int
+    col: int
+    lanes: int = field(compare=False)
+    stage: ClassVar[str] = "predict"
+
+    @property
+    def name(self) -> str:
+        """Name of the task and of its record."""
+        return name_prediction(self.row, self.col)
+
+    def run(self) -> dict[str, Any]:
+        """Facts: patches evaluated and on what, seconds and peak memory."""
+        meter = Meter()
+        plan = self.work.plan
+        group = plan.groups[self.row, self.col]
+        flows, patches, device = self._evaluate(plan, group, meter)
+        array = zarr.open_array(str(self.work.flows), mode="r+")
+        # Looking for chunks that are all NaN would take three times as long as writing.
+        array = array.with_config({"write_empty_chunks": True})
+        with meter.timed("write"):
+            array[:, *group.slices] = flows
+        chunk = self.work.flows / "c" / "0" / str(self.row) / str(self.col)
+        facts = {"patches": patches, "device": device, **meter.read()}
+        return self.work.journal.record(self.name, [chunk], facts)
+
+    def _evaluate(
+        self, plan: Plan, group: Region, meter: Meter
+    ) -> tuple[NDArray[np.float16], int, str | None]:
+        """Flows of the group, how many patches were evaluated, and the device that did it."""
+        cores = plan.lattice.cores
+        active = plan.active_cores
+        wanted = [index for index in cores.overlapping(group) if active[index]]
+        flows = np.zeros((3, *group.shape), np.float16)
+        flows[2] = plan.background_logit
+        if not wanted:
+            return flows, 0, None
+        backend = get_backend(plan, self.work.folder, self.lanes)
         patches = [plan.lattice.patch(*index) for index in wanted]
         around = Region(
             min(p.y0 for p in patches),
@@ -132,17 +148,15 @@ def predict_group(plan_path: str, row: int, col: int, lanes: int) -> dict[str, A
             outputs = evaluate_patches(backend, seen)
         for index, output in zip(wanted, outputs, strict=True):
             core = cores[index]
-            # the last cores may be cut short by the slide's edge
+            # The last cores may be cut short by the slide's edge.
             flows[:, *core.shift(-group.y0, -group.x0).slices] = output[
                 :, : core.height, : core.width
             ]
         if not is_finite(flows):
             raise ValueError(f"the network gave values that are not finite in {group}")
-    array = zarr.open_array(str(work / "flows.zarr"), mode="r+")
-    # looking for chunks that are all NaN would take three times as long as writing
-    array = array.with_config({"write_empty_chunks": True})
-    with meter.timed("write"):
-        array[:, *group.slices] = flows
-    chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
-    facts = {"patches": len(wanted), "device": kind, **meter.read()}
-    return Journal(work / "journal").record(predict_name(row, col), [chunk], facts)
+        return flows, len(wanted), backend.device
+
+
+def name_prediction(row: int, col: int) -> str:
+    """Name of the task that predicts a group."""
+    return f"predict-{row}-{col}"

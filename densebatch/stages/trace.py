@@ -1,14 +1,14 @@
 """Stage 2: read a window of the flow field, trace its cells, keep the core.
 
 Tiles may have any size. Each writes one chunk of local labels and the keys that name them
-globally; what the keys mean is `dynamics`' business, what becomes of them `numbering`'s.
+globally: `tracing.tile` says what a key means, `stages.number` what becomes of it.
 """
 
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import zarr
@@ -17,15 +17,18 @@ from densebatch.base.files import write_atomic
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter, is_in_use
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.planning.plan import Plan, load_plan
-from densebatch.planning.work import tile_grid, trace_folder, trace_name
-from densebatch.stages.journal import Journal
+from densebatch.stages.predict import name_prediction
+from densebatch.stages.work import Task
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from densebatch.planning.plan import Plan
+    from densebatch.stages.work import Work
 
 
 def _window(plan: Plan, core: Region, travel_px: int) -> Region:
@@ -40,16 +43,11 @@ def flows_needed(plan: Plan, core: Region, travel_px: int) -> Region:
     return Region(rows.start, cols.start, rows.stop, cols.stop)
 
 
-def groups_needed(plan: Plan, core: Region, travel_px: int) -> Iterator[tuple[int, int]]:
-    """Predict tasks that must be done before a core is traced."""
-    return plan.groups.overlapping(flows_needed(plan, core, travel_px))
-
-
-def read_flows(plan: Plan, work: Path, window: Region) -> NDArray[np.float16 | np.float32]:
+def read_flows(plan: Plan, path: Path, window: Region) -> NDArray[np.float16 | np.float32]:
     """The flow field of a window in slide pixels, `(3, h, w)`: as stored, or float32."""
     rows = axis_weights(np.arange(window.y0, window.y1), plan.network_shape[0], plan.shape[0])
     cols = axis_weights(np.arange(window.x0, window.x1), plan.network_shape[1], plan.shape[1])
-    array = zarr.open_array(str(work / "flows.zarr"), mode="r")
+    array = zarr.open_array(str(path), mode="r")
     stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
     if plan.network_shape == plan.shape:
         return stored
@@ -88,65 +86,83 @@ def _trace(
         return trace_tile(*how)
 
 
-def create_traces(plan: Plan, work: Path, tile: int) -> None:
+def create_traces(work: Work) -> None:
     """Create the array of local labels, one chunk per tile."""
-    path = trace_folder(work, tile) / "labels.zarr"
-    if not (path / "zarr.json").exists():  # a folder without it is what a kill left
-        zarr.create_array(
-            str(path),
-            shape=plan.shape,
-            chunks=(min(tile, plan.shape[0]), min(tile, plan.shape[1])),
-            dtype="uint32",
-            fill_value=0,
-            serializer=zarr.codecs.BytesCodec(endian="little"),
-            compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
-        )
+    if (work.tile_labels / "zarr.json").exists():  # a kill leaves a folder without it
+        return
+    height, width = work.plan.shape
+    zarr.create_array(
+        str(work.tile_labels),
+        shape=(height, width),
+        chunks=(min(work.tile_px, height), min(work.tile_px, width)),
+        dtype="uint32",
+        fill_value=0,
+        serializer=zarr.codecs.BytesCodec(endian="little"),
+        compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+    )
 
 
-def trace_core(plan_path: str, tile: int, row: int, col: int, travel_px: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TraceTile(Task):
     """Trace one tile and write its labels and keys.
 
-    Parameters
+    Attributes
     ----------
-    plan_path
-        The run's plan; flow field, traces and journal lie beside it.
-    tile, row, col
-        Tile size and place.
-    travel_px
-        Travel that the halo allows for.
-
-    Returns
-    -------
-    dict
-        Facts for the journal: cells, rejected cells, largest travel, dropped pixels, and the
-        travel that was allowed for; seconds and peak memory.
+    row, col : tile
+    travel_px : travel that the halo allows for
     """
-    meter = Meter()
-    plan = load_plan(plan_path)
-    work = Path(plan_path).parent
-    core = tile_grid(plan, tile)[row, col]
-    window = _window(plan, core, travel_px)
-    if _is_skipped(plan, flows_needed(plan, core, travel_px)):
-        traced = TracedTile(np.zeros(core.shape, np.uint32), np.zeros(0, np.int64), 0.0, 0, 0)
-    else:
-        with meter.timed("read"):
-            flows = read_flows(plan, work, window)
-        traced = _trace(plan, flows, window, core, meter)
-    folder = trace_folder(work, tile)
-    array = zarr.open_array(str(folder / "labels.zarr"), mode="r+")
-    with meter.timed("write"):
-        array[core.slices] = traced.labels
-    buffer = io.BytesIO()
-    np.save(buffer, traced.keys)
-    keys = folder / f"keys-{row}-{col}.npy"
-    write_atomic(keys, buffer.getvalue())
-    chunk = folder / "labels.zarr" / "c" / str(row) / str(col)
-    facts = {
-        "cells": int(traced.keys.size),
-        "rejected": traced.n_rejected,
-        "max_travel_px": traced.max_travel_px,
-        "dropped_px": traced.dropped_px,
-        "travel_px": travel_px,
-        **meter.read(),
-    }
-    return Journal(work / "journal").record(trace_name(tile, row, col), [chunk, keys], facts)
+
+    row: int
+    col: int
+    travel_px: int = field(compare=False)
+    stage: ClassVar[str] = "trace"
+
+    @property
+    def name(self) -> str:
+        """Name of the task and of its record."""
+        return f"trace-{self.work.tile_px}-{self.row}-{self.col}"
+
+    @property
+    def core(self) -> Region:
+        """Slide pixels that get the tile's labels."""
+        return self.work.grid[self.row, self.col]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the tasks that predict what the tile reads."""
+        plan = self.work.plan
+        groups = plan.groups.overlapping(flows_needed(plan, self.core, self.travel_px))
+        return tuple(name_prediction(*group) for group in groups)
+
+    def is_current(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the tile was traced with as much halo as is wanted now."""
+        return bool(facts["travel_px"] >= self.travel_px)
+
+    def run(self) -> dict[str, Any]:
+        """Facts: cells, rejected cells, travel, dropped pixels, seconds and peak memory."""
+        meter = Meter()
+        work, plan, core = self.work, self.work.plan, self.core
+        window = _window(plan, core, self.travel_px)
+        if _is_skipped(plan, flows_needed(plan, core, self.travel_px)):
+            traced = TracedTile(np.zeros(core.shape, np.uint32), np.zeros(0, np.int64), 0.0, 0, 0)
+        else:
+            with meter.timed("read"):
+                flows = read_flows(plan, work.flows, window)
+            traced = _trace(plan, flows, window, core, meter)
+        array = zarr.open_array(str(work.tile_labels), mode="r+")
+        with meter.timed("write"):
+            array[core.slices] = traced.labels
+        buffer = io.BytesIO()
+        np.save(buffer, traced.keys)
+        keys = work.tile_keys(self.row, self.col)
+        write_atomic(keys, buffer.getvalue())
+        chunk = work.tile_labels / "c" / str(self.row) / str(self.col)
+        facts = {
+            "cells": int(traced.keys.size),
+            "rejected": traced.n_rejected,
+            "max_travel_px": traced.max_travel_px,
+            "dropped_px": traced.dropped_px,
+            "travel_px": self.travel_px,
+            **meter.read(),
+        }
+        return work.journal.record(self.name, [chunk, keys], facts)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
 from densebatch.engines.quantization import write_quantised
-from densebatch.planning.capacity import check_capacity, choose_workers, count_lanes, estimate
-from densebatch.planning.planner import draft_plan, survey_plan
-from densebatch.planning.work import predict_name
-from densebatch.run.engine import check_engine, settle_engine
 from densebatch.run.folder import OutputFolder
-from densebatch.run.segment import Progress, start_executor
-from densebatch.run.session import Session
-from densebatch.run.steps import predict_steps
+from densebatch.run.prepare import Prepared, prepare
+from densebatch.run.session import Progress, Session
+from densebatch.run.start import ExecutorStart
+from densebatch.run.steps import list_predict_steps
 from densebatch.stages.journal import Journal
-from densebatch.stages.predict import create_flows
-from densebatch.workers.cluster import check_scheduler
+from densebatch.stages.predict import create_flows, name_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,12 +30,12 @@ class FlowField:
     Attributes
     ----------
     plan : what it was made by
-    work : folder with `flows.zarr` and the journal
+    flows : the field, a zarr array
     evaluated : patches that the network was evaluated on in this call
     """
 
     plan: Plan
-    work: Path
+    flows: Path
     evaluated: int
 
 
@@ -80,52 +75,36 @@ def store_flows(
         If a patch of a slide could not be evaluated.
     """
     progress = progress or Progress()
-    check_scheduler(settings.scheduler_address, settings.scheduler_file)
     folders = [OutputFolder(path.absolute()) for path in slides]
-    for folder in folders:
-        folder.check()
-    drafts = [draft_plan(slide, settings) for slide in slides.values()]
-    workers = max(choose_workers(settings, draft) for draft in drafts)
-    check_engine(settings)
-    for draft, folder in zip(drafts, folders, strict=True):
-        check_capacity(
-            estimate(draft, settings.tile, count_lanes(draft, settings, workers)),
-            workers,
-            folder.path,
-            remote=settings.is_remote,
-        )
-    settled = [
-        settle_engine(survey_plan(draft), settings, folder, restart=restart)
-        for draft, folder in zip(drafts, folders, strict=True)
-    ]
-    plans = [plan for plan, _ in settled]
-    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+    runs = prepare(list(zip(slides.values(), folders, strict=True)), settings, restart=restart)
+    for note in dict.fromkeys(note for run in runs for note in run.plan.notes):
         progress.note(note)
     if not restart:
-        for plan, folder in zip(plans, folders, strict=True):
-            folder.compare(plan)
+        for run in runs:
+            run.folder.compare(run.plan)
     fields = {}
-    with ExitStack() as stack:
-        if not restart and all(map(_has_flows, plans, folders)):
-            workers = 0  # nobody need be started
-        executor = start_executor(stack, settings, workers, plans)
-        for path, (plan, choice), folder in zip(slides, settled, folders, strict=True):
-            run = Session(plan, settings, choice, folder, executor, progress)
-            folder.claim(plan, restart=restart)
-            if choice.packed is not None:
-                write_quantised(run.work, choice.packed)
-            create_flows(plan, run.work / "flows.zarr")
-            failures = run.drive(predict_steps(run))
+    with ExecutorStart(settings) as starting:
+        # Workers are started only if there is something for them to do.
+        workers = 0 if not restart and all(map(_has_flows, runs)) else runs[0].workers
+        executor = starting.finish(workers, [run.plan for run in runs])
+        for path, run in zip(slides, runs, strict=True):
+            session = Session(run.plan, settings, run.choice, run.folder, executor, progress)
+            run.folder.claim(run.plan, restart=restart)
+            if run.choice.packed is not None:
+                write_quantised(run.folder.work, run.choice.packed)
+            create_flows(run.plan, session.work.flows)
+            failures = session.drive(list(list_predict_steps(session)))
             if failures:
-                name, reason = next(iter(failures.items()))
+                task, reason = next(iter(failures.items()))
                 raise DensebatchError(
-                    f"{plan.slide.path}: {name} failed ({reason}); the same command continues"
+                    f"{run.plan.slide.path}: {task.name} failed ({reason}); "
+                    "the same command continues"
                 )
-            new = [facts["patches"] for name, facts in run.facts.items() if name not in run.kept]
-            fields[path] = FlowField(plan, run.work, sum(new))
+            new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
+            fields[path] = FlowField(run.plan, session.work.flows, sum(new))
     return fields
 
 
-def _has_flows(plan: Plan, folder: OutputFolder) -> bool:
-    journal = Journal(folder.work / "journal")
-    return all(journal.done(predict_name(*group)) is not None for group in plan.groups)
+def _has_flows(run: Prepared) -> bool:
+    journal = Journal(run.folder.work / "journal")
+    return all(journal.done(name_prediction(*group)) is not None for group in run.plan.groups)

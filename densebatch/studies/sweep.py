@@ -24,7 +24,6 @@ from densebatch.base.machine import count_cores
 from densebatch.cells.pairs import AnnotatedFile, find_annotated, name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
-from densebatch.planning.work import tile_grid
 from densebatch.run.segment import Progress
 from densebatch.scoring.contingency import Contingency
 from densebatch.scoring.results import ScoreSettings
@@ -185,7 +184,7 @@ def _count_all(
     pairs = [
         Thresholds(*pair) for pair in product(settings.flow_threshold, settings.cellprob_threshold)
     ]
-    n_tiles = sum(len(tile_grid(field.plan, settings.segment.tile)) for field in fields)
+    n_tiles = sum(len(field.plan.tiles(settings.segment.tile)) for field in fields)
     progress.stage(_STAGE, n_tiles * len(pairs), 0)
     with ThreadPoolExecutor(_choose_threads(fields, settings.segment)) as pool:
         return [
@@ -199,7 +198,7 @@ def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> i
     largest = max(
         core.expand(halo_for_travel(field.plan.travel_px)).clip(*field.plan.shape).area
         for field in fields
-        for core in [tile_grid(field.plan, settings.tile)[0, 0]]
+        for core in [field.plan.tiles(settings.tile)[0, 0]]
     )
     free = psutil.virtual_memory().available * _MEMORY_SHARE
     wanted = settings.workers if settings.workers is not None else count_cores()
@@ -219,7 +218,7 @@ def _count_image(
     Where a run traces again the tiles around a pixel that went further than the halo allowed for,
     this traces all tiles of the image again, for the thresholds concerned.
     """
-    grid = tile_grid(field.plan, settings.tile)
+    grid = field.plan.tiles(settings.tile)
     travel, limit = field.plan.travel_px, field.plan.trace.travel_limit_px
     tables: dict[Thresholds, Contingency] = {}
     pending = list(pairs)
@@ -258,7 +257,7 @@ def _count_tile(
         min_size_px=min(settings.min_size, _INT32),
         max_size_px=min(settings.max_size or plan.trace.max_size_px, _INT32),
     )
-    traced = trace_tile(read_flows(plan, field.work, window), window, core, plan.shape, limits)
+    traced = trace_tile(read_flows(plan, field.flows, window), window, core, plan.shape, limits)
     table = Contingency.from_arrays(truth[core.slices], traced.labels)
     return _Counted(table, traced.keys, traced.max_travel_px)
 

@@ -13,7 +13,6 @@ import torch
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.engines import backend as backends
 from densebatch.engines import make
 from densebatch.engines.backend import BACKENDS, PatchShape, evaluate_patches, patch_shape
 from densebatch.engines.cuda import CudaBackend

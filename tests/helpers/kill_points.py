@@ -37,7 +37,7 @@ def run(slide, out, options, kill_at=None):
                 return replace(self, target)
 
             Path.replace = counted
-            result = densebatch.pipeline.segment(slide, out, workers=0, **options)
+            result = densebatch.run.segment.segment(slide, out, workers=0, **options)
             told = {"renames": count, "kept": result.report["tasks_kept"]}
             os.write(writer, json.dumps(told).encode())
             os._exit(0)

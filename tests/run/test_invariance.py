@@ -1,7 +1,5 @@
 """Labels, tables and stored bytes do not depend on how the work is divided."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import zarr
@@ -13,15 +11,12 @@ from skimage.measure import regionprops_table
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.process import Meter
 from densebatch.models.model import find_model, load_network, save_model
-from densebatch.planning.plan import load_plan
 from densebatch.planning.settings import DEFAULT_MODEL
-from densebatch.planning.work import predict_name
-from densebatch.run import segment as pipeline
 from densebatch.run import steps
 from densebatch.run.segment import segment
 from densebatch.slides.simulated import Tissue, render
 from densebatch.slides.slide import open_slide
-from densebatch.stages.journal import Journal
+from densebatch.stages.predict import PredictGroup
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 from tests.helpers.real_tissue import needs_data, read_field
@@ -284,16 +279,16 @@ def written_flows(monkeypatch):
     """Makes the pipeline write a prepared field instead of the network's output."""
 
     def use(flows):
-        def write(plan_path, row, col, *_):
-            group, work = load_plan(plan_path).groups[row, col], Path(plan_path).parent
-            array = zarr.open_array(work / "flows.zarr", mode="r+")
+        def write(task):
+            work, group = task.work, task.work.plan.groups[task.row, task.col]
+            array = zarr.open_array(work.flows, mode="r+")
             assert array.shape == flows.shape
             array[:, *group.slices] = flows[:, *group.slices]
             facts = {"patches": 0, "device": None, **Meter().read()}
-            chunk = work / "flows.zarr" / "c" / "0" / str(row) / str(col)
-            return Journal(work / "journal").record(predict_name(row, col), [chunk], facts)
+            chunk = work.flows / "c" / "0" / str(task.row) / str(task.col)
+            return work.journal.record(task.name, [chunk], facts)
 
-        monkeypatch.setattr(steps, "predict_group", write)
+        monkeypatch.setattr(PredictGroup, "run", write)
 
     return use
 

@@ -35,7 +35,7 @@ from densebatch.slides.slide import open_slide
 from densebatch.stages import number as numbering
 from densebatch.stages import predict as inference
 from densebatch.stages import trace as tracing
-from densebatch.stages.number import group_levels
+from densebatch.stages.output import group_levels
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,

@@ -13,10 +13,10 @@ from densebatch.cli.terminal import TerminalProgress
 from densebatch.planning import planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.run import segment as pipeline
-from densebatch.run import steps
+from densebatch.run import start as start_module
 from densebatch.run.segment import segment
-from densebatch.stages.trace import trace_core
+from densebatch.stages.number import NumberShard
+from densebatch.stages.trace import TraceTile
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
@@ -115,15 +115,16 @@ def assert_rest_is_labelled(out, clean_labels, failed, table):
 
 def test_a_tile_that_cannot_be_traced(slide, clean, tmp_path, monkeypatch):
     expected, labels, table = clean
+    run = TraceTile.run
 
-    def trace(plan_path, tile, row, col, travel_px):
-        if (row, col) in {(0, 3), (1, 9)}:
+    def trace(task):
+        if (task.row, task.col) in {(0, 3), (1, 9)}:
             raise MemoryError("not\nenough")
-        return trace_core(plan_path, tile, row, col, travel_px)
+        return run(task)
 
     watcher = Watcher()
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "trace_core", trace)
+        patch.setattr(TraceTile, "run", trace)
         result = segment(slide, tmp_path, progress=watcher, **OPTIONS)
     assert result.is_partial
     assert not result.unread
@@ -148,13 +149,14 @@ def test_a_tile_that_cannot_be_traced(slide, clean, tmp_path, monkeypatch):
 def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_path, monkeypatch):
     expected, labels, table = clean
     broken = {(0, 3)}
+    run = TraceTile.run
 
-    def trace(plan_path, tile, row, col, travel_px):
-        if (row, col) in broken:
+    def trace(task):
+        if (task.row, task.col) in broken:
             raise OSError("no")
-        return trace_core(plan_path, tile, row, col, travel_px)
+        return run(task)
 
-    monkeypatch.setattr(steps, "trace_core", trace)
+    monkeypatch.setattr(TraceTile, "run", trace)
     segment(slide, tmp_path, **OPTIONS)
     first = output_bytes(tmp_path)
     again = segment(slide, tmp_path, **OPTIONS)
@@ -175,14 +177,14 @@ def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_pa
 def test_a_chunk_that_the_survey_cannot_read(slide, damage, tmp_path, monkeypatch):
     """Workers, which start beside the survey, end with it."""
     pids = []
-    start = pipeline.start_executor
+    start = start_module.start_executor
 
     def watch(*args):
         executor = start(*args)
         pids.extend(executor.client.run(os.getpid).values())
         return executor
 
-    monkeypatch.setattr(pipeline, "start_executor", watch)
+    monkeypatch.setattr(start_module, "start_executor", watch)
     damage(0, 0, 17).do()
     with pytest.raises(InputError, match=r"a\.ome\.zarr"):
         segment(slide, tmp_path / "out", **OPTIONS | {"workers": 1})
@@ -293,7 +295,7 @@ def test_a_shard_that_cannot_be_written(slide, clean, tmp_path, capsys, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "number_shard", fail)
+        patch.setattr(NumberShard, "run", fail)
         code, _, err = call_main(capsys, "segment", slide, tmp_path, *COMMAND)
     assert code == 1
     assert err.splitlines()[-1] == (
@@ -309,15 +311,16 @@ def test_a_flow_field_that_is_lost_before_it_is_traced(slide, clean, tmp_path, m
     """What was never written reads as NaN, which tracing refuses: no background out of nothing."""
     expected, labels, table = clean
     n_groups = len(draft_plan(slide, SegmentSettings(membrane=("CD3",))).groups)
+    run = TraceTile.run
 
-    def trace(plan_path, tile, row, col, travel_px):
-        if col == 10:
+    def trace(task):
+        if task.col == 10:
             chunks = tmp_path / "work" / "flows.zarr" / "c" / "0" / "0"
             (chunks / str(n_groups - 1)).unlink(missing_ok=True)
-        return trace_core(plan_path, tile, row, col, travel_px)
+        return run(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "trace_core", trace)
+        patch.setattr(TraceTile, "run", trace)
         result = segment(slide, tmp_path, **OPTIONS)
     assert 10 in {tile["tile"][1] for tile in result.failed_tiles}
     assert "the flow field holds values that are not finite" in result.failed_tiles[0]["reason"]

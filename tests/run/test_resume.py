@@ -15,6 +15,7 @@ import pytest
 from densebatch.base.errors import InputError
 from densebatch.planning import planner
 from densebatch.run import segment as pipeline
+from densebatch.run import start
 from densebatch.run.segment import segment
 from tests.helpers.run_files import (
     Watcher,
@@ -301,7 +302,7 @@ def test_a_finished_run_is_not_done_again(small_slide, tmp_path, capsys, monkeyp
     first = call_main(capsys, *arguments)
     assert first[0] == 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
-    monkeypatch.setattr(pipeline, "open_executor", None)  # nothing is left to execute
+    monkeypatch.setattr(start, "start_executor", None)  # nothing is left to execute
     code, out, err = call_main(capsys, *arguments)
     assert (code, out) == first[:2]
     assert "this run is already complete" in err

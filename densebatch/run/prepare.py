@@ -1,0 +1,106 @@
+"""Decide and check everything about a run before it begins: `prepare` is its only way to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from densebatch.planning.capacity import (
+    Estimate,
+    check_capacity,
+    choose_workers,
+    count_lanes,
+    estimate,
+)
+from densebatch.planning.planner import draft_plan, survey_plan
+from densebatch.run.engine import check_engine, settle_engine
+from densebatch.workers.cluster import check_scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from densebatch.planning.engine_choice import EngineChoice
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.folder import OutputFolder
+    from densebatch.run.start import ExecutorStart
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that may begin.
+
+    Attributes
+    ----------
+    folder : where it goes
+    plan : what it does
+    choice : what evaluates its network, and why
+    workers : processes of this machine that do it; 0 if this one does, or a cluster
+    needs : memory and disk
+    """
+
+    folder: OutputFolder
+    plan: Plan
+    choice: EngineChoice
+    workers: int
+    needs: Estimate
+
+
+def prepare(
+    slides: Sequence[tuple[str | Path, OutputFolder]],
+    settings: SegmentSettings,
+    *,
+    restart: bool = False,
+    starting: ExecutorStart | None = None,
+) -> list[Prepared]:
+    """Plan runs, and refuse what cannot work before any pixel is read or any worker is asked.
+
+    Nothing is written. Whether a folder holds another run is for its caller to ask
+    (`OutputFolder.compare`).
+
+    Parameters
+    ----------
+    slides
+        Each with the folder that its run goes to; the same workers do all of them.
+    settings
+        Of all runs.
+    restart
+        What the folders hold does not count.
+    starting
+        Is begun beside the survey, which leaves a core idle for most of the time that starting
+        workers takes; unless the runs may be complete already.
+
+    Returns
+    -------
+    list
+        In the order of the slides.
+
+    Raises
+    ------
+    InputError
+        For a slide, setting, backend, scheduler or output folder that cannot be used.
+    CapacityError
+        If memory or disk do not suffice.
+    """
+    for _, folder in slides:
+        folder.check()
+    check_scheduler(settings.scheduler_address, settings.scheduler_file)
+    drafts = [draft_plan(slide, settings) for slide, _ in slides]
+    workers = max(choose_workers(settings, draft) for draft in drafts)
+    check_engine(settings)
+    needs = []
+    for draft, (_, folder) in zip(drafts, slides, strict=True):
+        lanes = count_lanes(draft, settings, workers)
+        needs.append(estimate(draft, settings.tile, lanes))
+        check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)
+    if starting is not None and (restart or not all(f.report.exists() for _, f in slides)):
+        starting.begin(workers, drafts)
+    surveyed = [survey_plan(draft) for draft in drafts]
+    if starting is not None:
+        starting.wait()  # so that a trial of backends has the machine to itself
+    prepared = []
+    for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
+        settled, choice = settle_engine(plan, settings, folder, restart=restart)
+        prepared.append(Prepared(folder, settled, choice, workers, need))
+    return prepared

@@ -1,0 +1,110 @@
+"""Start the executor of a run: beside the survey of its slides, or when a task needs one."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.engines.make import wake_device
+from densebatch.run.engine import count_device_workers
+from densebatch.workers.cluster import open_executor
+from densebatch.workers.executors import DaskExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
+    from densebatch.workers.executors import SerialExecutor
+
+
+class ExecutorStart:
+    """The executor of a run, until the context is left.
+
+    Attributes
+    ----------
+    waited_s : seconds that this thread has waited for it
+    """
+
+    def __init__(self, settings: SegmentSettings) -> None:
+        self._settings = settings
+        self._stack = ExitStack()
+        self._begun: Future[SerialExecutor | DaskExecutor] | None = None
+        self.waited_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._stack.__enter__()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._stack.__exit__(*reason)  # type: ignore[arg-type]
+
+    def begin(self, workers: int, plans: Sequence[Plan]) -> None:
+        """Start workers of this machine in a thread; a cluster's may yet have to appear."""
+        if workers and not self._settings.is_remote:
+            pool = self._stack.enter_context(ThreadPoolExecutor(1))
+            self._begun = pool.submit(start_executor, self._stack, self._settings, workers, plans)
+
+    def wait(self) -> None:
+        """Wait for what has begun."""
+        before = time.monotonic()
+        if self._begun is not None:
+            self._begun.result()
+        self.waited_s += time.monotonic() - before
+
+    def finish(self, workers: int, plans: Sequence[Plan]) -> SerialExecutor | DaskExecutor:
+        """The executor, started now if that was not begun; errors as `start_executor`."""
+        before = time.monotonic()
+        if self._begun is not None:
+            executor = self._begun.result()
+        else:
+            executor = start_executor(self._stack, self._settings, workers, plans)
+        self.waited_s += time.monotonic() - before
+        return executor
+
+
+def start_executor(
+    stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
+) -> SerialExecutor | DaskExecutor:
+    """The executor that the settings ask for.
+
+    Parameters
+    ----------
+    stack
+        Closes it.
+    settings
+        Name a scheduler, if one does the work.
+    workers
+        Processes of this machine; 0 works in this one.
+    plans
+        Of the slides; what they need decides how many workers use a GPU.
+
+    Raises
+    ------
+    InputError
+        If the scheduler cannot be used.
+    DensebatchError
+        If workers of this machine cannot be started.
+    """
+    address, file = settings.scheduler_address, settings.scheduler_file
+    device_workers = count_device_workers(plans, settings, workers)
+    try:
+        executor = stack.enter_context(open_executor(workers, address, file, device_workers))
+    except OSError as error:
+        if address is None and file is None:
+            raise DensebatchError(f"{workers} workers could not be started: {error}") from error
+        raise InputError(
+            f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
+            "accepted is a running Dask scheduler with workers"
+        ) from error
+    except RuntimeError as error:  # of Dask, when a worker's process ends at once
+        raise DensebatchError(
+            f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
+            'calls segment under `if __name__ == "__main__":`, or gives workers=0'
+        ) from error
+    if isinstance(executor, DaskExecutor):
+        executor.wake(wake_device)
+    return executor

@@ -1,4 +1,4 @@
-"""Memory, disk and time: what a run needs, what there is, and what a task took."""
+"""Memory and disk: what a run needs, what there is, and how many workers that leaves room for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,22 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
 
-_TORCH_MB = 420  # interpreter, torch and weights, measured
+_PROCESS_MB = 420  # interpreter, torch and weights of a worker, measured
 _MAX_WORKERS = 16
 _MEMORY_SHARE = 0.7  # of what is free, for workers that nobody asked for
+
+FLOW_BYTES_PER_PX = 3 * 2  # two flows and a logit, float16
+TRACE_BYTES_PER_PX = 48
+"""What tracing holds at once for each pixel of a window: flows, positions, ends, counts, labels."""
+
+_NETWORK_PLANES = 2  # what the network sees: membrane and nuclei
+_PLANE_BYTES = 4  # float32
+_LABEL_BYTES = 4  # uint32
+# Labels as read, their ids, the numbered ones, and what of them is being written.
+_LABEL_COPIES = 4
+_PIXEL_COPIES = 2  # a channel as read, and as measured or copied
+_ALIVE_FEATURES = 20  # maps of the first width that a patch's evaluation holds at once
+_LABEL_COMPRESSION = 8  # on dense tissue; less cells compress further
 
 
 @dataclass(frozen=True)
@@ -49,40 +62,64 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     lanes
         Patches that a worker evaluates at once.
     """
-    height, width = plan.shape
-    window = trace_window_px(plan, tile)
-    group = min(plan.groups.step_y, plan.network_shape[0]) * min(
-        plan.groups.step_x, plan.network_shape[1]
-    )
-    shard = min(height, SHARD_PX) * min(width, SHARD_PX)
-    n_inputs = len(plan.membrane) + (plan.nuclei is not None)
-    patches = lanes * patch_bytes(plan)
-    kept = min(patches, lanes * KEPT_BYTES)
-    item = np.dtype(plan.slide.dtype).itemsize
-    seen = [math.ceil(step / plan.rescale) for step in (plan.groups.step_y, plan.groups.step_x)]
-    # a PNG is one chunk, and not let go
-    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
-    tasks = {
-        f"predict a group of {group} px": (
-            group * (4 * (n_inputs + 4) + 6)
-            + patches
-            + math.prod(seen) * (item + 4)
-            + decoded_bytes(plan.slide, *seen)
-        ),
-        f"trace a window of {window} px": window * 48 + kept + held,
-        f"number a shard of {shard} px": (
-            shard * (4 * 4 + 2 * item) + decoded_bytes(plan.slide, SHARD_PX, SHARD_PX)
-        ),
-    }
-    worst = max(tasks, key=lambda name: tasks[name])
-    flows = plan.network_shape[0] * plan.network_shape[1] * 6
-    labels = height * width * 4 // 8
-    image = height * width * item * len(plan.slide.channels) * 4 // 3 if plan.copy_image else 0
+    by_task = _estimate_tasks(plan, tile, lanes)
+    worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
-        worker_mb=_TORCH_MB + math.ceil(tasks[worst] / 1e6),
+        worker_mb=_PROCESS_MB + math.ceil(by_task[worst] / 1e6),
         worst_task=worst,
-        disk_mb=math.ceil((flows + 2 * labels + image) / 1e6),
+        disk_mb=math.ceil(_estimate_disk(plan) / 1e6),
     )
+
+
+def _estimate_tasks(plan: Plan, tile: int, lanes: int) -> dict[str, int]:
+    """Bytes that a task of each stage holds, at most, by what the task is called to the user."""
+    item = np.dtype(plan.slide.dtype).itemsize
+    patches = lanes * patch_bytes(plan)
+
+    group = [
+        min(step, side)
+        for step, side in zip(
+            (plan.groups.step_y, plan.groups.step_x), plan.network_shape, strict=True
+        )
+    ]
+    group_px = math.prod(group)
+    n_channels = len(plan.membrane) + (plan.nuclei is not None)
+    # Each channel resampled, and what the network sees once whole and once cut into patches.
+    planes = n_channels + 2 * _NETWORK_PLANES
+    source = [math.ceil(step / plan.rescale) for step in (plan.groups.step_y, plan.groups.step_x)]
+    predict = (
+        group_px * (planes * _PLANE_BYTES + FLOW_BYTES_PER_PX)
+        + patches
+        # A channel as it is read and as it is normalised, at the slide's scale.
+        + math.prod(source) * (item + _PLANE_BYTES)
+        + decoded_bytes(plan.slide, *source)
+    )
+
+    window_px = trace_window_px(plan, tile)
+    kept = min(patches, lanes * KEPT_BYTES)
+    # A PNG is one chunk, which stays decoded.
+    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
+    trace = window_px * TRACE_BYTES_PER_PX + kept + held
+
+    shard_px = min(plan.shape[0], SHARD_PX) * min(plan.shape[1], SHARD_PX)
+    number = shard_px * (_LABEL_COPIES * _LABEL_BYTES + _PIXEL_COPIES * item) + decoded_bytes(
+        plan.slide, SHARD_PX, SHARD_PX
+    )
+    return {
+        f"predict a group of {group_px} px": predict,
+        f"trace a window of {window_px} px": trace,
+        f"number a shard of {shard_px} px": number,
+    }
+
+
+def _estimate_disk(plan: Plan) -> int:
+    """Bytes of the flow field, the labels of tiles and of the output, and a copied image."""
+    slide_px, network_px = math.prod(plan.shape), math.prod(plan.network_shape)
+    labels = slide_px * _LABEL_BYTES // _LABEL_COMPRESSION
+    item = np.dtype(plan.slide.dtype).itemsize
+    # The levels of a pyramid add a third.
+    image = slide_px * item * len(plan.slide.channels) * 4 // 3 if plan.copy_image else 0
+    return network_px * FLOW_BYTES_PER_PX + 2 * labels + image
 
 
 def trace_window_px(plan: Plan, tile: int) -> int:
@@ -92,8 +129,8 @@ def trace_window_px(plan: Plan, tile: int) -> int:
 
 
 def patch_bytes(plan: Plan) -> int:
-    """Of a patch's activations: about 20 of the first width are alive at once."""
-    return plan.lattice.patch_area * plan.model.widths[1] * 4 * 20
+    """Of the feature maps that are alive at once while a patch is evaluated."""
+    return plan.lattice.patch_area * plan.model.widths[1] * _PLANE_BYTES * _ALIVE_FEATURES
 
 
 def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
@@ -108,7 +145,7 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
 
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
     """Worker processes: as asked for; else one per core, as memory allows, for enough tasks."""
-    if settings.scheduler_address or settings.scheduler_file:
+    if settings.is_remote:
         return 0
     if settings.workers is not None:
         return settings.workers

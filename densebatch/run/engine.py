@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _CUDA_CONTEXT_BYTES = 600 * 10**6
-_TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `dynamics_device`
+_DEVICE_TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `tracing.device`
 _GPU_SHARE = 0.8  # of its free memory
 
 
@@ -37,7 +37,7 @@ def check_engine(settings: SegmentSettings) -> None:
     Raises
     ------
     InputError
-        See `backends.check_backend` and `backends.choose_device`.
+        See `check_backend` and `choose_device` of `engines.make`.
     """
     anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
     if settings.is_remote or (settings.device == "auto" and anywhere):
@@ -57,7 +57,7 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
         return 0
     each = _CUDA_CONTEXT_BYTES + max(
         2 * p.network_batch * patch_bytes(p)
-        + trace_window_px(p, settings.tile) * _TRACE_BYTES_PER_PX
+        + trace_window_px(p, settings.tile) * _DEVICE_TRACE_BYTES_PER_PX
         for p in plans
     )
     fitting = int(_GPU_SHARE * measure_free_bytes() // each)

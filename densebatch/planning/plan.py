@@ -54,7 +54,7 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
-    engine : what evaluates the network; `engines.settle_engine` decides it last
+    engine : what evaluates the network; `run.engine.add_engine` decides it last
     """
 
     slide: SlideInfo

@@ -15,6 +15,7 @@ from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.models.model import ModelSpec, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
+from densebatch.planning.scale import choose_rescale
 from densebatch.planning.survey import ChannelSurvey, contrast_in, signal_side, survey_channel
 from densebatch.slides.slide import SlideInfo, open_slide
 from densebatch.tracing.tile import TraceSettings
@@ -29,75 +30,17 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
-
 # Cores of a predict task, along each axis, make up about this many pixels: large enough that the
 # scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
+_LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
-
-def _choose_channels(
-    slide: Slide, settings: SegmentSettings, model: ModelSpec
-) -> tuple[list[int], int | None, tuple[str, ...]]:
-    """Membrane channels, the nuclear channel that the network gets, and remarks."""
-    if settings.membrane:
-        membrane = [slide.channel_index(name) for name in settings.membrane]
-    else:
-        membrane = [slide.default_channel()]
-    if len(set(membrane)) != len(membrane):
-        raise InputError(
-            f"{slide.info.path}: membrane channels {', '.join(settings.membrane)} name one channel "
-            "twice; each is accepted once"
-        )
-    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
-    if nuclei is None or model.nuclei:
-        return membrane, nuclei, ()
-    # An input that a network never saw in training would shift all of its statistics.
-    note = (
-        f"model {model.name} was trained without a nuclear channel: "
-        f"{slide.info.channels[nuclei]} is measured in the cell table but not given to the network"
-    )
-    return membrane, None, (note,)
-
-
-def find_active_cores(
-    lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
-) -> NDArray[np.bool_]:
-    """Cores whose patch holds signal.
-
-    A patch is judged with all of its margin, grown to whole survey blocks, so that a cell at a
-    core's border keeps the core alive.
-    """
-    cores = lattice.cores
-    active = np.zeros((cores.rows, cores.cols), bool)
-    for row, col in cores:
-        patch = lattice.patch(row, col)
-        region = Region(
-            math.floor(max(patch.y0, 0) * scale[0]),
-            math.floor(max(patch.x0, 0) * scale[1]),
-            math.ceil(patch.y1 * scale[0]),
-            math.ceil(patch.x1 * scale[1]),
-        )
-        active[row, col] = contrast_in(surveys, region) > threshold
-    return active
-
-
-_INT32 = 2**31 - 1
-
-
-def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
-    """What only a plan can know to be impossible."""
-    for name in ("min_size", "max_size"):
-        value = getattr(settings, name)
-        if value is not None and value > _INT32:
-            raise InputError(f"setting {name!r} = {value}: accepted is up to {_INT32} px")
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        # neither the plan nor OME-Zarr metadata could name it
-        raise InputError(
-            f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
-        ) from error
+# A patch whose means over half a cell's width span less than this share of the slide's normalised
+# range holds nothing that the network would find. tests/planning/test_skipping.py proves it on real
+# fields: the faintest cell that the bundled network finds there spans 0.0337 in its own
+# neighbourhood, and dimmed tissue is found down to 0.0159. Simulated glass spans 0.0044 at most.
+SKIP_CONTRAST = 0.0079
 
 
 def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
@@ -134,15 +77,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     info = slide.info
     model = find_model(settings.model)
     membrane, nuclei, notes = _choose_channels(slide, settings, model)
-    if settings.in_place and info.kind != "ome-zarr":
-        raise InputError(
-            f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
-        )
-    if settings.in_place and "ngff" in settings.model_fields_set and settings.ngff != info.ngff:
-        raise InputError(
-            f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
-            f"--ngff {settings.ngff} is not accepted with --in-place"
-        )
+    _check_in_place(info, settings)
     um_per_px = settings.pixel_size or info.um_per_px
     rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
     height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
@@ -194,7 +129,7 @@ def survey_plan(draft: Plan) -> Plan:
     bounds = [survey.bounds for survey in surveys]
     threshold = draft.skip_contrast
     if not any(b.high > b.low for b in bounds[:n_membrane]):
-        # a slide without any contrast has nothing to evaluate, whatever is asked for
+        # A slide without any contrast has nothing to evaluate, whatever is asked for.
         threshold = np.inf
     scale = (draft.shape[0] / draft.network_shape[0], draft.shape[1] / draft.network_shape[1])
     return replace(
@@ -204,6 +139,80 @@ def survey_plan(draft: Plan) -> Plan:
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
         notes=(*draft.notes, *_odd_pixels(bounds)),
     )
+
+
+def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
+    """What only a plan can know to be impossible."""
+    for name in ("min_size", "max_size"):
+        value = getattr(settings, name)
+        if value is not None and value > _LARGEST_SIZE_PX:
+            raise InputError(f"setting {name!r} = {value}: accepted is up to {_LARGEST_SIZE_PX} px")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        # neither the plan nor OME-Zarr metadata could name it
+        raise InputError(
+            f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
+        ) from error
+
+
+def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
+    """Refuse to write labels into what is no OME-Zarr, or in another version than the slide's."""
+    if settings.in_place and info.kind != "ome-zarr":
+        raise InputError(
+            f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
+        )
+    if settings.in_place and "ngff" in settings.model_fields_set and settings.ngff != info.ngff:
+        raise InputError(
+            f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
+            f"--ngff {settings.ngff} is not accepted with --in-place"
+        )
+
+
+def _choose_channels(
+    slide: Slide, settings: SegmentSettings, model: ModelSpec
+) -> tuple[list[int], int | None, tuple[str, ...]]:
+    """Membrane channels, the nuclear channel that the network gets, and remarks."""
+    if settings.membrane:
+        membrane = [slide.channel_index(name) for name in settings.membrane]
+    else:
+        membrane = [slide.default_channel()]
+    if len(set(membrane)) != len(membrane):
+        raise InputError(
+            f"{slide.info.path}: membrane channels {', '.join(settings.membrane)} name one channel "
+            "twice; each is accepted once"
+        )
+    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
+    if nuclei is None or model.nuclei:
+        return membrane, nuclei, ()
+    # An input that a network never saw in training would shift all of its statistics.
+    note = (
+        f"model {model.name} was trained without a nuclear channel: "
+        f"{slide.info.channels[nuclei]} is measured in the cell table but not given to the network"
+    )
+    return membrane, None, (note,)
+
+
+def find_active_cores(
+    lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
+) -> NDArray[np.bool_]:
+    """Cores whose patch holds signal.
+
+    A patch is judged with all of its margin, grown to whole survey blocks, so that a cell at a
+    core's border keeps the core alive.
+    """
+    cores = lattice.cores
+    active = np.zeros((cores.rows, cores.cols), bool)
+    for row, col in cores:
+        patch = lattice.patch(row, col)
+        region = Region(
+            math.floor(max(patch.y0, 0) * scale[0]),
+            math.floor(max(patch.x0, 0) * scale[1]),
+            math.ceil(patch.y1 * scale[0]),
+            math.ceil(patch.x1 * scale[1]),
+        )
+        active[row, col] = contrast_in(surveys, region) > threshold
+    return active
 
 
 def _odd_pixels(bounds: Sequence[ChannelBounds]) -> Iterator[str]:
@@ -224,49 +233,3 @@ def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:
 
 def _pack(active: NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(active).tobytes()).decode()
-
-
-def choose_rescale(
-    spec: ModelSpec, um_per_px: float | None, diameter_px: float | None
-) -> tuple[float, str]:
-    """Factor from slide pixels to network pixels, and the reason for it in words.
-
-    A stated diameter decides; else pixel sizes, if both are known; else the model's own default.
-    A factor within 3 % of 1 is taken as 1: interpolation would cost more than it corrects.
-
-    Raises
-    ------
-    InputError
-        If the factor is outside 1/16 to 8.
-    """
-    if diameter_px is not None:
-        if not (math.isfinite(diameter_px) and diameter_px > 0):
-            raise InputError(f"diameter {diameter_px} px: accepted are positive numbers")
-        factor = spec.diameter_px / diameter_px
-        reason = f"cells of {diameter_px:g} px, network trained on {spec.diameter_px:.3g} px"
-    elif spec.um_per_px is not None and um_per_px is not None:
-        factor = um_per_px / spec.um_per_px
-        reason = f"slide {um_per_px:g} um/px, network {spec.um_per_px:g} um/px"
-    elif spec.um_per_px is not None:
-        factor = spec.diameter_px / spec.default_diameter_px
-        taken = spec.um_per_px * factor
-        reason = f"pixel size unknown, taken as {taken:g} um/px, that of the model's images"
-    else:
-        factor = spec.diameter_px / spec.default_diameter_px
-        reason = (
-            f"model's default cell diameter {spec.default_diameter_px:.3g} px, "
-            f"network trained on {spec.diameter_px:.3g} px"
-        )
-    if not 1 / 16 <= factor <= 8:
-        raise InputError(
-            f"the slide would be rescaled by {factor:.3g} ({reason}); accepted is 0.0625 to 8: "
-            "check --pixel-size or --diameter"
-        )
-    return (1.0 if abs(factor - 1) < 0.03 else factor), reason
-
-
-# A patch whose means over half a cell's width span less than this share of the slide's normalised
-# range holds nothing that the network would find. tests/test_skipping.py proves it on real fields:
-# the faintest cell that the bundled network finds there spans 0.0337 in its own neighbourhood, and
-# dimmed tissue is found down to 0.0159. Simulated glass spans 0.0044 at most.
-SKIP_CONTRAST = 0.0079

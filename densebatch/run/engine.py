@@ -64,7 +64,7 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
     return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, fitting))
 
 
-def settle_engine(
+def add_engine(
     plan: Plan, settings: SegmentSettings, folder: OutputFolder, *, restart: bool = False
 ) -> tuple[Plan, EngineChoice]:
     """Complete a surveyed plan with its engine.

@@ -13,7 +13,7 @@ from densebatch.planning.capacity import (
     estimate,
 )
 from densebatch.planning.planner import draft_plan, survey_plan
-from densebatch.run.engine import check_engine, settle_engine
+from densebatch.run.engine import check_engine, add_engine
 from densebatch.workers.cluster import check_scheduler
 
 if TYPE_CHECKING:
@@ -101,6 +101,6 @@ def prepare(
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
     for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
-        settled, choice = settle_engine(plan, settings, folder, restart=restart)
+        settled, choice = add_engine(plan, settings, folder, restart=restart)
         prepared.append(Prepared(folder, settled, choice, workers, need))
     return prepared

@@ -37,7 +37,7 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
     Notes
     -----
     A cell that the slide's edge cuts has its sink inside the slide, and the network must see where
-    that is: zeros, which training images are surrounded by too (`annotated.EDGE_PX`), are an edge;
+    that is: zeros, which training images are surrounded by too (`training.annotated.EDGE_PX`), are an edge;
     a mirror image is more tissue, to which the cell goes on.
     """
     slide = open_slide(plan.slide.path)

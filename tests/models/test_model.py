@@ -20,7 +20,7 @@ from densebatch.models.model import (
     save_model,
 )
 from densebatch.models.network import CPnet
-from densebatch.planning.planner import choose_rescale
+from densebatch.planning.scale import choose_rescale
 from densebatch.planning.settings import DEFAULT_MODEL
 from tests.helpers.checkpoint_files import WIDTHS, Bomb, make_network, make_state
 

@@ -17,7 +17,7 @@ from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
 from densebatch.cli.main import cli
 from densebatch.models.model import find_model, load_network
-from densebatch.planning.planner import choose_rescale
+from densebatch.planning.scale import choose_rescale
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.slides.simulated import Tissue, render
 from densebatch.training import batches

@@ -1,0 +1,1 @@
+"""What `gpu.py` runs: `runner` its steps within a budget, every other module what a step does."""

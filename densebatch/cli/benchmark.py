@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import count_cores
@@ -68,6 +67,8 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
             repeats: int,
             **options: Any,  # noqa: ANN401
         ) -> None:
+            from rich.console import Console
+
             from densebatch.studies.benchmark import (
                 Record,
                 describe_machine,
@@ -109,6 +110,8 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
 
 
 def _tell(record: Record, target: Path, old: Record | None) -> None:
+    from rich.console import Console
+
     from densebatch.studies.benchmark import compare, tell_differences, write_record
     from densebatch.studies.benchmark_report import build_table, draw_record
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from densebatch.workers.fork_server import start_fork_server
 
@@ -26,8 +25,9 @@ def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
     if workers != 0:
         start_fork_server()  # before other imports: it goes on beside them
-    from densebatch.cli.summary import print_summary
-    from densebatch.cli.terminal import TerminalProgress
+    from rich.console import Console
+
+    from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.studies.demo import run_demo
 
     with TerminalProgress(Console(stderr=True)) as progress:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import PartialRunError
-from densebatch.cli.summary import print_summary
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 from densebatch.workers.fork_server import start_fork_server
 
@@ -86,7 +84,9 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
     """
     if settings.starts_workers:
         start_fork_server()  # before other imports: it goes on beside them
-    from densebatch.cli.terminal import TerminalProgress
+    from rich.console import Console
+
+    from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.run.segment import segment as run_segment
 
     if kept.get("keep_flows"):

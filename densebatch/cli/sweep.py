@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import InputError
-from densebatch.studies.sweep_settings import load_sweep
 
 _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 
@@ -36,11 +34,14 @@ def sweep(
     IMAGES is a folder of X_img with X_masks, or of OME-Zarr images with labels inside, or one
     slide. The network runs once per image; other thresholds use its stored flow field.
     """
+    from rich.console import Console
+
     from densebatch.base.files import write_atomic
     from densebatch.cli.terminal import TerminalProgress
     from densebatch.studies.sweep import find_images
     from densebatch.studies.sweep import sweep as run_sweep
     from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
+    from densebatch.studies.sweep_settings import load_sweep
 
     settings = load_sweep(config)
     output = output.absolute()

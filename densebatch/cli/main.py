@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from densebatch.base.errors import DensebatchError, PartialRunError
+from densebatch.cli.logs import LoggedGroup
 
 # Commands in modules of their own, imported when they are called: `score` must start without
 # torch, and `--help` without anything.
@@ -26,7 +27,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(LoggedGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 

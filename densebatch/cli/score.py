@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from densebatch.base.errors import DensebatchError, InputError
+from densebatch.cli.logs import LoggedCommand, get_console
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -24,7 +25,7 @@ _COUNT = click.IntRange(min=0)
 _PIPE_WIDTH = 200
 
 
-@click.command("score")
+@click.command("score", cls=LoggedCommand)
 @click.argument("pred", type=_PATH)
 @click.argument("truth", type=_PATH)
 @click.option(
@@ -151,7 +152,6 @@ def score(
 def _score_all(
     preds: tuple[Path, ...], truth: Path, options: ScoreOptions, workers: Workers
 ) -> dict[str, FileScores]:
-    from rich.console import Console
     from rich.progress import Progress
 
     from densebatch.scoring.files import score_files
@@ -162,7 +162,7 @@ def _score_all(
     if len(set(names)) < len(names):
         raise InputError("the same prediction was given twice")
     scores = {}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=get_console(), transient=True) as progress:
         for name, pred in zip(names, preds, strict=True):
             task = progress.add_task(name, total=None)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from densebatch.base.errors import InputError
+from densebatch.cli.logs import LoggedCommand, get_console
 
 _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -34,8 +35,6 @@ def sweep(
     IMAGES is a folder of X_img with X_masks, or of OME-Zarr images with labels inside, or one
     slide. The network runs once per image; other thresholds use its stored flow field.
     """
-    from rich.console import Console
-
     from densebatch.base.files import write_atomic
     from densebatch.cli.terminal import TerminalProgress
     from densebatch.studies.sweep import find_images
@@ -47,7 +46,7 @@ def sweep(
     output = output.absolute()
     _check_output(output)
     files = find_images(images, truth)
-    with TerminalProgress(Console(stderr=True)) as progress:
+    with TerminalProgress(get_console()) as progress:
         result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)
     for name, text in (
         (_TABLE, format_csv(result.scores)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.base.errors import InputError
+from densebatch.cli.logs import LoggedCommand
 
 if TYPE_CHECKING:
     from densebatch.models.model import ModelSpec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _TOLD_STEPS = 20
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -54,4 +54,6 @@ def test_help_imports_nothing_heavy(command):
     assert printed.stderr == ""
     text, _, modules = printed.stdout.rstrip().rpartition("\n")
     assert f"{' '.join(command)} [OPTIONS]" in text.splitlines()[0]
+    assert "--verbose " in text
+    assert "--log-json FILE " in text
     assert not HEAVY & set(json.loads(modules))

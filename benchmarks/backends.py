@@ -31,7 +31,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.findings import identify_machine, list_versions
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import BACKENDS, PatchShape
-from densebatch.engines.folding import _EnlargingConv, fold_network
+from densebatch.engines.folding import EnlargingConv, fold_network
 from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.openvino import convert_network, pack_model
 from densebatch.engines.quantization import quantise_model
@@ -51,14 +51,14 @@ _GPU_BATCH = 13  # of a group of 25 patches of 224 px
 
 
 class EnlargedFirst(nn.Module):
-    """What `_EnlargingConv` replaces: enlarge, then convolve."""
+    """What `EnlargingConv` replaces: enlarge, then convolve."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what `_EnlargingConv` does, from other weights."""
+        """Return what `EnlargingConv` does, from other weights."""
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -66,7 +66,7 @@ def norms_only(network: CPnet) -> nn.Module:
     """The folded network without the rewriting of enlarged convolutions."""
     folded = fold_network(network)
     for block in folded.up:
-        if isinstance(block.conv_0, _EnlargingConv):
+        if isinstance(block.conv_0, EnlargingConv):
             small = block.conv_0.conv
             # any weights take the same time
             conv = nn.Conv2d(small.in_channels, small.out_channels // 4, 3, padding=1)

@@ -1,7 +1,8 @@
 """Whole-slide cell segmentation of dense, multiplexed tissue.
 
-`densebatch.segment(slide, out, membrane=("CD3", "CD8"))` does what the command line does and
-returns what it prints from. Scoring is in `densebatch.scoring` and needs neither torch nor dask.
+`densebatch.segment(slide, out, membrane=("CD3", "CD8"))` does what the command `densebatch segment`
+does and returns a `SegmentResult`. Scoring is in `densebatch.scoring` and needs neither torch nor
+dask.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _HOMES = {
     "Plan": "planning.plan",
     "SegmentResult": "run.segment",
     "SegmentSettings": "planning.settings",
-    "build_plan": "planning.plan",
+    "build_plan": "planning.planner",
     "segment": "run.segment",
 }
 

@@ -8,19 +8,24 @@ on the way becomes one sentence.
 from __future__ import annotations
 
 import http
+import logging
 import os
 import secrets
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from densebatch.base.errors import InputError
+from densebatch.base.log import log_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_TIMEOUT_S = 30.0  # without a byte
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 30.0  # of a server that sends nothing
 _CHUNK_BYTES = 2**18
 
 
@@ -29,7 +34,7 @@ class DownloadError(InputError):
 
     Attributes
     ----------
-    hopeless : other files from the same server or for the same folder would fail alike
+    hopeless : whether other files of the same server, or for the same folder, would fail alike
     """
 
     def __init__(self, message: str, *, hopeless: bool = False) -> None:
@@ -57,6 +62,7 @@ def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
     DownloadError
         If the file cannot be fetched or written.
     """
+    # It brings requests with it, which takes longer to import than most commands run.
     import pooch
 
     transfer = {
@@ -66,21 +72,25 @@ def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
     }.get(url.partition(":")[0])
     if transfer is None:
         raise DownloadError(f"{url}: accepted are addresses that begin with https:// or http://")
-    # another process may fetch the same file
+    # The name is unique because another process may be fetching the same file.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    start = time.monotonic()
     try:
-        with _one_sentence(url, path):
+        with _explain_failure(url, path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file, _requesting(url) as options:
                 transfer(chunk_size=_CHUNK_BYTES, **options)(url, file, None)
                 file.flush()
                 os.fsync(file.fileno())
         accept(partial)
-        with _one_sentence(url, path):
+        n_bytes = partial.stat().st_size
+        with _explain_failure(url, path):
             partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink()
+    seconds = round(time.monotonic() - start, 3)
+    log_event(log, "file fetched", url=url, file=str(path), n_bytes=n_bytes, seconds=seconds)
 
 
 def list_record(doi: str) -> dict[str, str]:
@@ -104,14 +114,17 @@ def list_record(doi: str) -> dict[str, str]:
     import pooch
 
     record = pooch.Pooch(path="", base_url=f"doi:{doi}/")
-    with _one_sentence(f"doi:{doi}", None):
+    with _explain_failure(f"doi:{doi}", None):
         record.load_registry_from_doi()
     return dict(record.registry)
 
 
 @contextmanager
 def _requesting(url: str) -> Iterator[dict[str, Any]]:
-    """Options of every request: a time limit, no way from https to http; closes all at the end."""
+    """Options of every request: a time limit, and no redirect from https to http.
+
+    At the end all responses are closed, because pooch leaves those of failed requests open.
+    """
     responses: list[Any] = []
 
     def watch(response: Any, *_: object, **__: object) -> None:  # noqa: ANN401
@@ -127,7 +140,7 @@ def _requesting(url: str) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _one_sentence(url: str, path: Path | None) -> Iterator[None]:
+def _explain_failure(url: str, path: Path | None) -> Iterator[None]:
     """Turn what requests, pooch and the file system raise into a `DownloadError`."""
     from requests.exceptions import ConnectionError as NoConnection
     from requests.exceptions import RequestException, Timeout
@@ -138,7 +151,7 @@ def _one_sentence(url: str, path: Path | None) -> Iterator[None]:
         raise
     except RequestException as error:
         raise DownloadError(
-            f"{url}: cannot be fetched ({_tell(error, url)})",
+            f"{url}: cannot be fetched ({_find_reason(error, url)})",
             hopeless=isinstance(error, NoConnection | Timeout) or _is_overloaded(error),
         ) from error
     except OSError as error:
@@ -147,7 +160,7 @@ def _one_sentence(url: str, path: Path | None) -> Iterator[None]:
             f"{path or url}: cannot be written ({reason})", hopeless=True
         ) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        # pooch reads a repository's answer without checking what it is
+        # pooch reads a repository's answer without checking that it is a record.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DownloadError(f"{url}: cannot be fetched ({reason})") from error
 
@@ -157,7 +170,8 @@ def _is_overloaded(error: Exception) -> bool:
     return bool(code == http.HTTPStatus.TOO_MANY_REQUESTS or code >= 500)
 
 
-def _tell(error: Exception, url: str) -> str:
+def _find_reason(error: Exception, url: str) -> str:
+    """What a user can do something about, in a few words."""
     from requests import exceptions
 
     request = getattr(error, "request", None)

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, digested, and where caches lie."""
+"""Files: written whole or not at all, and digested; and the folder of caches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     A process that dies on the way may leave `.NAME.*.partial` beside it, which nobody reads.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # workers on two hosts may have one process id, and threads always do
+    # Workers on two hosts may have the same process id, and threads of one process always do.
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     partial = path.with_name(f".{path.name}.{unique}.partial")
     try:
@@ -43,8 +43,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def digest_file(path: Path) -> str:
     """XXH3 (128 bits) of a file's bytes; of a missing file, the word `absent`.
 
-    It guards against accidents, not against people, and costs a twentieth of a cryptographic one.
-    A zarr unit that holds fill values only has no file: its absence is then the stated content.
+    Such a digest detects accidents, not forgery, and costs a twentieth of a cryptographic one. A
+    zarr chunk or shard that holds fill values only has no file, and `absent` is then right.
     """
     try:
         with path.open("rb") as file:
@@ -55,7 +55,13 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
-    """Within this context, folders may be made; after a failure those still empty are removed."""
+    """Within this context, folders may be made; after a failure those still empty are removed.
+
+    Parameters
+    ----------
+    folders
+        That the context will make, with their parents. What exists already is left alone.
+    """
     made = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
     try:
         yield
@@ -67,12 +73,19 @@ def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
 
 
 def digest(path: Path, name: str | None = None) -> str:
-    """SHA-256 of a file.
+    """SHA-256 of a file that a user gave or fetched; see `digest_file` for those of a run.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    name
+        What the user knows it by, for the error; its path if None.
 
     Raises
     ------
     InputError
-        If it cannot be read; about `name`, else the path.
+        If it cannot be read.
     """
     try:
         with path.open("rb") as file:

@@ -2,7 +2,7 @@
 
 A module keeps `log = logging.getLogger(__name__)` and calls `log_event(log, "tile traced",
 cells=12, seconds=0.4)`: an event is a few words that never change, and named fields. The library
-adds no handler; the command line does, for `--verbose` and `--log-json` (`cli.terminal`).
+adds no handler; the command line does, for `--verbose` and `--log-json` (`cli.logs`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 
 def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **fields: Any) -> None:  # noqa: ANN401
     """Log an event.
+
+    Where no handler listens nothing is printed, not even a warning, which `logging` would
+    otherwise write to standard error.
 
     Parameters
     ----------
@@ -25,8 +28,16 @@ def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **f
     **fields
         What it happened to and how, serialisable; a unit is part of a field's name. They are the
         record's attribute `fields`, and the event its attribute `event`.
+
+    Examples
+    --------
+    >>> import sys
+    >>> logger = logging.getLogger("example")
+    >>> logger.addHandler(logging.StreamHandler(sys.stdout))
+    >>> log_event(logger, "tile traced", logging.WARNING, row=3, col=0, seconds=0.4)
+    tile traced: row=3 col=0 seconds=0.4
     """
-    if not logger.isEnabledFor(level):
+    if not (logger.isEnabledFor(level) and logger.hasHandlers()):
         return
     told = " ".join(f"{name}={value}" for name, value in fields.items())
     text = f"{event}: {told}" if told else event

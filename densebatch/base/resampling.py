@@ -46,6 +46,20 @@ def axis_weights(output: NDArray[np.int64], n_in: int, n_out: int) -> AxisWeight
         Output indices within `0..n_out`.
     n_in, n_out
         Lengths of the whole axis before and after.
+
+    Returns
+    -------
+    AxisWeights
+        Of one tap where the lengths are equal, of two where the axis is enlarged, and of as many
+        as an output pixel can touch where it is reduced.
+
+    Examples
+    --------
+    Five pixels become two, and the middle one is shared by halves:
+
+    >>> axis_weights(np.arange(2), 5, 2).weight
+    array([[0.4, 0.4, 0.2, 0. ],
+           [0.2, 0.4, 0.4, 0. ]], dtype=float32)
     """
     if n_in == n_out:
         return AxisWeights(output[:, None], np.ones((output.size, 1), np.float32))
@@ -66,9 +80,9 @@ def axis_weights(output: NDArray[np.int64], n_in: int, n_out: int) -> AxisWeight
     return AxisWeights(np.clip(index, 0, n_in - 1), weight.astype(np.float32))
 
 
-def _take(pixels: NDArray[np.float32], axis_index: AxisWeights, axis: int) -> NDArray[np.float32]:
+def _take(pixels: NDArray[np.float32], weights: AxisWeights, axis: int) -> NDArray[np.float32]:
     """Pixels at the first tap of each index; without a copy where these follow each other."""
-    index = axis_index.index[:, 0] - axis_index.start
+    index = weights.index[:, 0] - weights.start
     if index.size == pixels.shape[axis] and (np.diff(index) == 1).all():
         return pixels
     return np.take(pixels, index, axis=axis)
@@ -77,7 +91,14 @@ def _take(pixels: NDArray[np.float32], axis_index: AxisWeights, axis: int) -> ND
 def resample(
     pixels: NDArray[np.float32], rows: AxisWeights, cols: AxisWeights
 ) -> NDArray[np.float32]:
-    """Apply weights to pixels of `(..., rows.start..stop, cols.start..stop)`.
+    """Apply the weights of rows and columns to a window of pixels.
+
+    Parameters
+    ----------
+    pixels
+        `(..., rows.stop - rows.start, cols.stop - cols.start)` float32: the window that is needed.
+    rows, cols
+        Weights of the output's rows and columns.
 
     Returns
     -------

@@ -12,33 +12,29 @@ from densebatch.base.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pydantic_core import ErrorDetails
 
-def refuse_truth(value: object) -> object:
-    """YAML's yes, no, on and off are no numbers, though Python would take them for 1 and 0."""
+
+def refuse_bool(value: object) -> object:
+    """Let everything pass but YAML's yes, no, on and off, which Python would take for 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("a number is accepted, not a truth value")  # noqa: TRY004
     return value
 
 
-# The JSON Schema loses a limit that stands outside of "| None" or after the validator.
-Number = Annotated[float, BeforeValidator(refuse_truth)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(refuse_truth)]
-Amount = Annotated[float, Field(ge=0), BeforeValidator(refuse_truth)]
-Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(refuse_truth)]
-Integer = Annotated[int, BeforeValidator(refuse_truth)]
-Count = Annotated[int, Field(ge=0), BeforeValidator(refuse_truth)]
-PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(refuse_truth)]
+# A limit stands inside of "| None" and before the validator: elsewhere the JSON Schema loses it.
+Number = Annotated[float, BeforeValidator(refuse_bool)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(refuse_bool)]
+Amount = Annotated[float, Field(ge=0), BeforeValidator(refuse_bool)]
+Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(refuse_bool)]
+Integer = Annotated[int, BeforeValidator(refuse_bool)]
+Count = Annotated[int, Field(ge=0), BeforeValidator(refuse_bool)]
+PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(refuse_bool)]
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
-def tell_value(value: object) -> str:
-    """A value in at most 80 characters of one line."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; an empty file holds an empty one.
 
     Raises
@@ -72,33 +68,43 @@ def read_settings(
     overrides
         By name; those that are None were not given.
 
+    Returns
+    -------
+    BaseModel
+        Of this kind.
+
     Raises
     ------
     InputError
         For an unreadable file, an unknown key or a value out of range: one sentence.
     """
-    values = read_mapping(path) if path is not None else {}
-    given = {k: v for k, v in overrides.items() if v is not None}
+    values = _read_mapping(path) if path is not None else {}
+    given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return kind.model_validate({**values, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] in ("extra_forbidden", "invalid_key")
-        hint = (
-            f"; accepted settings: {', '.join(_fields_at(kind, first['loc']))}" if unknown else ""
-        )
-        source = (
-            f"{path}: "
-            if path is not None and first["loc"][:1] not in [(k,) for k in given]
-            else ""
-        )
-        message = first["msg"].removeprefix("Value error, ").lower().replace("tuple", "list")
-        what = f"setting {where!r} = {tell_value(first.get('input'))}: " if where else ""
-        raise InputError(f"{source}{what}{message}{hint}") from error
+        where = error.errors()[0]["loc"]
+        is_of_file = path is not None and not (where and where[0] in given)
+        source = f"{path}: " if is_of_file else ""
+        raise InputError(source + _explain(kind, error.errors()[0])) from error
 
 
-def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def _explain(kind: type[BaseModel], found: ErrorDetails) -> str:
+    """What pydantic found, in our words: the setting, its value, what is wrong, what there is."""
+    message = found["msg"].removeprefix("Value error, ").lower().replace("tuple", "list")
+    if found["type"] in ("extra_forbidden", "invalid_key"):
+        message += f"; accepted settings: {', '.join(_list_fields(kind, found['loc']))}"
+    name = ".".join(str(part) for part in found["loc"])
+    return f"setting {name!r} = {_shorten(found.get('input'))}: {message}" if name else message
+
+
+def _shorten(value: object) -> str:
+    """A value in at most 80 characters of one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _list_fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Names of the settings beside the one at a place, which may be in settings within settings."""
     for part in loc[:-1]:
         field = kind.model_fields.get(str(part))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import count_cores
+from densebatch.cli.logs import LoggedGroup, get_console
 from densebatch.planning.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 _PIPE_WIDTH = 160  # without a terminal rich would fold the table at 80 characters
 
 
-@click.group()
+@click.group(cls=LoggedGroup)
 def benchmark() -> None:
     """Measure how fast this machine segments and scores, and what the time goes to.
 
@@ -80,7 +80,7 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
                 raise InputError(f"{target} cannot be written: there is no folder {target.parent}")
             old = read_record(compare_with, kind) if compare_with is not None else None
             machine, versions = describe_machine(), describe_versions()
-            console = Console(stderr=True)
+            console = get_console()
 
             def note(text: str) -> None:
                 console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -109,6 +109,8 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
 
 
 def _tell(record: Record, target: Path, old: Record | None) -> None:
+    from rich.console import Console
+
     from densebatch.studies.benchmark import compare, tell_differences, write_record
     from densebatch.studies.benchmark_report import build_table, draw_record
 

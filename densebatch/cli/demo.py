@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.workers.fork_server import start_fork_server
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("out", type=click.Path(path_type=Path), default=Path("densebatch-demo"))
 @click.option(
     "--size",
@@ -26,11 +26,10 @@ def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
     if workers != 0:
         start_fork_server()  # before other imports: it goes on beside them
-    from densebatch.cli.summary import print_summary
-    from densebatch.cli.terminal import TerminalProgress
+    from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.studies.demo import run_demo
 
-    with TerminalProgress(Console(stderr=True)) as progress:
+    with TerminalProgress(get_console()) as progress:
         made = run_demo(out, size_px=size, seed=seed, workers=workers, progress=progress)
     print_summary(made.result)
     at = made.score.at("0.50")

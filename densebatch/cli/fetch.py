@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from densebatch.cli.logs import LoggedCommand
 from densebatch.training.image_sets import SetFile, fetch_set, find_set
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("name", metavar="SET")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import DensebatchError, PartialRunError
+from densebatch.cli.logs import LoggedGroup
 
 # Commands in modules of their own, imported when they are called: `score` must start without
 # torch, and `--help` without anything.
@@ -29,7 +27,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(LoggedGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -57,7 +55,6 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    console = Console(stderr=True)
     try:
         result: Any = cli.main(args=arguments, standalone_mode=False)
     except DensebatchError as error:
@@ -75,20 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("interrupted; the same command continues the run", err=True)
         sys.exit(130)
     except Exception as error:
-        console.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
+        click.echo(traceback.format_exc(), err=True)
         click.echo(f"unexpected failure: {type(error).__name__}: {error}", err=True)
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
-
-
-def print_json(document: Any, target: str) -> None:  # noqa: ANN401
-    """Write a JSON document to a file, or to standard output for `-`."""
-    text = json.dumps(document, indent=1)
-    if target == "-":
-        click.echo(text)
-    else:
-        Path(target).write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()

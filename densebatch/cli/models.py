@@ -11,15 +11,16 @@ import click
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import digest
+from densebatch.cli.logs import LoggedGroup
 from densebatch.models import zoo
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=LoggedGroup, invoke_without_command=True)
 @click.pass_context
 def models(context: click.Context) -> None:
     """List, show, import or fetch models; without a command, list them."""
     if context.invoked_subcommand is None:
-        context.invoke(list_models)
+        list_models.invoke(context)
 
 
 @models.command("list")

@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.base.machine import count_cores
-from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures, score_files
-from densebatch.scoring.page import format_html
-from densebatch.scoring.report import format_csv, format_json, print_report
-from densebatch.scoring.results import ScoreSettings
+from densebatch.cli.logs import LoggedCommand, get_console
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from densebatch.scoring.blocks import Workers
-    from densebatch.scoring.files import FileScores
+    from densebatch.scoring.files import FileScores, ScoreOptions
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=0)
@@ -31,7 +25,7 @@ _COUNT = click.IntRange(min=0)
 _PIPE_WIDTH = 200
 
 
-@click.command("score")
+@click.command("score", cls=LoggedCommand)
 @click.argument("pred", type=_PATH)
 @click.argument("truth", type=_PATH)
 @click.option(
@@ -106,6 +100,14 @@ def score(
 
     PNG, TIFF, .npy, OME-Zarr labels and plain zarr arrays of any size.
     """
+    from rich.console import Console
+
+    from densebatch.base.machine import count_cores
+    from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures
+    from densebatch.scoring.page import format_html
+    from densebatch.scoring.report import format_csv, format_json, print_report
+    from densebatch.scoring.results import ScoreSettings
+
     if json_path == csv_path == Path("-"):
         raise InputError("--json - and --csv - both write to stdout; give one of them a path")
     settings = ScoreSettings(
@@ -150,13 +152,17 @@ def score(
 def _score_all(
     preds: tuple[Path, ...], truth: Path, options: ScoreOptions, workers: Workers
 ) -> dict[str, FileScores]:
+    from rich.progress import Progress
+
+    from densebatch.scoring.files import score_files
+
     names = [path.name for path in preds]
     if len(set(names)) < len(names):
         names = [str(path) for path in preds]
     if len(set(names)) < len(names):
         raise InputError("the same prediction was given twice")
     scores = {}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=get_console(), transient=True) as progress:
         for name, pred in zip(names, preds, strict=True):
             task = progress.add_task(name, total=None)
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import PartialRunError
-from densebatch.cli.summary import print_summary
+from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 from densebatch.workers.fork_server import start_fork_server
 
@@ -73,7 +72,7 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("slide", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_settings_options
@@ -86,12 +85,12 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
     """
     if settings.starts_workers:
         start_fork_server()  # before other imports: it goes on beside them
-    from densebatch.cli.terminal import TerminalProgress
+    from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.run.segment import segment as run_segment
 
     if kept.get("keep_flows"):
         settings = settings.model_copy(update={"keep_flows": True})
-    with TerminalProgress(Console(stderr=True)) as progress:
+    with TerminalProgress(get_console()) as progress:
         result = run_segment(slide, out, settings, restart=restart, progress=progress)
     print_summary(result)
     if result.is_partial:
@@ -115,7 +114,7 @@ def _tell_missing(result: SegmentResult) -> str:
     return f"{' and '.join(parts)}; the same command tries them again"
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("slide", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_settings_options

@@ -6,15 +6,14 @@ import os
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from densebatch.base.errors import InputError
-from densebatch.studies.sweep_settings import load_sweep
+from densebatch.cli.logs import LoggedCommand, get_console
 
 _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -41,12 +40,13 @@ def sweep(
     from densebatch.studies.sweep import find_images
     from densebatch.studies.sweep import sweep as run_sweep
     from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
+    from densebatch.studies.sweep_settings import load_sweep
 
     settings = load_sweep(config)
     output = output.absolute()
     _check_output(output)
     files = find_images(images, truth)
-    with TerminalProgress(Console(stderr=True)) as progress:
+    with TerminalProgress(get_console()) as progress:
         result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)
     for name, text in (
         (_TABLE, format_csv(result.scores)),

@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.base.errors import InputError
-from densebatch.models.model import find_model
-from densebatch.training.annotated import load_annotated
-from densebatch.training.curve import draw_curve
-from densebatch.training.recipe import load_recipe
-from densebatch.training.train import train as run_training
-from densebatch.training.validation import validate, write_model
+from densebatch.cli.logs import LoggedCommand
 
 if TYPE_CHECKING:
     from densebatch.models.model import ModelSpec
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
 _TOLD_STEPS = 20
 
 
-@click.command()
+@click.command(cls=LoggedCommand)
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -74,6 +69,11 @@ def train(
     Accepted are X_img with X_masks (PNG, TIFF, OME-TIFF, zarr) and OME-Zarr images with labels.
     Progress is kept in OUTPUT.pt; the same command goes on from it.
     """  # noqa: D301  the backspace is click's mark for a paragraph that keeps its lines
+    from densebatch.models.model import find_model
+    from densebatch.training.annotated import load_annotated
+    from densebatch.training.recipe import load_recipe
+    from densebatch.training.train import train as run_training
+
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a model's name ends in .safetensors")
     _check_output(output)
@@ -125,6 +125,9 @@ def _write(
     models: dict[str, Any],
 ) -> None:
     """The model with its card, and the picture of its training."""
+    from densebatch.training.curve import draw_curve
+    from densebatch.training.validation import write_model
+
     card = {
         "name": output.stem,
         "recipe": recipe.model_dump(mode="json", exclude={"about"}),
@@ -156,5 +159,7 @@ def _check_output(output: Path) -> None:
 def _validate(
     network: CPnet, step: int, *, recipe: Recipe, held_out: list[HeldOut]
 ) -> dict[str, float]:
+    from densebatch.training.validation import validate
+
     del step  # every validation is alike
     return validate(network, recipe, held_out)

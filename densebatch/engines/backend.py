@@ -1,9 +1,10 @@
-"""Backends: what evaluates the network on patches. The protocol, the names, what each needs.
+"""What a backend is: the protocol, the names of all kinds, and the shapes that go in and out.
 
-A backend takes batches of one fixed shape and returns the trusted part of each patch as float16.
-It must give a patch the same bits whatever else it is evaluating, in whichever lane, beside
-whichever patches; `tests/test_backends.py` holds every one to that. Different backends round
-differently: a run uses one, and its name is part of the run's identity.
+A backend evaluates the network. It takes batches of one fixed shape and returns the trusted part
+of each patch as float16. It must give a patch the same bits whatever else it is evaluating, in
+whichever lane, beside whichever patches; `tests/engines/test_backend.py` holds every one to that.
+Different backends round differently: a run uses one, and its name is part of the run's identity.
+`make` makes them.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Traits:
 
     Attributes
     ----------
-    library : what evaluates
+    library : that evaluates the network
     precision : of most of the arithmetic
-    devices : where it can
+    devices : that it runs on
     """
 
     library: Literal["torch", "compile", "openvino"]
@@ -132,7 +133,7 @@ def evaluate_patches(
     Parameters
     ----------
     backend
-        Gets batches of its own size, the last one padded, in as many threads as it has lanes.
+        It gets batches of its own size, the last one padded, from as many threads as it has lanes.
     patches
         `(2, h, w)` float32 each.
 

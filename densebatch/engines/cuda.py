@@ -43,7 +43,15 @@ _WARM_UP = 3  # runs before a graph is recorded: libraries allocate and choose i
 
 
 class _Slot:
-    """What a lane needs to have a batch on its way: memory on both sides, a stream, two events."""
+    """A lane's own: memory for a batch on host and device, a stream, and two events.
+
+    Parameters
+    ----------
+    device
+        Of the memory that is not the host's.
+    taken, given
+        Shapes of a batch of patches and of its result.
+    """
 
     def __init__(
         self, device: torch.device, taken: tuple[int, ...], given: tuple[int, ...]
@@ -59,7 +67,7 @@ class _Slot:
 
 
 class CudaBackend:
-    """See `backends.Backend`.
+    """See `backend.Backend`.
 
     Parameters
     ----------
@@ -97,7 +105,8 @@ class CudaBackend:
         cast = cast_network(network, precision)
         self._run = Trimmed(cast, shape, precision, _FORMATS[precision]).eval().to(where)
         if compiled:
-            # graphs are recorded here, and trying kernels out would choose bits by the clock
+            # Graphs are recorded below, by `_record`; and nothing is tuned by trial, because the
+            # clock would choose kernels, and with them bits.
             options = {"triton.cudagraphs": False} if device == "cuda" else {}
             self._run.compile(dynamic=False, fullgraph=True, options=options)
         self._turn = threading.Lock()
@@ -111,13 +120,13 @@ class CudaBackend:
         for _ in range(self.lanes):
             self._slots.put(_Slot(where, taken, given))
         if device == "cuda":
-            # what was allocated on one stream is used on others from here on
+            # Memory that was allocated on one stream is used on others from here on.
             torch.cuda.synchronize(where)
 
     def _record(self) -> None:
         """Record one evaluation of `_input` into `_output`."""
         with torch.inference_mode(), _fixed_algorithms(), warnings.catch_warnings():
-            # TorchInductor's advice, when it compiles, to give up float32; it is not taken
+            # When it compiles, TorchInductor advises to give up float32, which is not done.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             self._compute.wait_stream(torch.cuda.current_stream(self._input.device))  # type: ignore[union-attr]
             with torch.cuda.stream(self._compute):
@@ -125,13 +134,13 @@ class CudaBackend:
                     self._run(self._input)
             torch.cuda.synchronize(self._input.device)
             graph = torch.cuda.CUDAGraph()
-            # other threads of this process may go on allocating
+            # Thread-local, because other threads of this process may go on allocating.
             with torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"):
                 self._output = self._run(self._input)
             self._graph = graph
 
     def evaluate(self, patches: NDArray[np.float32]) -> NDArray[np.float16]:
-        """See `backends.Backend`."""
+        """See `backend.Backend`."""
         slot = self._slots.get()
         try:
             with torch.inference_mode():
@@ -149,7 +158,7 @@ class CudaBackend:
                     slot.host_out.copy_(slot.device_out, non_blocking=True)
                 if slot.stream is not None:
                     slot.stream.synchronize()
-                # a copy: the slot's memory is the next caller's
+                # A copy, because the slot's memory is the next caller's.
                 result: NDArray[np.float16] = slot.host_out.numpy().copy()
             return result
         finally:

@@ -1,7 +1,7 @@
 """The same network with less arithmetic: batch norms folded, and nothing computed four times over.
 
-For evaluation only, and exact but for the rounding of float32; `tests/test_folding.py` holds the
-outputs to those of `CPnet`. Three rewritings, each with its reason:
+For evaluation only, and exact but for the rounding of float32; `tests/engines/test_folding.py`
+holds the outputs to those of `CPnet`. Three rewritings, each with its reason:
 
 **Norms into convolutions.** 24 of the 41 norms follow a convolution whose output nothing else
 reads (`conv_1` and `conv_3` of each block), or stand before a 1x1 convolution without padding (the
@@ -31,7 +31,7 @@ from torch.nn import functional
 from densebatch.models.network import Conv, Projection
 
 if TYPE_CHECKING:
-    from densebatch.models.network import CPnet, _ResidualDown, _ResidualUp, _StyledConv
+    from densebatch.models.network import CPnet, ResidualDown, ResidualUp, StyledConv
 
 
 def fold_network(network: CPnet) -> FoldedCPnet:
@@ -64,11 +64,11 @@ class FoldedCPnet(nn.Module):
     def __init__(self, network: CPnet) -> None:
         super().__init__()
         self.down = nn.ModuleList(
-            _Down(cast("_ResidualDown", block)) for block in network.downsample.down
+            _Down(cast("ResidualDown", block)) for block in network.downsample.down
         )
         deepest = len(self.down) - 1
         self.up = nn.ModuleList(
-            _Up(cast("_ResidualUp", block), enlarges=level < deepest)
+            _Up(cast("ResidualUp", block), enlarges=level < deepest)
             for level, block in enumerate(network.upsample.up)
         )
         self.norm = _copy_norm(network.output[0])
@@ -90,7 +90,7 @@ class FoldedCPnet(nn.Module):
 
 
 class _Down(nn.Module):
-    def __init__(self, block: _ResidualDown) -> None:
+    def __init__(self, block: ResidualDown) -> None:
         super().__init__()
         first, second, third, fourth = (cast("nn.Sequential", conv) for conv in block.conv)
         self.proj = _fold_before(*block.proj)
@@ -115,15 +115,15 @@ class _Up(nn.Module):
     skip_scale: torch.Tensor
     scale_2: torch.Tensor
 
-    def __init__(self, block: _ResidualUp, *, enlarges: bool) -> None:
+    def __init__(self, block: ResidualUp, *, enlarges: bool) -> None:
         super().__init__()
         self.enlarges = enlarges
         first = cast("nn.Sequential", block.conv[0])
-        second, third, fourth = (cast("_StyledConv", conv) for conv in list(block.conv)[1:])
+        second, third, fourth = (cast("StyledConv", conv) for conv in list(block.conv)[1:])
         self.proj = _fold_before(*block.proj)
         self.norm_0 = _copy_norm(first[0])
         conv = _fold_after(first[2], second.conv[0], offset=False)
-        self.conv_0 = _EnlargingConv(conv) if enlarges else conv
+        self.conv_0 = EnlargingConv(conv) if enlarges else conv
         self.register_buffer("skip_scale", _scale_of(second.conv[0]))
         self.style_1 = _fold_style(second.full, second.conv[0])
         self.conv_1 = _copy_conv(second.conv[2])
@@ -134,7 +134,7 @@ class _Up(nn.Module):
         self.conv_3 = _copy_conv(fourth.conv[2])
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        # The small image is also the skip of its own level: nothing here works in place on it.
+        # Nothing works in place on x, because it may be the features of a level, needed as skip.
         main = self.proj(x)
         if self.enlarges:
             main = functional.interpolate(main, scale_factor=2.0, mode="nearest")
@@ -148,7 +148,7 @@ class _Up(nn.Module):
         return result
 
 
-class _EnlargingConv(nn.Module):
+class EnlargingConv(nn.Module):
     """A 3x3 convolution of the nearest-neighbour enlargement by 2, at the small scale.
 
     Position (i, j) of the 2x2 convolution sees rows i - 1 and i of the small image, from which
@@ -169,13 +169,15 @@ class _EnlargingConv(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve `(n, c, h, w)` as if it were enlarged to `(n, c, 2 h, 2 w)`."""
         return functional.pixel_shuffle(self.conv(x), 2)[:, :, 1:-1, 1:-1]
 
 
 def _add_up(weight: torch.Tensor, axis: int, even: bool) -> torch.Tensor:
-    """Three weights along an axis as two: an even row reads (i - 1, i, i), an odd one (i, i, i+1).
+    """Three weights along an axis as two, for the small rows that an output row reads.
 
-    Of its window's two rows, that is: the odd row belongs to the first of them.
+    An even row reads rows (i - 1, i, i), and its window is (i - 1, i); an odd one reads
+    (i, i, i + 1), and its window is (i, i + 1).
     """
     a, b, c = weight.unbind(axis)
     return torch.stack([a, b + c] if even else [a + b, c], dim=axis)
@@ -195,7 +197,7 @@ def _scale_of(norm: nn.Module) -> torch.Tensor:
 
 def _make_conv(weight: torch.Tensor, bias: torch.Tensor, padding: int) -> nn.Conv2d:
     n_out, n_in, height, width = weight.shape
-    # without random numbers, which would be drawn from the caller's generator
+    # On the meta device no random weights are drawn, which would move the caller's generator on.
     conv = Conv(n_in, n_out, (height, width), padding=padding, device="meta")
     conv.weight, conv.bias = _copy_parameter(weight), _copy_parameter(bias)
     return conv
@@ -222,7 +224,7 @@ def _copy_norm(module: nn.Module) -> nn.BatchNorm2d:
 
 
 def _fold_after(module: nn.Module, norm: nn.Module, *, offset: bool = True) -> nn.Conv2d:
-    """A convolution followed by a norm; without its offset, the layer of the style adds it."""
+    """A convolution followed by a norm; the norm's offset may be left to the style's layer."""
     conv = cast("nn.Conv2d", module)
     scale, shift = _scale_and_offset(norm)
     bias = _bias_of(conv).double() * scale

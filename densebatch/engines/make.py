@@ -1,20 +1,33 @@
-"""Backends by name: the only module that knows every kind, what each needs, and makes them."""
+"""Making a backend: the only module that knows every kind, what each needs, and the devices.
+
+Libraries are imported when they are needed: the main process of a run does without torch.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
+from densebatch.base.log import log_event
 from densebatch.engines.backend import BACKENDS, REFERENCE, Backend, PatchShape
 
 if TYPE_CHECKING:
     from densebatch.models.network import CPnet
 
+log = logging.getLogger(__name__)
+
 
 def check_backend(name: str, device: str) -> None:
     """Refuse a backend that this process cannot use.
+
+    Parameters
+    ----------
+    name, device
+        A key of `BACKENDS`, and `cpu` or `cuda`.
 
     Raises
     ------
@@ -46,7 +59,15 @@ def check_backend(name: str, device: str) -> None:
 
 
 def tell_unusable(name: str, device: str, error: Exception) -> str:
-    """In words, that a library failed: a missing compiler, an unknown processor, no memory."""
+    """Say that a backend's library failed, for want of a compiler, an instruction or memory.
+
+    Parameters
+    ----------
+    name, device
+        Of the backend.
+    error
+        What the library raised.
+    """
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
         f"backend {name} on {device}: cannot be used here ({type(error).__name__}: {reason[:200]})"
@@ -54,9 +75,15 @@ def tell_unusable(name: str, device: str, error: Exception) -> str:
 
 
 def choose_device(requested: str) -> str:
-    """`cuda` where there is one and nothing else was asked for; asking for an absent one fails."""
+    """`cuda` or `cpu`, as asked for; of `auto`, `cuda` where there is a GPU.
+
+    Raises
+    ------
+    InputError
+        If `cuda` was asked for and this process sees no GPU.
+    """
     if requested == "cpu" or (requested == "auto" and version("torch").endswith("+cpu")):
-        return "cpu"  # without importing torch, which takes a second
+        return "cpu"  # Torch need not be imported for this, which takes a second.
     import torch
 
     if requested == "auto":
@@ -67,7 +94,7 @@ def choose_device(requested: str) -> str:
 
 
 def wake_device() -> None:
-    """Have a GPU make this process's context, which takes it a second, before there is work."""
+    """Make this process's context on a GPU, which takes a second or more, before there is work."""
     import torch
 
     if torch.cuda.is_available():
@@ -117,25 +144,38 @@ def make_backend(
     lanes
         Patches that a CPU evaluates at once.
     quantised
-        The network as `quantization.quantise` returns it; for int8.
+        The network in eight bits, as `openvino.pack_model` returns it; for int8, else None.
+
+    Returns
+    -------
+    Backend
+        Ready to be evaluated.
 
     Raises
     ------
     InputError
         If the backend cannot be used here.
     """
-    # nncf is needed to quantise, not to evaluate what was quantised
+    start = time.monotonic()
+    # A quantised network is evaluated without nncf, which only made it.
     check_backend("openvino" if name == "openvino-int8" else name, device)
     traits = BACKENDS[name]
+    compiled = traits.library == "compile"
+    backend: Backend
     if traits.library == "openvino":
         from densebatch.engines.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
-    compiled = traits.library == "compile"
-    if device == "cuda":
+        backend = OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
+    elif device == "cuda":
         from densebatch.engines.cuda import CudaBackend
 
-        return CudaBackend(network, shape, traits.precision, batch, compiled=compiled)
-    from densebatch.engines.pytorch import TorchBackend
+        backend = CudaBackend(network, shape, traits.precision, batch, compiled=compiled)
+    else:
+        from densebatch.engines.pytorch import TorchBackend
 
-    return TorchBackend(network, shape, traits.precision, lanes, compiled=compiled)
+        backend = TorchBackend(network, shape, traits.precision, lanes, compiled=compiled)
+    log_event(
+        log, "backend made", backend=name, device=device, batch=backend.batch, lanes=backend.lanes,
+        patch_px=[shape.height, shape.width], seconds=round(time.monotonic() - start, 3),
+    )  # fmt: skip
+    return backend

@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from densebatch.models.network import CPnet
 
 _TRACED_PX = 64
-# what int8 leaves in float stays in float32
+# The layers that int8 leaves in floating point are float32.
 _HINTS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def import_openvino() -> Any:  # noqa: ANN401
     """The module `openvino`, kept from reporting to anybody that it was imported.
 
-    Its import, and that of NNCF, sends usage statistics over the network unless the user has once
-    declined on this machine. Without the package that sends them both do without.
+    When they are imported, OpenVINO and NNCF send usage statistics over the network, unless the
+    user has once declined on this machine. The package that sends them is made to seem absent, and
+    both do without.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
@@ -46,11 +47,20 @@ def import_openvino() -> Any:  # noqa: ANN401
 
 
 def convert_network(network: CPnet, shape: PatchShape) -> Any:  # noqa: ANN401
-    """The folded network as an `openvino.Model` for batches of one patch."""
+    """The folded network as an `openvino.Model` for batches of one patch.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, float32; not changed.
+    shape
+        Of the patches.
+    """
     openvino = import_openvino()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer is deprecated, and what OpenVINO reads
-        # no operation depends on the size: a small example is as good, and faster
+        # The tracer is deprecated, but OpenVINO reads nothing else.
+        warnings.simplefilter("ignore")
+        # A small example is as good as a patch, because no operation depends on the size.
         example = torch.zeros(1, 2, _TRACED_PX, _TRACED_PX)
         folded = fold_network(network)
         traced = torch.jit.trace(folded, example, check_trace=False)  # type: ignore[no-untyped-call]
@@ -64,7 +74,7 @@ def pack_model(model: Any) -> bytes:  # noqa: ANN401
         openvino = import_openvino()
         openvino.save_model(model, Path(folder) / "network.xml", compress_to_fp16=False)
         for name in ("network.xml", "network.bin"):
-            # without the time of day
+            # This entry, unlike one made from a path, has no time of day.
             archive.writestr(zipfile.ZipInfo(name), (Path(folder) / name).read_bytes())
     return packed.getvalue()
 
@@ -83,7 +93,7 @@ def has_bf16() -> bool:
 
 
 class OpenVinoBackend:
-    """See `backends.Backend`.
+    """See `backend.Backend`.
 
     Parameters
     ----------
@@ -131,11 +141,11 @@ class OpenVinoBackend:
             self._requests.put(compiled.create_infer_request())
 
     def evaluate(self, patches: NDArray[np.float32]) -> NDArray[np.float16]:
-        """See `backends.Backend`."""
+        """See `backend.Backend`."""
         request = self._requests.get()
         try:
             output: NDArray[np.float32] = request.infer([patches], share_inputs=True)[0]
-            # a copy: the request's own memory is the next caller's
+            # A copy, because the request's memory is the next caller's.
             return output[:, :, *self._kept].astype(np.float16)
         finally:
             self._requests.put(request)

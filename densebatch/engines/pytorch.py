@@ -32,7 +32,7 @@ _DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfl
 def cast_network(network: CPnet, precision: Precision) -> FoldedCPnet:
     """The folded network, in the precision of its convolutions.
 
-    Norms keep float32 statistics: eight bits would move every pixel of a channel the same way.
+    Norms keep float32 statistics: bfloat16's eight bits would move every pixel of a channel alike.
     """
     folded = fold_network(network)
     for module in folded.modules():
@@ -42,7 +42,19 @@ def cast_network(network: CPnet, precision: Precision) -> FoldedCPnet:
 
 
 class Trimmed(nn.Module):
-    """A network from float32 to the trusted part in float16, all on its device."""
+    """A folded network between float32 patches and the float16 of their trusted part.
+
+    Parameters
+    ----------
+    network
+        As `cast_network` returns it; its weights change to the memory format.
+    shape
+        Of the patches.
+    precision
+        That the network was cast to.
+    memory_format
+        Of weights and activations.
+    """
 
     def __init__(
         self,
@@ -52,7 +64,7 @@ class Trimmed(nn.Module):
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         super().__init__()
-        # torch declares no overload for modules that takes the memory format
+        # Torch declares no overload for modules that takes the memory format.
         self.network = network.to(memory_format=memory_format)  # type: ignore[call-overload]
         self.memory_format = memory_format
         self.kept = shape.kept.slices
@@ -67,7 +79,7 @@ class Trimmed(nn.Module):
 
 
 class TorchBackend:
-    """See `backends.Backend`.
+    """See `backend.Backend`.
 
     Parameters
     ----------
@@ -98,13 +110,13 @@ class TorchBackend:
         self.lanes = lanes
         self._run = Trimmed(cast_network(network, precision), shape, precision).eval()
         if compiled:
-            # no autotuning: it would choose kernels, and with them bits, by the clock
+            # Without autotuning, because the clock would choose kernels, and with them bits.
             self._run.compile(dynamic=False, fullgraph=True, options={"cpp.threads": 1})
             with _one_thread(), torch.inference_mode():
                 self._run(torch.zeros(1, 2, shape.height, shape.width))
 
     def evaluate(self, patches: NDArray[np.float32]) -> NDArray[np.float16]:
-        """See `backends.Backend`."""
+        """See `backend.Backend`."""
         with _one_thread(), torch.inference_mode():
             result: NDArray[np.float16] = self._run(torch.from_numpy(patches)).numpy()
         return result
@@ -117,12 +129,12 @@ _entering = threading.Lock()
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch at one thread while anybody is evaluating, then leave it as it was found."""
+    """Keep torch at one thread while any caller is evaluating, then restore what was set before."""
     global _entered, _threads_before
     with _entering:
         if _entered == 0:
             _threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)  # it holds for the calling thread too, so each entrant sets it
+        torch.set_num_threads(1)  # Each caller sets it, because it holds for the thread as well.
         _entered += 1
     try:
         yield

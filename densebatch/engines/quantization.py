@@ -1,21 +1,24 @@
-"""The network in eight bits, for `openvino-int8`: made once per machine, before a run.
+"""The network in eight bits, for `openvino-int8`: how it is made, and its file in a run's folder.
 
 NNCF's post-training quantisation needs to see what the network will see. It is shown simulated
-tissue, seeded, so that a model has one quantised network whatever the slide; `parity` then judges
-it on other tissue. Weights and inputs of convolutions become 8-bit integers; the style and the
-first and last layers stay in float32.
+tissue, seeded, so that a model has one quantised network whatever the slide
+(`planning.engine_choice`); `planning.gate` then compares it with the reference on other tissue.
+Weights and inputs of convolutions become 8-bit integers; the style and the first and last layers
+stay in float32.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import sys
+import time
 import zipfile
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
+from densebatch.base.log import log_event
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,13 +26,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
 
-QUANTISED_BY = 1  # counts changes of what follows: what was kept before is made again
+QUANTISED_BY = 1
+"""Version of this recipe: a network that another one made is made again."""
+
 _FILE = "network-int8.zip"
 
 
 def quantise_model(model: Any, patches: list[NDArray[np.float32]]) -> Any:  # noqa: ANN401
-    """An `openvino.Model` of `backend_openvino.convert_network` in eight bits.
+    """An `openvino.Model` of `openvino.convert_network` in eight bits.
 
     Parameters
     ----------
@@ -37,13 +43,20 @@ def quantise_model(model: Any, patches: list[NDArray[np.float32]]) -> Any:  # no
         Left as it is.
     patches
         `(1, 2, h, w)` float32 each: what to calibrate on.
+
+    Returns
+    -------
+    openvino.Model
+        A new one.
     """
-    # see `backend_openvino.import_openvino`; NNCF reports likewise
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    from densebatch.engines.openvino import import_openvino
+
+    import_openvino()  # before NNCF, which would report its use
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf.quantize(
+    start = time.monotonic()
+    quantised = nncf.quantize(
         model,
         nncf.Dataset(patches),
         subset_size=len(patches),
@@ -55,10 +68,13 @@ def quantise_model(model: Any, patches: list[NDArray[np.float32]]) -> Any:  # no
             names=[_find_last_layer(model), *_find_first_layers(model)], types=["MatMul"]
         ),
     )
+    seconds = round(time.monotonic() - start, 3)
+    log_event(log, "network quantised", n_patches=len(patches), seconds=seconds)
+    return quantised
 
 
 def _find_first_layers(model: Any) -> list[str]:  # noqa: ANN401
-    """Names of the convolutions that have as few inputs as the network: what they see is pixels."""
+    """Names of the convolutions with as few input channels as the network: they see its pixels."""
     n_inputs = model.inputs[0].get_partial_shape()[1].get_length()
     return [
         str(node.get_friendly_name())
@@ -77,14 +93,19 @@ def _find_last_layer(model: Any) -> str:  # noqa: ANN401
 
 
 def write_quantised(work: Path, packed: bytes) -> None:
-    """Put the quantised network where workers look for it."""
-    from densebatch.base.files import write_atomic
-
+    """Write the quantised network to the work folder, where workers look for it."""
     write_atomic(work / _FILE, packed)
 
 
 def read_quantised(work: Path, digest: str) -> bytes:
     """The quantised network of a work folder.
+
+    Parameters
+    ----------
+    work
+        The folder.
+    digest
+        Of the network that the run was planned with, as `digest_quantised` returns it.
 
     Raises
     ------
@@ -106,9 +127,9 @@ def read_quantised(work: Path, digest: str) -> bytes:
 
 
 def digest_quantised(packed: bytes) -> str:
-    """Sha256 of the numbers in `quantise`'s result, for `backends.Engine.quantised`.
+    """Sha256 of the numbers of a packed network, for `backend.Engine.quantised`.
 
-    The other part, the graph, has names in it that count up in every process.
+    The graph has no part in it, because its names have numbers that count up in every process.
 
     Raises
     ------
@@ -121,5 +142,5 @@ def digest_quantised(packed: bytes) -> str:
             return hashlib.sha256(archive.read("network.bin")).hexdigest()
     except zipfile.BadZipFile:
         raise
-    except Exception as error:  # a damaged file can raise nearly anything in a parser
+    except Exception as error:  # Nearly anything can be raised where a damaged file is parsed.
         raise zipfile.BadZipFile(f"{type(error).__name__}: {error}") from error

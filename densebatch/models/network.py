@@ -61,7 +61,7 @@ def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-class _ResidualDown(nn.Module):
+class ResidualDown(nn.Module):
     """Four 3x3 convolutions with two residual sums, at one resolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -73,13 +73,14 @@ class _ResidualDown(nn.Module):
             self.conv.add_module(f"conv_{index}", _norm_relu_conv(width, out_channels, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features of `out_channels`, of the input's size."""
         # The input is needed twice and the blocks' ReLU works in place on the norm's output only.
         x = self.proj(x) + self.conv[1](self.conv[0](x))
         result: torch.Tensor = x + self.conv[3](self.conv[2](x))
         return result
 
 
-class _StyledConv(nn.Module):
+class StyledConv(nn.Module):
     """A pre-activation convolution whose input is shifted by a projection of the style."""
 
     def __init__(self, in_channels: int, out_channels: int, style_channels: int) -> None:
@@ -88,22 +89,24 @@ class _StyledConv(nn.Module):
         self.full = Projection(style_channels, out_channels)
 
     def forward(self, style: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Features of `out_channels`, of the input's size."""
         return self.conv(x + self.full(style)[:, :, None, None])  # type: ignore[no-any-return]
 
 
-class _ResidualUp(nn.Module):
-    """As `_ResidualDown`, with the skip connection added and the style in three of four blocks."""
+class ResidualUp(nn.Module):
+    """As `ResidualDown`, with the skip connection added and the style in three of four blocks."""
 
     def __init__(self, in_channels: int, out_channels: int, style_channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential()
         self.conv.add_module("conv_0", _norm_relu_conv(in_channels, out_channels, 3))
         for index in (1, 2, 3):
-            block = _StyledConv(out_channels, out_channels, style_channels)
+            block = StyledConv(out_channels, out_channels, style_channels)
             self.conv.add_module(f"conv_{index}", block)
         self.proj = _projection(in_channels, out_channels)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        """Features of `out_channels`, of the input's and the skip connection's size."""
         x = self.proj(x) + self.conv[1](style, self.conv[0](x) + skip)
         result: torch.Tensor = x + self.conv[3](style, self.conv[2](style, x))
         return result
@@ -115,7 +118,7 @@ class _DownPath(nn.Module):
         self.pool = nn.MaxPool2d(2, stride=2)
         self.down = nn.Sequential()
         for level, (inner, outer) in enumerate(itertools.pairwise(widths)):
-            self.down.add_module(f"res_down_{level}", _ResidualDown(inner, outer))
+            self.down.add_module(f"res_down_{level}", ResidualDown(inner, outer))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         features: list[torch.Tensor] = []
@@ -132,7 +135,7 @@ class _UpPath(nn.Module):
         # The deepest block keeps its width; every other halves it.
         entering = [*widths[1:], widths[-1]]
         for level, (outer, inner) in enumerate(zip(widths, entering, strict=True)):
-            self.up.add_module(f"res_up_{level}", _ResidualUp(inner, outer, widths[-1]))
+            self.up.add_module(f"res_up_{level}", ResidualUp(inner, outer, widths[-1]))
 
     def forward(self, style: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
         x = features[-1]

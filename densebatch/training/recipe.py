@@ -12,13 +12,13 @@ from densebatch.base.settings import (
     Positive,
     PositiveCount,
     read_settings,
-    refuse_truth,
+    refuse_bool,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(refuse_truth)]
+_Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(refuse_bool)]
 
 
 class Recipe(BaseModel):

@@ -88,7 +88,7 @@ def test_start_and_stop_bound_what_is_read(case):
     n_in, n_out, first, stop = case
     weights = axis_weights(np.arange(first, stop), n_in, n_out)
     assert (weights.start, weights.stop) == (weights.index.min(), weights.index.max() + 1)
-    # the ends decide, which is what the pipeline asks for when it lists a tile's needs
+    # The ends decide, which is all that a stage asks for when it looks up what a tile needs.
     ends = axis_weights(np.array([first, stop - 1]), n_in, n_out)
     assert (ends.start, ends.stop) == (weights.start, weights.stop)
 

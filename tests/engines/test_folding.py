@@ -10,21 +10,7 @@ from densebatch.engines.folding import fold_network
 from densebatch.models.model import find_model, load_network
 from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
 from densebatch.planning.settings import DEFAULT_MODEL
-
-
-def trained(widths, seed=0):
-    """A network whose every weight and statistic is far from its neutral value."""
-    torch.manual_seed(seed)
-    network = CPnet(widths)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.5)
-            module.running_var.uniform_(0.3, 2)
-            module.weight.data.uniform_(-1.5, 1.5)
-            module.bias.data.normal_(0, 0.5)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            module.bias.data.normal_(0, 0.5)
-    return network.eval()
+from tests.helpers.networks import trained
 
 
 def relative_difference(network, shape, dtype=torch.float32):

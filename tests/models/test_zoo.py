@@ -309,7 +309,7 @@ def test_platform_cache_by_default(tmp_path, monkeypatch):
     assert folder.parts[-2:] == ("densebatch", "models")
 
 
-# certificates, and records by their doi
+# records by their doi
 
 
 @pytest.fixture(scope="module")
@@ -321,32 +321,6 @@ def certificate(tmp_path_factory):
 
 def trust(monkeypatch, certificate):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
-
-
-def test_certificate_is_verified(tmp_path, capsys, monkeypatch, certificate, network):
-    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
-    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
-    with serve({"a": network}, certificate=certificate) as server:
-        told = refused_fetch(capsys, "cyto", "--url", f"{server.url}/a")
-        host = server.url.removeprefix("https://")
-        reason = f"the certificate of {host} is not accepted"
-        assert told == f"{server.url}/a: cannot be fetched ({reason})"
-        assert server.asked == []
-        assert not (tmp_path / "cache").exists()
-        trust(monkeypatch, certificate)
-        run(capsys, "fetch", "cyto", "--url", f"{server.url}/a")
-
-
-def test_no_way_from_https_to_http(tmp_path, capsys, monkeypatch, certificate, network):
-    trust(monkeypatch, certificate)
-    with serve({"a": network}) as plain:
-        special = {"a": f"redirect:{plain.url}/a", "b": "redirect:/c"}
-        with serve({"c": network}, special, certificate) as server:
-            told = refused_fetch(capsys, "cyto", "--url", f"{server.url}/a")
-            assert told == f"{server.url}/a: leads to {plain.url}/a, which is not encrypted"
-            assert not (tmp_path / "cache").exists()
-            run(capsys, "fetch", "cyto", "--url", f"{server.url}/b")
-            assert server.asked == ["a", "b", "c"]
 
 
 @pytest.fixture

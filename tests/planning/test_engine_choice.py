@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from densebatch.base.errors import InputError
-from densebatch.base.files import cache_folder
 from densebatch.base.findings import recall, remember
 from densebatch.engines.backend import Engine, evaluate_patches, patch_shape
 from densebatch.engines.openvino import unpack_model
@@ -231,31 +228,6 @@ def test_the_plan_says_it(slide, tmp_path, capsys):
 
 
 # what is remembered
-
-
-def test_findings_are_remembered_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "not" / "there"))
-    assert cache_folder() == tmp_path / "not" / "there"
-    assert recall({"a": 1}) is None
-    remember({"a": 1}, {"b": 2})
-    assert recall({"a": 1}) == {"b": 2}
-    assert recall({"a": 2}) is None
-    (path,) = (tmp_path / "not" / "there" / "engines").iterdir()
-    assert json.loads(path.read_text())["identity"]["machine"]["cores"] == os.cpu_count()
-    whole = path.read_bytes()
-    other = json.dumps({"identity": {"a": 2}, "finding": {"b": 3}}).encode()
-    for content in (whole[:50], b"", b"[]", b"\xff", b'{"identity": 1}', other):
-        path.write_bytes(content)
-        assert recall({"a": 1}) is None
-    remember({"a": 1}, {"b": 2})
-    assert path.read_bytes() == whole
-
-
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "file"))
-    remember({"a": 1}, {"b": 2})
-    assert recall({"a": 1}) is None
 
 
 def test_a_trial_that_makes_no_sense_is_run_again(plan, monkeypatch):

@@ -7,8 +7,6 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.planning.settings import SegmentSettings, load_settings
 
-RUN_ONLY = {"tile", "workers", "scheduler_address", "scheduler_file", "keep_flows"}
-
 
 @pytest.fixture
 def path(tmp_path):
@@ -224,28 +222,6 @@ def test_schema_accepts_the_defaults_and_describes_each_setting():
     for name in ("workers", "min_size", "flow_threshold"):
         assert check({name: 0})
         assert not check({name: -1})
-
-
-def test_science_leaves_out_what_only_decides_the_run():
-    science = SegmentSettings().science()
-    assert set(SegmentSettings.model_fields) - set(science) == RUN_ONLY
-    json.dumps(science)
-
-
-def test_science_changes_with_the_result_only():
-    others = {
-        "membrane": ("CD3",), "nuclei": "DAPI", "model": "cyto3", "pixel_size": 0.3,
-        "diameter": 20.0, "flow_threshold": 0.5, "cellprob_threshold": 1.0, "min_size": 3,
-        "max_size": 100, "skip_background": False, "ngff": "0.4", "image": "none",
-        "in_place": True, "tile": 64, "workers": 3, "scheduler_address": "tcp://a:1",
-        "scheduler_file": Path("f"), "device": "cpu", "keep_flows": True,
-        "backend": "openvino",
-    }  # fmt: skip
-    assert set(others) == set(SegmentSettings.model_fields)
-    plain = SegmentSettings().science()
-    for name, value in others.items():
-        changed = SegmentSettings(**{name: value}).science() != plain
-        assert changed == (name not in RUN_ONLY), name
 
 
 def test_one_channel_needs_no_list(path):

@@ -1,0 +1,97 @@
+"""Files that are whole or absent, their digests, and the folder of caches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from densebatch.base.errors import InputError
+from densebatch.base.files import (
+    cache_folder,
+    digest,
+    digest_file,
+    no_empty_folders,
+    write_atomic,
+)
+
+
+def test_a_file_is_written_with_its_folder_and_replaced(tmp_path):
+    path = tmp_path / "a" / "b" / "c.json"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["c.json"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write_atomic(path, b"old")
+
+    def fail(_):
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_digests(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"hello" * 100_000)
+    assert digest_file(path) == xxhash.xxh3_128(path.read_bytes()).hexdigest()
+    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_missing_file_is_absent_to_one_digest_and_an_error_to_the_other(tmp_path):
+    path = tmp_path / "a"
+    assert digest_file(path) == "absent"
+    with pytest.raises(InputError) as caught:
+        digest(path)
+    assert str(caught.value) == f"{path}: cannot be read (No such file or directory)"
+    with pytest.raises(InputError, match=r"^model cyto: cannot be read \(No such file"):
+        digest(path, "model cyto")
+
+
+def test_a_file_that_cannot_be_read_is_not_absent(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        digest_file(tmp_path)
+
+
+def test_folders_that_stay_empty_after_a_failure_are_removed(tmp_path):
+    (tmp_path / "before").mkdir()
+    folders = [tmp_path / "before" / "a", tmp_path / "b" / "c", tmp_path / "b" / "d"]
+
+    def make(fails):
+        with no_empty_folders(folders):
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "b" / "d" / "file").touch()
+            if fails:
+                raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        make(fails=True)
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    assert found == ["b", "b/d", "b/d/file", "before"]
+    make(fails=False)
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_cache_is_where_the_user_or_the_platform_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("DENSEBATCH_CACHE", "~/mine")
+    assert cache_folder() == Path(tmp_path, "mine")
+    for unset in ("", None):
+        if unset is None:
+            monkeypatch.delenv("DENSEBATCH_CACHE")
+        else:
+            monkeypatch.setenv("DENSEBATCH_CACHE", unset)
+        assert cache_folder().is_relative_to(tmp_path)
+        assert cache_folder().name == "densebatch"

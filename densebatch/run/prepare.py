@@ -13,7 +13,7 @@ from densebatch.planning.capacity import (
     estimate,
 )
 from densebatch.planning.planner import draft_plan, survey_plan
-from densebatch.run.engine import check_engine, add_engine
+from densebatch.run.engine import add_engine, check_engine
 from densebatch.workers.cluster import check_scheduler
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
     Notes
     -----
     A cell that the slide's edge cuts has its sink inside the slide, and the network must see where
-    that is: zeros, which training images are surrounded by too (`training.annotated.EDGE_PX`), are an edge;
-    a mirror image is more tissue, to which the cell goes on.
+    the edge is. Zeros tell it: training images are surrounded by them too
+    (`training.annotated.EDGE_PX`). A mirror image would be more tissue, to which the cell goes on.
     """
     slide = open_slide(plan.slide.path)
     net_height, net_width = plan.network_shape

@@ -22,7 +22,7 @@ from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.geometry import Grid
 from densebatch.base.process import Meter
 from densebatch.cells import labels
-from densebatch.cells.measure import add_intensities, measure_shapes
+from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
 from densebatch.planning.plan import Plan, load_plan
 from densebatch.planning.work import number_name, read_keys, tile_grid, trace_folder
 from densebatch.slides.slide import open_slide
@@ -290,13 +290,11 @@ def _part_path(work: Path, tile: int, row: int, col: int) -> Path:
     return trace_folder(work, tile) / f"cells-{row}-{col}.npz"
 
 
-def read_parts(
-    work: Path, tile: int, grid: Grid
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+def read_parts(work: Path, tile: int, grid: Grid) -> Iterator[CellSums]:
     """Cell sums of every shard, in raster order of the shards."""
     for row, col in grid:
         with np.load(_part_path(work, tile, row, col)) as part:
-            yield part["ids"], part["shapes"], part["sums"], part["missing"]
+            yield CellSums(**part)
 
 
 def reduce_shard(

@@ -18,6 +18,7 @@ from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.base.resampling import mean_of_four
 from densebatch.cells.ngff import PyramidSpec, shard_grid
 
 if TYPE_CHECKING:
@@ -239,28 +240,6 @@ def nearest(index: int | npt.NDArray[np.int64], n: int, m: int) -> int | npt.NDA
     (array([0, 2, 4]), array([0, 2, 4]), array([1, 3, 5]))
     """
     return -((2 * index + 1) * -n // (2 * m)) - 1
-
-
-def mean_of_four(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Mean of each 2×2 pixels; a last odd row or column is repeated.
-
-    Examples
-    --------
-    >>> mean_of_four(np.array([[0, 1, 255], [0, 1, 254]], np.uint8))
-    array([[  1, 255]], dtype=uint8)
-    """
-    if block.shape[0] % 2 or block.shape[1] % 2:
-        block = np.pad(block, [(0, size % 2) for size in block.shape], mode="edge")
-    a, b, c, d = (block[dy::2, dx::2] for dy in (0, 1) for dx in (0, 1))
-    if block.dtype.kind == "f":
-        # Quarters first: a sum of four may overflow where their mean does not.
-        quarter = block.dtype.type(0.25)
-        with np.errstate(invalid="ignore", under="ignore"):
-            return np.asarray((a * quarter + b * quarter) + (c * quarter + d * quarter))
-    # v = 4 (v >> 2) + (v & 3) keeps every sum inside the type, whatever its width and sign.
-    whole = (a >> 2) + (b >> 2) + (c >> 2) + (d >> 2)
-    rest = (a & 3) + (b & 3) + (c & 3) + (d & 3)
-    return np.asarray(whole + ((rest + 2) >> 2), block.dtype)
 
 
 def label_path(spec: PyramidSpec) -> Path:

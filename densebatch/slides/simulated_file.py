@@ -12,6 +12,7 @@ import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
+from densebatch.base.resampling import mean_of_four
 from densebatch.slides.simulated import CHANNELS, Tissue, render
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def write_slide(
     with ThreadPoolExecutor(threads) as pool:
         for index in blocks:
             pixels, ids = _render_block(tissue, blocks[index], tile, pool)
-            _write_levels(images, pixels, blocks[index], _halve_image)
+            _write_levels(images, pixels, blocks[index], mean_of_four)
             _write_levels(truths, ids, blocks[index], _halve_labels)
 
     # Metadata last: a slide that was not finished does not open.
@@ -166,16 +167,6 @@ def _write_levels(
         y0, x0 = block.y0 >> k, block.x0 >> k
         height, width = values.shape[-2:]
         level[..., y0 : y0 + height, x0 : x0 + width] = values
-
-
-def _halve_image(image: NDArray[Any]) -> NDArray[Any]:
-    """Mean of 2x2 pixels, the last row and column of an odd image counting twice."""
-    padded = np.pad(image, ((0, 0), *((0, n % 2) for n in image.shape[1:])), mode="edge")
-    total = np.full((image.shape[0], padded.shape[1] // 2, padded.shape[2] // 2), 2, np.uint32)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            total += padded[:, dy::2, dx::2]
-    return (total // 4).astype(image.dtype)
 
 
 def _halve_labels(labels: NDArray[Any]) -> NDArray[Any]:

@@ -367,12 +367,6 @@ def to_um(value: object, unit: object) -> float | None:
     return length * factor
 
 
-def tell(exc: BaseException) -> str:
-    """What another library's exception says, in one short line for the end of a sentence."""
-    text = " ".join(str(exc).split()) or "nothing"
-    return f"{type(exc).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"
-
-
 def square_pixel(um_y: float | None, um_x: float | None) -> float | None:
     """One pixel size for both directions, None if it is unknown or they differ by over 1 %."""
     if um_x is None or um_y is None:

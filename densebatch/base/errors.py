@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_CAUSE_LENGTH = 200
+
 
 class DensebatchError(Exception):
     """Base of all errors raised on purpose. The message is one sentence for the user."""
@@ -23,3 +25,21 @@ class PartialRunError(DensebatchError):
     """Some tiles failed after retries; everything else is written and the area is marked."""
 
     exit_code = 3
+
+
+def describe_cause(error: BaseException) -> str:
+    """What went wrong beneath, in one short line for the end of a sentence.
+
+    An error of ours is a sentence already. That of another library is named by its type as well,
+    because some say no more than a key or nothing at all.
+
+    Examples
+    --------
+    >>> describe_cause(KeyError("chunks")), describe_cause(EOFError())
+    ("KeyError: 'chunks'", 'EOFError: nothing')
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, DensebatchError):
+        return text
+    short = text if len(text) <= _CAUSE_LENGTH else text[:_CAUSE_LENGTH] + "..."
+    return f"{type(error).__name__}: {short or 'nothing'}"

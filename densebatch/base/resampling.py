@@ -8,7 +8,7 @@ the same region cut from the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,3 +116,29 @@ def resample(
     for tap in range(cols.index.shape[1]):
         result += partial[..., cols.index[:, tap] - cols.start] * cols.weight[:, tap]
     return result
+
+
+def mean_of_four(block: NDArray[Any]) -> NDArray[Any]:
+    """Mean of each 2x2 pixels of the last two axes; a last odd row or column is repeated.
+
+    Integers are averaged exactly and rounded half up.
+
+    Examples
+    --------
+    >>> mean_of_four(np.array([[0, 1, 255], [0, 1, 254]], np.uint8))
+    array([[  1, 255]], dtype=uint8)
+    """
+    height, width = block.shape[-2:]
+    if height % 2 or width % 2:
+        edges = [(0, 0)] * (block.ndim - 2) + [(0, height % 2), (0, width % 2)]
+        block = np.pad(block, edges, mode="edge")
+    a, b, c, d = (block[..., dy::2, dx::2] for dy in (0, 1) for dx in (0, 1))
+    if block.dtype.kind == "f":
+        # Quarters are added, because a sum of four may overflow where their mean does not.
+        quarter = block.dtype.type(0.25)
+        with np.errstate(invalid="ignore", under="ignore"):
+            return np.asarray((a * quarter + b * quarter) + (c * quarter + d * quarter))
+    # v = 4 (v >> 2) + (v & 3) keeps every sum inside the type, whatever its width and sign.
+    whole = (a >> 2) + (b >> 2) + (c >> 2) + (d >> 2)
+    rest = (a & 3) + (b & 3) + (c & 3) + (d & 3)
+    return np.asarray(whole + ((rest + 2) >> 2), block.dtype)

@@ -1,8 +1,9 @@
-"""The output side: OME-Zarr label images and, where wanted, the image pyramid beside them.
+"""Label images as OME-Zarr, from the first empty array to the metadata that viewers read.
 
 `create`, then the tasks of `pyramid` in any order within a level, then `finalize`. Nothing is
 recognisable as a label image before `finalize`: a viewer never opens half a result, and a run that
-is interrupted inside a slide leaves the slide's list of labels as it was.
+is interrupted inside a slide leaves the slide's list of labels as it was. An image pyramid is
+written beside the labels where one is wanted.
 
 Storage. OME-Zarr 0.5: chunks of 512² compressed with zstd and guarded by a crc32c checksum, 16 of
 them in a shard file of 2048². OME-Zarr 0.4: the same chunks as files of their own, compressed by
@@ -18,27 +19,32 @@ for napari-ome-zarr shows nothing for a group that has labels but no image of it
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import zarr
-from zarr.storage import LocalStore, MemoryStore
-
 from densebatch.base.errors import InputError
-from densebatch.cells.ngff import (
-    SHARD_PX,
-    PyramidSpec,
+from densebatch.base.log import log_event
+from densebatch.base.ngff import (
     SlidePyramid,
-    count_levels,
-    image_document,
-    label_document,
-    listing_document,
-    multiscale_of,
+    find_fault,
+    labels_attributes,
+    list_labels,
     ome_attributes,
-    parse_slide,
-    shard_grid,
+    parse_pyramid,
+    require_multiscale,
+)
+from densebatch.cells.groups import (
+    describe_differences,
+    find_format,
+    is_blank,
+    open_array,
+    open_group,
+    read_attributes,
+    refresh_consolidated,
+    require_array,
+    require_group,
 )
 from densebatch.cells.pyramid import (
     array_settings,
@@ -48,17 +54,23 @@ from densebatch.cells.pyramid import (
     downsample_labels,
     label_path,
     level_path,
-    open_array,
     source_region,
     write_image_shard,
     write_label_shard,
 )
+from densebatch.cells.pyramid_spec import (
+    LABEL_NAME,
+    PyramidSpec,
+    count_levels,
+    image_document,
+    label_document,
+    shard_grid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Literal
 
-    from zarr.abc.store import Store
+    import zarr
 
 __all__ = [
     "PyramidSpec",
@@ -82,24 +94,22 @@ __all__ = [
     "write_label_shard",
 ]
 
-# Our own key in a group's attributes: tells our groups from others', and one run from another.
+log = logging.getLogger(__name__)
+
+# Our own key in a group's attributes tells our groups from others', and one run from another.
 OWNER = "densebatch"
 
 _IN_THE_WAY = "{} exists and was not written by densebatch; remove it or choose another place."
 _FOREIGN = "{} was not written by densebatch and is not deleted."
 
 
-def in_place_spec(
-    image: str | Path, *, label_name: str = "cells", chunk_px: int = 512, shard_px: int = SHARD_PX
-) -> PyramidSpec:
+def in_place_spec(image: str | Path) -> PyramidSpec:
     """Describe labels that go into an existing OME-Zarr image: same version, levels and scales.
 
     Parameters
     ----------
     image
         The image group, OME-Zarr 0.4 or 0.5, with axes y and x among others.
-    label_name, chunk_px, shard_px
-        As in `PyramidSpec`.
 
     Raises
     ------
@@ -107,20 +117,17 @@ def in_place_spec(
         If `image` is no such group.
     """
     root = Path(image)
-    attributes = _attributes(root)
-    datasets = multiscale_of(attributes, str(root))["datasets"]
+    attributes = read_attributes(root)
+    datasets = require_multiscale(attributes, str(root))["datasets"]
     shapes = [open_array(root / dataset["path"]).shape for dataset in datasets]
-    version, layout = parse_slide(attributes, shapes, str(root))
+    version, pyramid = parse_pyramid(attributes, shapes, str(root))
     return PyramidSpec(
         root=str(root),
         ngff=version,
-        height=layout.shapes[0][0],
-        width=layout.shapes[0][1],
+        height=pyramid.shapes[0][0],
+        width=pyramid.shapes[0][1],
         n_levels=len(shapes),
-        label_name=label_name,
-        chunk_px=chunk_px,
-        shard_px=shard_px,
-        slide=layout,
+        slide=pyramid,
         in_place=True,
     )
 
@@ -129,25 +136,41 @@ def slide_layout(image: str | Path) -> SlidePyramid | None:
     """Layout of an OME-Zarr image whose labels go elsewhere; None if labels cannot copy it."""
     try:
         return in_place_spec(image).slide
-    except InputError:
+    except InputError as error:
+        log_event(
+            log,
+            "labels get levels of their own",
+            level=logging.DEBUG,
+            image=str(image),
+            reason=str(error),
+        )
         return None
 
 
 def check_place(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool) -> None:
     """Refuse, before anything is written or deleted, what `create` would refuse inside a slide.
 
-    Parameters and errors as for `create`.
+    Parameters
+    ----------
+    spec, label_attrs, restart
+        As for `create`.
+
+    Raises
+    ------
+    InputError
+        If labels of another run or of somebody else are in the way.
     """
     label = label_path(spec)
-    if not spec.in_place or _format_of(label) is None:
+    if not spec.in_place or find_format(label) is None:
         return
-    attributes = _attributes(label)
+    group = open_group(label)
+    attributes = read_attributes(label)
     if OWNER in attributes:
         if not restart:
             _compare_runs(label, attributes, dict(label_attrs))
     elif restart:
         raise InputError(_FOREIGN.format(label))
-    elif attributes or next(iter(_open_group(label).keys()), None) is not None:
+    elif not is_blank(group):
         raise InputError(_IN_THE_WAY.format(label))
 
 
@@ -172,20 +195,21 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
     """
     root, label = Path(spec.root), label_path(spec)
     run = json.loads(json.dumps(dict(label_attrs)))
+    _judge_metadata(spec)
     try:
         if restart:
             _delete_earlier(spec)
         if not spec.in_place:
             _claim(root, spec, {"run": {"content": "segmentation"}})
-        elif _format_of(root) != spec.zarr_format:
+        elif find_format(root) != spec.zarr_format:
             raise InputError(f"{root} is not an OME-Zarr {spec.ngff} image to write labels into.")
-        _require_group(label.parent, spec)
+        require_group(label.parent, spec.zarr_format)
         _claim(label, spec, {"run": run, "complete": False})
         for level in range(spec.n_levels):
-            _require_array(level_path(spec, level), array_settings(spec, level))
+            require_array(level_path(spec, level), array_settings(spec, level))
             if spec.image:
                 settings = array_settings(spec, level, image=True)
-                _require_array(level_path(spec, level, image=True), settings)
+                require_array(level_path(spec, level, image=True), settings)
     except OSError as error:
         raise InputError(f"cannot write {root}: {error.strerror or error}.") from error
 
@@ -210,20 +234,21 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
             for unfinished in level_path(spec, level, image=image).rglob("*.partial"):
                 unfinished.unlink(missing_ok=True)
     if not spec.in_place:
-        _open_group(root).update_attributes(image_document(spec))
-    about = _attributes(label)[OWNER] | {
+        open_group(root).update_attributes(image_document(spec))
+    about = read_attributes(label)[OWNER] | {
         "complete": True,
         "cells": n_cells,
         "provenance": dict(provenance),
     }
-    _open_group(label).update_attributes(label_document(spec) | {OWNER: about})
+    open_group(label).update_attributes(label_document(spec) | {OWNER: about})
     names = _listed_labels(label.parent)
     if spec.label_name not in names:
         _list_labels(spec, [*names, spec.label_name])
     _refresh_consolidated(spec)
+    log_event(log, "labels finished", path=str(label), cells=n_cells)
 
 
-def read_labels(path: str | Path, level: int = 0, *, label_name: str = "cells") -> zarr.Array[Any]:
+def read_labels(path: str | Path, level: int = 0) -> zarr.Array[Any]:
     """Open one level of a finished label image for reading.
 
     Parameters
@@ -232,8 +257,6 @@ def read_labels(path: str | Path, level: int = 0, *, label_name: str = "cells") 
         The label image itself, or the image group above its `labels/`.
     level
         0 is full resolution.
-    label_name
-        Which of the labels, where `path` is the group above.
 
     Returns
     -------
@@ -246,12 +269,12 @@ def read_labels(path: str | Path, level: int = 0, *, label_name: str = "cells") 
         If there is no finished label image or no such level.
     """
     label = Path(path)
-    if (label / "labels" / label_name).is_dir():
-        label = label / "labels" / label_name
-    attributes = _attributes(label)
+    if (label / "labels" / LABEL_NAME).is_dir():
+        label = label / "labels" / LABEL_NAME
+    attributes = read_attributes(label)
     if attributes.get(OWNER, {}).get("complete") is False:
         raise InputError(f"{label} is not finished; run the same command again to finish it.")
-    datasets = multiscale_of(attributes, str(label))["datasets"]
+    datasets = require_multiscale(attributes, str(label))["datasets"]
     if "image-label" not in ome_attributes(attributes):
         raise InputError(f"{label} is an OME-Zarr image but not a label image.")
     if not 0 <= level < len(datasets):
@@ -259,22 +282,21 @@ def read_labels(path: str | Path, level: int = 0, *, label_name: str = "cells") 
     return open_array(label / datasets[level]["path"])
 
 
-def read_run(path: str | Path, *, label_name: str = "cells") -> dict[str, Any]:
+def read_run(path: str | Path) -> dict[str, Any]:
     """What identifies the run that wrote a label image, as it was given to `create`.
 
     Parameters
     ----------
     path
         The image group above `labels/`.
-    label_name
-        Which of the labels.
 
     Raises
     ------
     InputError
         If there is no such group.
     """
-    return dict(_attributes(Path(path) / "labels" / label_name).get(OWNER, {}).get("run", {}))
+    attributes = read_attributes(Path(path) / "labels" / LABEL_NAME)
+    return dict(attributes.get(OWNER, {}).get("run", {}))
 
 
 def viewer_path(spec: PyramidSpec) -> Path:
@@ -282,49 +304,28 @@ def viewer_path(spec: PyramidSpec) -> Path:
     return Path(spec.root) if spec.image or spec.in_place else label_path(spec)
 
 
-def _format_of(folder: Path) -> Literal[2, 3] | None:
-    """The zarr format of the node in a folder, None if there is none."""
-    if (folder / "zarr.json").is_file():
-        return 3
-    return 2 if (folder / ".zgroup").is_file() or (folder / ".zarray").is_file() else None
+def _judge_metadata(spec: PyramidSpec) -> None:
+    """Have the metadata that `finalize` will write judged, before anything else is done.
 
-
-def _open_group(folder: Path) -> zarr.Group:
-    """Open a group to read and write attributes, past consolidated metadata, which may be stale."""
-    zarr_format = _format_of(folder)
-    if zarr_format is None:
-        raise InputError(f"{folder} is not a zarr group.")
-    try:
-        return zarr.open_group(
-            LocalStore(folder), mode="r+", zarr_format=zarr_format, use_consolidated=False
-        )
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise InputError(f"{folder} is not a readable zarr group: {error}.") from error
-
-
-def _attributes(folder: Path) -> dict[str, Any]:
-    return dict(_open_group(folder).attrs.asdict())
-
-
-def _require_group(folder: Path, spec: PyramidSpec) -> zarr.Group:
-    found = _format_of(folder)
-    if found is None:
-        return zarr.create_group(LocalStore(folder), zarr_format=spec.zarr_format)
-    if found != spec.zarr_format:
-        raise InputError(
-            f"{folder} is stored in zarr format {found}; OME-Zarr {spec.ngff} needs format"
-            f" {spec.zarr_format}."
-        )
-    return _open_group(folder)
+    Labels copy the metadata of a slide, faults included, because an overlay must lie as the slide
+    does; the log tells of them. Any other fault is a mistake of ours.
+    """
+    for attributes in (label_document(spec), *([image_document(spec)] if spec.image else [])):
+        fault = find_fault(attributes)
+        if fault is None:
+            continue
+        if spec.slide is None:
+            raise ValueError(f"{spec.root} would not be valid OME-Zarr: {fault}")
+        log_event(log, "labels copy a fault of the slide's metadata", root=spec.root, fault=fault)
 
 
 def _claim(folder: Path, spec: PyramidSpec, about: dict[str, Any]) -> None:
     """Mark a new or blank group as ours; accept one that already carries the same run's mark."""
-    group = _require_group(folder, spec)
-    attributes = _attributes(folder)
-    if not attributes and next(iter(group.keys()), None) is None:
+    group = require_group(folder, spec.zarr_format)
+    if is_blank(group):
         group.update_attributes({OWNER: about})
         return
+    attributes = read_attributes(folder)
     if OWNER not in attributes:
         raise InputError(_IN_THE_WAY.format(folder))
     _compare_runs(folder, attributes, about["run"])
@@ -334,45 +335,26 @@ def _compare_runs(folder: Path, attributes: Mapping[str, Any], given: Mapping[st
     found = attributes[OWNER].get("run", {})
     if found != given:
         raise InputError(
-            f"{folder} belongs to another run ({_differences(found, given)}); use --restart to"
-            " replace it."
+            f"{folder} belongs to another run ({describe_differences(found, given)}); use --restart"
+            " to replace it."
         )
-
-
-def _require_array(folder: Path, settings: dict[str, Any]) -> None:
-    def new(store: Store) -> dict[str, Any]:
-        return dict(zarr.create_array(store, **settings).metadata.to_dict())
-
-    if _format_of(folder) is None:
-        new(LocalStore(folder))
-        return
-    found, given = dict(open_array(folder).metadata.to_dict()), new(MemoryStore())
-    if found != given:
-        raise InputError(f"{folder} exists and differs ({_differences(found, given)}).")
-    if settings["zarr_format"] == 2 and not (folder / ".zattrs").is_file():
-        # Its second file: whoever created the array was killed between the two.
-        zarr.open_array(LocalStore(folder), mode="r+").update_attributes({})
-
-
-def _differences(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    keys = sorted(key for key in {*found, *given} if found.get(key) != given.get(key))
-    return ", ".join(f"{key}: {found.get(key)!r} there, {given.get(key)!r} here" for key in keys)
 
 
 def _delete_earlier(spec: PyramidSpec) -> None:
     """Remove what an earlier run wrote, and nothing that is not marked as ours."""
     target = label_path(spec) if spec.in_place else Path(spec.root)
-    # Out of the way in one step, then deleted: a kill in between leaves no half of an output that
-    # still carries its mark.
+    # The folder is moved out of the way in one step and deleted then, because a kill must not leave
+    # half of an output that still carries its mark.
     trash = target.with_name(f".{target.name}.deleted")
     if trash.is_dir():
         shutil.rmtree(trash)
-    if _format_of(target) is None:
+    if find_format(target) is None:
         return
-    if OWNER not in _attributes(target):
+    if OWNER not in read_attributes(target):
         raise InputError(_FOREIGN.format(target))
+    log_event(log, "labels of an earlier run deleted", path=str(target))
     if spec.in_place:
-        # Unlisted first: a reader must not follow the list to labels that are gone.
+        # The list is shortened first, because a reader must not follow it to labels that are gone.
         names = _listed_labels(target.parent)
         if spec.label_name in names:
             _list_labels(spec, [name for name in names if name != spec.label_name])
@@ -383,28 +365,18 @@ def _delete_earlier(spec: PyramidSpec) -> None:
 
 
 def _listed_labels(folder: Path) -> list[str]:
-    return list(ome_attributes(_attributes(folder)).get("labels", []))
+    return list_labels(ome_attributes(read_attributes(folder)))
 
 
 def _list_labels(spec: PyramidSpec, names: list[str]) -> None:
     """Replace the list of label images and keep whatever else the group says."""
     folder = label_path(spec).parent
-    document = listing_document(spec, names)
-    if "ome" in document:
-        document = {"ome": _attributes(folder).get("ome", {}) | document["ome"]}
-    _open_group(folder).update_attributes(document)
+    attributes = labels_attributes(spec.ngff, names)
+    if "ome" in attributes:
+        attributes = {"ome": read_attributes(folder).get("ome", {}) | attributes["ome"]}
+    open_group(folder).update_attributes(attributes)
 
 
 def _refresh_consolidated(spec: PyramidSpec) -> None:
-    """Renew consolidated metadata where a slide has them: readers would not see new labels."""
     for folder in (label_path(spec).parent, Path(spec.root)):
-        if spec.zarr_format == 2:
-            consolidated = (folder / ".zmetadata").is_file()
-        else:
-            node = json.loads((folder / "zarr.json").read_text())
-            consolidated = node.get("consolidated_metadata") is not None
-        if consolidated:
-            with warnings.catch_warnings():
-                # zarr remarks that format 3 does not specify them; the slide has them all the same.
-                warnings.simplefilter("ignore")
-                zarr.consolidate_metadata(LocalStore(folder), zarr_format=spec.zarr_format)
+        refresh_consolidated(folder)

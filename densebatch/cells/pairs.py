@@ -156,7 +156,13 @@ def list_label_images(folder: Path) -> dict[str, Path]:
 
 
 def find_partners(source: Path, names: list[str]) -> dict[str, Path]:
-    """Files of a folder with the given names, whatever their endings; or one file for one name."""
+    """Files of a folder with the given names, whatever their endings; or one file for one name.
+
+    Raises
+    ------
+    InputError
+        If `source` is one image and there are several names.
+    """
     if not _is_folder(source):
         if len(names) != 1:
             raise InputError(f"{source} is one image, but {len(names)} are scored; give a folder")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, describe_cause
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
 
 ACCEPTED = "PNG, TIFF, .npy, an OME-Zarr label image, or a plain zarr array"
+MAX_LABEL = 2**32 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,38 +53,42 @@ class Pixels:
         return int(np.prod(self.array.shape)) // max(1, self.shape[0] * self.shape[1])
 
     def read(self, region: Region) -> NDArray[Any]:
-        """All planes of a rectangle, (planes, rows, columns)."""
+        """All planes of a rectangle, (planes, rows, columns).
+
+        Raises
+        ------
+        InputError
+            If they cannot be read.
+        """
         rows, cols = region.slices
         index = tuple({"Y": rows, "X": cols}.get(axis, slice(None)) for axis in self.axes)
         try:
             part = np.asarray(self.array[index])
         except MemoryError:
             raise
-        # Every codec and store has its own errors, and whatever it is, the pixels are unknown.
+        # Every codec and store has errors of its own, and whichever it is, the pixels are unknown.
         except Exception as exc:
             raise InputError(
                 f"{self.path} cannot be read at rows {region.y0} to {region.y1}, columns "
-                f"{region.x0} to {region.x1}: {tell(exc)}"
+                f"{region.x0} to {region.x1}: {describe_cause(exc)}"
             ) from exc
         part = np.moveaxis(part, (self.axes.index("Y"), self.axes.index("X")), (-2, -1))
-        return part.reshape(-1, *region.shape)
-
-
-def tell(exc: BaseException) -> str:
-    """The first line of an error, or its kind."""
-    return (str(exc).strip().splitlines() or [""])[0] or type(exc).__name__
+        return part.reshape(self.n_planes, *region.shape)
 
 
 def guess_axes(shape: tuple[int, ...], path: Path) -> str:
-    """Axes of an array without names: rows and columns last, unless the last are colours."""
+    """Axes of an array without names: rows and columns last, unless the last are colours.
+
+    Raises
+    ------
+    InputError
+        If there are less than two.
+    """
     if len(shape) < 2:
         raise InputError(f"{path} has shape {shape}; an image has rows and columns")
     if len(shape) == 3 and shape[2] in (3, 4) and shape[0] > 4:
         return "YXS"
     return "ABCDEFGHIJKLMNOPQ"[: len(shape) - 2] + "YX"
-
-
-MAX_LABEL = 2**32 - 1
 
 
 def as_labels(array: object, where: str = "the label image") -> NDArray[np.uint32]:

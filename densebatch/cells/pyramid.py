@@ -1,7 +1,7 @@
 """Pixels of the output pyramid: whole units in, coarser levels out, digests of what is stored.
 
-Every function is one idempotent task on one unit of `ngff.shard_grid`. Two writers inside one
-shard lose data without an error, so anything but a whole unit is refused, and a repeated task
+Every function is one idempotent task on one unit of `pyramid_spec.shard_grid`. Two writers inside
+one shard lose data without an error, so anything but a whole unit is refused, and a repeated task
 replaces exactly its own files.
 """
 
@@ -18,7 +18,9 @@ from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.cells.ngff import PyramidSpec, shard_grid
+from densebatch.base.resampling import mean_of_four
+from densebatch.cells.groups import open_array
+from densebatch.cells.pyramid_spec import PyramidSpec, shard_grid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,6 +57,13 @@ def write_label_shard(
 ) -> None:
     """Write one whole unit of the labels.
 
+    Parameters
+    ----------
+    spec, level, region
+        Which unit.
+    labels
+        Its pixels, uint32.
+
     Raises
     ------
     ValueError
@@ -70,6 +79,13 @@ def write_image_shard(
     spec: PyramidSpec, channel: int, level: int, region: Region, pixels: npt.NDArray[Any]
 ) -> None:
     """Write one whole unit of one channel of the image beside the labels.
+
+    Parameters
+    ----------
+    spec, channel, level, region
+        Which unit.
+    pixels
+        Its pixels, of the image's type.
 
     Raises
     ------
@@ -92,7 +108,7 @@ def source_region(spec: PyramidSpec, level: int, region: Region) -> Region:
     x1 = nearest(region.x1 - 1, above[1], here[1]) + 1
     if spec.slide is not None:
         return Region(y0, x0, y1, x1)
-    # A mean needs both pixels of a pair, where there are two.
+    # The region ends with a whole pair, because a mean needs both pixels where there are two.
     return Region(y0, x0, y1 + 1, x1 + 1).clip(*above)
 
 
@@ -146,7 +162,19 @@ def downsample_image(
     """Build and write one unit of one channel from the level before by the mean of 2×2 pixels.
 
     Integers are averaged exactly and rounded half up. Where a level has an odd size its last row or
-    column stands for its missing neighbour. Parameters and result as for `downsample_labels`.
+    column stands for its missing neighbour.
+
+    Parameters
+    ----------
+    spec, channel, level, region
+        Which unit.
+    below
+        All of the channel's level before, if it is at hand; else it is read.
+
+    Returns
+    -------
+    ndarray
+        What was written.
 
     Raises
     ------
@@ -185,6 +213,13 @@ def digest_unit(spec: PyramidSpec, level: int, region: Region, channel: int | No
 
     Equal to `digest_pixels` of what was written; so a lost file, which reads as zeros, shows.
 
+    Parameters
+    ----------
+    spec, level, region
+        Which unit.
+    channel
+        Of the image; None for the labels.
+
     Raises
     ------
     ValueError
@@ -205,6 +240,15 @@ def check_unit(
     spec: PyramidSpec, level: int, region: Region, channel: int | None = None, *, lowest: int = 0
 ) -> None:
     """Refuse anything but one whole unit of a level, and a channel that the image does not have.
+
+    Parameters
+    ----------
+    spec, level, region
+        What is taken for a unit.
+    channel
+        Of the image; None for the labels.
+    lowest
+        The least level that is accepted: 1 where a level is made from the one before.
 
     Raises
     ------
@@ -241,28 +285,6 @@ def nearest(index: int | npt.NDArray[np.int64], n: int, m: int) -> int | npt.NDA
     return -((2 * index + 1) * -n // (2 * m)) - 1
 
 
-def mean_of_four(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Mean of each 2×2 pixels; a last odd row or column is repeated.
-
-    Examples
-    --------
-    >>> mean_of_four(np.array([[0, 1, 255], [0, 1, 254]], np.uint8))
-    array([[  1, 255]], dtype=uint8)
-    """
-    if block.shape[0] % 2 or block.shape[1] % 2:
-        block = np.pad(block, [(0, size % 2) for size in block.shape], mode="edge")
-    a, b, c, d = (block[dy::2, dx::2] for dy in (0, 1) for dx in (0, 1))
-    if block.dtype.kind == "f":
-        # Quarters first: a sum of four may overflow where their mean does not.
-        quarter = block.dtype.type(0.25)
-        with np.errstate(invalid="ignore", under="ignore"):
-            return np.asarray((a * quarter + b * quarter) + (c * quarter + d * quarter))
-    # v = 4 (v >> 2) + (v & 3) keeps every sum inside the type, whatever its width and sign.
-    whole = (a >> 2) + (b >> 2) + (c >> 2) + (d >> 2)
-    rest = (a & 3) + (b & 3) + (c & 3) + (d & 3)
-    return np.asarray(whole + ((rest + 2) >> 2), block.dtype)
-
-
 def label_path(spec: PyramidSpec) -> Path:
     """The folder of the label image."""
     return Path(spec.root) / "labels" / spec.label_name
@@ -273,34 +295,20 @@ def level_path(spec: PyramidSpec, level: int, *, image: bool = False) -> Path:
     return (Path(spec.root) if image else label_path(spec)) / str(level)
 
 
-def open_array(folder: Path) -> zarr.Array[Any]:
-    """Open an array for reading.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    try:
-        return zarr.open_array(LocalStore(folder, read_only=True), mode="r")
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise InputError(f"{folder} is not a readable zarr array: {error}.") from error
-
-
 def _read(array: zarr.Array[Any] | npt.NDArray[Any], *selection: int | slice) -> npt.NDArray[Any]:
     return np.asarray(array[selection])
 
 
 def _write(folder: Path, selection: tuple[int | slice, ...], pixels: npt.NDArray[Any]) -> None:
-    # Background is left out on purpose: it costs nothing, and a digest tells it from a lost file.
+    # Background is left out, because it then costs nothing, and a digest tells it from a lost file.
     array = zarr.open_array(LocalStore(folder), mode="r+")
     array = array.with_config({"write_empty_chunks": False})
     try:
         array[selection] = pixels
     except (ValueError, RuntimeError):
         # zarr reads a shard before it replaces it, and cannot if a crash or a bad disk damaged it.
-        # Always removing it first would do too, but a late repetition of a finished task would then
-        # show zeros to readers for a moment.
+        # A shard that can be read is not removed beforehand, because a late repetition of a
+        # finished task would then show zeros to readers for a moment.
         steps = array.shards or array.chunks
         starts = (s if isinstance(s, int) else s.start for s in selection)
         unit = tuple(start // step for start, step in zip(starts, steps, strict=True))

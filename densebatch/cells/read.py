@@ -6,26 +6,32 @@ label image is an `InputError` that names the file; it never turns into backgrou
 
 from __future__ import annotations
 
-import struct
 import weakref
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import imagecodecs
 import numpy as np
 import psutil
 import tifffile
 import zarr
 from PIL import Image
 
-from densebatch.base.errors import CapacityError, InputError
+from densebatch.base.errors import CapacityError, InputError, describe_cause
 from densebatch.base.geometry import Region
-from densebatch.cells.pixels import ACCEPTED, Pixels, as_labels, guess_axes, tell
+from densebatch.base.image_files import (
+    PALETTE,
+    check_segments,
+    decode_png,
+    open_tiff_file,
+    read_png_header,
+)
+from densebatch.cells.pixels import ACCEPTED, Pixels, as_labels, guess_axes
 from densebatch.cells.read_zarr import open_zarr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from tifffile import TiffFile
 
 FILE_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 MAX_PX = 2**40
@@ -94,14 +100,29 @@ def open_labels(path: Path) -> LabelImage:
 
 
 def open_pixels(path: Path, *, labels: bool = False) -> Pixels:
-    """Open an image of any kind; of an OME-Zarr its label image or its highest resolution."""
+    """Open an image of any kind.
+
+    Parameters
+    ----------
+    path
+        As for `open_labels`, or an image.
+    labels
+        Whether an OME-Zarr image stands for its label image, or for its highest resolution.
+
+    Raises
+    ------
+    InputError
+        Where it cannot be opened.
+    CapacityError
+        Where a piece of it does not fit into memory.
+    """
     try:
         pixels = _open(path, labels=labels)
     except (InputError, MemoryError):
         raise
-    # As above: whatever fails while a damaged header is read, the file cannot be used.
+    # Whatever fails while a damaged header is read, the file cannot be used.
     except Exception as exc:
-        raise InputError(f"{path} cannot be opened: {tell(exc)}") from exc
+        raise InputError(f"{path} cannot be opened: {describe_cause(exc)}") from exc
     height, width = pixels.shape
     if not 0 < height * width <= MAX_PX or pixels.n_planes == 0:
         raise InputError(
@@ -136,42 +157,39 @@ def _open_npy(path: Path) -> Pixels:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as exc:
         raise InputError(
-            f"{path} is not a plain array ({tell(exc)}); accepted is what numpy.save writes of a "
-            "label array"
+            f"{path} is not a plain array ({describe_cause(exc)}); accepted is what numpy.save "
+            "writes of a label array"
         ) from exc
     return Pixels(path, array, guess_axes(array.shape, path))
 
 
 def _open_png(path: Path) -> Pixels:
-    coded = path.read_bytes()
-    head = coded[:26]
-    if len(head) < 26 or head[:8] != b"\x89PNG\r\n\x1a\n":
-        raise InputError(f"{path} is not a PNG, whatever its name says")
-    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
-    if (needed := 8 * width * height) > (available := psutil.virtual_memory().available // 2):
+    header = read_png_header(path)
+    needed, available = 8 * header.height * header.width, psutil.virtual_memory().available // 2
+    if needed > available:
         raise CapacityError(
-            f"{path} declares {height}x{width} px, which needs {needed / 1e9:.1f} GB, and half of "
-            f"the free memory is {available / 1e9:.1f} GB"
+            f"{path} declares {header.height}x{header.width} px, which needs {needed / 1e9:.1f} "
+            f"GB, and half of the free memory is {available / 1e9:.1f} GB"
         )
-    if depth == 1:
+    if header.bits == 1:
         raise InputError(
             f"{path} is a yes/no mask (1 bit per pixel); a label image has one whole number per "
             "cell"
         )
-    if colour == 3:
-        # The index into the palette is the label; its colour is for the eye.
+    if header.colour_type == PALETTE:
+        # The index into the palette is the label, and its colour is for the eye.
         with Image.open(path) as picture:
             return Pixels(path, np.asarray(picture), "YX")
-    array = imagecodecs.png_decode(coded)
-    if colour in (4, 6):
-        if (array[..., -1] != np.iinfo(array.dtype).max).any():
+    pixels = decode_png(path, header)
+    if header.has_alpha:
+        if (pixels[..., -1] != np.iinfo(pixels.dtype).max).any():
             raise InputError(f"{path} is partly transparent; a label image is opaque")
-        array = array[..., :-1]
-    return Pixels(path, array, "YX" if array.ndim == 2 else "YXS")
+        pixels = pixels[..., :-1]
+    return Pixels(path, pixels, "YX" if pixels.ndim == 2 else "YXS")
 
 
 def _open_tiff(path: Path) -> Pixels:
-    tif = tifffile.TiffFile(path)
+    tif = open_tiff_file(path)
     try:
         pixels = _read_tiff_layout(path, tif)
     except BaseException:
@@ -182,18 +200,10 @@ def _open_tiff(path: Path) -> Pixels:
     return pixels
 
 
-def _read_tiff_layout(path: Path, tif: tifffile.TiffFile) -> Pixels:
+def _read_tiff_layout(path: Path, tif: TiffFile) -> Pixels:
     series = tif.series[0]
+    check_segments(path, series)
     level = series.levels[0]
-    size = path.stat().st_size
-    for page in level.pages:
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            # tifffile reads a piece without bytes as zeros, which would be background.
-            if count == 0 or offset + count > size:
-                raise InputError(
-                    f"{path} is damaged: a piece of {count} bytes at {offset} is not in the file "
-                    f"of {size} bytes"
-                )
     axes, first = str(level.axes), level.keyframe
     if not {"Y", "X"} <= set(axes) or len(set(axes)) < len(axes):
         axes = guess_axes(level.shape, path)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import zarr
 
-from densebatch.base.errors import InputError
-from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes, tell
+from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.ngff import (
+    find_multiscale,
+    list_axis_names,
+    list_labels,
+    ome_attributes,
+)
+from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from densebatch.base.ngff import Json
 
 
 class CheckedArray:
@@ -46,12 +54,12 @@ class CheckedArray:
         for place in itertools.product(*stored):
             path = self.folder / self.array.metadata.encode_chunk_key(place)
             if path.exists() and (not path.is_file() or path.stat().st_size == 0):
-                raise OSError(f"the stored piece {path.relative_to(self.folder)} is empty")
+                raise InputError(f"the stored piece {path.relative_to(self.folder)} is empty")
         try:
             return self._read(index)
         except MemoryError:
             raise
-        # Whatever a codec raises, it does not say where: read piece by piece to tell the user.
+        # What a codec raises does not say where, so pieces are read one by one to tell the user.
         except Exception:
             for place in itertools.product(*stored):
                 self._try_piece(place)
@@ -68,7 +76,7 @@ class CheckedArray:
             )
         except Exception as exc:
             key = self.array.metadata.encode_chunk_key(place)
-            raise OSError(f"the stored piece {key} is damaged: {tell(exc)}") from exc
+            raise InputError(f"the stored piece {key} is damaged: {describe_cause(exc)}") from exc
 
 
 def is_zarr(path: Path) -> bool:
@@ -77,7 +85,20 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, *, labels: bool) -> Pixels:
-    """Open an array, the label image of a group, or the highest resolution of its picture."""
+    """Open an array, the label image of a group, or the highest resolution of its picture.
+
+    Parameters
+    ----------
+    path
+        A folder: an array, a group, or the output of a run.
+    labels
+        Whether the label image of an image group is meant, or its picture.
+
+    Raises
+    ------
+    InputError
+        If it is no zarr, or a group without one such image.
+    """
     if not is_zarr(path) and is_zarr(path / "segmentation.ome.zarr"):
         path = path / "segmentation.ome.zarr"
     if not is_zarr(path):
@@ -85,7 +106,7 @@ def open_zarr(path: Path, *, labels: bool) -> Pixels:
     node = zarr.open(path, mode="r")
     axes = None
     if isinstance(node, zarr.Group):
-        # Not every writer marks its label images, but they all go below `labels`.
+        # A group below `labels` is taken for a label image, because not every writer marks them.
         node, axes = _find_array(node, path, labels=labels and path.parent.name != "labels")
     if axes is None or len(axes) != node.ndim or not {"Y", "X"} <= set(axes):
         axes = guess_axes(node.shape, path)
@@ -97,34 +118,35 @@ def open_zarr(path: Path, *, labels: bool) -> Pixels:
 def _find_array(
     group: zarr.Group, path: Path, *, labels: bool
 ) -> tuple[zarr.Array[Any], str | None]:
-    """The highest resolution of a label image, or of an image."""
-    attributes: dict[str, Any] = dict(group.attrs)
-    attributes = attributes.get("ome", attributes)
-    members = set(group.group_keys())
-    if labels and "image-label" not in attributes:
-        listed = attributes.get("labels")
-        if "labels" in members:
-            group = group["labels"]  # type: ignore[assignment]
-            found: dict[str, Any] = dict(group.attrs)
-            listed = found.get("ome", found).get("labels") or sorted(group.group_keys())
-        if listed is None:
-            raise InputError(
-                f"{path} is a zarr group without a label image; accepted are a label image "
-                "(X.ome.zarr/labels/NAME), an image with exactly one, or a plain array"
-            )
-        if len(listed) != 1:
-            raise InputError(
-                f"{path} has {len(listed)} label images ({', '.join(map(str, listed))}); give the "
-                "path of one, such as X.ome.zarr/labels/NAME"
-            )
-        return _find_array(group[str(listed[0])], path, labels=False)  # type: ignore[arg-type]
-    multiscales = attributes.get("multiscales")
-    if not multiscales:
+    """The highest resolution of a label image, or of an image, and a letter for each axis."""
+    ome = ome_attributes(dict(group.attrs))
+    if labels and "image-label" not in ome:
+        return _find_array(_find_label_group(group, ome, path), path, labels=False)
+    multiscale = find_multiscale(ome)
+    if multiscale is None:
         raise InputError(f"{path} is a zarr group without an image; accepted are {ACCEPTED}")
-    names = [
-        axis["name"] if isinstance(axis, dict) else axis for axis in multiscales[0].get("axes", [])
-    ]
-    array = group[multiscales[0]["datasets"][0]["path"]]
+    array = group[multiscale["datasets"][0]["path"]]
     if not isinstance(array, zarr.Array):
         raise InputError(f"{path} lists {array.name} as its highest resolution, which is no array")
-    return array, "".join(str(name)[0].upper() for name in names) or None
+    letters = "".join(str(name)[0].upper() for name in list_axis_names(multiscale))
+    return array, letters or None
+
+
+def _find_label_group(group: zarr.Group, ome: Json, path: Path) -> zarr.Group:
+    """The only label image of an image group, or of a group of label images."""
+    holder = group
+    listed = list_labels(ome)
+    if "labels" in set(group.group_keys()):
+        holder = cast("zarr.Group", group["labels"])
+        listed = list_labels(ome_attributes(dict(holder.attrs))) or sorted(holder.group_keys())
+    elif ome.get("labels") is None:
+        raise InputError(
+            f"{path} is a zarr group without a label image; accepted are a label image "
+            "(X.ome.zarr/labels/NAME), an image with exactly one, or a plain array"
+        )
+    if len(listed) != 1:
+        raise InputError(
+            f"{path} has {len(listed)} label images ({', '.join(map(str, listed))}); give the "
+            "path of one, such as X.ome.zarr/labels/NAME"
+        )
+    return cast("zarr.Group", holder[str(listed[0])])

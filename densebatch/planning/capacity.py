@@ -13,7 +13,7 @@ import psutil
 from densebatch.base.allocation import KEPT_BYTES
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.machine import count_cores
-from densebatch.cells.ngff import SHARD_PX
+from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 

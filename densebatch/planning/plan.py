@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from densebatch.base.geometry import Grid, Lattice
 
 # pydantic looks these annotations up at run time
-from densebatch.cells.ngff import Version  # noqa: TC001
+from densebatch.base.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
 from densebatch.models.model import ModelSpec  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.stages.work import Task
 
-_LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr", "tifffile", "imagecodecs", "scipy")
+_LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr-models", "tifffile", "imagecodecs", "scipy")
 
 
 def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:

@@ -13,39 +13,41 @@ import zarr
 from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.ngff import (
+    Json,
+    check_version,
+    find_multiscale,
+    find_pixel_length,
+    list_axis_letters,
+    list_channel_labels,
+)
 from densebatch.slides.omezarr_metadata import (
     DOCUMENTS,
-    Json,
     find_image,
     find_levels,
-    find_version,
     read_array_document,
-    read_axis_letters,
-    read_channel_labels,
-    read_pixel_size,
 )
 from densebatch.slides.source import (
     MAX_CHUNK_BYTES,
+    ArraySource,
     Axes,
     Layout,
-    Source,
     Stamp,
     check_chunk,
     check_size,
     find_axes,
     name_channels,
-    tell,
+    square_pixel,
+    to_um,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from numpy.typing import NDArray
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from densebatch.base.geometry import Region
 
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16
@@ -75,8 +77,18 @@ class WholeChunkStore(LocalStore):
         return data
 
 
-class ZarrSource(Source):
-    """An open OME-Zarr image."""
+class ZarrSource(ArraySource):
+    """An open OME-Zarr image.
+
+    Parameters
+    ----------
+    path, layout, stamps, array, axes
+        As of `ArraySource`.
+    level_0
+        Folder of the array.
+    metadata
+        What the image's documents say of it.
+    """
 
     def __init__(
         self,
@@ -88,14 +100,8 @@ class ZarrSource(Source):
         level_0: Path,
         metadata: str,
     ) -> None:
-        super().__init__(path, layout, stamps)
-        self._array, self._axes, self._level_0 = array, axes, level_0
-        self._metadata = metadata
-
-    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        block = self._axes.pick(self._array, first, stop, region)
-        return block.astype(self.layout.dtype, copy=False)
+        super().__init__(path, layout, stamps, array, axes)
+        self._level_0, self._metadata = level_0, metadata
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -123,15 +129,14 @@ def open_zarr(path: Path) -> ZarrSource:
     """
     stamps: dict[Path, Stamp] = {}
     path, attributes, zarr_format = find_image(path, stamps)
-    multiscales = attributes["multiscales"]
-    if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
+    image = find_multiscale(attributes)
+    if image is None:
         raise InputError(f"{path} has multiscales metadata that list no image")
-    image = multiscales[0]
-    ngff = find_version(path, attributes, image, zarr_format)
+    ngff = check_version(attributes, image, zarr_format, path)
     levels = find_levels(path, image, zarr_format)
     document = read_array_document(levels[0], zarr_format, stamps)
     array = _open_array(path, levels[0], zarr_format, document)
-    axes = find_axes(path, read_axis_letters(path, image), array.shape, "C", "TZ")
+    axes = find_axes(path, list_axis_letters(image, path), array.shape, "C", "TZ")
     height, width = array.shape[axes.y], array.shape[axes.x]
     n = 1 if axes.channel is None else array.shape[axes.channel]
     check_size(path, height, width, n)
@@ -140,10 +145,10 @@ def open_zarr(path: Path) -> ZarrSource:
         kind="ome-zarr",
         height=height,
         width=width,
-        channels=name_channels(read_channel_labels(attributes), n),
+        channels=name_channels(list_channel_labels(attributes), n),
         colour=False,
         dtype=array.dtype.newbyteorder("="),
-        um_per_px=read_pixel_size(image, axes),
+        um_per_px=_read_pixel_size(image, axes),
         chunk_px=(min(array.chunks[axes.y], height), min(array.chunks[axes.x], width)),
         chunk_planes=math.prod(array.chunks) // (array.chunks[axes.y] * array.chunks[axes.x]),
         n_levels=len(levels),
@@ -152,6 +157,11 @@ def open_zarr(path: Path) -> ZarrSource:
     described = {"multiscales": image, "omero": attributes.get("omero"), "array": document}
     metadata = json.dumps(described, sort_keys=True)
     return ZarrSource(path, layout, stamps, array, axes, levels[0], metadata)
+
+
+def _read_pixel_size(image: Json, axes: Axes) -> float | None:
+    um_y, um_x = (to_um(*find_pixel_length(image, axis, axes.ndim)) for axis in (axes.y, axes.x))
+    return square_pixel(um_y, um_x)
 
 
 def _open_array(path: Path, level: Path, zarr_format: int, document: Json) -> zarr.Array[Any]:
@@ -165,7 +175,9 @@ def _open_array(path: Path, level: Path, zarr_format: int, document: Json) -> za
         )
         chunks = array.chunks
     except Exception as exc:
-        raise InputError(f"{level} cannot be opened as a Zarr array ({tell(exc)})") from exc
+        raise InputError(
+            f"{level} cannot be opened as a Zarr array ({describe_cause(exc)})"
+        ) from exc
     if 0 in chunks or 0 in (array.shards or ()):
         raise InputError(f"{level} declares chunks of {chunks}, which hold nothing")
     return array
@@ -192,7 +204,7 @@ def _check_chunks(path: Path, array: zarr.Array[Any]) -> None:
         )
     codecs: Any = getattr(array.metadata, "codecs", ())
     if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
-        # a shard that is itself encoded cannot be read in parts
+        # A shard that is itself encoded cannot be read in parts.
         check_chunk(path, "encoded shards", array.shards, itemsize)
 
 

@@ -1,31 +1,24 @@
-"""What the metadata documents of an OME-Zarr tell of its images, versions 0.4 and 0.5."""
+"""Metadata documents of an OME-Zarr, versions 0.4 and 0.5: found and read, of either Zarr format.
+
+What their OME attributes say is the business of `base.ngff`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from densebatch.base.errors import InputError
-from densebatch.slides.source import (
-    Axes,
-    Stamp,
-    check_dtype,
-    square_pixel,
-    stamp_file,
-    tell,
-    to_um,
-)
+from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.ngff import Json, list_level_paths, ome_attributes
+from densebatch.slides.source import Stamp, check_dtype, stamp_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
-
-Json = dict[str, Any]
 
 
 def _read_json(path: Path, stamps: dict[Path, Stamp]) -> Json:
@@ -33,7 +26,7 @@ def _read_json(path: Path, stamps: dict[Path, Stamp]) -> Json:
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError) as exc:
-        raise InputError(f"{path} is not a readable JSON document ({tell(exc)})") from exc
+        raise InputError(f"{path} is not a readable JSON document ({describe_cause(exc)})") from exc
     if not isinstance(document, dict):
         raise InputError(f"{path} holds a JSON {type(document).__name__}, not an object")
     return document
@@ -43,8 +36,7 @@ def _read_group(path: Path, stamps: dict[Path, Stamp]) -> tuple[Json, int]:
     """OME attributes of a group and its Zarr format."""
     if (path / "zarr.json").is_file():
         document = _read_json(path / "zarr.json", stamps)
-        attributes, zarr_format = document.get("attributes", {}), 3
-        attributes = attributes.get("ome", {}) if isinstance(attributes, dict) else {}
+        attributes, zarr_format = document.get("attributes"), 3
         is_array = document.get("node_type") == "array"
     elif any((path / name).is_file() for name in DOCUMENTS):
         zattrs = path / ".zattrs"
@@ -57,7 +49,8 @@ def _read_group(path: Path, stamps: dict[Path, Stamp]) -> tuple[Json, int]:
         )
     if is_array:
         raise InputError(f"{path} is a single Zarr array; accepted is the image group above it")
-    return (attributes if isinstance(attributes, dict) else {}), zarr_format
+    attributes = attributes if isinstance(attributes, dict) else {}
+    return ome_attributes(attributes, zarr_format), zarr_format
 
 
 def find_image(path: Path, stamps: dict[Path, Stamp]) -> tuple[Path, Json, int]:
@@ -96,37 +89,23 @@ def find_image(path: Path, stamps: dict[Path, Stamp]) -> tuple[Path, Json, int]:
     return images[0]
 
 
-def find_version(path: Path, attributes: Json, image: Json, zarr_format: int) -> str:
-    """Check that metadata and Zarr format belong together."""
-    expected = "0.4" if zarr_format == 2 else "0.5"
-    holder = image if zarr_format == 2 else attributes
-    version = str(holder.get("version", expected))
-    if version != expected:
-        raise InputError(
-            f"{path} is OME-Zarr {version} in Zarr format {zarr_format}; accepted are 0.4 in "
-            "Zarr format 2 and 0.5 in Zarr format 3"
-        )
-    return version
-
-
 def find_levels(path: Path, image: Json, zarr_format: int) -> list[Path]:
-    """Array folders of all resolutions, the highest first."""
-    datasets = image.get("datasets")
-    if not (isinstance(datasets, list) and datasets):
-        raise InputError(f"{path} has multiscales metadata without datasets")
-    levels = []
-    for dataset in datasets:
-        name = dataset.get("path") if isinstance(dataset, dict) else None
-        if not isinstance(name, str) or not name or {"..", "/"} & set(PurePosixPath(name).parts):
-            raise InputError(f"{path} names a dataset {name!r}, which is no path inside it")
-        document = ".zarray" if zarr_format == 2 else "zarr.json"
+    """Array folders of all resolutions, the highest first.
+
+    Raises
+    ------
+    InputError
+        If the metadata list none, or one that is missing.
+    """
+    names = list_level_paths(image, path)
+    document = ".zarray" if zarr_format == 2 else "zarr.json"
+    for name in names:
         if not (path / name / document).is_file():
             raise InputError(
-                f"{path} lists {len(datasets)} resolutions of which '{name}' is missing: "
+                f"{path} lists {len(names)} resolutions of which '{name}' is missing: "
                 f"there is no {name}/{document}"
             )
-        levels.append(path / name)
-    return levels
+    return [path / name for name in names]
 
 
 def read_array_document(level: Path, zarr_format: int, stamps: dict[Path, Stamp]) -> Json:
@@ -139,44 +118,3 @@ def read_array_document(level: Path, zarr_format: int, stamps: dict[Path, Stamp]
             name = np.dtype(name).name
     check_dtype(level, name)
     return document
-
-
-def read_axis_letters(path: Path, image: Json) -> list[str]:
-    """Names of the axes in upper case, as `find_axes` takes them."""
-    axes = image.get("axes")
-    if not isinstance(axes, list) or not all(isinstance(axis, dict) for axis in axes):
-        raise InputError(f"{path} has multiscales metadata without a list of axes")
-    return [str(axis.get("name", "?")).upper() for axis in axes]
-
-
-def read_channel_labels(attributes: Json) -> list[str | None]:
-    """Labels in the rendering metadata (`omero`), as far as there are any."""
-    omero = attributes.get("omero")
-    channels = omero.get("channels") if isinstance(omero, dict) else None
-    if not isinstance(channels, list):
-        return []
-    labels = [channel.get("label") if isinstance(channel, dict) else None for channel in channels]
-    return [label if isinstance(label, str) else None for label in labels]
-
-
-def read_pixel_size(image: Json, axes: Axes) -> float | None:
-    """Scale of the first dataset times that of the whole image, where the unit is a length."""
-
-    def scales(holder: Json) -> list[Any]:
-        transforms = holder.get("coordinateTransformations")
-        for transform in transforms if isinstance(transforms, list) else []:
-            if isinstance(transform, dict) and transform.get("type") == "scale":
-                scale = transform.get("scale")
-                if isinstance(scale, list) and len(scale) == axes.ndim:
-                    return scale
-        return [1] * axes.ndim
-
-    def size(axis: int) -> float | None:
-        unit = image["axes"][axis].get("unit")
-        try:
-            length = float(scales(image["datasets"][0])[axis]) * float(scales(image)[axis])
-        except (TypeError, ValueError):
-            return None
-        return to_um(length, unit)
-
-    return square_pixel(size(axes.y), size(axes.x))

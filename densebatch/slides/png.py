@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-import imagecodecs
 import numpy as np
 
 from densebatch.base.errors import InputError
+from densebatch.base.image_files import (
+    PALETTE,
+    PNG_PLANES,
+    PngHeader,
+    decode_png,
+    read_png_header,
+)
 from densebatch.slides.source import (
     Layout,
     Source,
@@ -19,26 +24,38 @@ from densebatch.slides.source import (
     check_size,
     name_colours,
     stamp_file,
-    tell,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
 
-_PLANES_OF_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}
-_PALETTE = 3
-_KEEP = 2
+_N_KEPT = 2
 
 _decoded: OrderedDict[tuple[Path, Stamp], NDArray[Any]] = OrderedDict()
 _lock = threading.Lock()
 
 
 class PngSource(Source):
-    """An open PNG; decoded at the first read."""
+    """An open PNG; decoded at the first read.
+
+    Parameters
+    ----------
+    path, layout, stamps
+        As of `Source`.
+    header
+        Of the file.
+    """
+
+    def __init__(
+        self, path: Path, layout: Layout, stamps: Mapping[Path, Stamp], header: PngHeader
+    ) -> None:
+        super().__init__(path, layout, stamps)
+        self._header = header
 
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
@@ -50,9 +67,9 @@ class PngSource(Source):
         key = self.path, self.stamps[self.path]
         with _lock:
             if key not in _decoded:
-                _decoded[key] = _decode(self.path, self.layout)
+                _decoded[key] = _decode(self.path, self._header)
             _decoded.move_to_end(key)
-            while len(_decoded) > _KEEP:
+            while len(_decoded) > _N_KEPT:
                 _decoded.popitem(last=False)
             return _decoded[key]
 
@@ -67,55 +84,36 @@ def open_png(path: Path) -> PngSource:
         to more than a gigabyte.
     """
     stamps = {path: stamp_file(path)}
-    with path.open("rb") as file:
-        header = file.read(33)
-    if len(header) < 33 or header[12:16] != b"IHDR":
-        raise InputError(f"{path} is truncated: a PNG begins with 33 bytes of header")
-    width, height, bits, colour_type = struct.unpack(">IIBB", header[16:26])
-    if colour_type == _PALETTE:
+    header = read_png_header(path)
+    height, width = header.height, header.width
+    if header.colour_type == PALETTE:
         raise InputError(
             f"{path} is a PNG with a palette, whose values are no intensities; "
             "accepted are PNGs of grey values or of red, green and blue"
         )
-    if colour_type not in _PLANES_OF_TYPE or bits not in (2, 4, 8, 16):
+    if header.colour_type not in PNG_PLANES or header.bits not in (2, 4, 8, 16):
         raise InputError(
-            f"{path} is a PNG of colour type {colour_type} with {bits} bits per value; accepted "
-            "are grey values of 2, 4, 8 or 16 bits and colours of 8 or 16 bits"
+            f"{path} is a PNG of colour type {header.colour_type} with {header.bits} bits per "
+            "value; accepted are grey values of 2, 4, 8 or 16 bits and colours of 8 or 16 bits"
         )
-    n = _PLANES_OF_TYPE[colour_type]
-    dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
+    n = PNG_PLANES[header.colour_type]
     check_size(path, height, width, n)
-    check_chunk(path, "one piece", (height, width, n), dtype.itemsize)
+    check_chunk(path, "one piece", (height, width, n), header.dtype.itemsize)
     layout = Layout(
         kind="png",
         height=height,
         width=width,
-        channels=name_colours(n, alpha=colour_type in (4, 6)),
+        channels=name_colours(n, alpha=header.has_alpha),
         colour=n > 1,
-        dtype=dtype,
+        dtype=header.dtype,
         um_per_px=None,  # a PNG's resolution is that of a screen or a printer
         chunk_px=(height, width),
         chunk_planes=n,
     )
-    return PngSource(path, layout, stamps)
+    return PngSource(path, layout, stamps, header)
 
 
-def _decode(path: Path, layout: Layout) -> NDArray[Any]:
-    try:
-        # not pillow: it brings 16-bit colours down to 8 bits
-        pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
-    except MemoryError:
-        raise
-    except Exception as exc:
-        raise InputError(f"{path} cannot be decoded as PNG ({tell(exc)})") from exc
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, np.newaxis]
-    # a transparent colour (tRNS) decodes to one plane more than the header tells
-    pixels = pixels[:, :, : len(layout.channels)]
-    expected = layout.height, layout.width, len(layout.channels)
-    if pixels.shape != expected or pixels.dtype != layout.dtype:
-        raise InputError(
-            f"{path} decodes to {pixels.shape} values of type {pixels.dtype}, "
-            f"not to {expected} of type {layout.dtype} as its header tells"
-        )
-    return pixels
+def _decode(path: Path, header: PngHeader) -> NDArray[Any]:
+    """All planes that the header tells of, (height, width, planes)."""
+    pixels = decode_png(path, header).reshape(header.height, header.width, -1)
+    return pixels[:, :, : PNG_PLANES[header.colour_type]]

@@ -12,6 +12,17 @@ import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
+from densebatch.base.ngff import (
+    ZARR_FORMATS,
+    ZarrFormat,
+    describe_channel,
+    describe_multiscale,
+    image_attributes,
+    label_attributes,
+    labels_attributes,
+    plain_pyramid,
+)
+from densebatch.base.resampling import mean_of_four
 from densebatch.slides.simulated import CHANNELS, Tissue, render
 
 if TYPE_CHECKING:
@@ -19,6 +30,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
+
+_RANGE = (0, 4095)  # values of the simulated camera
 
 
 def write_slide(
@@ -64,7 +77,7 @@ def write_slide(
     Memory is about 25 bytes per pixel of a shard plus 100 per pixel of `threads` tiles, whatever
     the slide's size: 500 MB by default.
     """
-    if ngff not in ("0.4", "0.5"):
+    if ngff not in ZARR_FORMATS:
         raise InputError(f"OME-Zarr version {ngff!r} is unknown; accepted are '0.4' and '0.5'")
     if min(chunk, tile, threads) < 1 or shard < 1 or shard % chunk:
         raise InputError(
@@ -79,7 +92,7 @@ def write_slide(
         chunk << n_levels
     ):
         n_levels += 1
-    zarr_format: Literal[2, 3] = 2 if ngff == "0.4" else 3
+    zarr_format = ZARR_FORMATS[ngff]
     root = Path(image_path)
     create = functools.partial(
         _create_level, tissue, chunk=chunk, shard=shard, zarr_format=zarr_format
@@ -100,14 +113,14 @@ def write_slide(
     with ThreadPoolExecutor(threads) as pool:
         for index in blocks:
             pixels, ids = _render_block(tissue, blocks[index], tile, pool)
-            _write_levels(images, pixels, blocks[index], _halve_image)
+            _write_levels(images, pixels, blocks[index], mean_of_four)
             _write_levels(truths, ids, blocks[index], _halve_labels)
 
-    # Metadata last: a slide that was not finished does not open.
-    _set_attributes(image, ngff, _describe_multiscale(tissue, ngff, n_levels, "image"))
+    # Metadata come last, because a slide that was not finished must not open.
+    image.attrs.update(_describe_image(tissue, ngff, n_levels))
     if truth_path is None:
-        _set_attributes(labels, ngff, {"labels": ["truth"]})
-        _set_attributes(truth, ngff, _describe_multiscale(tissue, ngff, n_levels, "truth"))
+        labels.attrs.update(labels_attributes(ngff, ["truth"]))
+        truth.attrs.update(_describe_truth(tissue, ngff, n_levels))
 
 
 def _create_level(
@@ -118,7 +131,7 @@ def _create_level(
     dtype: Literal["uint16", "uint32"],
     chunk: int,
     shard: int,
-    zarr_format: Literal[2, 3],
+    zarr_format: ZarrFormat,
 ) -> zarr.Array[Any]:
     """An empty array for one level; channels lead those of pixels, labels have none."""
     leading = (len(CHANNELS),) if dtype == "uint16" else ()
@@ -168,49 +181,23 @@ def _write_levels(
         level[..., y0 : y0 + height, x0 : x0 + width] = values
 
 
-def _halve_image(image: NDArray[Any]) -> NDArray[Any]:
-    """Mean of 2x2 pixels, the last row and column of an odd image counting twice."""
-    padded = np.pad(image, ((0, 0), *((0, n % 2) for n in image.shape[1:])), mode="edge")
-    total = np.full((image.shape[0], padded.shape[1] // 2, padded.shape[2] // 2), 2, np.uint32)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            total += padded[:, dy::2, dx::2]
-    return (total // 4).astype(image.dtype)
-
-
 def _halve_labels(labels: NDArray[Any]) -> NDArray[Any]:
     return labels[::2, ::2]
 
 
-def _describe_multiscale(
-    tissue: Tissue, ngff: str, n_levels: int, name: Literal["image", "truth"]
-) -> dict[str, Any]:
-    """Metadata of an image or label group (OME-Zarr specification, "multiscales")."""
-    channel = [{"name": "c", "type": "channel"}] if name == "image" else []
-    space = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
-    datasets = []
-    for k in range(n_levels):
-        scale = [1.0] * len(channel) + [tissue.um_per_px * 2**k] * 2
-        transform = {"type": "scale", "scale": scale}
-        datasets.append({"path": str(k), "coordinateTransformations": [transform]})
-    multiscale: dict[str, Any] = {"name": name, "axes": channel + space, "datasets": datasets}
-    version = {"version": "0.4"} if ngff == "0.4" else {}
-    described: dict[str, Any] = {"multiscales": [multiscale | version]}
-    if name == "image":
-        window = {"min": 0, "max": 4095, "start": 0, "end": 4095}
-        channels = [
-            {"label": label, "color": color, "active": True, "window": window}
-            for label, color in zip(CHANNELS, ("FFFFFF", "0000FF"), strict=True)
-        ]
-        described["omero"] = {"channels": channels}
-    else:
-        colors = [{"label-value": 0, "rgba": [0, 0, 0, 0]}]
-        source = {"image": "../../"}
-        described["image-label"] = {"colors": colors, "source": source} | version
-    return described
+def _describe_image(tissue: Tissue, ngff: str, n_levels: int) -> dict[str, Any]:
+    """Attributes of the image group."""
+    pyramid = plain_pyramid(tissue.um_per_px, n_levels)
+    multiscale = describe_multiscale(ngff, "image", pyramid, method="mean", channel=True)
+    channels = [
+        describe_channel(label, color, active=True, limits=_RANGE, shown=_RANGE)
+        for label, color in zip(CHANNELS, ("FFFFFF", "0000FF"), strict=True)
+    ]
+    return image_attributes(ngff, multiscale, channels)
 
 
-def _set_attributes(group: zarr.Group, ngff: str, attributes: dict[str, Any]) -> None:
-    if ngff == "0.5":
-        attributes = {"ome": {"version": ngff, **attributes}}
-    group.attrs.update(attributes)
+def _describe_truth(tissue: Tissue, ngff: str, n_levels: int) -> dict[str, Any]:
+    """Attributes of the group of the true labels."""
+    pyramid = plain_pyramid(tissue.um_per_px, n_levels)
+    multiscale = describe_multiscale(ngff, "truth", pyramid, method="nearest")
+    return label_attributes(ngff, multiscale, of_image=True)

@@ -2,8 +2,8 @@
 
     open_slide("slide.ome.zarr").read(channel=0, region=Region(0, 0, 512, 512))
 
-A reader per format (`slide_zarr`, `slide_tiff`, `slide_png`) gives a `Source`: what the metadata
-tell, and thread-safe reads. This module chooses the reader, keeps the last ones open in each
+A reader per format (`omezarr`, `tiff`, `png`) gives a `Source`: what the metadata tell, and
+thread-safe reads. This module chooses the reader, keeps the last ones open in each
 process, and applies the rules that hold for all: which channel is meant, and that whatever cannot
 be used is one `InputError` that names the file, what was found and what is accepted.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -22,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Grid, Region
-from densebatch.slides.source import tell
+from densebatch.base.log import log_event
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.slides.source import Source
 
-_KEEP_OPEN = 8
+log = logging.getLogger(__name__)
+
+_N_KEPT_OPEN = 8
 _SCAN_PX = 2**22
-_NAMES_IN_ERROR = 40
+_N_NAMES_IN_ERROR = 40
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ class Slide:
             channels = source.layout.channels[first:stop]
             raise InputError(
                 f"{source.path} cannot be read in rows {region.y0} to {region.y1}, columns "
-                f"{region.x0} to {region.x1} of channel {', '.join(channels)} ({tell(exc)})"
+                f"{region.x0} to {region.x1} of channel {', '.join(channels)} "
+                f"({describe_cause(exc)})"
             ) from exc
 
     def channel_index(self, name: str) -> int:
@@ -194,8 +198,8 @@ class Slide:
 
     def _list_channels(self) -> str:
         channels = self._source.layout.channels
-        more = len(channels) - _NAMES_IN_ERROR
-        return ", ".join(channels[:_NAMES_IN_ERROR]) + (f" and {more} more" if more > 0 else "")
+        more = len(channels) - _N_NAMES_IN_ERROR
+        return ", ".join(channels[:_N_NAMES_IN_ERROR]) + (f" and {more} more" if more > 0 else "")
 
     def default_channel(self) -> int:
         """The channel that is meant when none is named.
@@ -283,20 +287,33 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
         are not accepted.
     """
     place = Path(path).expanduser().absolute()
-    # a forked child must not share file positions with its parent
+    # The process is part of the key, because a forked child must not share file positions with its
+    # parent.
     key = os.getpid(), place
     with _open_lock:
         source = _open.pop(key, None)
         if source is None or not source.is_current():
             source = _open_source(place)
+            layout = source.layout
+            log_event(
+                log,
+                "slide opened",
+                path=str(source.path),
+                kind=layout.kind,
+                height_px=layout.height,
+                width_px=layout.width,
+                channels=layout.channels,
+                um_per_px=layout.um_per_px,
+            )
         _open[key] = source
-        while len(_open) > _KEEP_OPEN:
+        while len(_open) > _N_KEPT_OPEN:
             _open.popitem(last=False)
     return Slide(source)
 
 
 def _open_source(path: Path) -> Source:
-    # each reader brings in the libraries of its format, which a worker need not load for others
+    # Readers are imported here, because each brings in the libraries of its format, which a worker
+    # need not load for others.
     if path.is_dir():
         from densebatch.slides.omezarr import open_zarr
 

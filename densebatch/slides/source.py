@@ -94,7 +94,13 @@ Stamp = tuple[int, int, int]
 
 
 def stamp_file(path: Path) -> Stamp:
-    """Size, modification time in ns and inode: cheap evidence that a file is the same."""
+    """Size, modification time in ns and inode: cheap evidence that a file is the same.
+
+    Raises
+    ------
+    InputError
+        If it cannot be looked at.
+    """
     try:
         stat = path.stat()
     except OSError as exc:
@@ -146,7 +152,22 @@ class Axes:
     ndim: int
 
     def pick(self, array: zarr.Array[Any], first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Read planes `first..stop` of a region, (planes, height, width)."""
+        """Read planes of a region.
+
+        Parameters
+        ----------
+        array
+            Of `ndim` dimensions.
+        first, stop
+            Channels, half-open.
+        region
+            Inside the slide.
+
+        Returns
+        -------
+        ndarray
+            `(stop - first, height, width)`.
+        """
         index: list[int | slice] = [0] * self.ndim
         index[self.y], index[self.x] = region.slices
         if self.channel is not None:
@@ -156,6 +177,36 @@ class Axes:
         kept = sorted(wanted)
         block = block.transpose([kept.index(axis) for axis in wanted])
         return block if self.channel is not None else block[np.newaxis]
+
+
+class ArraySource(Source):
+    """An open slide whose pixels are a Zarr array, in chunks that are decoded on demand.
+
+    Parameters
+    ----------
+    path, layout, stamps
+        As of `Source`.
+    array
+        All planes of the highest resolution.
+    axes
+        Of the array.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        stamps: Mapping[Path, Stamp],
+        array: zarr.Array[Any],
+        axes: Axes,
+    ) -> None:
+        super().__init__(path, layout, stamps)
+        self._array, self._axes = array, axes
+
+    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+        block = self._axes.pick(self._array, first, stop, region)
+        return block.astype(self.layout.dtype, copy=False)
 
 
 def find_axes(
@@ -200,7 +251,22 @@ def find_axes(
 
 
 def check_size(path: Path, height: int, width: int, channels: int) -> None:
-    """Refuse an image without pixels and one that no slide can be, before a chunk is read."""
+    """Refuse an image without pixels and one that no slide can be, before a chunk is read.
+
+    Parameters
+    ----------
+    path
+        Named in the error.
+    height, width
+        Pixels of a plane.
+    channels
+        Number of planes.
+
+    Raises
+    ------
+    InputError
+        With what is declared and what is accepted.
+    """
     if min(height, width, channels) < 1:
         raise InputError(
             f"{path} is {height} x {width} px with {channels} channels; "
@@ -218,13 +284,36 @@ def check_size(path: Path, height: int, width: int, channels: int) -> None:
 
 
 def check_dtype(path: Path, name: str) -> None:
-    """Refuse pixels that are not plain numbers of a width that images have."""
+    """Refuse pixels that are not plain numbers of a width that images have.
+
+    Raises
+    ------
+    InputError
+        If the NumPy name is none of `DTYPES`.
+    """
     if name not in DTYPES:
         raise InputError(f"{path} has pixels of type {name}; accepted are {', '.join(DTYPES)}")
 
 
 def check_chunk(path: Path, what: str, shape: Sequence[int], itemsize: int) -> None:
-    """Refuse chunks too large to decode in one piece."""
+    """Refuse chunks too large to decode in one piece.
+
+    Parameters
+    ----------
+    path
+        Named in the error.
+    what
+        Name of the chunks in the error, plural.
+    shape
+        Values of a chunk along each axis.
+    itemsize
+        Bytes of a value.
+
+    Raises
+    ------
+    InputError
+        If a chunk takes more than `MAX_CHUNK_BYTES`.
+    """
     n_bytes = math.prod(shape) * itemsize
     if n_bytes > MAX_CHUNK_BYTES:
         raise InputError(
@@ -263,7 +352,7 @@ def to_um(value: object, unit: object) -> float | None:
     >>> to_um("325", "nm"), to_um(0.5, "µm"), to_um(1, "pixel")
     (0.325, 0.5, None)
     """
-    # the micro sign and the Greek letter look the same, and ImageJ writes neither
+    # The micro sign and the Greek letter look the same, and ImageJ writes neither.
     name = str(unit).strip().lower()
     for micro in ("µ", "μ", "\\u00b5"):
         name = name.replace(micro, "u")
@@ -276,12 +365,6 @@ def to_um(value: object, unit: object) -> float | None:
     if factor is None or not math.isfinite(length) or length <= 0:
         return None
     return length * factor
-
-
-def tell(exc: BaseException) -> str:
-    """What another library's exception says, in one short line for the end of a sentence."""
-    text = " ".join(str(exc).split()) or "nothing"
-    return f"{type(exc).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"
 
 
 def square_pixel(um_y: float | None, um_x: float | None) -> float | None:

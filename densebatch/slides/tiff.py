@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tifffile
 import zarr
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.image_files import check_segments, open_tiff_file
 from densebatch.slides.source import (
+    ArraySource,
     Axes,
     Layout,
     Source,
@@ -25,17 +25,15 @@ from densebatch.slides.source import (
     name_channels,
     name_colours,
     stamp_file,
-    tell,
 )
 from densebatch.slides.tiff_metadata import (
     is_colour,
     read_channel_names,
     read_pixel_size,
-    refuse_doctype,
     refuse_lost_metadata,
     refuse_photometric,
 )
-from densebatch.slides.tiff_storage import RowReader, check_directories, check_segments
+from densebatch.slides.tiff_rows import RowReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,16 +44,21 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
 
-# tifffile tells of damaged metadata in the log only; what matters of it is an InputError here
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
-# C is named by a format; S is a sample; Q and I count pages that no metadata explain
+# C is named by a format, S is a sample, and Q and I count pages that no metadata explain.
 _CHANNEL_AXES = "CSQI"
 _OTHER_AXES = "TZRHEPAVMKL"
 
 
-class TiffSource(Source):
-    """An open TIFF whose tiles or strips are decoded on demand."""
+class TiffSource(ArraySource):
+    """An open TIFF whose tiles or strips are decoded on demand.
+
+    Parameters
+    ----------
+    path, layout, stamps, array, axes
+        As of `ArraySource`.
+    tif
+        The open file, closed when nobody holds the source any more.
+    """
 
     def __init__(
         self,
@@ -66,17 +69,20 @@ class TiffSource(Source):
         axes: Axes,
         tif: TiffFile,
     ) -> None:
-        super().__init__(path, layout, stamps)
-        self._array, self._axes = array, axes
+        super().__init__(path, layout, stamps, array, axes)
         weakref.finalize(self, _close, array.store, tif)
-
-    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        return self._axes.pick(self._array, first, stop, region)
 
 
 class RowSource(Source):
-    """An uncompressed TIFF, of which any piece can be read without the rest of its strip."""
+    """An uncompressed TIFF, of which any piece can be read without the rest of its strip.
+
+    Parameters
+    ----------
+    path, layout, stamps
+        As of `Source`.
+    rows
+        Reads the pieces.
+    """
 
     def __init__(
         self, path: Path, layout: Layout, stamps: Mapping[Path, Stamp], rows: RowReader
@@ -104,19 +110,16 @@ def open_tiff(path: Path) -> Source:
         sizes are not accepted.
     """
     stamps = {path: stamp_file(path)}
-    check_directories(path)
-    try:
-        tif = tifffile.TiffFile(path)
-    except Exception as exc:
-        raise InputError(f"{path} cannot be read as a TIFF file ({tell(exc)})") from exc
+    tif = open_tiff_file(path)
     keep = False
     try:
         source = _open_series(path, tif, stamps)
         keep = isinstance(source, TiffSource)
     except InputError:
         raise
+    # A damaged file makes tifffile fail in any way.
     except Exception as exc:
-        raise InputError(f"{path} cannot be read as a TIFF file ({tell(exc)})") from exc
+        raise InputError(f"{path} cannot be read as a TIFF file ({describe_cause(exc)})") from exc
     finally:
         if not keep:
             tif.close()
@@ -124,7 +127,6 @@ def open_tiff(path: Path) -> Source:
 
 
 def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source:
-    refuse_doctype(path, tif)
     if not tif.series or not tif.series[0].shape:
         raise InputError(f"{path} is a TIFF file without an image; accepted is one with pixels")
     series = tif.series[0]

@@ -16,30 +16,23 @@ if TYPE_CHECKING:
 
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-# a microscope image whose cells can be told apart lies in between; a printer's dpi do not
+# Pixels of a microscope image whose cells can be told apart are of a size in between; those of a
+# printer are not.
 _PLAUSIBLE_UM = (0.01, 10.0)
 _RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _JPEG = (6, 7, 33007, 34892)
 _XRESOLUTION, _YRESOLUTION, _COLORMAP = 282, 283, 320
 
 
-def refuse_doctype(path: Path, tif: TiffFile) -> None:
-    """Refuse XML with a document type: entities are how a small file expands to gigabytes.
-
-    To be called before the series are looked at, since tifffile parses the XML for them.
-    """
-    for text in (tif.pages.first.description, tif.pages.first.description1):
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise InputError(
-                f"{path} has OME-XML with a document type declaration; "
-                "accepted is OME-XML without one"
-            )
-
-
 def refuse_lost_metadata(path: Path, tif: TiffFile, series: TiffPageSeries) -> None:
     """Refuse a file whose own description of its planes tifffile had to give up.
 
     It then presents the pages as they come, which may be fewer, or channels as something else.
+
+    Raises
+    ------
+    InputError
+        Naming the kind of description.
     """
     descriptions = {
         "OME-XML": tif.is_ome,
@@ -60,11 +53,18 @@ def is_colour(keyframe: TiffPage) -> bool:
 
 
 def refuse_photometric(path: Path, keyframe: TiffPage) -> None:
-    """Refuse pages whose values are no intensities of light or of colours."""
+    """Refuse pages whose values are no intensities of light or of colours.
+
+    Raises
+    ------
+    InputError
+        With what they are.
+    """
     accepted = "accepted are grey values, and red, green and blue"
     photometric = keyframe.photometric
     if photometric == PHOTOMETRIC.PALETTE:
-        # a lookup table that rises in all colours only tints intensities, as ImageJ does
+        # A lookup table that rises in all colours is accepted, because it only tints intensities,
+        # as ImageJ does.
         colormap = keyframe.colormap
         if colormap is None or (colormap[:, 1:] < colormap[:, :-1]).any():
             raise InputError(

@@ -21,7 +21,7 @@ from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.geometry import Grid
 from densebatch.base.process import Meter
 from densebatch.cells import labels
-from densebatch.cells.measure import add_intensities, measure_shapes
+from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
 from densebatch.slides.slide import open_slide
 from densebatch.stages.output import levels_with, list_planes, output_spec, verify_shard
 from densebatch.stages.work import Task
@@ -262,10 +262,8 @@ def _read_pixels(
     return pixels, unread
 
 
-def read_parts(
-    work: Work, grid: Grid
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+def read_parts(work: Work, grid: Grid) -> Iterator[CellSums]:
     """Cell sums of every shard of a grid, in raster order of the shards."""
     for index in grid:
         with np.load(work.shard_cells(*index)) as part:
-            yield part["ids"], part["shapes"], part["sums"], part["missing"]
+            yield CellSums(**part)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from densebatch.base.resampling import AxisWeights, axis_weights, resample
+from densebatch.base.resampling import AxisWeights, axis_weights, mean_of_four, resample
 
 
 @st.composite
@@ -175,3 +176,39 @@ def test_weights_of_five_pixels_to_two():
     assert dense(weights, 5) == pytest.approx(
         np.array([[0.4, 0.4, 0.2, 0, 0], [0, 0, 0.2, 0.4, 0.4]])
     )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int8, np.uint16, np.int32, np.uint64, np.int64]),
+        st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    )
+)
+def test_integer_means_are_exact(block):
+    mean = mean_of_four(block)
+    assert mean.dtype == block.dtype
+    height, width = block.shape
+    for (i, j), value in np.ndenumerate(mean):
+        total = sum(
+            int(block[min(2 * i + dy, height - 1), min(2 * j + dx, width - 1)])
+            for dy in (0, 1)
+            for dx in (0, 1)
+        )
+        assert int(value) == (total + 2) // 4
+
+
+def test_real_means_do_not_overflow_and_keep_their_type():
+    large = np.finfo(np.float32).max
+    for dtype in (np.float16, np.float32, np.float64):
+        assert mean_of_four(np.ones((3, 3), dtype)).dtype == dtype
+    np.testing.assert_array_equal(
+        mean_of_four(np.array([[large, large, np.inf, np.nan]] * 2, np.float32)),
+        np.array([[large, np.nan]], np.float32),
+    )
+
+
+def test_means_of_planes_are_those_of_each_plane():
+    planes = np.random.default_rng(0).integers(0, 2**16, (3, 5, 7), np.uint16)
+    expected = np.stack([mean_of_four(plane) for plane in planes])
+    np.testing.assert_array_equal(mean_of_four(planes), expected)

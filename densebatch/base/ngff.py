@@ -1,0 +1,433 @@
+"""Metadata of OME-Zarr (NGFF) 0.4 and 0.5: what the attributes of groups say, and writing them.
+
+`slides` reads images and `cells` reads and writes label images. The two know nothing of each other
+and both need this, which is why it stands below them. Nothing here touches a disk: attributes come
+and go as parsed JSON.
+
+Reading is tolerant and does without ome-zarr-models, because its models refuse what real files
+have and what is read here: channels (`omero`) with a label but no colour, axes without a type, a
+level without a scale, a version left out, an unknown transformation of an image of which only the
+pixels are wanted. It would also take each worker a tenth of a second to import.
+
+Writing gives plain dictionaries, because the models write keys in an order of their own, and files
+of two runs are compared byte by byte. `find_fault` has the models judge a document before it is
+written.
+
+Choices that the specification leaves open, and why they were made:
+
+- *Scales are plain*, 2^level times the pixel size, the same for image and labels and without a
+  translation. Strictly, a mean of 2x2 pixels sits half a pixel away from the pixel that labels
+  keep, but viewers place levels by their scale (napari reads nothing else), and an overlay must
+  not jump when one of the two layers changes level. Labels of an existing image copy its
+  transformations to the letter for the same reason.
+- *No `colors` in `image-label`*: the specification recommends one entry for every label, and
+  viewers take the list for complete. With a single entry napari draws that one cell and hides all
+  others; with a million the document is tens of megabytes that a reader parses before it draws.
+  Without the list every cell gets a colour of its own, and the document is valid (`colors` is a
+  SHOULD).
+- *An unknown pixel size* is a scale of 1 at full resolution without a unit, rather than a wrong
+  number of micrometres.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from densebatch.base.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Json = dict[str, Any]
+Version = Literal["0.4", "0.5"]
+ZarrFormat = Literal[2, 3]
+# One step: its kind and its numbers along y and x.
+Transform = tuple[Literal["scale", "translation"], float, float]
+
+ZARR_FORMATS: dict[str, ZarrFormat] = {"0.4": 2, "0.5": 3}
+
+
+@dataclass(frozen=True)
+class SlidePyramid:
+    """How an OME-Zarr image is laid out, for labels of it.
+
+    Attributes
+    ----------
+    shapes
+        Height and width of every level, finest first.
+    transforms
+        Scale and translation of every level, along y and x.
+    outer
+        Transformations of the whole multiscale image, applied after those of a level.
+    units
+        Units of the y and x axes; None where the image gives none.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    transforms: tuple[tuple[Transform, ...], ...]
+    outer: tuple[Transform, ...] = ()
+    units: tuple[str | None, str | None] = (None, None)
+
+
+def ome_attributes(attributes: Mapping[str, Any], zarr_format: int | None = None) -> Json:
+    """The OME part of a group's attributes: under `ome` from 0.5 on, at the top before.
+
+    Parameters
+    ----------
+    attributes
+        All attributes of the group.
+    zarr_format
+        Of the group, which decides the place; without it they are taken from where they are.
+
+    Examples
+    --------
+    >>> ome_attributes({"ome": {"labels": ["a"]}}) == ome_attributes({"labels": ["a"]})
+    True
+    """
+    if zarr_format is None:
+        zarr_format = 3 if "ome" in attributes else 2
+    found = attributes.get("ome") if zarr_format == 3 else attributes
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def find_multiscale(ome: Json) -> Json | None:
+    """The first image that OME attributes describe, None if they describe none."""
+    images = ome.get("multiscales")
+    found = images[0] if isinstance(images, list) and images else None
+    return found if isinstance(found, dict) and found else None
+
+
+def list_axis_names(multiscale: Json) -> list[Any]:
+    """Names of the axes, which are objects from 0.4 on and were bare strings before."""
+    return [
+        axis.get("name") if isinstance(axis, dict) else axis
+        for axis in multiscale.get("axes") or ()
+    ]
+
+
+def list_labels(ome: Json) -> list[Any]:
+    """Names of the label images that the attributes of a group `labels` list."""
+    return list(ome.get("labels") or ())
+
+
+def find_version(ome: Json, multiscale: Json, zarr_format: int) -> Any:  # noqa: ANN401
+    """The version that an image states: with each image in 0.4, once per group from 0.5 on."""
+    return (multiscale if zarr_format == 2 else ome).get("version")
+
+
+def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) -> str:
+    """Check that a version, where it is stated, belongs to the Zarr format; the version it is.
+
+    Parameters
+    ----------
+    ome, multiscale
+        OME attributes of the group and the image in them.
+    zarr_format
+        Of the group.
+    where
+        Named in the error.
+
+    Returns
+    -------
+    str
+        The version; that of the format where none is stated.
+
+    Raises
+    ------
+    InputError
+        If another version is stated.
+    """
+    expected = "0.4" if zarr_format == 2 else "0.5"
+    found = find_version(ome, multiscale, zarr_format)
+    if found is not None and str(found) != expected:
+        raise InputError(
+            f"{where} is OME-Zarr {found} in Zarr format {zarr_format}; accepted are 0.4 in "
+            "Zarr format 2 and 0.5 in Zarr format 3"
+        )
+    return expected
+
+
+def list_level_paths(multiscale: Json, where: Path) -> list[str]:
+    """Paths of the arrays of all levels inside the group, the finest first.
+
+    Raises
+    ------
+    InputError
+        If there is none, or one that is no path inside the group.
+    """
+    datasets = multiscale.get("datasets")
+    if not (isinstance(datasets, list) and datasets):
+        raise InputError(f"{where} has multiscales metadata without datasets")
+    names: list[str] = []
+    for entry in datasets:
+        name = entry.get("path") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name or {"..", "/"} & set(PurePosixPath(name).parts):
+            raise InputError(f"{where} names a dataset {name!r}, which is no path inside it")
+        names.append(name)
+    return names
+
+
+def list_axis_letters(multiscale: Json, where: Path) -> list[str]:
+    """Names of the axes in upper case.
+
+    Raises
+    ------
+    InputError
+        If axes are no objects, as versions before 0.4 had it.
+    """
+    axes = multiscale.get("axes")
+    if not isinstance(axes, list) or not all(isinstance(axis, dict) for axis in axes):
+        raise InputError(f"{where} has multiscales metadata without a list of axes")
+    return [str(name).upper() for name in list_axis_names(multiscale)]
+
+
+def list_channel_labels(ome: Json) -> list[str | None]:
+    """Labels in the rendering metadata (`omero`), as far as there are any."""
+    omero = ome.get("omero")
+    channels = omero.get("channels") if isinstance(omero, dict) else None
+    if not isinstance(channels, list):
+        return []
+    labels = [channel.get("label") if isinstance(channel, dict) else None for channel in channels]
+    return [label if isinstance(label, str) else None for label in labels]
+
+
+def find_pixel_length(multiscale: Json, axis: int, ndim: int) -> tuple[float | None, object]:
+    """Length of a pixel along an axis, and its unit.
+
+    Parameters
+    ----------
+    multiscale
+        An image whose levels and axes `list_level_paths` and `list_axis_letters` accept.
+    axis
+        Index of the axis.
+    ndim
+        Number of axes; a scale of another length does not count.
+
+    Returns
+    -------
+    tuple
+        Scale of the first level times that of the whole image, where both are numbers; the unit
+        as it is written.
+    """
+
+    def scales(holder: Json) -> list[Any]:
+        transforms = holder.get("coordinateTransformations")
+        for transform in transforms if isinstance(transforms, list) else []:
+            if isinstance(transform, dict) and transform.get("type") == "scale":
+                scale = transform.get("scale")
+                if isinstance(scale, list) and len(scale) == ndim:
+                    return scale
+        return [1] * ndim
+
+    unit = multiscale["axes"][axis].get("unit")
+    try:
+        length = float(scales(multiscale["datasets"][0])[axis]) * float(scales(multiscale)[axis])
+    except (TypeError, ValueError):
+        return None, unit
+    return length, unit
+
+
+def require_multiscale(attributes: Mapping[str, Any], where: str) -> Json:
+    """The first image of a group's attributes, which has at least one level.
+
+    Raises
+    ------
+    InputError
+        If the group is no multiscale image.
+    """
+    multiscale = find_multiscale(ome_attributes(attributes)) or {}
+    match multiscale.get("datasets"):
+        case [{"path": str()}, *_]:
+            return multiscale
+    raise InputError(f"{where} is not an OME-Zarr image: it has no multiscales with datasets.")
+
+
+def parse_pyramid(
+    attributes: Mapping[str, Any], shapes: Sequence[tuple[int, ...]], where: str
+) -> tuple[Version, SlidePyramid]:
+    """Version and layout of an existing image, for labels that copy it.
+
+    Parameters
+    ----------
+    attributes
+        Of the image group.
+    shapes
+        Of its arrays, one per level.
+    where
+        Named in the error.
+
+    Raises
+    ------
+    InputError
+        If the version is neither 0.4 nor 0.5, there are no y and x axes, or a transformation is of
+        a kind that labels cannot copy.
+    """
+    multiscale = require_multiscale(attributes, where)
+    under_ome = "ome" in attributes
+    version = find_version(ome_attributes(attributes), multiscale, 3 if under_ome else 2)
+    if version not in ("0.4", "0.5"):
+        raise InputError(f"{where} is OME-Zarr {version}; labels go into 0.4 and 0.5 only.")
+    names = list_axis_names(multiscale)
+    if not {"y", "x"} <= set(names) or any(len(shape) != len(names) for shape in shapes):
+        raise InputError(f"{where} has axes {names} for shapes {list(shapes)}; y and x are needed.")
+    y, x = names.index("y"), names.index("x")
+
+    def plane(steps: Sequence[Json]) -> tuple[Transform, ...]:
+        result: list[Transform] = []
+        for step in steps:
+            match step:
+                case {"type": "scale", "scale": list(numbers)} if len(numbers) == len(names):
+                    result.append(("scale", float(numbers[y]), float(numbers[x])))
+                case {"type": "translation", "translation": list(n)} if len(n) == len(names):
+                    result.append(("translation", float(n[y]), float(n[x])))
+                case {"type": "identity"}:
+                    pass
+                case _:
+                    raise InputError(f"{where} has the transformation {step}, which is not known.")
+        return tuple(result)
+
+    axes = [axis if isinstance(axis, dict) else {} for axis in multiscale["axes"]]
+    pyramid = SlidePyramid(
+        shapes=tuple((shape[y], shape[x]) for shape in shapes),
+        transforms=tuple(
+            plane(dataset.get("coordinateTransformations", ()))
+            for dataset in multiscale["datasets"]
+        ),
+        outer=plane(multiscale.get("coordinateTransformations") or ()),
+        units=(axes[y].get("unit"), axes[x].get("unit")),
+    )
+    if not all(pyramid.transforms):
+        raise InputError(f"{where} has a level without a scale.")
+    return version, pyramid
+
+
+def plain_pyramid(um_per_px: float | None, n_levels: int) -> SlidePyramid:
+    """Transformations of levels that are halved each time; without shapes.
+
+    Parameters
+    ----------
+    um_per_px
+        Pixel size of the first level; None if it is unknown.
+    n_levels
+        Number of levels.
+    """
+    pixel, unit = (1.0, None) if um_per_px is None else (um_per_px, "micrometer")
+    scales = [pixel * 2**level for level in range(n_levels)]
+    return SlidePyramid((), tuple((("scale", s, s),) for s in scales), (), (unit, unit))
+
+
+def describe_multiscale(
+    version: str, name: str, pyramid: SlidePyramid, *, method: str, channel: bool = False
+) -> Json:
+    """An entry of `multiscales`, of arrays named 0, 1, 2, ... from the finest level on.
+
+    Parameters
+    ----------
+    version
+        Of OME-Zarr.
+    name
+        Shown by viewers.
+    pyramid
+        Transformations and units along y and x.
+    method
+        How levels are made of each other.
+    channel
+        Whether an axis of channels leads.
+    """
+
+    def steps(transforms: tuple[Transform, ...]) -> list[Json]:
+        return [
+            {"type": kind, kind: [1.0 if kind == "scale" else 0.0] * channel + [y, x]}
+            for kind, y, x in transforms
+        ]
+
+    axes: list[Json] = [{"name": "c", "type": "channel"}] if channel else []
+    for axis, unit in zip("yx", pyramid.units, strict=True):
+        axes.append({"name": axis, "type": "space"} | ({} if unit is None else {"unit": unit}))
+    document: Json = {"version": version} if version == "0.4" else {}
+    document |= {"name": name, "type": method, "axes": axes}
+    document["datasets"] = [
+        {"path": str(level), "coordinateTransformations": steps(transforms)}
+        for level, transforms in enumerate(pyramid.transforms)
+    ]
+    if pyramid.outer:
+        document["coordinateTransformations"] = steps(pyramid.outer)
+    return document
+
+
+def describe_channel(
+    label: str, color: str, *, active: bool, limits: tuple[float, float], shown: tuple[float, float]
+) -> Json:
+    """An entry of `omero`.
+
+    Parameters
+    ----------
+    label
+        The channel's name.
+    color
+        Six hexadecimal digits.
+    active
+        Whether viewers show it at first.
+    limits, shown
+        Least and largest value that a pixel may have, and those shown as black and as the colour.
+    """
+    window = dict(zip(("min", "max", "start", "end"), (*limits, *shown), strict=True))
+    return {"label": label, "color": color, "active": active, "window": window}
+
+
+def image_attributes(version: str, multiscale: Json, channels: Sequence[Json]) -> Json:
+    """Attributes of an image group, from `describe_multiscale` and `describe_channel`."""
+    omero = {"channels": list(channels)}
+    return place_attributes(version, {"multiscales": [multiscale], "omero": omero})
+
+
+def label_attributes(version: str, multiscale: Json, *, of_image: bool) -> Json:
+    """Attributes of a label image; `of_image` if its image is the group above `labels`."""
+    label: Json = {"version": version} | ({"source": {"image": "../../"}} if of_image else {})
+    return place_attributes(version, {"multiscales": [multiscale], "image-label": label})
+
+
+def labels_attributes(version: str, names: Sequence[str]) -> Json:
+    """Attributes of the group `labels`: the names of its label images."""
+    return place_attributes(version, {"labels": list(names)})
+
+
+def place_attributes(version: str, ome: Json) -> Json:
+    """OME attributes where their version keeps them."""
+    return ome if version == "0.4" else {"ome": {"version": version, **ome}}
+
+
+def find_fault(attributes: Mapping[str, Any]) -> str | None:
+    """What ome-zarr-models has against attributes of an image, a label image or `labels`.
+
+    Returns
+    -------
+    str or None
+        One line; None if they are valid.
+    """
+    from ome_zarr_models import v04, v05
+    from pydantic import ValidationError
+
+    models = v05 if "ome" in attributes else v04
+    ome = ome_attributes(attributes)
+    if "image-label" in ome:
+        model = models.image_label.ImageLabelAttrs
+    elif "multiscales" in ome:
+        model = models.image.ImageAttrs
+    else:
+        model = models.labels.LabelsAttrs
+    try:
+        with warnings.catch_warnings():
+            # The models only warn of what they can mend, such as a translation before a scale.
+            warnings.simplefilter("error", UserWarning)
+            model.model_validate(ome)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return " ".join("; ".join(found).split())
+    except UserWarning as warning:
+        return " ".join(str(warning).split())
+    return None

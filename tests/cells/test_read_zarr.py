@@ -1,0 +1,170 @@
+"""Zarr arrays and OME-Zarr groups as label images."""
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
+from densebatch.cells.read_zarr import CheckedArray, is_zarr, open_zarr
+from tests.helpers.slide_files import write_zarr
+
+VERSIONS = ["0.4", "0.5"]
+LABELS = np.arange(40 * 50, dtype=np.uint32).reshape(40, 50)
+WHOLE = Region(0, 0, 40, 50)
+LAYOUTS = {
+    "zarr 2": {"chunks": (16, 16), "zarr_format": 2},
+    "zarr 3": {"chunks": (16, 16)},
+    "sharded": {"chunks": (8, 8), "shards": (16, 16)},
+    "uncompressed": {"chunks": (16, 16), "compressors": None},
+}
+
+
+def write_array(path, pixels=LABELS, **options):
+    array = zarr.create_array(path, shape=pixels.shape, dtype=pixels.dtype, **options)
+    array[...] = pixels
+    return path
+
+
+def mark_labels(attributes):
+    attributes["image-label"] = {}
+
+
+def write_image(path, version, names=("cells",), labels=LABELS):
+    """An image group whose label images are as writers make them: listed, and marked."""
+    picture = np.zeros((2, *labels.shape), np.uint16)
+    write_zarr(path, picture, "cyx", version)
+    zarr_format = 2 if version == "0.4" else 3
+    group = zarr.open_group(path / "labels", mode="w", zarr_format=zarr_format)
+    group.attrs.update({"labels": list(names)} if version == "0.4" else {"ome": {"labels": names}})
+    for name in names:
+        write_zarr(path / "labels" / name, labels, "yx", version, document=mark_labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arrays")
+    return {name: write_array(folder / name, **options) for name, options in LAYOUTS.items()}
+
+
+@given(data=st.data())
+def test_a_rectangle_is_that_part_of_the_array(arrays, data):
+    pixels = open_zarr(arrays[data.draw(st.sampled_from(sorted(LAYOUTS)))], labels=True)
+    y0, y1 = sorted(data.draw(st.tuples(st.integers(0, 40), st.integers(0, 40))))
+    x0, x1 = sorted(data.draw(st.tuples(st.integers(0, 50), st.integers(0, 50))))
+    assert (pixels.shape, pixels.n_planes, pixels.unit) == ((40, 50), 1, (16, 16))
+    found = pixels.read(Region(y0, x0, y1, x1))
+    np.testing.assert_array_equal(found[0], LABELS[y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_way_to_name_a_label_image(tmp_path, version):
+    image = write_image(tmp_path / "a.ome.zarr", version)
+    write_image(tmp_path / "out" / "segmentation.ome.zarr", version)
+    for path in (image, image / "labels", image / "labels" / "cells", tmp_path / "out"):
+        pixels = open_zarr(path, labels=True)
+        assert pixels.axes == "YX"
+        np.testing.assert_array_equal(pixels.read(WHOLE)[0], LABELS)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_picture_is_the_highest_resolution(tmp_path, version):
+    picture = np.arange(2 * 40 * 50, dtype=np.uint16).reshape(2, 40, 50)
+    write_zarr(tmp_path / "a.zarr", picture, "cyx", version, n_levels=2)
+    pixels = open_zarr(tmp_path / "a.zarr", labels=False)
+    assert (pixels.axes, pixels.n_planes) == ("CYX", 2)
+    np.testing.assert_array_equal(pixels.read(WHOLE), picture)
+
+
+def test_labels_that_nobody_marked_or_listed(tmp_path):
+    write_zarr(tmp_path / "a.zarr", np.zeros((1, 40, 50), np.uint16))
+    zarr.open_group(tmp_path / "a.zarr" / "labels", mode="w")
+    write_zarr(tmp_path / "a.zarr" / "labels" / "nuclei", LABELS, "yx")
+    for path in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "labels" / "nuclei"):
+        np.testing.assert_array_equal(open_zarr(path, labels=True).read(WHOLE)[0], LABELS)
+
+
+@pytest.mark.parametrize("axes", [["y", "x"], None, [{"name": "a"}, {"name": "b"}]])
+def test_axes_of_older_versions_or_without_sense(tmp_path, axes):
+    def document(attributes):
+        attributes["multiscales"][0]["axes"] = axes
+        attributes["image-label"] = {}
+
+    write_zarr(tmp_path / "a.zarr", LABELS, "yx", "0.4", document=document)
+    pixels = open_zarr(tmp_path / "a.zarr", labels=True)
+    assert pixels.axes == "YX"
+    np.testing.assert_array_equal(pixels.read(WHOLE)[0], LABELS)
+
+
+def test_axes_in_another_order(tmp_path):
+    def document(attributes):
+        attributes["multiscales"][0]["axes"] = [{"name": "x"}, {"name": "y"}]
+        attributes["image-label"] = {}
+
+    write_zarr(tmp_path / "a.zarr", LABELS.T.copy(), "yx", document=document)
+    np.testing.assert_array_equal(
+        open_zarr(tmp_path / "a.zarr", labels=True).read(WHOLE)[0], LABELS
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_several_label_images_or_none_are_refused(tmp_path, version):
+    write_image(tmp_path / "two.zarr", version, names=("cells", "nuclei"))
+    for path in (tmp_path / "two.zarr", tmp_path / "two.zarr" / "labels"):
+        with pytest.raises(
+            InputError, match=r"has 2 label images \(cells, nuclei\); give the path"
+        ):
+            open_zarr(path, labels=True)
+    write_zarr(tmp_path / "none.zarr", np.zeros((1, 8, 8), np.uint16), "cyx", version)
+    with pytest.raises(InputError, match="is a zarr group without a label image; accepted are a"):
+        open_zarr(tmp_path / "none.zarr", labels=True)
+    zarr.open_group(tmp_path / "empty.zarr", mode="w", zarr_format=2 if version == "0.4" else 3)
+    with pytest.raises(InputError, match="is a zarr group without an image; accepted are PNG"):
+        open_zarr(tmp_path / "empty.zarr", labels=False)
+
+
+def test_a_level_that_is_a_group_is_refused(tmp_path):
+    def document(attributes):
+        attributes["multiscales"][0]["datasets"][0]["path"] = "labels"
+
+    path = write_zarr(tmp_path / "a.zarr", LABELS, "yx", document=document)
+    zarr.open_group(path / "labels", mode="w")
+    with pytest.raises(
+        InputError, match="lists /labels as its highest resolution, which is no arr"
+    ):
+        open_zarr(path, labels=False)
+
+
+def test_a_folder_that_is_no_zarr(tmp_path):
+    assert not is_zarr(tmp_path)
+    with pytest.raises(InputError, match="is a folder and no zarr; accepted are PNG, TIFF"):
+        open_zarr(tmp_path, labels=True)
+    for name, options in LAYOUTS.items():
+        assert is_zarr(write_array(tmp_path / name, **options))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_empty_piece_is_an_error_and_an_absent_one_background(tmp_path, layout):
+    path = write_array(tmp_path / "a", LABELS + 1, **LAYOUTS[layout])
+    array = zarr.open_array(path, mode="r")
+    key = array.metadata.encode_chunk_key((1, 2))
+    checked = CheckedArray(array, path)
+    (path / key).write_bytes(b"")
+    with pytest.raises(InputError, match=rf"^the stored piece {key} is empty$"):
+        checked[0:40, 0:50]
+    np.testing.assert_array_equal(checked[0:16, 0:50], LABELS[0:16] + 1)
+    (path / key).unlink()
+    assert not checked[16:32, 32:48].any()
+
+
+@pytest.mark.parametrize("layout", ["zarr 2", "zarr 3", "sharded"])
+def test_a_damaged_piece_is_named(tmp_path, layout):
+    path = write_array(tmp_path / "a", **LAYOUTS[layout])
+    array = zarr.open_array(path, mode="r")
+    key = array.metadata.encode_chunk_key((2, 0))
+    (path / key).write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=rf"^the stored piece {key} is damaged: \w+"):
+        CheckedArray(array, path)[0:40, 0:50]

@@ -1,0 +1,133 @@
+"""The cell table, read back from Parquet, against plain NumPy."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densebatch.base.geometry import Grid, Region
+from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
+from densebatch.cells.table import add_parts, write_table
+
+COLUMNS = [
+    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1", "touches_border")
+]
+
+
+def measure_parts(labels, image, step):
+    """Sums of every shard of `step` pixels, as the tasks of a run take them."""
+    grid = Grid(*labels.shape, step, step)
+    for index in grid:
+        region = grid[index]
+        ids, local = np.unique(labels[region.slices], return_inverse=True)
+        local = local.reshape(region.shape).astype(np.uint32) + (ids[0] != 0)
+        ids = ids[ids > 0]
+        sums = np.zeros((ids.size, len(image)))
+        missing = np.zeros(sums.shape, np.int64)
+        for channel, pixels in enumerate(image):
+            column, left_out = np.zeros(ids.size), np.zeros(ids.size, np.int64)
+            add_intensities(local, pixels[region.slices], column, left_out)
+            sums[:, channel], missing[:, channel] = column, left_out
+        yield CellSums(ids, measure_shapes(local, ids.size, region.y0, region.x0), sums, missing)
+
+
+def make_tissue(height, width, seed=0):
+    """Cells of some pixels each, numbered from 1 without a gap, and two channels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    keys = (y // 5 * width + x // 7 + 1) * (rng.random((height, width)) < 0.8)
+    labels = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.uint32)
+    labels += keys.min() > 0
+    return labels, rng.integers(0, 4095, (2, height, width)).astype(np.float32)
+
+
+def read(path):
+    table = pq.read_table(path)
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("table") / "cells.parquet"
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(3, 40), st.integers(0, 99))
+def test_rows_are_those_of_the_whole_slide_however_it_is_cut(path, height, width, step, seed):
+    labels, image = make_tissue(height, width, seed)
+    n_cells = int(labels.max())
+    slide = Region(0, 0, height, width)
+    write_table(path, measure_parts(labels, image, step), n_cells, slide, 0.5, ["CD3", "DAPI"])
+    table = read(path)
+    assert list(table) == [*COLUMNS, "mean_CD3", "mean_DAPI"]
+    assert [table[name].dtype.name for name in ("id", "area_px", "y_px", "touches_border")] == [
+        *("uint32", "int64", "float64", "bool")
+    ]
+    assert table["id"].tolist() == list(range(1, n_cells + 1))
+    for row, label in enumerate(table["id"]):
+        y, x = np.nonzero(labels == label)
+        assert table["area_px"][row] == y.size
+        assert (table["y_px"][row], table["x_px"][row]) == (y.sum() / y.size, x.sum() / x.size)
+        assert table["y_um"][row] == (y.sum() / y.size + 0.5) * 0.5
+        assert table["x_um"][row] == (x.sum() / x.size + 0.5) * 0.5
+        box = (y.min(), x.min(), y.max() + 1, x.max() + 1)
+        assert tuple(table[name][row] for name in ("y0", "x0", "y1", "x1")) == box
+        touches = box[0] == 0 or box[1] == 0 or box[2] == height or box[3] == width
+        assert table["touches_border"][row] == touches
+        for channel, name in enumerate(("mean_CD3", "mean_DAPI")):
+            assert table[name][row] == image[channel][labels == label].astype(float).sum() / y.size
+
+
+def test_pixels_that_are_not_finite_are_left_out_of_the_mean(path):
+    labels = np.array([[1, 1, 2, 3]], np.uint32)
+    image = np.array([[[2, np.nan, np.inf, 5]]], np.float32)
+    write_table(path, measure_parts(labels, image, 4), 3, Region(0, 0, 1, 4), None, ["a"])
+    np.testing.assert_array_equal(read(path)["mean_a"], [2, np.nan, 5])
+    assert read(path)["area_px"].tolist() == [2, 1, 1]
+
+
+def test_an_unread_pixel_makes_the_mean_nan_and_spares_other_cells(path):
+    labels, image = make_tissue(12, 20)
+    parts = list(measure_parts(labels, image, 6))
+    parts[0].sums[0, 1] = np.nan
+    lost = int(parts[0].ids[0])
+    slide = Region(0, 0, *labels.shape)
+    write_table(path, parts, int(labels.max()), slide, None, ["a", "b"])
+    assert (np.flatnonzero(np.isnan(read(path)["mean_b"])) + 1).tolist() == [lost]
+    assert not np.isnan(read(path)["mean_a"]).any()
+
+
+def test_an_unknown_pixel_size_is_null(path):
+    labels, image = make_tissue(6, 8)
+    parts = measure_parts(labels, image, 8)
+    write_table(path, parts, int(labels.max()), Region(0, 0, 6, 8), None, ["a", "b"])
+    table = pq.read_table(path)
+    for name in ("y_um", "x_um"):
+        assert table[name].null_count == len(table) > 0
+
+
+def test_channels_of_one_name_have_columns_of_their_own(path):
+    labels, image = make_tissue(6, 8)
+    image = np.concatenate([image, image + 1])
+    names = ["a", "a", "b", "a_1"]
+    parts = measure_parts(labels, image, 8)
+    write_table(path, parts, int(labels.max()), Region(0, 0, 6, 8), None, names)
+    table = read(path)
+    assert list(table)[-4:] == ["mean_a", "mean_a_1", "mean_b", "mean_a_1_3"]
+    np.testing.assert_allclose(table["mean_a_1_3"], table["mean_a_1"] + 1)
+
+
+def test_a_slide_without_cells(path):
+    write_table(path, [], 0, Region(0, 0, 5, 5), 0.5, ["a"])
+    assert pq.read_table(path).num_rows == 0
+    assert pq.read_table(path).column_names == [*COLUMNS, "mean_a"]
+    assert [p.name for p in path.parent.iterdir()] == ["cells.parquet"]
+
+
+def test_sums_of_parts_do_not_depend_on_their_cut():
+    labels, image = make_tissue(30, 30)
+    n_cells = int(labels.max())
+    whole = add_parts(measure_parts(labels, image, 30), n_cells, 2)
+    cut = add_parts(measure_parts(labels, image, 7), n_cells, 2)
+    for name in ("ids", "shapes", "sums", "missing"):  # integers, so float sums are exact too
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))

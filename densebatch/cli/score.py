@@ -17,7 +17,7 @@ from densebatch.base.machine import count_cores
 from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures, score_files
 from densebatch.scoring.page import format_html
 from densebatch.scoring.report import format_csv, format_json, print_report
-from densebatch.scoring.results import ScoreSettings
+from densebatch.scoring.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -12,11 +12,10 @@ from densebatch.cells.pairs import find_partners, pair_labels
 from densebatch.cells.read import LabelImage, open_labels, open_pixels
 from densebatch.scoring.blocks import FIELD_PX
 from densebatch.scoring.contingency import check_same_shape
-from densebatch.scoring.matching import format_threshold
 from densebatch.scoring.overlay import choose_fields, draw_overlay, encode_png
 from densebatch.scoring.page import Picture
-from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings, format_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

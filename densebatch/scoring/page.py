@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.charts import draw_chart, draw_legend
 from densebatch.scoring.compare import compare_predictions
-from densebatch.scoring.matching import format_threshold
-from densebatch.scoring.report import comparison_rows, score_rows
-from densebatch.scoring.results import IOU_BINS, ThresholdScore
-from densebatch.scoring.summary import summarize
+from densebatch.scoring.report import tabulate_comparisons, tabulate_scores
+from densebatch.scoring.results import IOU_BINS, ThresholdScore, summarize_images
+from densebatch.scoring.settings import format_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,7 +98,7 @@ def format_html(
         f"<p class='note'>{escape('; '.join(how))}. {escape(note)}</p>",
     ]
     if len(predictions) > 1:
-        headings, rows = comparison_rows(compare_predictions(predictions))
+        headings, rows = tabulate_comparisons(compare_predictions(predictions))
         parts += ["<h2>Comparison</h2>", _table(headings, rows, total=False)]
         parts.append(
             "<p class='note'>Differences are paired by image, or by field where there is one "
@@ -108,7 +107,7 @@ def format_html(
         )
     parts += ["<h2>Charts</h2>", _charts(predictions, focus)]
     for name, images in predictions.items():
-        headings, rows = score_rows(images)
+        headings, rows = tabulate_scores(images)
         parts += [f"<h2>{escape(name)}</h2>", _table(headings, rows, total=len(images) > 1)]
         shown = [picture for picture in pictures if picture.prediction == name]
         if shown:
@@ -141,7 +140,9 @@ def _charts(predictions: Mapping[str, Sequence[ImageScore]], focus: str) -> str:
     edges = settings.size_edges
     sizes = [f"{a}-{b}" for a, b in pairwise(edges)] + [f"{edges[-1]}+"]
     bins = [f"{k / IOU_BINS:.1f}" if k % 4 == 0 else "" for k in range(IOU_BINS)]
-    by_threshold = {name: summarize(images).mean_ap for name, images in predictions.items()}
+    by_threshold = {
+        name: summarize_images(images).ap_by_threshold for name, images in predictions.items()
+    }
     by_size = {name: _pool_sizes(images) for name, images in predictions.items()}
     histogram = {
         name: [

@@ -27,8 +27,8 @@ from densebatch.cells.read_zarr import is_zarr
 from densebatch.planning.work import tile_grid
 from densebatch.run.segment import Progress
 from densebatch.scoring.contingency import Contingency
-from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_table
+from densebatch.scoring.settings import ScoreSettings
 from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
 from densebatch.studies.flows import store_flows

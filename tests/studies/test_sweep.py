@@ -16,8 +16,8 @@ from densebatch.planning import planner as plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.scoring.files import ScoreOptions, score_files
-from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 from densebatch.slides.simulated import Tissue, render
 from densebatch.stages import predict as inference
 from densebatch.studies.sweep import Setting, find_images, sweep

@@ -135,9 +135,7 @@ def score(
     if pairing.rule:
         click.echo(pairing.rule, err=True)
     if report is not None:
-        pictures = [
-            p for name, found in scores.items() for p in draw_pictures(name, found, options)
-        ]
+        pictures = {name: draw_pictures(found, options) for name, found in scores.items()}
         _write(report, format_html(images, pictures, pairing.rule))
     if csv_path is not None:
         _write(csv_path, format_csv(images))
@@ -163,7 +161,7 @@ def _score_all(
             def show(done: int, total: int, task: object = task) -> None:
                 progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-            scores[name] = score_files(pred, truth, options, workers=workers, report=show)
+            scores[name] = score_files(pred, truth, options, workers=workers, show_progress=show)
     return scores
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
 
 _TORCH_MB = 420  # interpreter, torch and weights, measured
+TRACE_WINDOW_BYTES = 48  # that tracing takes for each pixel of a window
 _MAX_WORKERS = 16
 _MEMORY_SHARE = 0.7  # of what is free, for workers that nobody asked for
 
@@ -69,7 +70,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
             + math.prod(seen) * (item + 4)
             + decoded_bytes(plan.slide, *seen)
         ),
-        f"trace a window of {window} px": window * 48 + kept + held,
+        f"trace a window of {window} px": window * TRACE_WINDOW_BYTES + kept + held,
         f"number a shard of {shard} px": (
             shard * (4 * 4 + 2 * item) + decoded_bytes(plan.slide, SHARD_PX, SHARD_PX)
         ),

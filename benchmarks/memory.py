@@ -26,8 +26,8 @@ from typing import Any
 
 from densebatch.slides.simulated import Tissue
 from densebatch.slides.simulated_file import write_slide
-from densebatch.studies.benchmark import describe_machine
-from densebatch.studies.watch import watch_success
+from densebatch.studies.benchmark_record import describe_machine
+from densebatch.studies.watch import watch_command
 
 
 def measure(
@@ -41,7 +41,7 @@ def measure(
         sys.executable, "-m", "densebatch", "segment", str(slide), str(out),
         "--membrane", "membrane", "--workers", str(workers), *options,
     ]  # fmt: skip
-    watched = watch_success(command)
+    watched = watch_command(command, check=True)
     report = json.loads((out / "run.json").read_text())
     shutil.rmtree(out)
     kept = ("cells", "slide_px", "network_px", "network_redundancy", "seconds", "mpx_per_second")

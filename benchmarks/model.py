@@ -24,7 +24,8 @@ import numpy as np
 from densebatch.cells.read import open_labels
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.run.segment import segment
-from densebatch.scoring.score import ScoreSettings, score_labels
+from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 
 MIN_SIZES = (0, 50, 100, 200)
 

@@ -29,8 +29,9 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from densebatch.cells.read import open_labels
-from densebatch.scoring.blocks import count_fields, plan_blocks, read_part, run_tasks
-from densebatch.scoring.score import ScoreSettings, score_labels
+from densebatch.scoring.blocks import Part, count_fields, plan_blocks, run_tasks
+from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,7 +233,7 @@ def _write_shard(array: zarr.Array, y: int, x: int, shard: int, pitch: int, shif
 
 
 def _read_block(truth: LabelImage, pred: LabelImage, block: Region) -> int:
-    return read_part(truth, block, "truth").size + read_part(pred, block, "pred").size
+    return Part(truth, block, "truth").read().size + Part(pred, block, "pred").read().size
 
 
 def time_reading(truth: str, pred: str, workers: int) -> dict[str, Any]:

@@ -30,10 +30,11 @@ from cellpose import dynamics as stock
 
 from densebatch.base.geometry import Grid, Region
 from densebatch.run.segment import segment
-from densebatch.scoring.score import ScoreSettings, score_labels
+from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 from densebatch.slides.simulated import Tissue
 from densebatch.slides.simulated_file import write_slide
-from densebatch.studies.benchmark import describe_machine, describe_versions
+from densebatch.studies.benchmark_record import describe_machine, describe_versions
 from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from densebatch.studies.benchmark import describe_machine, describe_versions
+from densebatch.studies.benchmark_record import describe_machine, describe_versions
 
 CHECKPOINT_S = 5.0
 _PROGRAM = """

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from densebatch.studies.benchmark import describe_machine, describe_versions
+from densebatch.studies.benchmark_record import describe_machine, describe_versions
 from gpu_steps.runner import ROOT
 from gpu_steps.tell import tell, timed
 

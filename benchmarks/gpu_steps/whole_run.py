@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from densebatch.slides.simulated import CHANNELS
-from densebatch.studies.watch import watch_success
+from densebatch.studies.watch import watch_command
 from gpu_steps.slides import write_mosaic
 from gpu_steps.tell import tell, timed
 
@@ -140,7 +140,7 @@ def run_whole(options: argparse.Namespace) -> None:
     if options.device == "cpu":  # a GPU is found by itself, which takes less time than to be asked
         command += ["--device", "cpu"]
     with GpuSampler() as gpu:
-        watched = watch_success(command)
+        watched = watch_command(command, check=True)
     report = json.loads((out / "run.json").read_text())
     tasks = read_tasks(out / "work" / "journal")
     mpx = report["slide_px"] / 1e6

@@ -12,18 +12,13 @@ the places: the tissue is the same, but for what the window leaves out at the mo
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mosaic import UM_PER_PX, join_fields, write_mosaic
-from run import build_parser, describe_all_versions, list_contestants, read_options, run_once
-
-from densebatch.models.model import find_model
-from densebatch.studies.benchmark import describe_machine
+from mosaic import join_fields, write_mosaic
+from run import begin_record, build_parser, list_contestants, read_options, run_once
 
 # where the window begins, in px of the mosaic; each remainder of 8 comes once in both
 PLACES = ((0, 0), (37, 59), (74, 30), (15, 97), (92, 4), (49, 87), (110, 122), (27, 45))
@@ -55,18 +50,7 @@ def main() -> None:
     options.only = options.only or ["stock", "densebatch"]
     joined = join_fields(options.fields, options.side)
     height, width = (n - less for n, less in zip(joined.truth.shape, LEFT_OUT, strict=True))
-    record: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": describe_machine(),
-        "versions": describe_all_versions(),
-        "settings": {
-            "fields": joined.fields,
-            "shape": [height, width],
-            "um_per_px": UM_PER_PX,
-            "checkpoint_sha256": find_model(options.checkpoint).sha256,
-            "threads": options.threads,
-        },
-    }
+    record = begin_record(options, joined.fields, (height, width))
     draws: list[dict[str, Any]] = []
     for y, x in PLACES:
         mosaic = write_mosaic(joined.cut(y, x, height, width), options.work)

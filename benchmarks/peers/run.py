@@ -46,8 +46,8 @@ from mosaic import UM_PER_PX, Mosaic, build_mosaic
 
 from densebatch.models.model import find_model, load_network
 from densebatch.scoring.score import score_labels
-from densebatch.studies.benchmark import describe_machine, describe_versions
-from densebatch.studies.watch import watch
+from densebatch.studies.benchmark_record import describe_machine, describe_versions
+from densebatch.studies.watch import watch_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,7 +241,7 @@ def run_once(contestant: Contestant, mosaic: Mosaic, out: Path, threads: int) ->
     # what a machine is found out to be is found out once, not once a run
     cache = {"DENSEBATCH_CACHE": str(out.parent / "cache")}
     env = {**os.environ, "HOME": str(home), **cache, **contestant.env}
-    watched = watch(contestant.command(out), cores=threads, env=env, cwd=out)
+    watched = watch_command(contestant.command(out), cores=threads, env=env, cwd=out)
     if watched.returncode:
         raise SystemExit(
             f"{contestant.name} ended with {watched.returncode}:\n{watched.output[-_TAIL:]}"
@@ -336,13 +336,32 @@ def describe_all_versions() -> dict[str, Any]:
     return {"densebatch": describe_versions(), **pins}
 
 
+def begin_record(
+    options: argparse.Namespace, fields: list[str], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """What a record says of a run before it has rows."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": describe_machine(),
+        "versions": describe_all_versions(),
+        "settings": {
+            "fields": fields,
+            "shape": list(shape),
+            "um_per_px": UM_PER_PX,
+            "checkpoint_sha256": find_model(options.checkpoint).sha256,
+            "threads": options.threads,
+        },
+    }
+
+
 def main() -> None:
     parser = build_parser(__doc__, HERE.parent / "results/peers.json")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--crop", type=int, help="a middle piece of the mosaic, for a trial")
     options = read_options(parser)
     mosaic = build_mosaic(options.fields, options.work, options.side, options.crop)
-    machine = describe_machine()
+    record = begin_record(options, mosaic.fields, mosaic.truth.shape)
+    record["settings"] |= {"truth_cells": int(mosaic.truth.max()), "repeats": options.repeats}
     contestants = list_contestants(options, mosaic)
     for contestant in contestants:
         # code is compiled, and a backend judged, once per installation and not once per run
@@ -356,21 +375,7 @@ def main() -> None:
             runs[contestant.name].append(row)
             print(f"{contestant.name}: {json.dumps(row)}", flush=True)
     rows = [summarize(contestant, runs[contestant.name]) for contestant in contestants]
-    record = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine,
-        "versions": describe_all_versions(),
-        "settings": {
-            "fields": mosaic.fields,
-            "shape": list(mosaic.truth.shape),
-            "truth_cells": int(mosaic.truth.max()),
-            "um_per_px": UM_PER_PX,
-            "checkpoint_sha256": find_model(options.checkpoint).sha256,
-            "threads": options.threads,
-            "repeats": options.repeats,
-        },
-        "rows": rows,
-    }
+    record["rows"] = rows
     table = format_table(rows)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(table + "\n")

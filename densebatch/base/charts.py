@@ -1,17 +1,54 @@
-"""Small charts as SVG, inline or in files, for reports that need no plotting library."""
+"""Small charts as SVG, inside a page or in files of their own, without a plotting library."""
 
 from __future__ import annotations
 
 import math
-from html import escape
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # Distinguishable with the common kinds of colour blindness (Wong 2011, Nature Methods 8:441).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 440, 260, 52, 46, 30, 12
+STYLE = (
+    "svg text{font:11px system-ui,sans-serif;fill:#444}"
+    "svg text.title{font-size:13px;font-weight:600}"
+    "svg text.x{text-anchor:middle}svg text.y,svg text.name{text-anchor:end}"
+    "svg .grid{stroke:#e2e2e2}svg .line{fill:none;stroke-width:2}"
+)
+_WIDTH, _HEIGHT = 440, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 30, 46  # margins around the plotted area
+_N_DIVISIONS = 4  # of the vertical axis
+_KEY_PX = 18  # height of a line of the key below a picture
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Where values lie in a chart, in px of the SVG."""
+
+    n_positions: int
+    low: float
+    high: float
+
+    @property
+    def step(self) -> float:
+        """Distance of two positions along the horizontal axis."""
+        return (_WIDTH - _LEFT - _RIGHT) / self.n_positions
+
+    @property
+    def bottom(self) -> float:
+        return _HEIGHT - _BOTTOM
+
+    def x_at(self, position: float) -> float:
+        """Middle of a position, of which the first is 0."""
+        return _LEFT + (position + 0.5) * self.step
+
+    def y_at(self, value: float) -> float:
+        """Height of a value; what is above the axis is drawn at its end."""
+        share = (min(value, self.high) - self.low) / (self.high - self.low)
+        return _TOP + (self.bottom - _TOP) * (1 - share)
 
 
 def draw_chart(
@@ -24,7 +61,7 @@ def draw_chart(
     y_max: float | None = None,
     y_min: float = 0.0,
     legend: bool = False,
-) -> str:
+) -> Element:
     """Draw one or more series over named positions.
 
     Parameters
@@ -43,70 +80,93 @@ def draw_chart(
         Lower end of the axis.
     legend
         Write the names of the series, in their colours, at the right of the title.
+
+    Returns
+    -------
+    Element
+        An `svg` of 440 x 260 px that `STYLE` gives its looks; see `format_svg` and
+        `compose_picture`.
     """
     values = [v for line in series.values() for v in line if not math.isnan(v)]
-    top = y_max or max(values, default=1) or 1
-    n = max(1, len(x_ticks))
-    step = (_WIDTH - _LEFT - _RIGHT) / n
-    height = _HEIGHT - _TOP - _BOTTOM
-
-    def x_at(k: int) -> float:
-        return _LEFT + (k + 0.5) * step
-
-    def y_at(value: float) -> float:
-        return _TOP + height * (1 - (min(value, top) - y_min) / (top - y_min))
-
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
-        f'<text x="{_LEFT}" y="18" class="title">{escape(title)}</text>',
-    ]
-    right = _WIDTH - _RIGHT
-    for k, name in reversed([*enumerate(series)] if legend else []):
-        style = f"fill:{COLOURS[k % len(COLOURS)]};text-anchor:end"
-        parts.append(f'<text x="{right}" y="18" style="{style}">{escape(name)}</text>')
-        right -= 12 + 7 * len(name)
-    for k in range(5):
-        value = y_min + (top - y_min) * k / 4
-        y = y_at(value)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" class="grid"/>')
-        text = f"{value:.2f}" if top <= 2 else f"{value:,.0f}"
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="y">{text}</text>')
+    axes = _Axes(max(1, len(x_ticks)), y_min, y_max or max(values, default=1) or 1)
+    box = f"0 0 {_WIDTH} {_HEIGHT}"
+    chart = Element("svg", {"viewBox": box, "role": "img", "aria-label": title})
+    _add_text(chart, _LEFT, 18, title, "title")
+    if legend:
+        _add_names(chart, list(series))
+    _add_grid(chart, axes)
     for k, tick in enumerate(x_ticks):
         if tick:
-            y = _HEIGHT - _BOTTOM + 16
-            parts.append(f'<text x="{x_at(k):.1f}" y="{y}" class="x">{escape(tick)}</text>')
-    middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 8}" class="x">{escape(x_label)}</text>')
-    for i, line in enumerate(series.values()):
-        colour = COLOURS[i % len(COLOURS)]
-        points = [(k, v) for k, v in enumerate(line) if not math.isnan(v)]
+            _add_text(chart, axes.x_at(k), axes.bottom + 16, tick, "x")
+    _add_text(chart, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label, "x")
+    for k, line in enumerate(series.values()):
+        points = [(x, value) for x, value in enumerate(line) if not math.isnan(value)]
         if bars:
-            width = 0.84 * step / len(series)
-            for k, v in points:
-                x = x_at(k) - 0.42 * step + i * width
-                parts.append(
-                    f'<rect x="{x:.1f}" y="{y_at(v):.1f}" width="{width:.1f}" '
-                    f'height="{_TOP + height - y_at(v):.1f}" fill="{colour}"/>'
-                )
+            _add_bars(chart, axes, points, k, len(series))
         else:
-            path = " ".join(f"{x_at(k):.1f},{y_at(v):.1f}" for k, v in points)
-            parts.append(f'<polyline points="{path}" stroke="{colour}" class="line"/>')
-            parts += [
-                f'<circle cx="{x_at(k):.1f}" cy="{y_at(v):.1f}" r="2.5" fill="{colour}"/>'
-                for k, v in points
-            ]
-    return "".join([*parts, "</svg>"])
+            _add_line(chart, axes, points, pick_colour(k))
+    return chart
 
 
-_KEY_PX = 18
-_PICTURE_STYLE = (
-    "text{font:11px system-ui,sans-serif;fill:#222}.title{font-size:13px;font-weight:600}"
-    ".x{text-anchor:middle}.y{text-anchor:end}.grid{stroke:#ddd;fill:none}"
-    ".line{fill:none;stroke-width:1.6}"
-)
+def pick_colour(series: int) -> str:
+    """Colour of the series with this number; the first is 0."""
+    return COLOURS[series % len(COLOURS)]
 
 
-def compose_picture(charts: Sequence[str], names: Sequence[str] = ()) -> str:
+def _add_text(parent: Element, x: float, y: float, text: str, kind: str = "") -> Element:
+    element = SubElement(parent, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", "class": kind})
+    element.text = text
+    return element
+
+
+def _add_names(chart: Element, names: Sequence[str]) -> None:
+    """Names of the series from left to right, the last at the right edge."""
+    right = _WIDTH - _RIGHT
+    for k, name in reversed([*enumerate(names)]):
+        _add_text(chart, right, 18, name, "name").set("style", f"fill:{pick_colour(k)}")
+        right -= 12 + 7 * len(name)
+
+
+def _add_grid(chart: Element, axes: _Axes) -> None:
+    for k in range(_N_DIVISIONS + 1):
+        value = axes.low + (axes.high - axes.low) * k / _N_DIVISIONS
+        y = axes.y_at(value)
+        SubElement(chart, "path", {"d": f"M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}", "class": "grid"})
+        text = f"{value:.2f}" if axes.high <= 2 else f"{value:,.0f}"
+        _add_text(chart, _LEFT - 6, y + 4, text, "y")
+
+
+def _add_bars(
+    chart: Element, axes: _Axes, points: Sequence[tuple[int, float]], series: int, n_series: int
+) -> None:
+    width = 0.84 * axes.step / n_series
+    for position, value in points:
+        y = axes.y_at(value)
+        place = {
+            "x": f"{axes.x_at(position) - 0.42 * axes.step + series * width:.1f}",
+            "y": f"{y:.1f}",
+            "width": f"{width:.1f}",
+            "height": f"{axes.bottom - y:.1f}",
+        }
+        SubElement(chart, "rect", {**place, "fill": pick_colour(series)})
+
+
+def _add_line(
+    chart: Element, axes: _Axes, points: Sequence[tuple[int, float]], colour: str
+) -> None:
+    places = [(f"{axes.x_at(x):.1f}", f"{axes.y_at(value):.1f}") for x, value in points]
+    path = " ".join(f"{x},{y}" for x, y in places)
+    SubElement(chart, "polyline", {"points": path, "stroke": colour, "class": "line"})
+    for x, y in places:
+        SubElement(chart, "circle", {"cx": x, "cy": y, "r": "2.5", "fill": colour})
+
+
+def format_svg(chart: Element) -> str:
+    """The text of a chart, to stand inside a page that has `STYLE`."""
+    return tostring(chart, encoding="unicode")
+
+
+def compose_picture(charts: Sequence[Element], names: Sequence[str] = ()) -> str:
     """Charts below each other as one SVG file that needs no page around it.
 
     Parameters
@@ -117,28 +177,22 @@ def compose_picture(charts: Sequence[str], names: Sequence[str] = ()) -> str:
         Series to name at the bottom, beside their colours.
     """
     bottom = _HEIGHT * len(charts)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" '
-        f'height="{bottom + _KEY_PX * len(names)}"><style>{_PICTURE_STYLE}</style>'
-        '<rect width="100%" height="100%" fill="#fff"/>'
-    ]
-    parts += [
-        chart.replace("<svg ", f'<svg y="{k * _HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" ', 1)
-        for k, chart in enumerate(charts)
-    ]
+    picture = Element(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "width": f"{_WIDTH}",
+            "height": f"{bottom + _KEY_PX * len(names)}",
+        },
+    )
+    SubElement(picture, "style").text = STYLE
+    SubElement(picture, "rect", {"width": "100%", "height": "100%", "fill": "#fff"})
+    for k, chart in enumerate(charts):
+        place = {"y": f"{k * _HEIGHT}", "width": f"{_WIDTH}", "height": f"{_HEIGHT}"}
+        SubElement(picture, "svg", {**chart.attrib, **place}).extend(chart)
     for k, name in enumerate(names):
         y = bottom + _KEY_PX * k
-        parts.append(
-            f'<rect x="{_LEFT}" y="{y}" width="10" height="10" fill="{COLOURS[k % len(COLOURS)]}"/>'
-            f'<text x="{_LEFT + 16}" y="{y + 9}">{escape(name)}</text>'
-        )
-    return "".join([*parts, "</svg>\n"])
-
-
-def draw_legend(names: Sequence[str]) -> str:
-    """Names of series beside their colours."""
-    keys = []
-    for k, name in enumerate(names):
-        colour = COLOURS[k % len(COLOURS)]
-        keys.append(f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>')
-    return " ".join(keys)
+        square = {"x": f"{_LEFT}", "y": f"{y}", "width": "10", "height": "10"}
+        SubElement(picture, "rect", {**square, "fill": pick_colour(k)})
+        _add_text(picture, _LEFT + 16, y + 9, name)
+    return format_svg(picture) + "\n"

@@ -18,7 +18,7 @@ from densebatch.planning.settings import DEFAULT_MODEL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.studies.benchmark import Record, Row
+    from densebatch.studies.benchmark_record import BenchmarkRecord, Row
 
 _PATH = click.Path(path_type=Path)
 _PIPE_WIDTH = 160  # without a terminal rich would fold the table at 80 characters
@@ -68,8 +68,8 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
             repeats: int,
             **options: Any,  # noqa: ANN401
         ) -> None:
-            from densebatch.studies.benchmark import (
-                Record,
+            from densebatch.studies.benchmark_record import (
+                BenchmarkRecord,
                 describe_machine,
                 describe_versions,
                 read_record,
@@ -91,7 +91,7 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
                 for name, value in {**options, "repeats": repeats}.items()
             }
             typed = shlex.join(["densebatch", *sys.argv[1:]])
-            _tell(Record(kind, typed, settings, rows, machine, versions), target, old)
+            _tell(BenchmarkRecord(kind, typed, settings, rows, machine, versions), target, old)
 
         for option in (
             click.option("--repeats", default=3, show_default=True, type=click.IntRange(1),
@@ -108,10 +108,14 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
     return decorate
 
 
-def _tell(record: Record, target: Path, old: Record | None) -> None:
+def _tell(record: BenchmarkRecord, target: Path, old: BenchmarkRecord | None) -> None:
     from rich.console import Console
 
-    from densebatch.studies.benchmark import compare, tell_differences, write_record
+    from densebatch.studies.benchmark_record import (
+        compare_records,
+        tell_differences,
+        write_record,
+    )
     from densebatch.studies.benchmark_report import build_table, draw_record
 
     write_record(target, record)
@@ -122,7 +126,7 @@ def _tell(record: Record, target: Path, old: Record | None) -> None:
         raise InputError(f"{picture} cannot be written: {error.strerror}") from error
     ratios = None
     if old is not None:
-        ratios = compare(old, record)
+        ratios = compare_records(old, record)
         for difference in tell_differences(old, record):
             click.echo(difference, err=True)
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
@@ -148,7 +152,7 @@ def throughput(
 
         densebatch benchmark throughput --size 8192 -- --model dense-tiny --workers 4
     """
-    from densebatch.studies.benchmark_runs import measure_throughput
+    from densebatch.studies.benchmark_segment import measure_throughput
 
     return measure_throughput(slide, size, segment_options, repeats, note)
 
@@ -169,7 +173,7 @@ def scaling(
     note: Callable[[str], None],
 ) -> list[Row]:
     """Segment a slide with 1, 2, 4, ... workers and as many cores: speedup and efficiency."""
-    from densebatch.studies.benchmark_runs import measure_scaling
+    from densebatch.studies.benchmark_segment import measure_scaling
 
     return measure_scaling(slide, size, workers, segment_options, repeats, note)
 
@@ -181,7 +185,7 @@ def scaling(
 @_measured("score")
 def score(size: int, workers: int, repeats: int, note: Callable[[str], None]) -> list[Row]:
     """Score a simulated pair of label images."""
-    from densebatch.studies.benchmark_parts import measure_scoring
+    from densebatch.studies.benchmark_score import measure_scoring
 
     return measure_scoring(size, workers, repeats, note)
 
@@ -209,6 +213,6 @@ def backends(
     note: Callable[[str], None],
 ) -> list[Row]:
     """Evaluate the network alone, with each backend."""
-    from densebatch.studies.benchmark_parts import measure_backends
+    from densebatch.studies.benchmark_backends import measure_backends
 
     return measure_backends(names, model, device, lanes, patches, repeats, note)

@@ -106,7 +106,7 @@ def score(
     from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures
     from densebatch.scoring.page import format_html
     from densebatch.scoring.report import format_csv, format_json, print_report
-    from densebatch.scoring.results import ScoreSettings
+    from densebatch.scoring.settings import ScoreSettings
 
     if json_path == csv_path == Path("-"):
         raise InputError("--json - and --csv - both write to stdout; give one of them a path")
@@ -137,9 +137,7 @@ def score(
     if pairing.rule:
         click.echo(pairing.rule, err=True)
     if report is not None:
-        pictures = [
-            p for name, found in scores.items() for p in draw_pictures(name, found, options)
-        ]
+        pictures = {name: draw_pictures(found, options) for name, found in scores.items()}
         _write(report, format_html(images, pictures, pairing.rule))
     if csv_path is not None:
         _write(csv_path, format_csv(images))
@@ -169,7 +167,7 @@ def _score_all(
             def show(done: int, total: int, task: object = task) -> None:
                 progress.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-            scores[name] = score_files(pred, truth, options, workers=workers, report=show)
+            scores[name] = score_files(pred, truth, options, workers=workers, show_progress=show)
     return scores
 
 

@@ -37,8 +37,7 @@ def sweep(
     """
     from densebatch.base.files import write_atomic
     from densebatch.cli.terminal import TerminalProgress
-    from densebatch.studies.sweep import find_images
-    from densebatch.studies.sweep import sweep as run_sweep
+    from densebatch.studies.sweep import find_images, run_sweep
     from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
     from densebatch.studies.sweep_settings import load_sweep
 

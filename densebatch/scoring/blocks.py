@@ -43,8 +43,8 @@ class DaskClient(Protocol):
 
 Workers = int | Executor | DaskClient
 
-# Small enough for several workers to hold two arrays and a decoder's copies, large enough that a
-# chunk which straddles two blocks is the exception.
+# A block is small enough for several workers to hold two arrays and a decoder's copies, and large
+# enough that a chunk which straddles two blocks is the exception.
 BLOCK_PX = 2048
 FIELD_PX = 1024
 
@@ -74,8 +74,8 @@ class FieldCounts:
         return self.grid[divmod(field, self.grid.cols)]
 
 
-def read_units(source: PixelSource) -> tuple[int, int]:
-    """Rows and columns that are read at once: a shard, a chunk, or one pixel of an array."""
+def _find_unit(source: PixelSource) -> tuple[int, int]:
+    """Rows and columns that are decoded at once: a shard, a chunk, or one pixel of an array."""
     unit = getattr(source, "shards", None) or getattr(source, "chunks", None) or (1, 1)
     return int(unit[-2]), int(unit[-1])
 
@@ -86,6 +86,18 @@ def plan_blocks(truth: PixelSource, pred: PixelSource, block_px: int = BLOCK_PX)
     Where a common multiple of both chunk lengths fits, no chunk is read twice. Otherwise blocks
     follow the larger chunk, and chunks of the other image that straddle blocks are read again.
 
+    Parameters
+    ----------
+    truth, pred
+        Images of the same shape.
+    block_px
+        Edge of a block; the area of a block is about its square, more where a chunk is larger.
+
+    Returns
+    -------
+    Grid
+        Blocks that cover the images.
+
     Examples
     --------
     >>> from types import SimpleNamespace as Image
@@ -93,20 +105,20 @@ def plan_blocks(truth: PixelSource, pred: PixelSource, block_px: int = BLOCK_PX)
     >>> plan_blocks(a, b)
     Grid(height=9000, width=9000, step_y=2048, step_x=2048)
     """
-    (truth_y, truth_x), (pred_y, pred_x) = read_units(truth), read_units(pred)
+    (truth_y, truth_x), (pred_y, pred_x) = _find_unit(truth), _find_unit(pred)
     height, width = truth.shape
     if isinstance(truth, np.ndarray) and isinstance(pred, np.ndarray):
         # Whole rows of an array in memory need no copy.
         return Grid(height, width, min(height, max(1, block_px * block_px // width)), width)
 
-    def step(length: int, units: tuple[int, int], target: int) -> int:
+    def choose_step(length: int, units: tuple[int, int], target: int) -> int:
         common = math.lcm(*units)
         unit = common if common <= target else max(units)
         return min(length, unit * max(1, target // unit))
 
-    step_x = step(width, (truth_x, pred_x), block_px)
+    step_x = choose_step(width, (truth_x, pred_x), block_px)
     # Strips of a TIFF are as wide as the slide and few rows high: the area is what is bounded.
-    step_y = step(height, (truth_y, pred_y), max(1, block_px * block_px // step_x))
+    step_y = choose_step(height, (truth_y, pred_y), max(1, block_px * block_px // step_x))
     return Grid(height, width, step_y, step_x)
 
 
@@ -120,6 +132,11 @@ def open_executor(workers: Workers) -> Iterator[tuple[Executor | None, int]]:
         Threads of this process (0 or 1: none beside the caller), a `concurrent.futures` executor
         of threads or processes, or a `distributed.Client`. Neither Dask nor anything else is
         imported for it.
+
+    Yields
+    ------
+    tuple
+        The executor, None for the caller's own thread, and how many tasks it runs at once.
     """
     if isinstance(workers, int):
         if workers > 1:
@@ -140,6 +157,20 @@ def run_tasks(
 
     The window bounds the memory of results that nobody has taken yet, and what a scheduler loses
     when a worker dies. The first failure stops the rest.
+
+    Parameters
+    ----------
+    task
+        Function that an executor can send to where it runs.
+    arguments
+        Arguments of each task.
+    workers
+        See `open_executor`.
+
+    Yields
+    ------
+    T
+        What each task returned.
     """
     with open_executor(workers) as (executor, width):
         if executor is None:
@@ -163,20 +194,44 @@ def run_tasks(
                 future.cancel()
 
 
-def read_part(source: PixelSource, region: Region, role: str) -> NDArray[np.uint32]:
-    """Read a rectangle as contiguous uint32 labels."""
-    where = getattr(source, "where", role)
-    labels = as_labels(source[region.slices], where)
-    if labels.shape != region.shape:
-        raise InputError(f"{where} returned {labels.shape} px for {region}")
-    return labels
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of an image, as it is sent to whoever reads it.
 
+    Attributes
+    ----------
+    source
+        The image, or the rectangle alone where it is in memory.
+    region
+        Pixels of the source.
+    role
+        What the image is called where it has no name of its own.
+    """
 
-def cut_part(source: PixelSource, region: Region) -> tuple[PixelSource, Region]:
-    """What to send to a worker: a piece of an array in memory, else the source's own name."""
-    if isinstance(source, np.ndarray):
-        return source[region.slices], Region(0, 0, *region.shape)
-    return source, region
+    source: PixelSource
+    region: Region
+    role: str
+
+    @classmethod
+    def cut(cls, source: PixelSource, region: Region, role: str) -> Part:
+        """A rectangle, without the rest of an array in memory."""
+        if isinstance(source, np.ndarray):
+            return cls(source[region.slices], Region(0, 0, *region.shape), role)
+        return cls(source, region, role)
+
+    def read(self) -> NDArray[np.uint32]:
+        """The labels, contiguous.
+
+        Raises
+        ------
+        InputError
+            For pixels that are no labels or cannot be read.
+        """
+        where = getattr(self.source, "where", self.role)
+        labels = as_labels(self.source[self.region.slices], where)
+        if labels.shape != self.region.shape:
+            raise InputError(f"{where} returned {labels.shape} px for {self.region}")
+        return labels
 
 
 def count_fields(
@@ -201,6 +256,11 @@ def count_fields(
     workers
         Threads, an executor or a Dask client; see `open_executor`.
 
+    Returns
+    -------
+    FieldCounts
+        A table for each field.
+
     Raises
     ------
     InputError
@@ -213,31 +273,34 @@ def count_fields(
     fields = Grid(*truth.shape, field_px, field_px)
     blocks = plan_blocks(truth, pred, block_px)
     arguments = (
-        (*cut_part(truth, blocks[i]), *cut_part(pred, blocks[i]), blocks[i], fields) for i in blocks
+        (
+            Part.cut(truth, blocks[i], "the truth"),
+            Part.cut(pred, blocks[i], "the prediction"),
+            blocks[i],
+            fields,
+        )
+        for i in blocks
     )
     parts: list[list[Contingency]] = [[] for _ in range(len(fields))]
     for counted in run_tasks(_count_block, arguments, workers):
         for field, table in counted:
             parts[field].append(table)
-            # Many small blocks of one field would hold the same pairs over and over.
+            # Tables of many small blocks of one field would hold the same pairs over and over.
             if len(parts[field]) > 16:
                 parts[field] = [Contingency.sum(parts[field])]
     return FieldCounts(fields, tuple(Contingency.sum(tables) for tables in parts))
 
 
 def _count_block(
-    truth: PixelSource,
-    truth_part: Region,
-    pred: PixelSource,
-    pred_part: Region,
-    block: Region,
-    fields: Grid,
+    truth: Part, pred: Part, block: Region, fields: Grid
 ) -> list[tuple[int, Contingency]]:
-    a, b = read_part(truth, truth_part, "the truth"), read_part(pred, pred_part, "the prediction")
+    """Tables of a block's share of each field, with the field's place in raster order."""
+    truth_labels, pred_labels = truth.read(), pred.read()
     counted = []
     for row, col in fields.overlapping(block):
         inside = fields[row, col].intersect(block)
         if inside is not None:
             part = inside.shift(-block.y0, -block.x0)
-            counted.append((row * fields.cols + col, Contingency.count_part(a, b, part)))
+            table = Contingency.count_part(truth_labels, pred_labels, part)
+            counted.append((row * fields.cols + col, table))
     return counted

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.scoring.blocks import BLOCK_PX, cut_part, plan_blocks, read_part, run_tasks
+from densebatch.scoring.blocks import BLOCK_PX, Part, plan_blocks, run_tasks
 from densebatch.scoring.contingency import check_same_shape
 from densebatch.scoring.results import BoundaryScore
 
@@ -44,58 +44,67 @@ def score_boundaries(
     Parameters
     ----------
     truth, pred
-        Two-dimensional label images of the same shape; see `scoring.score_labels`.
+        Two-dimensional label images of the same shape; see `score_labels`.
     tolerance_px
         Largest distance at which an outline pixel has a partner.
     truth_dropped, pred_dropped
-        Ids to be taken for background, such as cells below a size.
+        Ids to be taken for background, such as cells below a size; None for none.
     block_px, workers
         How the images are read; they change no number.
+
+    Returns
+    -------
+    BoundaryScore
+        Outline pixels of either side, and those near the other's.
+
+    Raises
+    ------
+    InputError
+        For a tolerance out of range, different shapes, and pixels that are no labels.
     """
     if not 0 <= tolerance_px <= 100:
         raise InputError(f"the boundary tolerance is 0 to 100 px, not {tolerance_px}")
     check_same_shape(truth, pred)
     blocks = plan_blocks(truth, pred, block_px)
-    reach = math.floor(tolerance_px)
-    none = np.zeros(0, np.uint32)
-    dropped = (
-        np.unique(none if truth_dropped is None else truth_dropped),
-        np.unique(none if pred_dropped is None else pred_dropped),
-    )
+    halo_px = math.floor(tolerance_px) + 1
 
-    def arguments(block: Region) -> tuple[object, ...]:
-        outer = block.expand(reach + 1).clip(*truth.shape)
-        core = block.shift(-outer.y0, -outer.x0)
-        return *cut_part(truth, outer), *cut_part(pred, outer), core, tolerance_px, *dropped
+    def cut(block: Region) -> tuple[object, ...]:
+        window = block.expand(halo_px).clip(*truth.shape)
+        return (
+            Part.cut(truth, window, "the truth"),
+            Part.cut(pred, window, "the prediction"),
+            block.shift(-window.y0, -window.x0),
+            tolerance_px,
+            truth_dropped,
+            pred_dropped,
+        )
 
     total = BoundaryScore(tolerance_px, 0, 0, 0, 0)
-    for part in run_tasks(_score_block, (arguments(blocks[i]) for i in blocks), workers):
+    for part in run_tasks(_score_block, (cut(blocks[i]) for i in blocks), workers):
         total += part
     return total
 
 
 def _score_block(
-    truth: PixelSource,
-    truth_part: Region,
-    pred: PixelSource,
-    pred_part: Region,
-    core: Region,
+    truth: Part,
+    pred: Part,
+    inside: Region,
     tolerance_px: float,
-    truth_dropped: NDArray[np.uint32],
-    pred_dropped: NDArray[np.uint32],
+    truth_dropped: NDArray[np.uint32] | None,
+    pred_dropped: NDArray[np.uint32] | None,
 ) -> BoundaryScore:
-    outlines = []
-    for source, part, dropped, role in (
-        (truth, truth_part, truth_dropped, "the truth"),
-        (pred, pred_part, pred_dropped, "the prediction"),
-    ):
-        labels = read_part(source, part, role)
-        if dropped.size:
-            labels = np.where(np.isin(labels, dropped), np.uint32(0), labels)
-        outlines.append(_outline(labels))
-    offsets = _disc(tolerance_px)
-    counts = _count_near(outlines[0], outlines[1], offsets, core.y0, core.x0, core.y1, core.x1)
+    """Count the outlines of a block; `inside` is its place in the windows that are read."""
+    truth_outline = _outline(_drop_cells(truth.read(), truth_dropped))
+    pred_outline = _outline(_drop_cells(pred.read(), pred_dropped))
+    place = (inside.y0, inside.x0, inside.y1, inside.x1)
+    counts = _count_near(truth_outline, pred_outline, _list_offsets(tolerance_px), *place)
     return BoundaryScore(tolerance_px, *(int(count) for count in counts))
+
+
+def _drop_cells(labels: NDArray[np.uint32], ids: NDArray[np.uint32] | None) -> NDArray[np.uint32]:
+    if ids is None or not ids.size:
+        return labels
+    return np.where(np.isin(labels, ids), np.uint32(0), labels)
 
 
 def find_outline(labels: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -111,13 +120,13 @@ def find_outline(labels: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return outline.view(np.bool_)
 
 
-def _disc(radius: float) -> NDArray[np.int64]:
-    """Offsets (dy, dx) within a radius, nearest first."""
-    reach = math.floor(radius)
+def _list_offsets(radius_px: float) -> NDArray[np.int64]:
+    """Offsets (dy, dx) of the pixels within a radius, nearest first; `(n, 2)`."""
+    reach = math.floor(radius_px)
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     squared = (dy * dy + dx * dx).ravel()
     order = np.argsort(squared, kind="stable")
-    order = order[squared[order] <= radius * radius]
+    order = order[squared[order] <= radius_px * radius_px]
     return np.ascontiguousarray(np.stack([dy.ravel(), dx.ravel()], axis=1)[order], np.int64)
 
 

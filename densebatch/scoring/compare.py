@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from densebatch.base.errors import InputError
 from densebatch.scoring.results import mean
 
@@ -64,32 +62,46 @@ def compare_predictions(
     ----------
     predictions
         Scores of the same images by each prediction, the reference first.
+
+    Returns
+    -------
+    tuple of Comparison
+        One for each prediction but the first.
+
+    Raises
+    ------
+    InputError
+        If a prediction is not of the same images as the first.
     """
     (reference, first), *others = predictions.items()
-    return tuple(_compare(name, scores, reference, first) for name, scores in others)
+    return tuple(_compare_pair(name, scores, reference, first) for name, scores in others)
 
 
-def _compare(
+def _compare_pair(
     name: str, scores: Sequence[ImageScore], reference: str, first: Sequence[ImageScore]
 ) -> Comparison:
     if [score.name for score in scores] != [score.name for score in first]:
         raise InputError(f"{name} and {reference} are not predictions of the same images")
     unit = "image" if len(first) > 1 else "field"
-    a, b = _ap_by_unit(scores, unit), _ap_by_unit(first, unit)
-    # A field without truth in which only one of the two found a cell has one AP: not a pair.
-    keys = [key for key in b if key in a and not math.isnan(a[key]) and not math.isnan(b[key])]
-    differences = np.array([a[key] - b[key] for key in keys])
+    ours, theirs = _ap_by_unit(scores, unit), _ap_by_unit(first, unit)
+    # A field in which only one of the two has any cell has an AP in that one alone, and is no pair.
+    keys = [
+        key
+        for key, ap in theirs.items()
+        if not math.isnan(ap) and not math.isnan(ours.get(key, math.nan))
+    ]
+    differences = [ours[key] - theirs[key] for key in keys]
     return Comparison(
         name=name,
         reference=reference,
         unit=unit,
         n=len(keys),
-        mean_ap=mean([a[key] for key in keys]),
-        reference_ap=mean([b[key] for key in keys]),
-        difference=mean(differences.tolist()),
-        better=int((differences > 0).sum()),
-        worse=int((differences < 0).sum()),
-        p_value=signed_rank_p(differences.tolist()),
+        mean_ap=mean([ours[key] for key in keys]),
+        reference_ap=mean([theirs[key] for key in keys]),
+        difference=mean(differences),
+        better=sum(difference > 0 for difference in differences),
+        worse=sum(difference < 0 for difference in differences),
+        p_value=signed_rank_p(differences),
     )
 
 

@@ -36,7 +36,7 @@ PIECE_PX = 2**22
 
 
 class PixelSource(Protocol):
-    """What can be counted: a NumPy array, a zarr array, a label image of `label_io`."""
+    """What can be counted: a NumPy array, a zarr array, a label image of `cells.read`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,8 +64,8 @@ def _tally(
     used = 0
     for y in range(y0, y1):
         truth_row, pred_row = truth[y, x0:x1], pred[y, x0:x1]
-        # Where runs start. Adding the comparison instead of branching on it is twice as fast:
-        # no processor can predict where the next cell begins.
+        # Runs start where a pixel differs from the one before. Adding the comparison is twice as
+        # fast as branching on it, because no processor can predict where the next cell begins.
         runs = min(n, 1)
         starts[0] = 0
         for x in range(1, n):
@@ -80,7 +80,7 @@ def _tally(
         for run in range(runs):
             x = starts[run]
             key = (np.uint64(truth_row[x]) << np.uint64(32)) | np.uint64(pred_row[x])
-            # The mixing step of MurmurHash3: both ids reach the upper bits, which are the place.
+            # MurmurHash3 mixes so that both ids reach the upper bits, which are the place.
             mixed = (key ^ (key >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
             place = mixed >> np.uint64(64 - RECENT_BITS)
             if recent_keys[place] != key:
@@ -130,8 +130,8 @@ class Contingency:
 
     @classmethod
     def _from_keys(cls, key: NDArray[np.uint64], count: NDArray[np.int64]) -> Contingency:
-        # A stable sort of 64-bit keys is a merge sort that takes advantage of sorted stretches:
-        # adding sorted tables is linear.
+        # A stable sort of 64-bit keys is a merge sort that takes advantage of sorted stretches, so
+        # that adding sorted tables is linear.
         order = np.argsort(key, kind="stable")
         key, count = key[order], count[order]
         first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1]))) if key.size else order
@@ -225,7 +225,13 @@ def _areas(
 
 
 def check_same_shape(truth: PixelSource, pred: PixelSource) -> None:
-    """Raise `InputError` for different shapes, with a hint where one is a pyramid level."""
+    """Refuse images of different shapes.
+
+    Raises
+    ------
+    InputError
+        With a hint where one image looks like a pyramid level of the other.
+    """
     if truth.shape == pred.shape:
         return
     hint = ""

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.base.log import log_event
+from densebatch.base.page import Picture
 from densebatch.cells.pairs import find_partners, pair_labels
 from densebatch.cells.read import LabelImage, open_labels, open_pixels
 from densebatch.scoring.blocks import FIELD_PX
 from densebatch.scoring.contingency import check_same_shape
-from densebatch.scoring.matching import format_threshold
 from densebatch.scoring.overlay import choose_fields, draw_overlay, encode_png
-from densebatch.scoring.page import Picture
-from densebatch.scoring.results import ScoreSettings
 from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings, format_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from densebatch.cells.pairs import Pair, Pairing
     from densebatch.cells.pixels import Pixels
     from densebatch.scoring.blocks import Workers
-    from densebatch.scoring.results import ImageScore
+    from densebatch.scoring.results import FieldScore, ImageScore
+
+log = logging.getLogger(__name__)
 
 # Up to this size an image is shown whole, and its fields are small enough to show something.
 WHOLE_PX = 2048 * 2048
 SMALL_FIELD_PX = 256
 MAX_WHOLE = 12
 N_WORST, N_SAMPLE = 6, 4
+# A picture is enlarged by a whole number until it is about so long, but not beyond MAX_SCALE.
+PICTURE_PX = 768
+MAX_SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def score_files(
     options: ScoreOptions | None = None,
     *,
     workers: Workers = 1,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    show_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FileScores:
     """Score label images on disk.
 
@@ -88,8 +94,13 @@ def score_files(
         What to compute.
     workers
         Threads, an executor or a Dask client.
-    report
+    show_progress
         Called with the numbers of pairs done and of all.
+
+    Returns
+    -------
+    FileScores
+        How files were paired, and the scores of each pair.
 
     Raises
     ------
@@ -98,15 +109,16 @@ def score_files(
     """
     options = options or ScoreOptions()
     pairing = pair_labels(pred, truth, allow_missing=options.allow_missing)
+    log_event(log, "label images paired", pred=str(pred), truth=str(truth), n=len(pairing.pairs))
     names = [pair.name for pair in pairing.pairs]
     regions = {} if options.ignore is None else find_partners(options.ignore, names)
     if options.ignore is not None and (missing := sorted(set(names) - regions.keys())):
         raise InputError(f"{options.ignore} has no ignored region for {missing[0]}")
     images = []
     for k, pair in enumerate(pairing.pairs):
-        report(k, len(names))
+        show_progress(k, len(names))
         images.append(_score_pair(pair, regions.get(pair.name), options, workers))
-    report(len(names), len(names))
+    show_progress(len(names), len(names))
     return FileScores(pairing, tuple(images))
 
 
@@ -118,53 +130,86 @@ def _score_pair(
     check_same_shape(truth, pred)
     if ignore is not None:
         check_same_shape(truth, ignore)
-    small = truth.shape[0] * truth.shape[1] <= WHOLE_PX
-    return score_labels(
+    score = score_labels(
         truth,
         pred,
         options.settings,
         name=pair.name,
         ignore=ignore,
         boundary_px=options.boundary_px,
-        field_px=options.field_px or (SMALL_FIELD_PX if small else FIELD_PX),
+        field_px=options.field_px or (SMALL_FIELD_PX if _is_small(truth) else FIELD_PX),
         workers=workers,
     )
+    log_event(
+        log,
+        "image scored",
+        image=pair.name,
+        truth_cells=score.n_truth,
+        predicted_cells=score.n_pred,
+        ap=round(score.at(score.settings.focus).ap, 4),
+    )
+    return score
 
 
-def draw_pictures(name: str, scores: FileScores, options: ScoreOptions) -> list[Picture]:
+def _is_small(labels: LabelImage) -> bool:
+    return labels.shape[0] * labels.shape[1] <= WHOLE_PX
+
+
+def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
     """Overlays of small images as a whole, of the worst fields, and of a sample of the others.
 
     Whatever the size of a slide, only the chosen fields are read.
+
+    Parameters
+    ----------
+    scores
+        Of one prediction.
+    options
+        With which they were computed; `image` is drawn on.
+
+    Returns
+    -------
+    list of Picture
+        In the order of the pairs.
+
+    Raises
+    ------
+    InputError
+        For an image to draw on that shows other pixels, or cannot be read.
     """
     names = [pair.name for pair in scores.pairing.pairs]
     backgrounds = {} if options.image is None else find_partners(options.image, names)
+    worst = _choose_worst(scores.images)
     pictures: list[Picture] = []
-    worst = [
-        (k, field)
-        for k, score in enumerate(scores.images)
-        for field in choose_fields(score.fields, N_WORST)
-    ]
-    worst = sorted(worst, key=lambda item: item[1].score.ap)[:N_WORST]
-    focus = format_threshold(scores.images[0].settings.focus)
     for k, (pair, score) in enumerate(zip(scores.pairing.pairs, scores.images, strict=True)):
-        wanted: list[tuple[str, Region | None, float]] = []
         truth, pred = open_labels(pair.truth), open_labels(pair.pred)
-        whole = truth.shape[0] * truth.shape[1] <= WHOLE_PX
-        if whole and k < MAX_WHOLE:
-            wanted.append(("", None, score.at(score.settings.focus).ap))
-        worst_here = [f for image, f in worst if image == k]
-        wanted += [(", one of the worst fields", f.region, f.score.ap) for f in worst_here]
-        if not whole:
+        focus = score.settings.focus
+        wanted: list[tuple[str, Region | None, float]] = []
+        if _is_small(truth) and k < MAX_WHOLE:
+            wanted.append(("", None, score.at(focus).ap))
+        wanted += [(", one of the worst fields", f.region, f.score.ap) for f in worst[k]]
+        if not _is_small(truth):
             sample = choose_fields(score.fields, N_WORST, N_SAMPLE)[N_WORST:]
             wanted += [(", a field drawn by chance", f.region, f.score.ap) for f in sample]
         background = open_pixels(backgrounds[pair.name]) if pair.name in backgrounds else None
         for what, region, ap in wanted:
-            caption = f"{pair.name}{what}: AP {ap:.3f} at IoU ≥ {focus}"
+            caption = f"{pair.name}{what}: AP {ap:.3f} at IoU ≥ {format_threshold(focus)}"
             if region is not None:
                 caption += f", rows {region.y0} to {region.y1}, columns {region.x0} to {region.x1}"
             png = _draw(truth, pred, score, background, region)
-            pictures.append(Picture(name, caption, png))
+            pictures.append(Picture(caption, png))
     return pictures
+
+
+def _choose_worst(images: Sequence[ImageScore]) -> list[list[FieldScore]]:
+    """The worst fields of all images together, by image."""
+    fields = [
+        (k, field)
+        for k, score in enumerate(images)
+        for field in choose_fields(score.fields, N_WORST)
+    ]
+    worst = sorted(fields, key=lambda item: item[1].score.ap)[:N_WORST]
+    return [[field for image, field in worst if image == k] for k in range(len(images))]
 
 
 def _draw(
@@ -174,6 +219,7 @@ def _draw(
     background: Pixels | None,
     region: Region | None,
 ) -> bytes:
+    """A PNG of a region, or of the whole image."""
     part = region or Region(0, 0, *truth.shape)
     grey = None
     if background is not None:
@@ -184,9 +230,7 @@ def _draw(
                 "background shows the same pixels"
             )
         grey = background.read(part).max(axis=0)
-    if score.cells is None:
-        raise ValueError("the score does not tell what became of each cell")
-    scale = max(1, min(4, 768 // max(part.shape)))
+    scale = max(1, min(MAX_SCALE, PICTURE_PX // max(part.shape)))
     return encode_png(
         draw_overlay(truth[part.slices], pred[part.slices], score.cells, grey, scale=scale)
     )
@@ -194,7 +238,14 @@ def _draw(
 
 @contextmanager
 def connect_dask(address: str) -> Iterator[Workers]:
-    """A client of a running Dask scheduler; Dask is imported here and not before."""
+    """A client of a running Dask scheduler.
+
+    Raises
+    ------
+    InputError
+        If none answers at the address.
+    """
+    # Dask takes a second to import, which scoring in threads need not wait for.
     from distributed import Client
 
     try:

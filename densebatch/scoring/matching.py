@@ -8,58 +8,24 @@ pairs of the masks published with Han et al. 2024 do.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
-from densebatch.base.errors import InputError
-
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from numpy.typing import NDArray
 
     from densebatch.scoring.contingency import Contingency
+    from densebatch.scoring.settings import MatchingName
 
-MatchingName = Literal["any", "hungarian"]
 # A dense cost matrix beyond this many entries costs more than the sparse solver.
 DENSE_ENTRIES = 1 << 20
-
-
-def parse_threshold(value: str | float | Fraction) -> Fraction:
-    """An IoU threshold as the exact fraction that its decimal digits say.
-
-    Examples
-    --------
-    >>> parse_threshold("0.55"), parse_threshold(0.1)
-    (Fraction(11, 20), Fraction(1, 10))
-    """
-    try:
-        threshold = Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
-        threshold = Fraction(0)
-    if not 0 < threshold <= 1:
-        raise InputError(f"an IoU threshold is a number above 0 and up to 1, not {value!r}")
-    return threshold
-
-
-def format_threshold(threshold: Fraction) -> str:
-    """Shortest exact decimal with at least two digits; a fraction where there is none.
-
-    Examples
-    --------
-    >>> format_threshold(Fraction(1, 2)), format_threshold(Fraction("0.725"))
-    ('0.50', '0.725')
-    """
-    for digits in range(2, 19):
-        scaled = threshold * 10**digits
-        if scaled.denominator == 1:
-            whole, rest = divmod(int(scaled), 10**digits)
-            return f"{whole}.{rest:0{digits}d}"
-    return str(threshold)
 
 
 def reaches(
@@ -67,13 +33,27 @@ def reaches(
 ) -> NDArray[np.bool_]:
     """Whether part / whole >= threshold, exactly.
 
+    Parameters
+    ----------
+    part, whole
+        Pixel counts, of one shape.
+    threshold
+        A fraction of the whole.
+
+    Returns
+    -------
+    ndarray of bool
+        Of the shape of the counts.
+
     Examples
     --------
+    >>> from fractions import Fraction
     >>> reaches(np.array([1, 1]), np.array([2, 3]), Fraction(1, 2))
     array([ True, False])
     """
     p, q = threshold.numerator, threshold.denominator
     if max(p, q) * max(int(whole.max(initial=0)), int(part.max(initial=0))) >= 2**63:
+        # The products would not fit in 64 bits; Python's integers have no end.
         return np.array(
             [q * i >= p * u for i, u in zip(part.tolist(), whole.tolist(), strict=True)], np.bool_
         )
@@ -143,7 +123,7 @@ class Overlaps:
     def _first_by(self, value: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.intp]:
         chosen = np.full(self.truth_ids.size, -1, np.intp)
         if value.size:
-            # Edges come sorted by truth cell, then prediction: no sort is needed.
+            # Edges come sorted by truth cell, then prediction, so that no sort is needed.
             starts = np.flatnonzero(np.diff(self.truth, prepend=-1))
             highest = np.maximum.reduceat(value, starts)
             lengths = np.diff(starts, append=value.size)
@@ -170,6 +150,47 @@ class Ignored:
     truth: NDArray[np.bool_]
     pred_small: NDArray[np.bool_]
     pred_inside_px: NDArray[np.int64]
+
+
+def find_ignored(
+    overlaps: Overlaps,
+    below_px: int,
+    truth_inside: Contingency | None,
+    pred_inside: Contingency | None,
+) -> Ignored:
+    """Find the cells that COCO would ignore.
+
+    Parameters
+    ----------
+    overlaps
+        The cells.
+    below_px
+        Cells of fewer pixels are out of range (`areaRng` of pycocotools).
+    truth_inside, pred_inside
+        Tables of an ignored region (any non-zero label) against truth and prediction. A truth
+        cell is ignored if at least half of it lies in the region; a prediction that matches
+        nothing, if the share of it in the region reaches the IoU threshold (`iscrowd`).
+
+    Returns
+    -------
+    Ignored
+        What `match_cells` takes.
+    """
+    truth_px = _count_inside(truth_inside, overlaps.truth_ids)
+    return Ignored(
+        truth=(overlaps.truth_areas < below_px) | (2 * truth_px >= overlaps.truth_areas),
+        pred_small=overlaps.pred_areas < below_px,
+        pred_inside_px=_count_inside(pred_inside, overlaps.pred_ids),
+    )
+
+
+def _count_inside(table: Contingency | None, ids: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Pixels of each cell that lie in a region; the region is the table's truth."""
+    px = np.zeros(ids.size, np.int64)
+    if table is not None:
+        rows = (table.truth > 0) & np.isin(table.pred, ids)
+        np.add.at(px, np.searchsorted(ids, table.pred[rows]), table.count[rows])
+    return px
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +245,12 @@ def match_cells(
         COCO-style exceptions: an ignored truth cell is neither found nor missed; a prediction
         without a partner is not spurious if it reaches the threshold with an ignored cell, if that
         share of it lies in an ignored region, or if its size is out of range (Lin et al. 2014,
-        `evaluateImg` of pycocotools).
+        `evaluateImg` of pycocotools). None makes no exceptions.
+
+    Returns
+    -------
+    Matching
+        What became of each cell.
     """
     good = reaches(overlaps.shared, overlaps.union, threshold)
     n_truth, n_pred = overlaps.truth_ids.size, overlaps.pred_ids.size
@@ -243,7 +269,7 @@ def match_cells(
     truth_found[overlaps.truth[edges]] = True
     pred_found[overlaps.pred[edges]] = True
     if method == "any":
-        # Over all cells the best edge is also the best good one: IoU decides both.
+        # The best edge of a found cell reaches the threshold, because another one does.
         edges = overlaps.best[truth_found]
     return Matching(
         threshold,
@@ -284,8 +310,8 @@ def _assign_component(overlaps: Overlaps, edges: NDArray[np.intp]) -> NDArray[np
         weight[row, col] = gain
         chosen = linear_sum_assignment(weight, maximize=True)
     else:
-        # A partner of its own for each truth cell makes a full matching possible; the offset
-        # keeps every weight positive, which is what the solver takes for an edge.
+        # The solver wants a partner for every truth cell, so each gets a spare one that nothing
+        # is gained by. It takes a weight of 0 for no edge; the offset keeps all of them positive.
         own = np.arange(shape[0])
         weights = csr_array(
             (

@@ -6,7 +6,7 @@ Truth is red, found predictions are yellow, spurious ones green.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from densebatch.scoring.results import CellMatches, FieldScore
 
+Colour = tuple[int, int, int]
 RED, YELLOW, GREEN, GREY = (230, 40, 40), (255, 225, 30), (40, 210, 70), (120, 120, 130)
+_Pixel = TypeVar("_Pixel", bound=np.generic)
 # A field with fewer cells says little, whatever its score.
 FEW_CELLS = 5
 
@@ -54,19 +56,64 @@ def draw_overlay(
     -------
     ndarray of uint8, (rows, columns, 3)
     """
-    grey = np.zeros(truth.shape, np.uint8) if image is None else stretch_contrast(image)
-    picture = np.repeat(np.repeat(grey, scale, 0), scale, 1)[..., None].repeat(3, axis=-1)
-
-    def paint(labels: NDArray[np.uint32], ids: NDArray[np.uint32], colour: Sequence[int]) -> None:
-        # Outlines of the enlarged labels are one pixel wide at any scale.
+    picture = _draw_background(image, truth.shape, scale)
+    for labels, ids, colour in (
+        (truth, cells.truth_ids, RED),
+        (pred, cells.pred_ids[~cells.pred_found & ~cells.pred_spurious], GREY),
+        (pred, cells.pred_ids[cells.pred_spurious], GREEN),
+        (pred, cells.pred_ids[cells.pred_found], YELLOW),
+    ):
         kept = np.where(np.isin(labels, ids), labels, np.uint32(0))
-        picture[find_outline(np.repeat(np.repeat(kept, scale, 0), scale, 1))] = colour
-
-    paint(truth, cells.truth_ids, RED)
-    paint(pred, cells.pred_ids[~cells.pred_found & ~cells.pred_spurious], GREY)
-    paint(pred, cells.pred_ids[cells.pred_spurious], GREEN)
-    paint(pred, cells.pred_ids[cells.pred_found], YELLOW)
+        _paint_outlines(picture, kept, colour, scale)
     return picture
+
+
+def draw_outlines(
+    labels: NDArray[np.uint32],
+    image: NDArray[Any],
+    colour: Colour,
+    *,
+    scale: int = 1,
+) -> NDArray[np.uint8]:
+    """Draw the outlines of one label image on an image.
+
+    Parameters
+    ----------
+    labels
+        Of a rectangle.
+    image
+        Intensities of the same rectangle.
+    colour
+        Red, green and blue, 0 to 255.
+    scale
+        Whole factor by which pixels are enlarged.
+
+    Returns
+    -------
+    ndarray of uint8, (rows, columns, 3)
+    """
+    picture = _draw_background(image, labels.shape, scale)
+    _paint_outlines(picture, labels, colour, scale)
+    return picture
+
+
+def _draw_background(
+    image: NDArray[Any] | None, shape: tuple[int, ...], scale: int
+) -> NDArray[np.uint8]:
+    """An enlarged image in grey, black where there is none; `(rows, columns, 3)`."""
+    grey = np.zeros(shape, np.uint8) if image is None else stretch_contrast(image)
+    return _enlarge(grey, scale)[..., None].repeat(3, axis=-1)
+
+
+def _paint_outlines(
+    picture: NDArray[np.uint8], labels: NDArray[np.uint32], colour: Colour, scale: int
+) -> None:
+    # Outlines of the enlarged labels are one pixel wide at any scale.
+    picture[find_outline(_enlarge(labels, scale))] = colour
+
+
+def _enlarge(pixels: NDArray[_Pixel], scale: int) -> NDArray[_Pixel]:
+    return np.repeat(np.repeat(pixels, scale, 0), scale, 1)
 
 
 def stretch_contrast(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -91,9 +138,23 @@ def choose_fields(
     """The fields of lowest AP, and a seeded sample of the others.
 
     Fields of few cells are taken only where there are no others.
+
+    Parameters
+    ----------
+    fields
+        Of one image.
+    n_worst, n_sample
+        How many to take, if there are as many.
+    seed
+        Of the sample.
+
+    Returns
+    -------
+    list of FieldScore
+        The worst first, then the sample in the order of AP.
     """
-    full = [f for f in fields if f.score.tp + f.score.fp + f.score.fn >= FEW_CELLS] or list(fields)
-    ranked = sorted(full, key=lambda f: (f.score.ap, -f.score.fp - f.score.fn, f.region))
+    full = [f for f in fields if f.score.tp + f.score.fp + f.score.fn >= FEW_CELLS]
+    ranked = sorted(full or fields, key=lambda f: (f.score.ap, -f.score.fp - f.score.fn, f.region))
     rest = ranked[n_worst:]
     chosen = np.random.default_rng(seed).permutation(len(rest))[:n_sample]
     return ranked[:n_worst] + [rest[k] for k in sorted(chosen.tolist())]

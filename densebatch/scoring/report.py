@@ -12,104 +12,24 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from densebatch.scoring.compare import compare_predictions
-from densebatch.scoring.matching import format_threshold
-from densebatch.scoring.summary import Summary, summarize
+from densebatch.scoring.results import summarize_images
+from densebatch.scoring.settings import format_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from fractions import Fraction
 
     from rich.console import Console
 
     from densebatch.scoring.compare import Comparison
-    from densebatch.scoring.results import BoundaryScore, ImageScore, ThresholdScore
+    from densebatch.scoring.results import BoundaryScore, ImageScore, Summary, ThresholdScore
+
+_MATCH_COLUMNS = ("tp", "fp", "fn", "ap", "precision", "recall", "f1", "pq", "sq", "rq")
+_IMAGE_COLUMNS = ("n_truth", "n_pred", "count_bias", "ari", "dice", "aji")
+_ERROR_COLUMNS = ("splits", "merges", "missed", "spurious")
 
 
-def _number(value: float) -> float | None:
-    """A float for JSON, which has no NaN."""
-    return None if math.isnan(value) else value
-
-
-def _threshold_record(score: ThresholdScore) -> dict[str, Any]:
-    return {
-        "tp": score.tp,
-        "fp": score.fp,
-        "fn": score.fn,
-        "ap": _number(score.ap),
-        "precision": _number(score.precision),
-        "recall": _number(score.recall),
-        "f1": _number(score.f1),
-        "pq": _number(score.pq),
-        "sq": _number(score.sq),
-        "rq": _number(score.f1),
-    }
-
-
-def _boundary_record(score: BoundaryScore) -> dict[str, Any]:
-    ratios = {"precision": score.precision, "recall": score.recall, "f1": score.f1}
-    return asdict(score) | {name: _number(value) for name, value in ratios.items()}
-
-
-def image_record(image: ImageScore) -> dict[str, Any]:
-    """One image's scores as plain data."""
-    keys = [format_threshold(threshold) for threshold in image.settings.thresholds]
-    record: dict[str, Any] = {
-        "name": image.name,
-        "n_px": image.n_px,
-        "n_truth": image.n_truth,
-        "n_pred": image.n_pred,
-        "count_bias": _number(image.count_bias),
-        "ari": _number(image.ari),
-        "dice": _number(image.dice),
-        "aji": _number(image.aji),
-        "mean_ap": _number(image.mean_ap),
-        **asdict(image.errors),
-        "iou": {
-            key: _threshold_record(score)
-            for key, score in zip(keys, image.by_threshold, strict=True)
-        },
-        "by_size": [
-            {"low": part.low, "high": part.high, **_threshold_record(part.score)}
-            for part in image.by_size
-        ],
-        "iou_histogram": list(image.iou_histogram),
-    }
-    if image.boundary is not None:
-        record["boundary"] = _boundary_record(image.boundary)
-    return record
-
-
-def summary_record(summary: Summary) -> dict[str, Any]:
-    """The scores of all images together, as plain data."""
-    keys = [format_threshold(threshold) for threshold in summary.thresholds]
-    pooled: dict[str, Any] = {
-        "n_images": summary.n_images,
-        "n_truth": summary.n_truth,
-        "n_pred": summary.n_pred,
-        "mean_ap": _number(summary.pooled_ap_over_thresholds),
-        **asdict(summary.errors),
-        "iou": {
-            key: _threshold_record(score) for key, score in zip(keys, summary.pooled, strict=True)
-        },
-    }
-    if summary.boundary is not None:
-        pooled["boundary"] = _boundary_record(summary.boundary)
-    return {
-        "mean": {key: {"ap": _number(ap)} for key, ap in zip(keys, summary.mean_ap, strict=True)},
-        "mean_ap": _number(summary.mean_ap_over_thresholds),
-        "mean_ari": _number(summary.ari),
-        "mean_dice": _number(summary.dice),
-        "mean_aji": _number(summary.aji),
-        "pooled": pooled,
-    }
-
-
-def comparison_record(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain data."""
-    record = asdict(comparison)
-    return {k: _number(v) if isinstance(v, float) else v for k, v in record.items()}
-
-
-def report_record(predictions: Mapping[str, Sequence[ImageScore]]) -> dict[str, Any]:
+def build_document(predictions: Mapping[str, Sequence[ImageScore]]) -> dict[str, Any]:
     """Everything as plain data: the first prediction on top, the others below `predictions`.
 
     Parameters
@@ -124,9 +44,10 @@ def report_record(predictions: Mapping[str, Sequence[ImageScore]]) -> dict[str, 
         "fp", "fn", "ap", "precision", "recall", "f1"}}}], "mean": {"0.50": {"ap"}}}`. Undefined
         ratios are None.
     """
+    described = {name: _describe_images(images) for name, images in predictions.items()}
     name, images = next(iter(predictions.items()))
     settings = images[0].settings
-    record: dict[str, Any] = {
+    document: dict[str, Any] = {
         "prediction": name,
         "settings": {
             "matching": settings.matching,
@@ -134,60 +55,146 @@ def report_record(predictions: Mapping[str, Sequence[ImageScore]]) -> dict[str, 
             "ignore_below": settings.ignore_below,
             "thresholds": [format_threshold(threshold) for threshold in settings.thresholds],
         },
-        "images": [image_record(image) for image in images],
-        **summary_record(summarize(images)),
+        **described[name],
     }
     if len(predictions) > 1:
-        record["predictions"] = [
-            {
-                "prediction": name,
-                "images": [image_record(image) for image in images],
-                **summary_record(summarize(images)),
-            }
-            for name, images in predictions.items()
+        document["predictions"] = [
+            {"prediction": name, **scores} for name, scores in described.items()
         ]
-        record["comparison"] = [comparison_record(c) for c in compare_predictions(predictions)]
-    return record
+        document["comparison"] = [asdict(c) for c in compare_predictions(predictions)]
+    plain: dict[str, Any] = _replace_nan(document)
+    return plain
+
+
+def _replace_nan(value: Any) -> Any:  # noqa: ANN401
+    """Plain data with None for NaN, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _replace_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _describe_images(images: Sequence[ImageScore]) -> dict[str, Any]:
+    return {
+        "images": [_describe_image(image) for image in images],
+        **_describe_summary(summarize_images(images)),
+    }
+
+
+def _describe_image(image: ImageScore) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "name": image.name,
+        "n_px": image.n_px,
+        "n_truth": image.n_truth,
+        "n_pred": image.n_pred,
+        "count_bias": image.count_bias,
+        "ari": image.ari,
+        "dice": image.dice,
+        "aji": image.aji,
+        "mean_ap": image.mean_ap,
+        **asdict(image.errors),
+        "iou": _describe_thresholds(image.settings.thresholds, image.by_threshold),
+        "by_size": [
+            {"low": part.low, "high": part.high, **_describe_matches(part.score)}
+            for part in image.by_size
+        ],
+        "iou_histogram": image.iou_histogram,
+    }
+    if image.boundary is not None:
+        described["boundary"] = _describe_boundary(image.boundary)
+    return described
+
+
+def _describe_summary(summary: Summary) -> dict[str, Any]:
+    pooled: dict[str, Any] = {
+        "n_images": summary.n_images,
+        "n_truth": summary.n_truth,
+        "n_pred": summary.n_pred,
+        "mean_ap": summary.pooled_mean_ap,
+        **asdict(summary.errors),
+        "iou": _describe_thresholds(summary.thresholds, summary.pooled),
+    }
+    if summary.boundary is not None:
+        pooled["boundary"] = _describe_boundary(summary.boundary)
+    means = zip(summary.thresholds, summary.ap_by_threshold, strict=True)
+    return {
+        "mean": {format_threshold(threshold): {"ap": ap} for threshold, ap in means},
+        "mean_ap": summary.mean_ap,
+        "mean_ari": summary.ari,
+        "mean_dice": summary.dice,
+        "mean_aji": summary.aji,
+        "pooled": pooled,
+    }
+
+
+def _describe_thresholds(
+    thresholds: Sequence[Fraction], scores: Sequence[ThresholdScore]
+) -> dict[str, dict[str, float]]:
+    return {
+        format_threshold(threshold): _describe_matches(score)
+        for threshold, score in zip(thresholds, scores, strict=True)
+    }
+
+
+def _describe_matches(score: ThresholdScore) -> dict[str, float]:
+    return {
+        "tp": score.tp,
+        "fp": score.fp,
+        "fn": score.fn,
+        "ap": score.ap,
+        "precision": score.precision,
+        "recall": score.recall,
+        "f1": score.f1,
+        "pq": score.pq,
+        "sq": score.sq,
+        "rq": score.f1,
+    }
+
+
+def _describe_boundary(score: BoundaryScore) -> dict[str, float]:
+    ratios = {"precision": score.precision, "recall": score.recall, "f1": score.f1}
+    return asdict(score) | ratios
 
 
 def format_json(predictions: Mapping[str, Sequence[ImageScore]]) -> str:
-    """`report_record` as text."""
-    return json.dumps(report_record(predictions), indent=2, allow_nan=False) + "\n"
+    """`build_document` as text."""
+    return json.dumps(build_document(predictions), indent=2, allow_nan=False) + "\n"
 
 
 def format_csv(predictions: Mapping[str, Sequence[ImageScore]]) -> str:
-    """A row for each prediction, image and threshold."""
+    """A row for each prediction, image and threshold; what is undefined is empty."""
     text = io.StringIO()
-    names = ["tp", "fp", "fn", "ap", "precision", "recall", "f1", "pq", "sq", "rq"]
-    shared = ["n_truth", "n_pred", "count_bias", "ari", "dice", "aji"]
-    shared += ["splits", "merges", "missed", "spurious"]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["prediction", "image", "iou", *names, *shared])
+    shared = (*_IMAGE_COLUMNS, *_ERROR_COLUMNS)
+    writer.writerow(["prediction", "image", "iou", *_MATCH_COLUMNS, *shared])
     for prediction, images in predictions.items():
-        for record in map(image_record, images):
-            for key, at in record["iou"].items():
-                row = [*(at[name] for name in names), *(record[name] for name in shared)]
-                writer.writerow([prediction, record["name"], key, *row])
+        for image in images:
+            described = _replace_nan(_describe_image(image))
+            for threshold, matches in described["iou"].items():
+                values = [matches[name] for name in _MATCH_COLUMNS]
+                values += [described[name] for name in shared]
+                writer.writerow([prediction, image.name, threshold, *values])
     return text.getvalue()
 
 
-def show_number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """A ratio for people; a dash where it is undefined."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def show_p_value(value: float) -> str:
+def format_p_value(value: float) -> str:
     """A p-value for people.
 
     Examples
     --------
-    >>> show_p_value(0.03125), show_p_value(1e-9)
+    >>> format_p_value(0.03125), format_p_value(1e-9)
     ('0.031', '<0.001')
     """
-    return "<0.001" if value < 0.001 else show_number(value)
+    return "<0.001" if value < 0.001 else format_number(value)
 
 
-def score_rows(
+def tabulate_scores(
     images: Sequence[ImageScore], *, full: bool = True
 ) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table of one prediction, the last row for all images together.
@@ -221,32 +228,35 @@ def score_rows(
         ("spurious", full),
         ("boundary F", bounded),
     ]
-    rows = [_score_row(image.name, image, image.at(settings.focus)) for image in images]
+    rows = []
+    for image in images:
+        matches = image.at(settings.focus)
+        rows.append(_tabulate_score(image.name, image, matches, matches.ap))
     if len(images) > 1:
-        total = summarize(images)
+        summary = summarize_images(images)
         k = settings.thresholds.index(settings.focus)
-        rows.append(_score_row("mean / pooled", total, total.pooled[k], total.mean_ap[k]))
+        matches, ap = summary.pooled[k], summary.ap_by_threshold[k]
+        rows.append(_tabulate_score("mean / pooled", summary, matches, ap))
     shown = [k for k, (_, wanted) in enumerate(columns) if wanted]
     return [columns[k][0] for k in shown], [[row[k] for k in shown] for row in rows]
 
 
-def _score_row(
-    name: str, score: ImageScore | Summary, at: ThresholdScore, ap: float | None = None
+def _tabulate_score(
+    name: str, score: ImageScore | Summary, matches: ThresholdScore, ap: float
 ) -> list[str]:
-    mean_ap = score.mean_ap_over_thresholds if isinstance(score, Summary) else score.mean_ap
-    ratios = [at.ap if ap is None else ap, mean_ap, at.precision, at.recall, at.f1, at.pq]
+    ratios = [ap, score.mean_ap, matches.precision, matches.recall, matches.f1, matches.pq]
     errors = score.errors
     return [
         name,
         str(score.n_truth),
         str(score.n_pred),
-        *map(show_number, [*ratios, score.ari, score.dice, score.aji]),
+        *map(format_number, [*ratios, score.ari, score.dice, score.aji]),
         *map(str, (errors.splits, errors.merges, errors.missed, errors.spurious)),
-        show_number(score.boundary.f1 if score.boundary else None),
+        format_number(score.boundary.f1 if score.boundary else None),
     ]
 
 
-def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+def tabulate_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table that compares predictions."""
     headings = ["prediction", "against", "pairs", "AP", "its AP", "difference", "better", "worse"]
     rows = [
@@ -254,12 +264,12 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
             c.name,
             c.reference,
             f"{c.n} {c.unit}s",
-            show_number(c.mean_ap),
-            show_number(c.reference_ap),
+            format_number(c.mean_ap),
+            format_number(c.reference_ap),
             f"{c.difference:+.3f}" if c.n else "-",
             str(c.better),
             str(c.worse),
-            show_p_value(c.p_value),
+            format_p_value(c.p_value),
         ]
         for c in comparisons
     ]
@@ -269,9 +279,9 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
 def print_report(predictions: Mapping[str, Sequence[ImageScore]], console: Console) -> None:
     """Print a table for each prediction, and one that compares them."""
     for name, images in predictions.items():
-        _print_table(console, name, *score_rows(images, full=False))
+        _print_table(console, name, *tabulate_scores(images, full=False))
     if len(predictions) > 1:
-        rows = comparison_rows(compare_predictions(predictions))
+        rows = tabulate_comparisons(compare_predictions(predictions))
         _print_table(console, "Comparison", *rows)
     if any(len(images) > 1 for images in predictions.values()):
         console.print(
@@ -286,5 +296,5 @@ def _print_table(console: Console, title: str, headings: list[str], rows: list[l
     for k, heading in enumerate(headings):
         table.add_column(heading, justify="right" if k else "left", overflow="fold")
     for k, row in enumerate(rows):
-        table.add_row(*row, end_section=k == len(rows) - 2 and row is not rows[-1])
+        table.add_row(*row, end_section=k == len(rows) - 2)
     console.print(table)

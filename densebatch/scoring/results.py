@@ -7,22 +7,22 @@ side) is NaN: it is left out of means and written as null.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import astuple, dataclass, field
+from operator import add
 from typing import TYPE_CHECKING
 
-from densebatch.base.errors import InputError
-from densebatch.scoring.matching import MatchingName, format_threshold, parse_threshold
+from densebatch.scoring.settings import format_threshold, parse_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from fractions import Fraction
 
     import numpy as np
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.scoring.settings import ScoreSettings
 
-DEFAULT_THRESHOLDS = tuple(Fraction(k, 100) for k in range(50, 100, 5))
 IOU_BINS = 20
 
 
@@ -31,44 +31,10 @@ def divide(a: float, b: float) -> float:
     return a / b if b else math.nan
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """What is counted as a match, and which cells take part.
-
-    Attributes
-    ----------
-    thresholds
-        IoU thresholds, exact, ascending.
-    matching
-        `any` as in Han et al. 2024, or `hungarian` (one-to-one).
-    min_size
-        Cells of fewer pixels become background on both sides, before matching.
-    ignore_below
-        Cells of fewer pixels are ignored as by COCO: neither missed nor spurious. Acts on the
-        counts of matches only, not on ARI, Dice and AJI.
-    size_edges
-        Lower bounds of the size bins, px.
-    """
-
-    thresholds: tuple[Fraction, ...] = DEFAULT_THRESHOLDS
-    matching: MatchingName = "any"
-    min_size: int = 0
-    ignore_below: int = 0
-    size_edges: tuple[int, ...] = (0, 50, 100, 200, 400, 800)
-
-    def __post_init__(self) -> None:
-        thresholds = tuple(sorted({parse_threshold(value) for value in self.thresholds}))
-        object.__setattr__(self, "thresholds", thresholds)
-        if not thresholds:
-            raise InputError("no IoU threshold was given; at least one is needed")
-        if self.matching not in ("any", "hungarian"):
-            raise InputError(f"matching is 'any' or 'hungarian', not {self.matching!r}")
-
-    @property
-    def focus(self) -> Fraction:
-        """The threshold of pictures, fields and size bins: 0.50 where it is asked for."""
-        half = Fraction(1, 2)
-        return half if half in self.thresholds else self.thresholds[0]
+def mean(values: Sequence[float]) -> float:
+    """Mean of the values that are defined; NaN if none is."""
+    defined = [value for value in values if not math.isnan(value)]
+    return divide(math.fsum(defined), len(defined))
 
 
 @dataclass(frozen=True)
@@ -90,13 +56,7 @@ class ThresholdScore:
     n_pairs: int = 0
 
     def __add__(self, other: ThresholdScore) -> ThresholdScore:
-        return ThresholdScore(
-            self.tp + other.tp,
-            self.fp + other.fp,
-            self.fn + other.fn,
-            self.iou_sum + other.iou_sum,
-            self.n_pairs + other.n_pairs,
-        )
+        return ThresholdScore(*map(add, astuple(self), astuple(other)))
 
     @property
     def ap(self) -> float:
@@ -163,12 +123,52 @@ class ErrorCounts:
     spurious: int
 
     def __add__(self, other: ErrorCounts) -> ErrorCounts:
-        return ErrorCounts(
-            self.splits + other.splits,
-            self.merges + other.merges,
-            self.missed + other.missed,
-            self.spurious + other.spurious,
-        )
+        return ErrorCounts(*map(add, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True)
+class BoundaryScore:
+    """Outline pixels, and how many have an outline pixel of the other side within the tolerance.
+
+    Attributes
+    ----------
+    tolerance_px
+        Largest Euclidean distance between pixel centres.
+    truth_px, truth_near
+        Outline pixels of the truth; those near an outline of the prediction.
+    pred_px, pred_near
+        Outline pixels of the prediction; those near an outline of the truth.
+    """
+
+    tolerance_px: float
+    truth_px: int
+    truth_near: int
+    pred_px: int
+    pred_near: int
+
+    def __add__(self, other: BoundaryScore) -> BoundaryScore:
+        if self.tolerance_px != other.tolerance_px:
+            raise ValueError("boundary scores of different tolerances do not add")
+        counts = map(add, astuple(self)[1:], astuple(other)[1:])
+        return BoundaryScore(self.tolerance_px, *counts)
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted outline that is near the true one."""
+        return divide(self.pred_near, self.pred_px)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true outline that is near the predicted one."""
+        return divide(self.truth_near, self.truth_px)
+
+    @property
+    def f1(self) -> float:
+        """2 P R / (P + R) (Csurka et al. 2013); 0 where one side has no outline."""
+        if not self.truth_px or not self.pred_px:
+            return divide(0, self.truth_px + self.pred_px)
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,12 @@ class ImageScore:
         Matches in size bins at `settings.focus`.
     iou_histogram
         Truth cells by their best IoU, in 20 equal bins from 0 to 1 (the last includes 1).
+    cells
+        What became of each cell.
     boundary
         Boundary scores, where asked for.
     fields
         Matches in fields of the image, where it was counted by fields.
-    cells
-        What became of each cell.
     """
 
     name: str
@@ -246,12 +246,18 @@ class ImageScore:
     by_threshold: tuple[ThresholdScore, ...]
     by_size: tuple[SizeBin, ...]
     iou_histogram: tuple[int, ...]
+    cells: CellMatches = field(repr=False, compare=False)
     boundary: BoundaryScore | None = None
     fields: tuple[FieldScore, ...] = field(default=(), repr=False)
-    cells: CellMatches | None = field(default=None, repr=False, compare=False)
 
     def at(self, threshold: str | float | Fraction) -> ThresholdScore:
-        """The matches at one of the thresholds that were asked for."""
+        """The matches at one of the thresholds that were asked for.
+
+        Raises
+        ------
+        KeyError
+            For a threshold that was not scored.
+        """
         exact = parse_threshold(threshold)
         if exact not in self.settings.thresholds:
             asked = ", ".join(map(format_threshold, self.settings.thresholds))
@@ -269,57 +275,73 @@ class ImageScore:
         return divide(self.n_pred - self.n_truth, self.n_truth)
 
 
-def mean(values: Sequence[float]) -> float:
-    """Mean of the values that are defined; NaN if none is."""
-    defined = [value for value in values if not math.isnan(value)]
-    return divide(math.fsum(defined), len(defined))
-
-
 @dataclass(frozen=True)
-class BoundaryScore:
-    """Outline pixels, and how many have an outline pixel of the other side within the tolerance.
+class Summary:
+    """Scores of several images together.
 
     Attributes
     ----------
-    tolerance_px
-        Largest Euclidean distance between pixel centres.
-    truth_px, truth_near
-        Outline pixels of the truth; those near an outline of the prediction.
-    pred_px, pred_near
-        Outline pixels of the prediction; those near an outline of the truth.
+    thresholds
+        IoU thresholds.
+    ap_by_threshold
+        Mean over images of AP, at each threshold; images without any cells are left out.
+    pooled
+        Sums over images of the matches, at each threshold.
+    ari, dice, aji
+        Means over images.
+    errors
+        Sums over images.
+    n_images, n_truth, n_pred
+        Sums.
+    boundary
+        Pooled boundary score.
     """
 
-    tolerance_px: float
-    truth_px: int
-    truth_near: int
-    pred_px: int
-    pred_near: int
-
-    def __add__(self, other: BoundaryScore) -> BoundaryScore:
-        if self.tolerance_px != other.tolerance_px:
-            raise ValueError("boundary scores of different tolerances do not add")
-        return BoundaryScore(
-            self.tolerance_px,
-            self.truth_px + other.truth_px,
-            self.truth_near + other.truth_near,
-            self.pred_px + other.pred_px,
-            self.pred_near + other.pred_near,
-        )
+    thresholds: tuple[Fraction, ...]
+    ap_by_threshold: tuple[float, ...]
+    pooled: tuple[ThresholdScore, ...]
+    ari: float
+    dice: float
+    aji: float
+    errors: ErrorCounts
+    n_images: int
+    n_truth: int
+    n_pred: int
+    boundary: BoundaryScore | None = None
 
     @property
-    def precision(self) -> float:
-        """Share of the predicted outline that is near the true one."""
-        return divide(self.pred_near, self.pred_px)
+    def mean_ap(self) -> float:
+        """Mean over thresholds of `ap_by_threshold`."""
+        return mean(self.ap_by_threshold)
 
     @property
-    def recall(self) -> float:
-        """Share of the true outline that is near the predicted one."""
-        return divide(self.truth_near, self.truth_px)
+    def pooled_mean_ap(self) -> float:
+        """Mean over thresholds of the pooled AP."""
+        return mean([score.ap for score in self.pooled])
 
-    @property
-    def f1(self) -> float:
-        """2 P R / (P + R) (Csurka et al. 2013); 0 where one side has no outline."""
-        if not self.truth_px or not self.pred_px:
-            return divide(0, self.truth_px + self.pred_px)
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
+
+def summarize_images(images: Sequence[ImageScore]) -> Summary:
+    """Mean and pooled scores of images that were scored with the same settings.
+
+    Raises
+    ------
+    ValueError
+        For no image at all, and for images of different settings.
+    """
+    if len({image.settings for image in images}) != 1:
+        raise ValueError("a summary needs at least one image and the same settings for all")
+    by_threshold = list(zip(*(image.by_threshold for image in images), strict=True))
+    boundaries = [image.boundary for image in images if image.boundary is not None]
+    return Summary(
+        thresholds=images[0].settings.thresholds,
+        ap_by_threshold=tuple(mean([score.ap for score in scores]) for scores in by_threshold),
+        pooled=tuple(sum(scores, ThresholdScore(0, 0, 0)) for scores in by_threshold),
+        ari=mean([image.ari for image in images]),
+        dice=mean([image.dice for image in images]),
+        aji=mean([image.aji for image in images]),
+        errors=sum((image.errors for image in images), ErrorCounts(0, 0, 0, 0)),
+        n_images=len(images),
+        n_truth=sum(image.n_truth for image in images),
+        n_pred=sum(image.n_pred for image in images),
+        boundary=sum(boundaries[1:], boundaries[0]) if boundaries else None,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -11,8 +13,9 @@ from densebatch.base.charts import compose_picture, draw_chart
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from densebatch.studies.benchmark import Record, Row
+    from densebatch.studies.benchmark_record import BenchmarkRecord, Row
 
+_STAGES = ("predict", "trace", "number")
 _TITLES = {
     "throughput": "Seconds of all tasks, by stage and part",
     "scaling": "Speed over one worker's, and efficiency",
@@ -34,7 +37,9 @@ def format_value(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def build_table(record: Record, ratios: Mapping[str, Mapping[str, float]] | None = None) -> Table:
+def build_table(
+    record: BenchmarkRecord, ratios: Mapping[str, Mapping[str, float]] | None = None
+) -> Table:
     """Numbers down, rows across; with ratios to an earlier record, a column of them after each."""
     table = Table(title=f"{record.kind}: medians", title_justify="left")
     table.add_column("")
@@ -52,38 +57,33 @@ def build_table(record: Record, ratios: Mapping[str, Mapping[str, float]] | None
     return table
 
 
-def draw_record(record: Record) -> str:
+def draw_record(record: BenchmarkRecord) -> str:
     """The numbers that a record is about, as an SVG file's text."""
     rows = record.rows
+    bars, x_label = True, ""
     if record.kind == "scaling":
         series = {key: [_number(row, key) for row in rows] for key in ("speedup", "efficiency")}
-        ticks, x_label, bars = (
-            [format_value(row.values["workers"]) for row in rows],
-            "workers",
-            False,
-        )
+        ticks = [format_value(row.values["workers"]) for row in rows]
+        bars, x_label = False, "workers"
     elif record.kind == "throughput":
-        stages = ("predict", "trace", "number")
-        values = rows[0].values
-        parts = {
-            key.removeprefix(f"{stage}_").removesuffix("_task_s"): None
-            for stage in stages
-            for key in values
-            if key.startswith(f"{stage}_") and key.endswith("_task_s") and key.count("_") > 2
-        }
-        series = {
-            part: [_number(rows[0], f"{stage}_{part}_task_s") for stage in stages] for part in parts
-        }
-        ticks, x_label, bars = list(stages), "stage", True
+        series = _collect_parts(rows[0])
+        ticks, x_label = list(_STAGES), "stage"
     else:
         key = "s_per_mpx" if record.kind == "backends" else "score_s"
         series = {key: [_number(row, key) for row in rows]}
-        ticks, x_label, bars = [row.name for row in rows], "", True
+        ticks = [row.name for row in rows]
     chart = draw_chart(_TITLES[record.kind], x_label, ticks, series, bars=bars)
-    # stage and part names are too long for a legend beside the title
+    # Names of stages and parts are too long for a legend beside the title.
     return compose_picture([chart], list(series))
+
+
+def _collect_parts(row: Row) -> dict[str, list[float]]:
+    """Seconds by part (`read`, `network`, ...) in each stage, from `STAGE_PART_task_s`."""
+    found = (re.fullmatch(rf"(?:{'|'.join(_STAGES)})_(.+)_task_s", key) for key in row.values)
+    parts = dict.fromkeys(match[1] for match in found if match)
+    return {part: [_number(row, f"{stage}_{part}_task_s") for stage in _STAGES] for part in parts}
 
 
 def _number(row: Row, key: str) -> float:
     value = row.values.get(key)
-    return float("nan") if value is None else value
+    return math.nan if value is None else value

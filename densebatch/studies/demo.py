@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.base.log import log_event
+from densebatch.base.page import Picture, render_page
 from densebatch.cells.read import open_labels
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import Progress, SegmentResult, segment
 from densebatch.scoring.files import ScoreOptions, score_files
-from densebatch.scoring.overlay import RED, YELLOW, draw_overlay, encode_png
-from densebatch.scoring.results import CellMatches
+from densebatch.scoring.overlay import RED, YELLOW, draw_outlines, draw_overlay, encode_png
+from densebatch.scoring.report import format_number
+from densebatch.scoring.settings import format_threshold
 from densebatch.slides.simulated import Tissue
 from densebatch.slides.simulated_file import write_slide
 from densebatch.slides.slide import open_slide
@@ -26,19 +26,12 @@ from densebatch.slides.slide import open_slide
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from densebatch.scoring.results import ImageScore
 
+log = logging.getLogger(__name__)
+
 _CROP_PX = 384
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;margin:2rem auto;max-width:76rem;"
-    "padding:0 1rem}.row{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}"
-    "figure img{width:24rem;max-width:100%;image-rendering:pixelated}"
-    "figcaption{font-size:.9em;max-width:24rem}table{border-collapse:collapse}"
-    "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
-    "code{background:#f3f3f3;padding:.1em .3em}"
-)
+_SCALE = 2  # of the pictures
 
 
 @dataclass(frozen=True)
@@ -73,13 +66,31 @@ def run_demo(
     progress
         Receives stages and tasks.
 
+    Returns
+    -------
+    DemoResult
+        The run, its score, and the page.
+
     Raises
     ------
     InputError
-        If `out` is in use.
-    """  # fmt: skip
+        If `out` is in use, or cannot be written.
+    """
     tissue = Tissue(height=size_px, width=size_px, seed=seed, empty_fraction=0.2)
-    slide = out / "slide.ome.zarr"
+    _claim_folder(out, tissue)
+    slide = _simulate_slide(out, tissue, progress)
+    settings = SegmentSettings(membrane=("membrane",), workers=workers)
+    result = segment(slide, out / "result", settings, progress=progress)
+    truth = slide / "labels" / "truth"
+    score = score_files(result.labels, truth, ScoreOptions(), workers=2).images[0]
+    page = out / "index.html"
+    page.write_text(_write_page(tissue, slide, truth, result, score), encoding="utf-8")
+    log_event(log, "page written", path=str(page))
+    return DemoResult(result, score, page)
+
+
+def _claim_folder(out: Path, tissue: Tissue) -> None:
+    """Make the folder and mark it as this demo's, unless it holds something else."""
     marker = out / "demo.json"
     identity = json.dumps(asdict(tissue), sort_keys=True)
     try:
@@ -91,23 +102,62 @@ def run_demo(
         marker.write_text(identity)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    done = out / ".simulated"
+
+
+def _simulate_slide(out: Path, tissue: Tissue, progress: Progress | None) -> Path:
+    """The slide, with its truth as labels inside; a whole one of an earlier call is kept."""
+    slide, done = out / "slide.ome.zarr", out / ".simulated"
     if not done.exists():
         shutil.rmtree(slide, ignore_errors=True)
         if progress is not None:
-            progress.note(f"simulating {size_px} x {size_px} px of tissue")
+            progress.note(f"simulating {tissue.height} x {tissue.width} px of tissue")
         write_slide(tissue, slide, threads=2)
         done.touch()
-    settings = SegmentSettings(membrane=("membrane",), workers=workers)
-    result = segment(slide, out / "result", settings, progress=progress)
-    truth = slide / "labels" / "truth"
-    score = score_files(result.labels, truth, ScoreOptions(), workers=2).images[0]
-    page = out / "index.html"
-    page.write_text(_write_page(tissue, slide, truth, result, score), encoding="utf-8")
-    return DemoResult(result, score, page)
+    return slide
 
 
-def _pick_crop(score: ImageScore, shape: tuple[int, int]) -> Region:
+def _write_page(
+    tissue: Tissue, slide: Path, truth: Path, result: SegmentResult, score: ImageScore
+) -> str:
+    """The page: one field in three pictures, the score at each threshold, how to look at it."""
+    crop = _choose_crop(score, (tissue.height, tissue.width))
+    image = open_slide(slide).read(0, crop)
+    expected = open_labels(truth)[crop.slices]
+    found = open_labels(result.labels)[crop.slices]
+    where = f"rows {crop.y0} to {crop.y1}, columns {crop.x0} to {crop.x1}"
+    drawn = {
+        f"Truth (red), {where}": draw_outlines(expected, image, RED, scale=_SCALE),
+        "Prediction (yellow)": draw_outlines(found, image, YELLOW, scale=_SCALE),
+        "What matched: found yellow, missed red, spurious green": draw_overlay(
+            expected, found, score.cells, image, scale=_SCALE
+        ),
+    }
+    rows = [
+        [
+            format_threshold(threshold),
+            *map(str, (at.tp, at.fp, at.fn)),
+            *map(format_number, (at.ap, at.precision, at.recall)),
+        ]
+        for threshold, at in zip(score.settings.thresholds, score.by_threshold, strict=True)
+    ]
+    report = result.report
+    return render_page(
+        "demo.html",
+        title="densebatch demo",
+        tissue=tissue,
+        n_truth=score.n_truth,
+        n_found=result.cells,
+        seconds=report["seconds"]["total"],
+        network_patches=report["network_patches"],
+        ap=format_number(score.at("0.50").ap),
+        pictures=[Picture(caption, encode_png(pixels)) for caption, pixels in drawn.items()],
+        headings=["IoU", "TP", "FP", "FN", "AP", "precision", "recall"],
+        rows=rows,
+        views=[slide, report["view"]],
+    )
+
+
+def _choose_crop(score: ImageScore, shape: tuple[int, int]) -> Region:
     """A field of median score among those with many cells: neither the best nor the worst."""
     fields = sorted(score.fields, key=lambda f: f.score.tp + f.score.fn)
     crowded = sorted(fields[len(fields) // 2 :], key=lambda f: f.score.ap)
@@ -115,67 +165,3 @@ def _pick_crop(score: ImageScore, shape: tuple[int, int]) -> Region:
     y0 = max(0, min(at.y0, shape[0] - _CROP_PX))
     x0 = max(0, min(at.x0, shape[1] - _CROP_PX))
     return Region(y0, x0, y0 + _CROP_PX, x0 + _CROP_PX).clip(*shape)
-
-
-def _outline(
-    labels: NDArray[np.uint32], image: NDArray[np.generic], colour: tuple[int, int, int]
-) -> bytes:
-    """A label image's outlines on the tissue, in one colour."""
-    nothing = np.zeros(0, np.uint32)
-    ids = np.unique(labels[labels > 0])
-    none = np.zeros(ids.size, bool)
-    if colour == RED:
-        cells = CellMatches(ids, none, nothing, none[:0], none[:0])
-        return encode_png(draw_overlay(labels, np.zeros_like(labels), cells, image, scale=2))
-    cells = CellMatches(nothing, none[:0], ids, ~none, none)
-    return encode_png(draw_overlay(np.zeros_like(labels), labels, cells, image, scale=2))
-
-
-def _figure(png: bytes, caption: str) -> str:
-    coded = base64.b64encode(png).decode()
-    text = escape(caption)
-    return (
-        f"<figure><img alt='{text}' src='data:image/png;base64,{coded}'>"
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def _write_page(
-    tissue: Tissue, slide: Path, truth: Path, result: SegmentResult, score: ImageScore
-) -> str:
-    """One page without anything to load from elsewhere."""
-    crop = _pick_crop(score, (tissue.height, tissue.width))
-    image = open_slide(slide).read(0, crop)
-    expected = open_labels(truth)[crop.slices]
-    found = open_labels(result.labels)[crop.slices]
-    if score.cells is None:
-        raise ValueError("the score does not tell what became of each cell")
-    matched = encode_png(draw_overlay(expected, found, score.cells, image, scale=2))
-    where = f"rows {crop.y0} to {crop.y1}, columns {crop.x0} to {crop.x1}"
-    rows = "".join(
-        f"<tr><td>{float(threshold):.2f}</td><td>{at.tp}</td><td>{at.fp}</td><td>{at.fn}</td>"
-        f"<td>{at.ap:.3f}</td><td>{at.precision:.3f}</td><td>{at.recall:.3f}</td></tr>"
-        for threshold, at in zip(score.settings.thresholds, score.by_threshold, strict=True)
-    )
-    report = result.report
-    return "".join(
-        [
-            "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-            "<meta name='viewport' content='width=device-width'><title>densebatch demo</title>",
-            f"<style>{_STYLE}</style></head><body><h1>densebatch demo</h1>",
-            f"<p>A simulated slide of {tissue.height} x {tissue.width} px "
-            f"({tissue.um_per_px} µm/px, seed {tissue.seed}) with {score.n_truth} stained cells; "
-            f"the network, trained on real tissue only, found {result.cells} in "
-            f"{report['seconds']['total']:.0f} s. It was evaluated on {report['network_patches']} "
-            "patches; empty glass was skipped.</p>",
-            f"<p>AP at IoU 0.50: <b>{score.at('0.50').ap:.3f}</b></p><div class='row'>",
-            _figure(_outline(expected, image, RED), f"Truth (red), {where}"),
-            _figure(_outline(found, image, YELLOW), "Prediction (yellow)"),
-            _figure(matched, "What matched: found yellow, missed red, spurious green"),
-            "</div><h2>Score</h2><table><tr><th>IoU</th><th>TP</th><th>FP</th><th>FN</th>"
-            f"<th>AP</th><th>precision</th><th>recall</th></tr>{rows}</table>",
-            f"<h2>Look at it</h2><p><code>napari --plugin napari-ome-zarr {escape(str(slide))}"
-            f"</code><br><code>napari --plugin napari-ome-zarr {escape(report['view'])}</code></p>",
-            "</body></html>\n",
-        ]
-    )

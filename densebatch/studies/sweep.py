@@ -9,6 +9,7 @@ thresholds, to the last digit.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,14 +21,17 @@ import numpy as np
 import psutil
 
 from densebatch.base.errors import InputError
+from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells.pairs import AnnotatedFile, find_annotated, name_label_image
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
+from densebatch.planning.capacity import TRACE_BYTES_PER_PX
 from densebatch.run.segment import Progress
 from densebatch.scoring.contingency import Contingency
-from densebatch.scoring.results import ScoreSettings
+from densebatch.scoring.results import summarize_images
 from densebatch.scoring.score import score_table
+from densebatch.scoring.settings import ScoreSettings
 from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
 from densebatch.studies.flows import store_flows
@@ -46,9 +50,10 @@ if TYPE_CHECKING:
     from densebatch.studies.flows import FlowField
     from densebatch.studies.sweep_settings import SweepSettings
 
+log = logging.getLogger(__name__)
+
 _STAGE = "trace and score"
 _INT32 = 2**31 - 1  # no cell is larger
-_WINDOW_BYTES = 48  # that tracing takes per pixel of a window
 _MEMORY_SHARE = 0.5  # of what is free, for all threads
 
 
@@ -100,6 +105,11 @@ def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
     truth
         Label image of the one slide; not needed where it lies inside.
 
+    Returns
+    -------
+    list of AnnotatedFile
+        In the order of names.
+
     Raises
     ------
     InputError
@@ -111,12 +121,12 @@ def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
     elif images.is_dir():
         files = find_annotated(images)
     else:
-        open_slide(images)  # what is no slide at all is told first
+        open_slide(images)  # A file that is no slide at all is refused as such.
         raise InputError(f"{images}: one slide needs its label image; give it with --truth")
     for file in files:
         info = open_slide(file.image).info
         labels = open_labels(file.labels)
-        _ = labels[0:1, 0:1]  # pixels that are no labels, before the network runs
+        _ = labels[0:1, 0:1]  # Pixels that are no labels are refused before the network runs.
         if labels.shape != (info.height, info.width):
             raise InputError(
                 f"{file.labels}: labels of {labels.shape[0]} x {labels.shape[1]} px for an image "
@@ -125,7 +135,7 @@ def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
     return files
 
 
-def sweep(
+def run_sweep(
     files: Sequence[AnnotatedFile],
     work: Path,
     settings: SweepSettings,
@@ -148,6 +158,11 @@ def sweep(
     progress
         Receives stages and tasks as they happen.
 
+    Returns
+    -------
+    SweepResult
+        Scores of all combinations.
+
     Raises
     ------
     InputError
@@ -157,7 +172,8 @@ def sweep(
     """
     progress = progress or Progress()
     folders = {work / file.name: file.image for file in files}
-    # whatever acts in tracing only is no part of what the flow fields are made by
+    # These two act in tracing only. Flow fields are planned without them, so that a sweep with
+    # other sizes finds the flow fields of this one.
     plain = settings.segment.model_copy(update={"min_size": 0, "max_size": None})
     fields = store_flows(folders, plain, restart=restart, progress=progress)
     tables = _count_all(list(fields.values()), files, settings, progress)
@@ -166,11 +182,14 @@ def sweep(
     for flow, cellprob, min_size in product(
         settings.flow_threshold, settings.cellprob_threshold, settings.min_size
     ):
+        setting = Setting(flow, cellprob, min_size)
         options = ScoreSettings(thresholds=iou, min_size=min_size)
-        scores[Setting(flow, cellprob, min_size)] = tuple(
+        scores[setting] = tuple(
             score_table(table[Thresholds(flow, cellprob)], options, name=file.name)
             for table, file in zip(tables, files, strict=True)
         )
+        ap = summarize_images(scores[setting]).ap_by_threshold[0]
+        log_event(log, "sweep setting scored", **setting._asdict(), mean_ap=round(ap, 4))
     return SweepResult(scores, sum(field.evaluated for field in fields.values()))
 
 
@@ -202,7 +221,7 @@ def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> i
     )
     free = psutil.virtual_memory().available * _MEMORY_SHARE
     wanted = settings.workers if settings.workers is not None else count_cores()
-    return max(1, min(wanted, int(free / (_WINDOW_BYTES * largest))))
+    return max(1, min(wanted, int(free / (TRACE_BYTES_PER_PX * largest))))
 
 
 def _count_image(
@@ -231,13 +250,21 @@ def _count_image(
             if pair not in tables:
                 progress.advance(_STAGE, core.area)
         tables.update({pair: _join(parts) for pair, parts in found.items()})
-        # the window of an only tile is the whole slide, whatever the halo
+        # The window of an only tile is the whole slide, so that a larger halo changes nothing.
         if len(grid) == 1 or travel >= limit:
             break
         reach = {pair: max(part.max_travel_px for part in found[pair]) for pair in pending}
         pending = [pair for pair in pending if reach[pair] > travel]
         while travel < limit and any(reach[pair] > travel for pair in pending):
             travel = min(2 * travel, limit)
+        if pending:
+            log_event(
+                log,
+                "image traced again",
+                image=str(field.plan.slide.path),
+                thresholds=len(pending),
+                travel_px=travel,
+            )
     return tables
 
 

@@ -8,15 +8,15 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from densebatch.base.charts import compose_picture, draw_chart
-from densebatch.scoring.matching import format_threshold
-from densebatch.scoring.report import show_number
-from densebatch.scoring.summary import summarize
+from densebatch.scoring.report import format_number
+from densebatch.scoring.results import summarize_images
+from densebatch.scoring.settings import format_threshold
 from densebatch.studies.sweep import Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from densebatch.scoring.results import ImageScore
+    from densebatch.scoring.results import ImageScore, Summary, ThresholdScore
 
     Scores = Mapping[Setting, Sequence[ImageScore]]
 
@@ -34,10 +34,17 @@ class Best(NamedTuple):
 
 def find_best(scores: Scores) -> Best:
     """The best combination; of equal ones the first."""
-    means = {setting: summarize(images).mean_ap[0] for setting, images in scores.items()}
+    means = _average_ap(scores)
     ranked = [setting for setting in means if not math.isnan(means[setting])] or list(means)
     best = max(ranked, key=lambda setting: means[setting])
     return Best(best, means[best])
+
+
+def _average_ap(scores: Scores) -> dict[Setting, float]:
+    """Mean over images of AP at the first IoU."""
+    return {
+        setting: summarize_images(images).ap_by_threshold[0] for setting, images in scores.items()
+    }
 
 
 def format_csv(scores: Scores) -> str:
@@ -51,28 +58,33 @@ def format_csv(scores: Scores) -> str:
         [*Setting._fields, "image", "iou", "ap", "ari", "tp", "fp", "fn", "n_truth", "n_pred"]
     )
     for setting, images in scores.items():
-        summary = summarize(images)
+        summary = summarize_images(images)
         for k, threshold in enumerate(summary.thresholds):
+            iou = format_threshold(threshold)
             for image in images:
                 found = image.by_threshold[k]
-                counts = (found.tp, found.fp, found.fn, image.n_truth, image.n_pred)
-                writer.writerow([*setting, image.name, format_threshold(threshold),
-                                 _write(found.ap), _write(image.ari), *counts])  # fmt: skip
-            pooled = summary.pooled[k]
-            counts = (pooled.tp, pooled.fp, pooled.fn, summary.n_truth, summary.n_pred)
-            writer.writerow([*setting, "mean", format_threshold(threshold),
-                             _write(summary.mean_ap[k]), _write(summary.ari), *counts])  # fmt: skip
+                writer.writerow([*setting, image.name, iou, *_list_numbers(found.ap, found, image)])
+            numbers = _list_numbers(summary.ap_by_threshold[k], summary.pooled[k], summary)
+            writer.writerow([*setting, "mean", iou, *numbers])
     return text.getvalue()
+
+
+def _list_numbers(
+    ap: float, matches: ThresholdScore, score: ImageScore | Summary
+) -> list[str | int]:
+    """AP, ARI and counts of a line; what is undefined is empty."""
+    ratios = ["" if math.isnan(value) else f"{value:.6f}" for value in (ap, score.ari)]
+    return [*ratios, matches.tp, matches.fp, matches.fn, score.n_truth, score.n_pred]
 
 
 def format_markdown(scores: Scores) -> str:
     """A table with a row per combination; the best mean AP of each IoU is bold."""
     first = next(iter(scores.values()))
     thresholds = [format_threshold(t) for t in first[0].settings.thresholds]
-    summaries = {setting: summarize(images) for setting, images in scores.items()}
+    summaries = {setting: summarize_images(images) for setting, images in scores.items()}
     highest = [
-        max((s.mean_ap[k] for s in summaries.values() if not math.isnan(s.mean_ap[k])), default=0.0)
-        for k in range(len(thresholds))
+        max((ap for ap in column if not math.isnan(ap)), default=0.0)
+        for column in zip(*(s.ap_by_threshold for s in summaries.values()), strict=True)
     ]
     shown = [image.name for image in first] if 1 < len(first) <= _MAX_COLUMNS else []
     headings = [
@@ -81,15 +93,16 @@ def format_markdown(scores: Scores) -> str:
         "mean ARI",
         *(f"AP at {thresholds[0]}, {name}" for name in shown),
     ]
-    lines = [_row(headings), _row("---:" for _ in headings)]
+    lines = [_format_row(headings), _format_row("---:" for _ in headings)]
     for setting, images in scores.items():
         summary = summaries[setting]
         means = [
-            f"**{show_number(ap)}**" if ap == highest[k] else show_number(ap)
-            for k, ap in enumerate(summary.mean_ap)
+            f"**{format_number(ap)}**" if ap == highest[k] else format_number(ap)
+            for k, ap in enumerate(summary.ap_by_threshold)
         ]
-        alone = [show_number(image.by_threshold[0].ap) for image in images if shown]
-        lines.append(_row([*(f"{v:g}" for v in setting), *means, show_number(summary.ari), *alone]))
+        alone = [format_number(image.by_threshold[0].ap) for image in images if shown]
+        values = [f"{value:g}" for value in setting]
+        lines.append(_format_row([*values, *means, format_number(summary.ari), *alone]))
     note = (
         f"{len(first)} image{'' if len(first) == 1 else 's'}. AP = TP / (TP + FP + FN) at the IoU "
         "given, ARI over all pixels; mean over images. The minimum size acts at scoring: smaller "
@@ -98,7 +111,7 @@ def format_markdown(scores: Scores) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def _row(cells: Iterable[str]) -> str:
+def _format_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
@@ -110,10 +123,10 @@ def draw_sweep(scores: Scores) -> str:
     """
     values = [list(dict.fromkeys(setting[k] for setting in scores)) for k in range(3)]
     along, lines, charts = sorted(range(3), key=lambda k: -len(values[k]))
-    means = {tuple(setting): summarize(images).mean_ap[0] for setting, images in scores.items()}
+    means = {tuple(setting): ap for setting, ap in _average_ap(scores).items()}
     known = [ap for ap in means.values() if not math.isnan(ap)] or [0.0]
     low = math.floor(20 * min(known)) / 20
-    # four divisions of a whole number of hundredths
+    # The axis has four divisions, each of a whole number of hundredths.
     high = low + 0.04 * max(1, math.ceil((max(known) - low) / 0.04))
     iou = format_threshold(next(iter(scores.values()))[0].settings.thresholds[0])
     pictures = []
@@ -136,7 +149,3 @@ def draw_sweep(scores: Scores) -> str:
             )
         )
     return compose_picture(pictures)
-
-
-def _write(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6f}"

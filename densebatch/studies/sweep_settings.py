@@ -12,7 +12,7 @@ from densebatch.planning.settings import SegmentSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
-# what a sweep varies itself, and what only says how labels are written
+# A sweep varies the first two itself; the others only say how labels are written.
 _NOT_IN_SWEEP = (
     *("flow_threshold", "cellprob_threshold"),
     *("ngff", "image", "in_place", "keep_flows"),

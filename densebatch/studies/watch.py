@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import subprocess
 import tempfile
 import threading
@@ -10,15 +12,18 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from densebatch.base.errors import DensebatchError
+from densebatch.base.log import log_event
 from densebatch.base.machine import make_gpu_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+log = logging.getLogger(__name__)
 
 _PERIOD_S = 0.1
 _TAIL = 2000  # characters of a failed command's output that are told
@@ -77,7 +82,7 @@ class _Sampler:
         for process in processes:
             try:
                 sizes.append(process.memory_info().rss / 1e6)
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # the process has ended meanwhile
                 continue
         self.peak_mb = max(self.peak_mb, sum(sizes))
         self.largest_mb = max(self.largest_mb, *sizes, 0.0)
@@ -114,12 +119,13 @@ def _limited_to(cores: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def watch(
+def watch_command(
     command: Sequence[str],
     *,
     cores: int | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    check: bool = False,
 ) -> Watched:
     """Run a command to its end.
 
@@ -133,13 +139,20 @@ def watch(
         Its whole environment; None for this process's.
     cwd
         Where it runs.
+    check
+        Whether a command that fails is an error.
 
     Returns
     -------
     Watched
-        Also if the command failed.
+        What it took; without `check` also if it failed.
+
+    Raises
+    ------
+    DensebatchError
+        If it failed although `check` is set, with the end of what it said.
     """
-    # a file, since a pipe that nobody empties would stop the command
+    # The output goes to a file, because a pipe that nobody empties would stop the command.
     with tempfile.TemporaryFile() as output:
         started, begin = time.time(), time.perf_counter()
         with _limited_to(cores):
@@ -158,7 +171,7 @@ def watch(
             sampler.stop()
         output.seek(0)
         text = output.read().decode(errors="replace")
-    return Watched(
+    watched = Watched(
         started=started,
         wall_s=wall_s,
         peak_mb=round(sampler.peak_mb, 1),
@@ -167,20 +180,17 @@ def watch(
         returncode=process.returncode,
         output=text,
     )
-
-
-def watch_success(command: Sequence[str], **options: Any) -> Watched:  # noqa: ANN401
-    """As `watch`, for a command that must succeed.
-
-    Raises
-    ------
-    DensebatchError
-        If it failed, with the end of what it said.
-    """
-    watched = watch(command, **options)
-    if watched.returncode:
+    log_event(
+        log,
+        "command ended",
+        command=shlex.join(command),
+        returncode=watched.returncode,
+        wall_s=round(wall_s, 3),
+        peak_mb=watched.peak_mb,
+    )
+    if check and watched.returncode:
         raise DensebatchError(
             f"`{' '.join(command)}` ended with {watched.returncode}: "
-            f"{' '.join(watched.output[-_TAIL:].split())}"
+            f"{' '.join(text[-_TAIL:].split())}"
         )
     return watched

@@ -34,7 +34,7 @@ def draw_curve(curve: Sequence[CurvePoint], path: Path) -> None:
     ends = [curve[part[-1]].step for part in parts]
     losses = [float(np.mean([curve[k].loss for k in part])) for part in parts]
     every = math.ceil(len(ends) / _TICKS)
-    # counted from the last, which is always named
+    # Ticks are counted from the last part, so that it is always named.
     ticks = [str(n) if (len(ends) - 1 - k) % every == 0 else "" for k, n in enumerate(ends)]
     charts = [draw_chart("Loss", "step", ticks, {"loss": losses})]
     validated = [point for point in curve if point.scores]

@@ -12,7 +12,8 @@ import tifffile
 from densebatch.cells.read import open_labels
 from densebatch.models.model import save_model
 from densebatch.run.segment import segment
-from densebatch.scoring.score import ScoreSettings, score_labels
+from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from densebatch.base.machine import make_gpu_meter, name_gpu
-from densebatch.studies.benchmark import describe_machine
-from densebatch.studies.benchmark_runs import _without_channels
+from densebatch.studies.benchmark_record import describe_machine
+from densebatch.studies.benchmark_segment import drop_channel_options
 
 
 def library(**changed):
@@ -61,4 +61,4 @@ def test_the_small_run_has_channels_of_its_own():
         "A,B",
         "x",
     ]
-    assert _without_channels(given) == ["--model", "dense", "x"]
+    assert drop_channel_options(given) == ["--model", "dense", "x"]

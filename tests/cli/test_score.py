@@ -16,7 +16,8 @@ from densebatch.base.errors import CapacityError, InputError
 from densebatch.cells.pairs import pair_labels
 from densebatch.cells.read import open_labels
 from densebatch.cli.score import score
-from densebatch.scoring.score import ScoreSettings, score_labels
+from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hsv-dense"
 KEYS = {"tp", "fp", "fn", "ap", "precision", "recall", "f1"}

@@ -11,7 +11,8 @@ from skimage.segmentation import find_boundaries
 from densebatch.base.errors import InputError
 from densebatch.scoring.boundary import find_outline, score_boundaries
 from densebatch.scoring.results import BoundaryScore
-from densebatch.scoring.score import ScoreSettings, score_labels
+from densebatch.scoring.score import score_labels
+from densebatch.scoring.settings import ScoreSettings
 
 
 @st.composite

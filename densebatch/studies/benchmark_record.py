@@ -1,4 +1,4 @@
-"""What all benchmarks share: a record of rows of numbers, the machine, and how two records compare.
+"""What all benchmarks share: a record of rows of numbers, and how two records compare.
 
 A record is plain data, written as JSON: what was run and where, and for each row a name and
 numbers by name. A number that nobody knows is null.
@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LIBRARIES = ("densebatch", "torch", "numpy", "numba", "zarr", "dask", "distributed")
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,28 @@ class Row:
     repeats : the values of each repeat
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
     values: dict[str, float | None]
     repeats: list[dict[str, float | None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Record:
-    """One benchmark: `kind` names it, `settings` are what its numbers depend on."""
+class BenchmarkRecord:
+    """One benchmark, as it is written.
+
+    Attributes
+    ----------
+    kind : name of the benchmark
+    command : what was typed
+    settings : what its numbers depend on
+    rows : what was measured
+    machine : see `describe_machine`
+    versions : see `describe_versions`
+    """
+
+    __pydantic_config__ = _STRICT
 
     kind: str
     command: str
@@ -71,12 +87,12 @@ def describe_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def summarize(name: str, repeats: Sequence[Mapping[str, float | None]]) -> Row:
-    """A row of medians.
+def take_medians(name: str, repeats: Sequence[Mapping[str, float | None]]) -> Row:
+    """A row of medians; a number that one repeat does not know has none.
 
     Examples
     --------
-    >>> summarize("a", [{"s": 3.0, "mb": None}, {"s": 1.0, "mb": None}]).values
+    >>> take_medians("a", [{"s": 3.0, "mb": None}, {"s": 1.0, "mb": None}]).values
     {'s': 2.0, 'mb': None}
     """
     values: dict[str, float | None] = {}
@@ -86,7 +102,7 @@ def summarize(name: str, repeats: Sequence[Mapping[str, float | None]]) -> Row:
     return Row(name, values, [dict(repeat) for repeat in repeats])
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: BenchmarkRecord) -> None:
     """Write a record as JSON.
 
     Raises
@@ -100,7 +116,7 @@ def write_record(path: Path, record: Record) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def read_record(path: Path, kind: str | None = None) -> Record:
+def read_record(path: Path, kind: str | None = None) -> BenchmarkRecord:
     """Inverse of `write_record`.
 
     Parameters
@@ -116,18 +132,10 @@ def read_record(path: Path, kind: str | None = None) -> Record:
         If the file is not one that a benchmark wrote, or of another benchmark.
     """
     try:
-        document = json.loads(path.read_bytes())
-        rows = [Row(**row) for row in document.pop("rows")]
-        record = Record(rows=rows, **document)
-        for row in rows:
-            if not all(v is None or isinstance(v, int | float) for v in row.values.values()):
-                raise TypeError(row.name)  # noqa: TRY301  told with the other reasons
-        parts = (record.settings, record.machine, record.versions)
-        if not all(isinstance(part, dict) for part in parts):
-            raise TypeError(str(path))  # noqa: TRY301
+        record = TypeAdapter(BenchmarkRecord).validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except ValidationError as error:
         raise InputError(
             f"{path}: is no record of a benchmark; accepted is JSON that "
             "`densebatch benchmark` wrote"
@@ -139,7 +147,7 @@ def read_record(path: Path, kind: str | None = None) -> Record:
     return record
 
 
-def compare(old: Record, new: Record) -> dict[str, dict[str, float]]:
+def compare_records(old: BenchmarkRecord, new: BenchmarkRecord) -> dict[str, dict[str, float]]:
     """New over old, for each number of each row that both records have.
 
     Raises
@@ -166,7 +174,7 @@ def compare(old: Record, new: Record) -> dict[str, dict[str, float]]:
     return ratios
 
 
-def tell_differences(old: Record, new: Record) -> list[str]:
+def tell_differences(old: BenchmarkRecord, new: BenchmarkRecord) -> list[str]:
     """Why two records may not compare: settings, machine and versions that differ, in words."""
     return [
         f"{what}: {key} was {before.get(key)!r} and is now {after.get(key)!r}"

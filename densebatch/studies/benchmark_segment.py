@@ -10,14 +10,15 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import count_cores, name_gpu
 from densebatch.slides.simulated import CHANNELS, Tissue
 from densebatch.slides.simulated_file import write_slide
-from densebatch.studies.benchmark import Row, summarize
-from densebatch.studies.watch import Watched, scratch_folder, watch_success
+from densebatch.studies.benchmark_record import Row, take_medians
+from densebatch.studies.watch import Watched, scratch_folder, watch_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 _SEED = 1
 _WARM_PX = 256
-_WARM_GPU_PX = 1280  # holds a whole group of patches, or a GPU's gate would be passed anew
-_CHANNEL_OPTIONS = ("--membrane", "--nuclei", "--config")  # a file may name channels too
+# A GPU is judged anew for each size of a group of patches; so many pixels hold a full one.
+_WARM_GPU_PX = 1280
+_CHANNEL_OPTIONS = ("--membrane", "--nuclei", "--config")  # a settings file may name channels too
 
 
 def _prepare(
@@ -44,12 +46,14 @@ def _prepare(
         slide = scratch / "slide.ome.zarr"
         write_slide(Tissue(size_px, size_px, seed=_SEED), slide, threads=count_cores())
     else:
-        # the given slide's channels are not the small one's
-        _segment(small, scratch / "warm", [*_without_channels(options), "--membrane", CHANNELS[0]])
+        # The small slide has other channels than the given one.
+        _segment(
+            small, scratch / "warm", [*drop_channel_options(options), "--membrane", CHANNELS[0]]
+        )
     return slide, options
 
 
-def _without_channels(options: Sequence[str]) -> list[str]:
+def drop_channel_options(options: Sequence[str]) -> list[str]:
     """Options of `segment` less those that name, or may name, a slide's channels."""
     rest: list[str] = []
     is_value = False
@@ -66,7 +70,7 @@ def _segment(
 ) -> tuple[Watched, dict[str, Any]]:
     """One run, its run.json read and its output removed."""
     command = [sys.executable, "-m", "densebatch", "segment", str(slide), str(out), *options]
-    watched = watch_success(command, cores=cores)
+    watched = watch_command(command, cores=cores, check=True)
     report: dict[str, Any] = json.loads((out / "run.json").read_text())
     shutil.rmtree(out)
     return watched, report
@@ -147,7 +151,7 @@ def measure_throughput(
         for repeat in range(repeats):
             runs.append(_read_values(*_segment(slide, scratch / "out", options)))
             note(f"run {repeat + 1} of {repeats}: {runs[-1]['wall_s']:.1f} s")
-    return [summarize("segment", runs)]
+    return [take_medians("segment", runs)]
 
 
 def measure_scaling(
@@ -200,16 +204,17 @@ def measure_scaling(
                 )
                 runs.append({"workers": float(n), **_read_values(watched, report)})
                 note(f"{n} workers, run {repeat + 1} of {repeats}: {watched.wall_s:.1f} s")
-            rows.append(summarize(f"{n} workers", runs))
-    first = rows[0].values
-    for row in rows:
-        speedup = _ratio(row.values["mpx_per_s"], first["mpx_per_s"])
-        row.values["speedup"] = round(speedup, 4)
-        row.values["efficiency"] = round(
-            speedup / _ratio(row.values["workers"], first["workers"]), 4
-        )
-    return rows
+            rows.append(take_medians(f"{n} workers", runs))
+    return [_add_speedup(row, rows[0]) for row in rows]
 
 
-def _ratio(a: float | None, b: float | None) -> float:
-    return float("nan") if a is None or not b else a / b
+def _add_speedup(row: Row, first: Row) -> Row:
+    speedup = _divide(row.values["mpx_per_s"], first.values["mpx_per_s"])
+    growth = _divide(row.values["workers"], first.values["workers"])
+    gained = {"speedup": speedup, "efficiency": _divide(speedup, growth)}
+    rounded = {key: None if value is None else round(value, 4) for key, value in gained.items()}
+    return replace(row, values=row.values | rounded)
+
+
+def _divide(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b

@@ -1,30 +1,23 @@
-"""`densebatch benchmark score` and `backends`: parts of the work, timed by themselves."""
+"""`densebatch benchmark backends`: the network alone, evaluated by each backend."""
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.cells.read import open_labels
 from densebatch.engines.backend import BACKENDS, REFERENCE, PatchShape, evaluate_patches
 from densebatch.engines.make import check_backend, choose_device, make_backend, tell_unusable
 from densebatch.models.model import find_model, load_network
 from densebatch.planning.engine_choice import quantise
-from densebatch.scoring.score import score_labels
 from densebatch.slides.simulated import Tissue, render
-from densebatch.slides.simulated_file import write_slide
-from densebatch.studies.benchmark import Row, summarize
-from densebatch.studies.watch import scratch_folder, watch_success
+from densebatch.studies.benchmark_record import Row, take_medians
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -33,15 +26,28 @@ if TYPE_CHECKING:
     Evaluate = Callable[[NDArray[np.float32]], NDArray[np.float16]]
 
 _SEED = 1
-_SHIFT_PX = 2
-_LOST_EVERY = 20  # one cell in so many is missing from the simulated prediction
-
 _GPU_BATCH = 16
 TIMED = tuple(BACKENDS)
 
 
 def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluate:
     """A backend as a function from `(n, 2, h, w)` patches to flows and logits of all their pixels.
+
+    Parameters
+    ----------
+    name
+        Of the backend.
+    spec
+        The model.
+    device
+        `cpu` or `cuda`.
+    lanes
+        Patches that a CPU evaluates at once.
+
+    Returns
+    -------
+    callable
+        Its patches are float32, what it returns is float16 of shape `(n, 3, h, w)`.
 
     Raises
     ------
@@ -56,84 +62,13 @@ def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluat
         backend = make_backend(
             name, device, network, shape, batch=_GPU_BATCH, lanes=lanes, quantised=packed
         )
-        # whatever is compiled is compiled by the first patch
+        # The first patch is not timed, because backends compile with it.
         evaluate_patches(backend, [np.zeros((2, side, side), np.float32)])
     except InputError:
         raise
     except Exception as error:
         raise InputError(tell_unusable(name, device, error)) from error
     return lambda patches: evaluate_patches(backend, list(patches))
-
-
-def _write_prediction(truth: Path, path: Path) -> None:
-    """The truth moved by two pixels, without one cell in twenty; band by band."""
-    source = zarr.open_array(str(truth), mode="r")
-    height, width = source.shape
-    target = zarr.create_array(
-        str(path), shape=source.shape, chunks=source.chunks, dtype="uint32", fill_value=0
-    )
-    step = source.chunks[0]
-    for y0 in range(0, height, step):
-        y1 = min(y0 + step, height)
-        rows = np.arange(y0, y1) - _SHIFT_PX
-        band = np.asarray(source[max(0, rows[0]) : rows[-1] + 1])
-        moved = np.zeros((y1 - y0, width), np.uint32)
-        moved[rows >= 0, _SHIFT_PX:] = band[:, :-_SHIFT_PX]
-        moved[moved % _LOST_EVERY == 0] = 0
-        target[y0:y1] = moved
-
-
-def measure_scoring(
-    size_px: int, workers: int, repeats: int, note: Callable[[str], None]
-) -> list[Row]:
-    """Time scoring of a simulated pair.
-
-    Parameters
-    ----------
-    size_px
-        Side of the label images.
-    workers
-        Threads.
-    repeats
-        Runs; the row holds medians.
-    note
-        Is told what happens.
-
-    Returns
-    -------
-    list of Row
-        One row: `score_s` is the time of reading and scoring with everything loaded, `wall_s` that
-        of the command in a process of its own, `peak_mb` its memory.
-    """
-    with scratch_folder() as scratch:
-        note("preparing: a simulated pair of label images")
-        truth, pred = scratch / "truth.zarr", scratch / "pred.zarr"
-        tissue = Tissue(size_px, size_px, seed=_SEED)
-        write_slide(tissue, scratch / "slide.ome.zarr", truth, threads=workers)
-        _write_prediction(truth, pred)
-        command = [sys.executable, "-m", "densebatch", "score", str(pred), str(truth)]
-        command += ["--workers", str(workers), "--json", "-"]
-        score_labels(np.ones((64, 64), np.uint32), np.ones((64, 64), np.uint32))  # compiles
-        runs: list[dict[str, float | None]] = []
-        for repeat in range(repeats):
-            watched = watch_success(command)
-            start = time.perf_counter()
-            score = score_labels(open_labels(truth), open_labels(pred), workers=workers)
-            seconds = time.perf_counter() - start
-            runs.append(
-                {
-                    "slide_mpx": size_px**2 / 1e6,
-                    "cells": score.n_truth + score.n_pred,
-                    "score_s": seconds,
-                    "mpx_per_s": size_px**2 / 1e6 / seconds,
-                    "cells_per_s": (score.n_truth + score.n_pred) / seconds,
-                    "wall_s": watched.wall_s,
-                    "peak_mb": watched.peak_mb,
-                    "ap": score.at("0.50").ap,
-                }
-            )
-            note(f"run {repeat + 1} of {repeats}: {seconds:.2f} s")
-    return [summarize("score", runs)]
 
 
 def choose_backends(names: Sequence[str], device: str) -> tuple[str, ...]:
@@ -214,7 +149,8 @@ def measure_backends(
             note(f"{error}; left out")
             continue
         load_s = time.perf_counter() - start
-        output = evaluate(patches)  # not timed: memory is found, code is compiled
+        # The first pass is not timed, because buffers are allocated in it.
+        output = evaluate(patches)
         difference = np.abs(output.astype(np.float32) - reference)
         runs: list[dict[str, float | None]] = []
         for repeat in range(repeats):
@@ -232,7 +168,7 @@ def measure_backends(
                 }
             )
             note(f"{name}, pass {repeat + 1} of {repeats}: {seconds / mpx:.3f} s/Mpx")
-        rows.append(summarize(name, runs))
+        rows.append(take_medians(name, runs))
     return rows
 
 

@@ -1,0 +1,69 @@
+"""The demo, on a small slide: what the page says is what was run and scored."""
+
+import json
+import re
+
+import pytest
+
+from densebatch.base.errors import InputError
+from densebatch.run.segment import Progress
+from densebatch.scoring.files import score_files
+from densebatch.studies.demo import run_demo
+
+
+class Notes(Progress):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.noted = []
+
+    def note(self, text):
+        self.noted.append(text)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    notes = Notes()
+    return out, run_demo(out, size_px=256, seed=3, workers=0, progress=notes), notes.noted
+
+
+def test_the_page_tells_the_run_and_its_score(made):
+    out, demo, noted = made
+    assert demo.page == out / "index.html"
+    page = demo.page.read_text(encoding="utf-8")
+    assert "A simulated slide of 256 x 256 px (0.5 µm/px, seed 3) with" in page
+    assert f" with {demo.score.n_truth} stained cells" in page
+    assert f"found {demo.result.cells} in" in page
+    at = demo.score.at("0.50")
+    assert at.tp >= 10
+    assert f"AP at IoU 0.50: <b>{at.ap:.3f}</b>" in page
+    rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", page)][1:]
+    assert [row[0] for row in rows] == [f"0.{k}" for k in range(50, 100, 5)]
+    assert rows[0][1:5] == [f"{at.tp}", f"{at.fp}", f"{at.fn}", f"{at.ap:.3f}"]
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 3
+    assert f"napari --plugin napari-ome-zarr {out / 'slide.ome.zarr'}</code>" in page
+    assert noted[0] == "simulating 256 x 256 px of tissue"
+
+
+def test_the_score_is_that_of_the_files(made):
+    out, demo, _ = made
+    (score,) = score_files(demo.result.labels, out / "slide.ome.zarr" / "labels" / "truth").images
+    assert score == demo.score
+
+
+def test_the_same_demo_is_completed_and_another_refused(made):
+    out, demo, _ = made
+    notes = Notes()
+    again = run_demo(out, size_px=256, seed=3, workers=0, progress=notes)
+    assert again.score == demo.score
+    assert not [text for text in notes.noted if text.startswith("simulating")]
+    with pytest.raises(InputError, match="is in use; accepted is a new or empty folder"):
+        run_demo(out, size_px=256, seed=4, workers=0)
+    assert json.loads((out / "demo.json").read_text())["seed"] == 3
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run_demo(tmp_path / "file" / "out", size_px=256)

@@ -56,6 +56,10 @@ def make_plan_backend(
     lanes
         Patches that a CPU evaluates at once.
 
+    Returns
+    -------
+    Backend
+
     Raises
     ------
     InputError

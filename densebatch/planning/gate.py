@@ -131,6 +131,11 @@ def draw_sample(
         To be judged; a lower one needs more cells.
     seed
         Of the tissue.
+
+    Returns
+    -------
+    Sample
+        Of equal arguments the same on every machine.
     """
     step_y, step_x = shape.kept.shape
     diameter = min(max(model.diameter_px, 6.0), 200.0)

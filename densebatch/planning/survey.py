@@ -151,6 +151,11 @@ def survey_channel(
     -------
     ChannelSurvey
         Bounds, and per block of `BLOCK_PX` the extremes of its means in normalised units.
+
+    Raises
+    ------
+    InputError
+        If the slide cannot be read.
     """
     name = slide.info.channels[channel]
     reader = _open_reader(slide, channel)

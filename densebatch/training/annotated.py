@@ -128,6 +128,16 @@ def make_annotated(
         `(h, w)`; 0 is background.
     recipe
         For percentiles, scale and collation.
+
+    Returns
+    -------
+    AnnotatedImage
+        Framed by `EDGE_PX` of nothing.
+
+    Raises
+    ------
+    InputError
+        If the recipe rescales the image and it holds no cell.
     """
     digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
     digest.update(np.ascontiguousarray(labels).tobytes())

@@ -129,6 +129,11 @@ def compute_teaching_loss(
         `(n, 3, h, w)` of the network, for the crops.
     teachers, moved, recipe, step
         See `ask_teachers`.
+
+    Returns
+    -------
+    scalar
+        See `compute_inconsistency`.
     """
     expected = ask_teachers(teachers, moved, recipe, step)
     return compute_inconsistency(output, expected, draw_shift(recipe, step))

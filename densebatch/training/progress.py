@@ -40,6 +40,11 @@ def identify_training(
         Model whose weights are trained further, if any.
     teachers
         Models that the network is drawn to.
+
+    Returns
+    -------
+    dict
+        Plain values; equal for trainings that give equal weights.
     """
     return {
         "recipe": _describe(recipe),

@@ -38,6 +38,11 @@ def write_model(network: CPnet, path: Path, recipe: Recipe, card: Mapping[str, o
         It was trained with.
     card
         Provenance.
+
+    Raises
+    ------
+    ValueError
+        If a weight is beyond float16.
     """
     um_per_px = recipe.um_per_px
     if um_per_px is not None:  # at the network's scale, to which images may have been rescaled

@@ -37,7 +37,7 @@ from densebatch.engines.openvino import convert_network, pack_model
 from densebatch.engines.quantization import quantise_model
 from densebatch.models.model import find_model, list_bundled, load_network
 from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
-from densebatch.planning.gate import compare, draw_sample, predict_sample
+from densebatch.planning.gate import compare_flows, draw_sample, predict_sample
 from densebatch.planning.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def measure(width: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if name in notes:
             row["note"] = notes[name]
         if name in made and reference is not None:
-            parity = compare(name, predict_sample(made[name], sample), reference, sample)
+            parity = compare_flows(name, predict_sample(made[name], sample), reference, sample)
             row["parity"] = parity.to_dict()
         rows.append(row)
         print(json.dumps(row), flush=True)

@@ -1,6 +1,6 @@
 """Weights files as tensors, and what of them is refused.
 
-Checkpoints are read by name and as tensors only: no pickle is ever executed.
+Checkpoints are read as tensors only: no pickle is ever executed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,21 @@ _MAX_LEVELS = 5  # patches are multiples of 16 px
 
 @lru_cache(maxsize=2)
 def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and card of a weights file; `digest` keys the cache, so a changed file is re-read.
+    """Read and check a weights file.
+
+    Parameters
+    ----------
+    path
+        A `.safetensors` file, or a checkpoint as `torch.save` writes it.
+    digest
+        SHA-256 of the file. It is part of the cache's key, so a file that changed is read again.
+
+    Returns
+    -------
+    state : dict
+        Tensors by Cellpose's names, on the CPU.
+    card : dict
+        Of a safetensors file; empty if there is none.
 
     Raises
     ------
@@ -43,9 +57,9 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # a damaged file can raise nearly anything in a parser; nothing of it is used after that
+        # A parser may raise nearly anything for a damaged file, of which nothing is used then.
         reason = " ".join((str(error) or type(error).__name__).splitlines()[:1])
-        if "Weights only load failed" in reason:  # the rest is advice to load it in spite of that
+        if "Weights only load failed" in reason:  # torch goes on to advise loading it unsafely
             reason = "no checkpoint of tensors"
         raise InputError(
             f"model {path}: cannot be read as weights ({reason[:120]}); "
@@ -67,19 +81,19 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
         )
     state = {key.removeprefix("module."): value for key, value in state.items()}
     for key, value in state.items():
-        # sparse, quantised or complex tensors, and some that are a shape without content
+        # Sparse, quantised and complex tensors are refused, and "meta" ones, which have no content.
         if value.layout != torch.strided or value.device.type != "cpu" or not _is_plain(value):
             raise InputError(
                 f"model {path}: weights {key!r} are {value.dtype}, {value.layout}, on "
                 f"{value.device.type}; accepted are dense float or integer tensors"
             )
-    # a crafted file can declare more than it holds
+    # A crafted file can declare more weights than it holds, and they would be allocated.
     n_weights = sum(value.numel() for value in state.values())
     if n_weights > _MAX_WEIGHTS:
         raise InputError(
             f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}"
         )
-    # in the type that they are used in
+    # Float64 values beyond float32 count as infinite, because float32 is what is evaluated.
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()]
     if bad:
         raise InputError(f"model {path}: weights {bad[0]!r} are not finite ({len(bad)} tensors)")
@@ -93,7 +107,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names and shapes (without content) of the network that the weights seem to be of."""
+    """Build the state, without content, of the network that the weights seem to belong to."""
     try:
         widths = infer_widths({name: value.shape for name, value in state.items()})
     except ValueError as error:
@@ -109,17 +123,17 @@ def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def _is_optional(name: str) -> bool:
-    """Absent from old checkpoints, or of no use in evaluation (batch-norm counters)."""
+    """Whether old checkpoints lack it, or evaluation does not need it (batch-norm counters)."""
     return name in DIAMETERS or name.endswith("num_batches_tracked")
 
 
 def check_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
-    """Make sure that weights are all those of one CPnet, by name and shape.
+    """Refuse weights that are not all those of one CPnet, by name and shape.
 
     Raises
     ------
     InputError
-        If one is missing, left over or of another shape.
+        If a weight is missing, left over or of another shape.
     """
     expected = _expect(path, state)
     for name, tensor in expected.items():

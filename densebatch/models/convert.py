@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
-from densebatch.models.model import ModelSpec, find_model, load_network, read_use, save_model
+from densebatch.models.card import read_use
+from densebatch.models.model import ModelSpec, find_model, load_network, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +41,7 @@ def import_model(
     patch_px, percentiles, nuclei
         See `ModelSpec`.
     licence, source
-        Of the weights, for the card.
-        What is None stays as the checkpoint has it.
+        Of the weights, for the card. Whatever is None stays as the checkpoint has it.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def import_model(
     if diameter_px is not None and not 0.1 <= diameter_px <= 10_000:
         raise InputError(f"diameter {diameter_px:g} px: accepted are 0.1 to 10000")
     network = load_network(spec)
-    # an old checkpoint says nothing of diameters, and then what is known goes into the file
+    # An old checkpoint holds no diameters; the new file holds what is known of them.
     network.diam_mean.data.fill_(spec.diameter_px if diameter_px is None else diameter_px)
     same = spec.default_diameter_px == spec.diameter_px
     default = diameter_px if same and diameter_px is not None else spec.default_diameter_px

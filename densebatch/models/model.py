@@ -1,20 +1,24 @@
 """Weights and what must be known to use them: bundled, fetched, or any Cellpose 1-3 checkpoint.
 
-A model's resolution, patch, percentiles and inputs belong to it and are read from its card, which
-is kept in the safetensors header. Torch is imported where weights are touched, and not before.
+A model's resolution, patch, percentiles and inputs belong to it and are read from its card
+(`models.card`). Torch takes a second to import, so it is imported where weights are touched: a
+plan with a bundled model does without.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+import logging
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
+from densebatch.base.log import log_event
 from densebatch.models import zoo
+from densebatch.models.card import read_use
 from densebatch.models.weights_file import (
     CARD_KEY,
     DIAMETERS,
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
     from densebatch.models.network import CPnet
 
-_MAX_PATCH_PX = 4096
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def find_model(name: str) -> ModelSpec:
     if name in list_bundled():
         path = bundled_path(name)
         digest = digest_weights(path)
-        # a file that is the one it came as needs no more looking at
+        # The digest vouches for the content, so the weights need not be read and checked here.
         if _read_digests().get(path.name) != digest:
             raise InputError(
                 f"model {path}: is not the file that came with densebatch; install it again"
@@ -135,32 +139,32 @@ def find_model(name: str) -> ModelSpec:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Make sure that a file is a CPnet's.
+    """Refuse a file that does not hold a CPnet's weights.
 
     Raises
     ------
     InputError
-        If it is not.
+        If it does not.
     """
     _read_spec(path.name, path, digest_weights(path))
 
 
 def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
-    """What stock Cellpose knows of its own models by name, and their files do not say."""
+    """Add what stock Cellpose knows of its own models by name and their files do not say."""
     known = zoo.KNOWN[pin.name]
     spec = replace(spec, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
     if known.diameter_px is None:
         return spec
     from densebatch.models.checkpoint import read_state
 
-    # as in stock, a built-in model's own statement of its scale is not heard
+    # Stock ignores what the file of a built-in model states as its scale, and so do we.
     state, _ = read_state(spec.path, spec.sha256)
     default = spec.default_diameter_px if "diam_labels" in state else known.diameter_px
     return replace(spec, diameter_px=known.diameter_px, default_diameter_px=default)
 
 
 def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
-    """Of a file from anywhere: its weights are checked first."""
+    """Read a file that may come from anywhere, so its weights are checked first."""
     from densebatch.models.checkpoint import check_state, read_state
 
     state, card = read_state(str(path), digest)
@@ -194,54 +198,6 @@ def _make_spec(
     return replace(spec, **read_use(path, card["use"]), card=card) if "use" in card else spec
 
 
-def read_use(path: Path, use: object) -> dict[str, Any]:
-    """Conditions of use from a card, as fields of `ModelSpec`.
-
-    The card comes with the file: it may say what `save_model` writes and nothing else.
-
-    Raises
-    ------
-    InputError
-        If it says anything else.
-    """
-
-    def number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    checks: dict[str, tuple[str, Any]] = {
-        "um_per_px": (
-            "null or 0.001 to 1000",
-            lambda v: v is None or (number(v) and 0.001 <= v <= 1000),
-        ),
-        "patch_px": (
-            f"an integer from 64 to {_MAX_PATCH_PX}",
-            lambda v: type(v) is int and 64 <= v <= _MAX_PATCH_PX,
-        ),
-        "margin_px": ("an integer from 0 to 16", lambda v: type(v) is int and 0 <= v <= 16),
-        "percentiles": (
-            "two ascending numbers from 0 to 100",
-            lambda v: (
-                isinstance(v, list)
-                and len(v) == 2
-                and all(number(p) for p in v)
-                and 0 <= v[0] < v[1] <= 100
-            ),
-        ),
-        "nuclei": ("true or false", lambda v: isinstance(v, bool)),
-    }
-    if not isinstance(use, dict) or set(use) != set(checks):
-        found = ", ".join(sorted(use)) if isinstance(use, dict) else type(use).__name__
-        raise InputError(
-            f"model {path}: its card tells of use {found[:200]!r}; accepted are {', '.join(checks)}"
-        )
-    for name, (accepted, check) in checks.items():
-        if not check(use[name]):
-            raise InputError(
-                f"model {path}: its card says {name} = {str(use[name])[:80]}; accepted: {accepted}"
-            )
-    return {**use, "percentiles": (float(use["percentiles"][0]), float(use["percentiles"][1]))}
-
-
 def load_network(spec: ModelSpec) -> CPnet:
     """Build the network of a model and load its weights, in evaluation mode on the CPU.
 
@@ -259,8 +215,9 @@ def load_network(spec: ModelSpec) -> CPnet:
     state, _ = read_state(spec.path, spec.sha256)
     check_state(spec.path, state)
     network = CPnet(spec.widths)
-    # what the file leaves out keeps the network's own value
+    # Counters and diameters that an old file lacks keep the new network's values.
     network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
+    log_event(log, "model loaded", model=spec.name, path=spec.path, sha256=spec.sha256)
     return network.eval()
 
 
@@ -303,7 +260,7 @@ def save_model(
     for name, tensor in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
-        # statistics and diameters are small in number, and float16 would change or lose them
+        # Statistics and diameters stay exact: float16 would change them or round them to zero.
         exact = "running_" in name or name.startswith("diam_")
         narrow = half and tensor.is_floating_point() and not exact
         if narrow and tensor.abs().max() > torch.finfo(torch.float16).max:
@@ -329,10 +286,3 @@ def count_weights(spec: ModelSpec) -> int:
     with torch.device("meta"):
         network = CPnet(spec.widths)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def describe(spec: ModelSpec) -> dict[str, Any]:
-    """The model's part of a run's record."""
-    record = asdict(replace(spec, card={}))
-    record.pop("card")
-    return record

@@ -2,7 +2,7 @@
 
 The network is the residual U-Net of Cellpose 1 to 3 (Stringer et al. 2021, Nat Methods 18:100).
 Parameter names follow Cellpose's so that every lab's fine-tuned checkpoint loads by name;
-`tests/test_network.py` holds the outputs to those of cellpose 3.1.1.3.
+`tests/models/test_network.py` holds the outputs to those of cellpose 3.1.1.3.
 """
 
 from __future__ import annotations

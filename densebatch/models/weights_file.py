@@ -1,6 +1,7 @@
 """What a weights file says besides its weights: digest, card, shapes.
 
-Needs no torch, which takes a second to import: who only plans with a bundled model does without.
+It is read without torch, whose import takes a second, so that a plan with a bundled model does
+without.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CARD_KEY = "densebatch"
-DIAMETERS = ("diam_mean", "diam_labels")  # kept among the weights, as Cellpose does
+DIAMETERS = ("diam_mean", "diam_labels")  # names of weights, as in Cellpose's files
 
 
 def digest_weights(path: Path) -> str:
@@ -32,7 +33,17 @@ def digest_weights(path: Path) -> str:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, list[int]], dict[str, float]]:
-    """Card, shapes by name, and diameters in px of a file that `models.save_model` wrote."""
+    """Read what precedes the weights in a file that `models.model.save_model` wrote.
+
+    Returns
+    -------
+    card : dict
+        Provenance and conditions of use.
+    shapes : dict
+        Of the tensors, by name.
+    diameters : dict
+        Those of `DIAMETERS` that the file holds, pixels.
+    """
     with safe_open(path, framework="np") as file:
         names = list(file.keys())
         card: dict[str, Any] = json.loads(file.metadata()[CARD_KEY])

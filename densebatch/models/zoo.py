@@ -7,18 +7,23 @@ beside it (`NAME.lock.json`), and every later use and fetch must find the same b
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from densebatch.base.download import DownloadError, download, list_record
 from densebatch.base.errors import InputError
 from densebatch.base.files import cache_folder, digest, no_empty_folders, write_atomic
+from densebatch.base.log import log_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 _CELLPOSE_URL = "https://www.cellpose.org/models/"
 
@@ -41,9 +46,8 @@ class KnownModel:
     nuclei: bool = True
 
 
-@dataclass(frozen=True)
-class Pin:
-    """What came at the first fetch of a model.
+class Pin(BaseModel):
+    """What came at the first fetch of a model; the content of its lock file.
 
     Attributes
     ----------
@@ -54,6 +58,8 @@ class Pin:
     fetched : when, UTC, ISO 8601
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
     name: str
     url: str
     sha256: str
@@ -62,10 +68,10 @@ class Pin:
 
 
 def _list_known() -> dict[str, KnownModel]:
-    """Every network of Cellpose 3.1.1.3's list that is a CPnet, and the one of Han et al. 2024.
+    """Every CPnet of Cellpose 3.1.1.3's list, and the one of Han et al. 2024.
 
-    Names, file names and diameters as in `cellpose/models.py` (`MODEL_NAMES`, `model_path`,
-    `get_model_params`); not listed are its transformers.
+    Names, file names and diameters are those of `cellpose/models.py` (`MODEL_NAMES`, `model_path`,
+    `get_model_params`); its transformers are left out.
     """
     plain = ["cyto3", "cyto2_cp3", "tissuenet_cp3", "livecell_cp3", "yeast_PhC_cp3"]
     plain += ["yeast_BF_cp3", "bact_phase_cp3", "bact_fluor_cp3", "deepbacs_cp3"]
@@ -74,7 +80,7 @@ def _list_known() -> dict[str, KnownModel]:
     models = [
         KnownModel("cyto", f"{_CELLPOSE_URL}cytotorch_0"),
         KnownModel("cyto2", f"{_CELLPOSE_URL}cyto2torch_0"),
-        # its second input was zeros in training
+        # trained on the nuclear channel alone; the second input was zeros
         KnownModel("nuclei", f"{_CELLPOSE_URL}nucleitorch_0", diameter_px=17.0, nuclei=False),
         *(KnownModel(name, _CELLPOSE_URL + name) for name in plain),
         # trained on images of one marker
@@ -101,7 +107,7 @@ def _lock_of(name: str) -> Path:
 
 
 def read_pin(name: str) -> Pin | None:
-    """What came at the first fetch of a model; None if it was never fetched.
+    """Read what came at the first fetch of a model; None if it was never fetched.
 
     Raises
     ------
@@ -110,23 +116,31 @@ def read_pin(name: str) -> Pin | None:
     """
     lock = _lock_of(name)
     try:
-        found = json.loads(lock.read_bytes())
-        pin = Pin(**found)
+        pin = Pin.model_validate_json(lock.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{lock}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
+    except ValidationError as error:
         raise InputError(
             f"{lock}: is not a lock file; remove it and fetch {name!r} again"
         ) from error
-    if pin.name != name or not isinstance(pin.sha256, str):
+    if pin.name != name:
         raise InputError(f"{lock}: is not the lock file of {name!r}; remove it and fetch it again")
     return pin
 
 
 def check_pinned(pin: Pin, sha256: str, where: str) -> None:
-    """Compare a file's digest with the pinned one.
+    """Refuse a file whose digest is not the pinned one.
+
+    Parameters
+    ----------
+    pin
+        Of the model.
+    sha256
+        Of the file, in hexadecimal.
+    where
+        The file's path or address, for messages.
 
     Raises
     ------
@@ -142,12 +156,12 @@ def check_pinned(pin: Pin, sha256: str, where: str) -> None:
 
 
 def locate(name: str) -> tuple[Path, Pin]:
-    """File and pin of a fetched model; the caller compares the digest (`check_pinned`).
+    """Find the file and pin of a fetched model; the caller compares digests (`check_pinned`).
 
     Raises
     ------
     InputError
-        If the model was not fetched: nothing is fetched by the way.
+        If the model was not fetched; only `fetch` downloads anything.
     """
     path, pin = file_of(name), read_pin(name)
     if pin is None or not path.is_file():
@@ -210,20 +224,27 @@ def _download(
             reason = str(error).replace(str(partial), name)
             raise InputError(f"{address}: is refused, and nothing is kept ({reason})") from error
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        pin = old or Pin(name, address, sha256, partial.stat().st_size, now)
-        # before the file gets its name: no file without its pin
-        write_atomic(_lock_of(name), (json.dumps(asdict(pin), indent=1) + "\n").encode())
+        pin = old or Pin(
+            name=name, url=address, sha256=sha256, n_bytes=partial.stat().st_size, fetched=now
+        )
+        # The pin is written before the file gets its name, so that no file is without one.
+        write_atomic(_lock_of(name), (pin.model_dump_json(indent=1) + "\n").encode())
         pins.append(pin)
 
     try:
         download(address, path, check)
     except OSError as error:
         raise DownloadError(f"{_lock_of(name)}: cannot be written ({error.strerror})") from error
-    return pins[0]
+    pin = pins[0]
+    log_event(log, "model fetched", model=name, url=address, sha256=pin.sha256, n_bytes=pin.n_bytes)
+    return pin
 
 
 def _resolve(model: KnownModel) -> tuple[str, str | None]:
-    """Address of a model's file, and the digest that its repository states, as `md5:...`."""
+    """Find the address of a model's file and the digest that its Zenodo entry states, if any.
+
+    The digest is of the form `md5:...`.
+    """
     if not model.url.startswith("doi:"):
         return model.url, None
     record = list_record(model.url.removeprefix("doi:"))

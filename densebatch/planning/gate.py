@@ -1,9 +1,9 @@
 """The gate that a backend passes before it may be used: the same flows, and the same cells.
 
-The reference is PyTorch's eager float32. Both evaluate the same simulated tissue, 1000 cells
-or more, at the model's own scale, on patches of the run's
-own shape. The sample belongs to the program (seeded, drawn from integers and float64), so the
-figures of two machines can be compared.
+The reference is PyTorch's eager float32 on a CPU. Both evaluate the same simulated tissue, 1000
+cells or more, at the model's own scale, on patches of the run's own shape. The sample belongs to
+the program (seeded, drawn from integers and float64), so the figures of two machines can be
+compared.
 
 Limits, by precision (relative RMS: of the difference, over that of the reference's flow field):
 
@@ -22,7 +22,7 @@ rounding alone is 0.0002.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +40,23 @@ if TYPE_CHECKING:
     from densebatch.models.model import ModelSpec
 
 _SEED = 2024
-# Lost precision tips a few cells in a thousand to either side: with 1200 cells AP then moves by
-# 0.002 of itself, with 5000 by half of that.
+# Lost precision tips a few cells in a thousand to either side. With 1200 cells AP moves by 0.002
+# because of that, with 5000 by half as much.
 _SIDE_DIAMETERS: dict[Precision, int] = {"f32": 32, "bf16": 64, "int8": 64}
 _MAX_PATCHES = 100
-_FEW_CELLS = 200  # with fewer, half a percent of the cells is no cell at all
+_FEW_CELLS = 200  # with fewer, the limits on AP and alike cells are finer than one cell
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a backend may be from the reference."""
+    """How far a backend may be from the reference.
+
+    Attributes
+    ----------
+    flow_rms : largest relative RMS of the flows' difference
+    ap : largest loss of average precision against the truth
+    alike : least average precision of its cells against the reference's
+    """
 
     flow_rms: float
     ap: float
@@ -83,15 +90,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Parity:
-    """A backend beside the reference, on the sample.
+    """How a backend compares with the reference on the sample.
 
     Attributes
     ----------
-    flow_rms : of the difference of the flow fields, over the reference's own
+    flow_rms : RMS of the difference of the flow fields, over that of the reference's
     flow_max : largest difference of a flow component (five times unit length) or logit
-    ap, ap_reference : average precision against the truth at IoU 0.5
-    alike : average precision of the one's cells against the other's
-    cells : that the reference finds
+    ap, ap_reference : average precision of each against the truth, at IoU 0.5
+    alike : average precision of the backend's cells against the reference's, at IoU 0.5
+    cells : number that the reference finds
     refused : why the backend may not be used; None if it may
     """
 
@@ -104,15 +111,32 @@ class Parity:
     refused: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For records."""
+        """Figures for run.json and for what is remembered of a machine."""
         return asdict(self)
 
 
-@lru_cache(maxsize=1)  # several backends are compared on one
+@lru_cache(maxsize=1)  # one sample serves the comparison of several backends
 def draw_sample(
     model: ModelSpec, shape: PatchShape, precision: Precision = "f32", seed: int = _SEED
 ) -> Sample:
-    """The sample for a model, a shape of patches and the precision that is to be judged."""
+    """Simulate tissue as a model's network sees it.
+
+    Parameters
+    ----------
+    model
+        Decides the cells' diameter, the percentiles and whether there are nuclei.
+    shape
+        Of the patches.
+    precision
+        To be judged; a lower one needs more cells.
+    seed
+        Of the tissue.
+
+    Returns
+    -------
+    Sample
+        Of equal arguments the same on every machine.
+    """
     step_y, step_x = shape.kept.shape
     diameter = min(max(model.diameter_px, 6.0), 200.0)
     side = _SIDE_DIAMETERS[precision] * diameter
@@ -120,7 +144,7 @@ def draw_sample(
     rows, cols = (max(1, min(limit, math.ceil(side / step))) for step in (step_y, step_x))
     height, width = rows * step_y, cols * step_x
     y0, x0 = shape.kept.y0, shape.kept.x0
-    # tissue goes on under the margins
+    # The tissue is larger than what is kept, since it goes on under the margins of the patches.
     tissue = Tissue(
         rows * step_y + shape.height,
         cols * step_x + shape.width,
@@ -146,10 +170,10 @@ def draw_sample(
 
 
 def predict_sample(backend: Backend, sample: Sample) -> NDArray[np.float32]:
-    """The sample's flow field, `(3, h, w)`, through the float16 that a run stores."""
-    cores = evaluate_patches(backend, list(sample.patches))
-    n, channels, height, width = cores.shape
-    field = cores.reshape(n // sample.cols, sample.cols, channels, height, width)
+    """Evaluate the sample's flow field, `(3, h, w)`, rounded to the float16 that a run stores."""
+    outputs = evaluate_patches(backend, list(sample.patches))
+    n, channels, height, width = outputs.shape
+    field = outputs.reshape(n // sample.cols, sample.cols, channels, height, width)
     return np.ascontiguousarray(
         field.transpose(2, 0, 3, 1, 4).reshape(channels, *sample.truth.shape), np.float32
     )
@@ -165,12 +189,13 @@ def _trace(flows: NDArray[np.float32], sample: Sample) -> NDArray[np.uint32]:
 
 
 def _score(truth: NDArray[np.uint32], found: NDArray[np.uint32]) -> float:
-    from densebatch.scoring.score import score_labels  # not needed by runs that judge nothing
+    # imported here because a run on the reference has nothing to score
+    from densebatch.scoring.score import score_labels
 
     return float(score_labels(truth, found).at("0.50").ap)
 
 
-def compare(
+def compare_flows(
     name: str, flows: NDArray[np.float32], reference: NDArray[np.float32], sample: Sample
 ) -> Parity:
     """Compare a backend's flow field of the sample with the reference's.
@@ -180,33 +205,60 @@ def compare(
     name
         A key of `BACKENDS`; its precision decides the limits.
     flows, reference
-        As returned by `predict_sample`.
+        `(3, h, w)`, as returned by `predict_sample`.
     sample
-        That they were predicted from.
+        Both were predicted from it.
+
+    Returns
+    -------
+    Parity
+        `refused` names every limit that is exceeded.
     """
-    limits = LIMITS[BACKENDS[name].precision]
     if not np.isfinite(flows).all():
         return Parity(math.inf, math.inf, 0.0, 0.0, 0.0, 0, "flows are not finite")
     expected, found = _trace(reference, sample), _trace(flows, sample)
     difference = flows.astype(np.float64) - reference
     rms = math.sqrt(np.square(difference).mean() / np.square(reference, dtype=np.float64).mean())
-    cells = int(expected.max())
-    ap, ap_reference = _score(sample.truth, found), _score(sample.truth, expected)
-    alike = _score(expected, found)
-    parity = Parity(
-        float(f"{rms:.3g}"), float(f"{np.abs(difference).max():.3g}"), round(ap, 5),
-        round(ap_reference, 5), round(alike, 5), cells, None,
-    )  # fmt: skip
+    exact = Parity(
+        flow_rms=rms,
+        flow_max=float(np.abs(difference).max()),
+        ap=_score(sample.truth, found),
+        ap_reference=_score(sample.truth, expected),
+        alike=_score(expected, found),
+        cells=int(expected.max()),
+        refused=None,
+    )
+    return replace(
+        exact,
+        flow_rms=float(f"{exact.flow_rms:.3g}"),
+        flow_max=float(f"{exact.flow_max:.3g}"),
+        ap=round(exact.ap, 5),
+        ap_reference=round(exact.ap_reference, 5),
+        alike=round(exact.alike, 5),
+        refused="; ".join(_list_reasons(exact, BACKENDS[name].precision)) or None,
+    )
+
+
+def _list_reasons(parity: Parity, precision: Precision) -> list[str]:
+    """Tell which limits of a precision are exceeded."""
+    limits = LIMITS[precision]
     reasons = []
-    if rms > limits.flow_rms:
-        reasons.append(f"flows differ by {rms:.2g} of their RMS, accepted is {limits.flow_rms:g}")
-    if cells >= _FEW_CELLS:
-        if ap_reference - ap > limits.ap:
+    if parity.flow_rms > limits.flow_rms:
+        reasons.append(
+            f"flows differ by {parity.flow_rms:.2g} of their RMS, accepted is {limits.flow_rms:g}"
+        )
+    if parity.cells >= _FEW_CELLS:
+        if parity.ap_reference - parity.ap > limits.ap:
             reasons.append(
-                f"AP is {ap:.4f} and not {ap_reference:.4f}, accepted is {limits.ap:g} less"
+                f"AP is {parity.ap:.4f} and not {parity.ap_reference:.4f}, "
+                f"accepted is {limits.ap:g} less"
             )
-        if alike < limits.alike:
-            reasons.append(f"{alike:.4f} of the cells are alike, accepted is {limits.alike:g}")
-    elif BACKENDS[name].precision != "f32":
-        reasons.append(f"the model finds {cells} cells there, too few to judge lost precision by")
-    return Parity(**{**asdict(parity), "refused": "; ".join(reasons) or None})
+        if parity.alike < limits.alike:
+            reasons.append(
+                f"{parity.alike:.4f} of the cells are alike, accepted is {limits.alike:g}"
+            )
+    elif precision != "f32":
+        reasons.append(
+            f"the model finds {parity.cells} cells there, too few to judge lost precision by"
+        )
+    return reasons

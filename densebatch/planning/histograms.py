@@ -31,21 +31,22 @@ def count_in_threads(
     grid
         Regions.
     threads
-        How many work at once; a reading thread waits for the disk, a counting one holds no lock.
+        Threads that work at once: one that reads waits for the disk, and one that counts in a
+        numba kernel does not hold the interpreter's lock.
     shape
-        Of a histogram. Rows that nothing was counted in cost no memory.
+        Of a histogram. Rows in which nothing is counted take no memory.
 
     Returns
     -------
     histogram : `shape` int64
-        Sum of all; integers, so that it does not depend on who counted what.
+        Sum of all; of integers, so it does not depend on which thread counted what.
     total : int
         Sum of what the calls returned.
 
     Raises
     ------
     Exception
-        What the first call of the grid that failed raised; what has not begun then never will.
+        Of the first region, in the grid's order, that failed; no further region is begun then.
     """
     histograms = [np.zeros(shape, np.int64) for _ in range(threads)]
     spare: queue.SimpleQueue[NDArray[np.int64]] = queue.SimpleQueue()

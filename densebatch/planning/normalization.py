@@ -35,8 +35,15 @@ class ChannelBounds:
 def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
     """Map a channel's pixels so that `low` becomes 0 and `high` becomes 1.
 
-    NaN and minus infinity become 0, plus infinity 1, also where a value is beyond float32; a
-    constant channel becomes 0 everywhere.
+    NaN and minus infinity become 0, and plus infinity becomes 1, also where a value is beyond
+    float32. A constant channel becomes 0 everywhere.
+
+    Parameters
+    ----------
+    pixels
+        Of any shape and real type; not changed.
+    bounds
+        Of the channel.
     """
     factor = _scale(bounds.low, bounds.high)
     if factor == 0:
@@ -58,6 +65,6 @@ def _scale(low: float, high: float) -> np.float32:
 
 
 def to_float32(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    """A copy; float64 beyond the range becomes infinite."""
+    """Copy as float32; what is beyond its range becomes infinite."""
     with np.errstate(over="ignore"):
         return pixels.astype(np.float32)

@@ -17,16 +17,28 @@ bits from a histogram, everything else as float32 by radix selection in two pass
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
 from densebatch.base.geometry import Grid
+from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.planning.histograms import count_in_threads
 from densebatch.planning.normalization import ChannelBounds, normalize, to_float32
+from densebatch.planning.survey_kernels import (
+    BLOCK_PX,
+    CELL_PX,
+    CLASSES_PER_OCTAVE,
+    N_CLASSES,
+    count_low_bits,
+    is_narrow,
+    make_keys,
+    survey_blocks,
+    value_of_key,
+)
 from densebatch.slides.slide import decoded_bytes
 
 if TYPE_CHECKING:
@@ -37,14 +49,12 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
     from densebatch.slides.slide import Slide
 
-BLOCK_PX = 32
-_CELL_PX = 4  # side of the means whose range is the contrast of a block
+log = logging.getLogger(__name__)
+
 _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
-_N_CLASSES = 128
-_CLASSES_PER_OCTAVE = 2
 # 1/64. Networks are trained on fields with the percentiles of the whole field, so a field's dark
 # gaps must count: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
-_TISSUE_CLASSES = 6 * _CLASSES_PER_OCTAVE
+_TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX
 _MAX_THREADS = 4  # each counts in 64 MB of its own; more would wait for the disk
@@ -53,131 +63,57 @@ _DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
 @dataclass(frozen=True)
 class ChannelSurvey:
-    """Bounds of a channel, and the extremes of each block's means (`signal_side`), normalised."""
+    """What a survey of one channel found.
+
+    Attributes
+    ----------
+    bounds : of the normalisation
+    lowest, highest : `(rows, cols)` of blocks, the extremes of each block's means
+        (`signal_side`), normalised
+    """
 
     bounds: ChannelBounds
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
 
 
-def _is_narrow(dtype: np.dtype[Any]) -> bool:
-    """Integers of which a histogram can count each value."""
-    return dtype.kind in "iu" and dtype.itemsize <= 2
+@dataclass(frozen=True)
+class _Reader:
+    """A channel of an open slide, read region by region in several threads."""
+
+    slide: Slide
+    channel: int
+    grid: Grid
+    threads: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.slide.info.dtype)
+
+    def read(self, index: tuple[int, int]) -> tuple[NDArray[Any], tuple[slice, slice]]:
+        """Pixels of a region, and where its blocks are among those of the slide."""
+        region = self.grid[index]
+        return self.slide.read(self.channel, region), _blocks_of(region)
 
 
-def _sortable(pixels: NDArray[Any]) -> NDArray[np.uint32]:
-    """Unsigned keys in the order of the values: the value itself, or the float32's bits."""
-    dtype = pixels.dtype
-    if dtype.kind == "u" and _is_narrow(dtype):
-        return pixels.astype(np.uint32)
-    if _is_narrow(dtype):
-        keys: NDArray[np.uint32] = (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
-        return keys
-    bits = to_float32(pixels).view(np.uint32)
-    # negative floats: all bits flipped; others: the sign bit set
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+@dataclass(frozen=True)
+class _Counts:
+    """What the first pass counts.
 
+    Attributes
+    ----------
+    lowest, highest : extremes of each block's means, in the slide's units; infinite where nothing
+        is finite
+    classes : contrast class of each block
+    histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
+    nonfinite_px : pixels that are NaN or infinite
+    """
 
-def _value(key: int, dtype: np.dtype[Any]) -> float:
-    """Inverse of `_sortable`."""
-    if _is_narrow(dtype):
-        return float(key + np.iinfo(dtype).min)
-    bits = np.uint32(key)
-    bits = bits & np.uint32(0x7FFFFFFF) if bits >> np.uint32(31) else ~bits
-    return float(np.array(bits, np.uint32).view(np.float32))
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _survey_blocks(
-    pixels: NDArray[np.float32 | np.uint8 | np.uint16],
-    keys: NDArray[np.uint32 | np.uint8 | np.uint16],
-    shift: int,
-    side: int,
-    lowest: NDArray[np.float32],
-    highest: NDArray[np.float32],
-    classes: NDArray[np.uint8],
-    histogram: NDArray[np.int64],
-) -> int:
-    """Extremes, contrast class and histogram of each block; returns the non-finite pixels."""
-    height, width = pixels.shape
-    nonfinite = 0
-    for row in range(classes.shape[0]):
-        for col in range(classes.shape[1]):
-            y0 = row * BLOCK_PX
-            x0 = col * BLOCK_PX
-            y1 = min(y0 + BLOCK_PX, height)
-            x1 = min(x0 + BLOCK_PX, width)
-            low, high = np.inf, -np.inf
-            signal_low, signal_high = np.inf, -np.inf
-            for sy in range(y0, y1, side):
-                for sx in range(x0, x1, side):
-                    signal_total = 0.0
-                    signal_n = 0
-                    for cy in range(sy, min(sy + side, y1), _CELL_PX):
-                        for cx in range(sx, min(sx + side, x1), _CELL_PX):
-                            total = 0.0
-                            n = 0
-                            for y in range(cy, min(cy + _CELL_PX, y1)):
-                                for x in range(cx, min(cx + _CELL_PX, x1)):
-                                    value = pixels[y, x]
-                                    if np.isfinite(value):
-                                        total += value
-                                        n += 1
-                                    else:
-                                        nonfinite += 1
-                            if n:
-                                low = min(low, total / n)
-                                high = max(high, total / n)
-                            signal_total += total
-                            signal_n += n
-                    if signal_n:
-                        signal_low = min(signal_low, signal_total / signal_n)
-                        signal_high = max(signal_high, signal_total / signal_n)
-            contrast = high - low
-            kind = 0
-            if contrast > 0:
-                octave = int(np.floor(_CLASSES_PER_OCTAVE * np.log2(contrast)))
-                kind = min(max(octave + _N_CLASSES // 2, 1), _N_CLASSES - 1)
-            lowest[row, col] = signal_low
-            highest[row, col] = signal_high
-            classes[row, col] = kind
-            for y in range(y0, y1):
-                for x in range(x0, x1):
-                    if np.isfinite(pixels[y, x]):
-                        histogram[kind, keys[y, x] >> shift] += 1
-    return nonfinite
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _count_low_bits(
-    keys: NDArray[np.uint32],
-    classes: NDArray[np.uint8],
-    threshold: int,
-    wanted: NDArray[np.uint32],
-    histograms: NDArray[np.int64],
-) -> None:
-    """Histogram the low 16 bits of tissue pixels whose high 16 bits are among `wanted`."""
-    for y in range(keys.shape[0]):
-        for x in range(keys.shape[1]):
-            if classes[y // BLOCK_PX, x // BLOCK_PX] < threshold:
-                continue
-            for index in range(wanted.size):
-                if keys[y, x] >> 16 == wanted[index]:
-                    histograms[index, keys[y, x] & 0xFFFF] += 1
-
-
-def _tissue_class(classes: NDArray[np.uint8]) -> int:
-    """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
-    ranked = np.sort(classes[classes > 0])
-    if ranked.size == 0:
-        return 0
-    return max(1, int(ranked[int(0.99 * (ranked.size - 1))]) - _TISSUE_CLASSES)
-
-
-def _interpolate(low: float, high: float, fraction: float) -> float:
-    """Between two values, rounded as `numpy.percentile` rounds."""
-    step = high - low
-    return high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
+    lowest: NDArray[np.float32]
+    highest: NDArray[np.float32]
+    classes: NDArray[np.uint8]
+    histogram: NDArray[np.int64]
+    nonfinite_px: int
 
 
 def signal_side(rescale: float) -> int:
@@ -192,7 +128,7 @@ def signal_side(rescale: float) -> int:
         Slide pixels to network pixels.
     """
     exponent = round(float(np.log2(_SIGNAL_PX / rescale)))
-    return int(min(max(2**exponent, _CELL_PX), BLOCK_PX))
+    return int(min(max(2**exponent, CELL_PX), BLOCK_PX))
 
 
 def survey_channel(
@@ -215,103 +151,173 @@ def survey_channel(
     -------
     ChannelSurvey
         Bounds, and per block of `BLOCK_PX` the extremes of its means in normalised units.
+
+    Raises
+    ------
+    InputError
+        If the slide cannot be read.
     """
+    name = slide.info.channels[channel]
+    reader = _open_reader(slide, channel)
+    counts = _count_blocks(reader, side)
+    threshold = _tissue_class(counts.classes)
+    tissue = counts.histogram[threshold:].sum(axis=0)
+    n_px = int(tissue.sum())
+    if n_px == 0:
+        bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px)
+        flat = np.zeros_like(counts.lowest)
+        found = ChannelSurvey(bounds, flat, flat)
+    else:
+        # numpy.percentile interpolates between the two pixels that a percentile lies between.
+        places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
+        ranks = sorted({int(near(place)) for place in places for near in (np.floor, np.ceil)})
+        values = _select_values(reader, counts, threshold, tissue, ranks)
+        low, high = (
+            _interpolate(values[int(np.floor(at))], values[int(np.ceil(at))], at - np.floor(at))
+            for at in places
+        )
+        fraction = float(np.mean(counts.classes >= threshold))
+        bounds = ChannelBounds(
+            channel, name, float(low), float(high), fraction, counts.nonfinite_px
+        )
+        found = _normalize_extremes(counts, bounds)
+    log_event(
+        log, "channel surveyed", channel=name, low=bounds.low, high=bounds.high,
+        tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
+    )  # fmt: skip
+    return found
+
+
+def _open_reader(slide: Slide, channel: int) -> _Reader:
+    """Choose how many threads read: as many as the cores, the memory and the regions allow."""
     info = slide.info
-    dtype = np.dtype(info.dtype)
-    wide = not _is_narrow(dtype)
-    shift = 16 if wide else 0
-    rows, cols = -(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX)
-    lowest = np.empty((rows, cols), np.float32)
-    highest = np.empty((rows, cols), np.float32)
-    classes = np.zeros((rows, cols), np.uint8)
-    n_bins = _N_BINS if wide else 256**dtype.itemsize
     grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
     at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
     threads = max(1, min(count_cores(), _MAX_THREADS, grid.rows * grid.cols, at_once))
+    return _Reader(slide, channel, grid, threads)
 
-    def blocks(region: Region) -> tuple[slice, slice]:
-        return (
-            slice(region.y0 // BLOCK_PX, -(-region.y1 // BLOCK_PX)),
-            slice(region.x0 // BLOCK_PX, -(-region.x1 // BLOCK_PX)),
-        )
 
-    def values_and_keys(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        if dtype.kind == "u" and not wide:
-            return pixels, pixels  # they are both, and copies would take as long as the rest
-        return to_float32(pixels), _sortable(pixels)
+def _blocks_of(region: Region) -> tuple[slice, slice]:
+    """Rows and columns of the blocks that a region touches; it may begin before the slide."""
+    return (
+        slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),
+        slice(max(region.x0, 0) // BLOCK_PX, -(-max(region.x1, 0) // BLOCK_PX)),
+    )
 
-    def survey(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
-        region = grid[index]
-        pixels = slide.read(channel, region)
-        at = blocks(region)
+
+def _count_blocks(reader: _Reader, side: int) -> _Counts:
+    """Take the first pass."""
+    info, dtype = reader.slide.info, reader.dtype
+    shape = (-(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX))
+    lowest, highest = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    classes = np.zeros(shape, np.uint8)
+    narrow = is_narrow(dtype)
+    n_bins, shift = (256**dtype.itemsize, 0) if narrow else (_N_BINS, 16)
+
+    def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
+        pixels, at = reader.read(index)
+        pixels = np.ascontiguousarray(pixels)
+        if narrow and dtype.kind == "u":
+            values, keys = pixels, pixels  # copies would take as long as all the rest
+        else:
+            values, keys = to_float32(pixels), make_keys(pixels)
         return int(
-            _survey_blocks(
-                *values_and_keys(np.ascontiguousarray(pixels)),
-                shift,
-                side,
-                lowest[at],
-                highest[at],
-                classes[at],
-                histogram,
+            survey_blocks(
+                values, keys, shift, side, lowest[at], highest[at], classes[at], histogram
             )
         )
 
-    histogram, nonfinite = count_in_threads(survey, grid, threads, (_N_CLASSES, n_bins))
-    threshold = _tissue_class(classes)
-    tissue = histogram[threshold:].sum(axis=0)
-    n_pixels = int(tissue.sum())
-    name = info.channels[channel]
-    fraction = float(np.mean(classes >= threshold))
-    if n_pixels == 0:
-        bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, nonfinite)
-        return ChannelSurvey(bounds, np.zeros_like(lowest), np.zeros_like(highest))
+    histogram, nonfinite_px = count_in_threads(
+        count, reader.grid, reader.threads, (N_CLASSES, n_bins)
+    )
+    return _Counts(lowest, highest, classes, histogram, nonfinite_px)
 
-    ranks = [percentile / 100.0 * (n_pixels - 1) for percentile in percentiles]
-    whole = sorted({rank for r in ranks for rank in (int(np.floor(r)), int(np.ceil(r)))})
+
+def _tissue_class(classes: NDArray[np.uint8]) -> int:
+    """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
+    ranked = np.sort(classes[classes > 0])
+    if ranked.size == 0:
+        return 0
+    return max(1, int(ranked[int(0.99 * (ranked.size - 1))]) - _TISSUE_CLASSES)
+
+
+def _select_values(
+    reader: _Reader,
+    counts: _Counts,
+    threshold: int,
+    tissue: NDArray[np.int64],
+    ranks: Sequence[int],
+) -> dict[int, float]:
+    """Find the values of some ranks among the pixels of tissue.
+
+    Parameters
+    ----------
+    reader
+        For the second pass, which wide values need.
+    counts
+        Of the first pass.
+    threshold
+        Lowest contrast class of tissue.
+    tissue
+        `(bins,)` histogram of the tissue.
+    ranks
+        From 0, the smallest pixel's, ascending.
+
+    Returns
+    -------
+    dict
+        Value by rank.
+    """
     cumulative = np.cumsum(tissue)
-    bins = {rank: int(np.searchsorted(cumulative, rank, side="right")) for rank in whole}
-    if wide:
-        wanted = np.array(sorted(set(bins.values())), np.uint32)
-
-        def count(index: tuple[int, int], low_bits: NDArray[np.int64]) -> int:
-            region = grid[index]
-            pixels = slide.read(channel, region)
-            keys = _sortable(pixels)
-            if nonfinite:
-                # NaN and infinities have keys of their own at both ends, but exclude them plainly
-                finite = np.isfinite(to_float32(pixels))
-                keys = np.where(finite, keys, np.uint32(0xFFFFFFFF))
-            _count_low_bits(keys, classes[blocks(region)], threshold, wanted, low_bits)
-            return 0
-
-        low_bits, _ = count_in_threads(count, grid, threads, (wanted.size, _N_BINS))
-        exact = {}
-        for rank, high_bits in bins.items():
+    keys = {rank: int(np.searchsorted(cumulative, rank, side="right")) for rank in ranks}
+    if not is_narrow(reader.dtype):
+        upper = keys
+        wanted = np.array(sorted(set(upper.values())), np.uint32)
+        low_bits = _count_wanted(reader, counts, threshold, wanted)
+        keys = {}
+        for rank, high_bits in upper.items():
             before = int(cumulative[high_bits - 1]) if high_bits else 0
             within = np.cumsum(low_bits[int(np.searchsorted(wanted, high_bits))])
-            exact[rank] = (high_bits << 16) + int(np.searchsorted(within, rank - before, "right"))
-        bins = exact
-    values = {rank: _value(key, dtype) for rank, key in bins.items()}
+            keys[rank] = (high_bits << 16) + int(np.searchsorted(within, rank - before, "right"))
+    return {rank: value_of_key(key, reader.dtype) for rank, key in keys.items()}
+
+
+def _count_wanted(
+    reader: _Reader, counts: _Counts, threshold: int, wanted: NDArray[np.uint32]
+) -> NDArray[np.int64]:
+    """Take the second pass: the lower 16 bits of keys with some upper bits, `(n, 65536)`."""
+
+    def count(index: tuple[int, int], histograms: NDArray[np.int64]) -> int:
+        pixels, at = reader.read(index)
+        # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
+        count_low_bits(make_keys(pixels), counts.classes[at], threshold, wanted, histograms)
+        return 0
+
+    histograms, _ = count_in_threads(count, reader.grid, reader.threads, (wanted.size, _N_BINS))
+    return histograms
+
+
+def _interpolate(low: float, high: float, fraction: float) -> float:
+    """Between two values, rounded as `numpy.percentile` rounds."""
+    step = high - low
+    return high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
+
+
+def _normalize_extremes(counts: _Counts, bounds: ChannelBounds) -> ChannelSurvey:
+    """Normalise the extremes of the means; a block without finite pixels has no contrast."""
+    empty = ~np.isfinite(counts.lowest)
     low, high = (
-        _interpolate(values[int(np.floor(r))], values[int(np.ceil(r))], r - np.floor(r))
-        for r in ranks
+        np.where(empty, np.float32(bounds.low), e) for e in (counts.lowest, counts.highest)
     )
-    bounds = ChannelBounds(channel, name, float(low), float(high), fraction, nonfinite)
-    # a block without finite pixels has no signal
-    empty = ~np.isfinite(lowest)
-    lowest[empty] = highest[empty] = low
-    return ChannelSurvey(bounds, normalize(lowest, bounds), normalize(highest, bounds))
+    return ChannelSurvey(bounds, normalize(low, bounds), normalize(high, bounds))
 
 
 def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
     """Largest normalised contrast of any channel in a region (grown to whole blocks).
 
-    It is the range of the means; a patch below `config.SKIP_CONTRAST` is not evaluated.
+    It is the range of the means; a patch below `planner.SKIP_CONTRAST` is not evaluated.
     """
-    at = (
-        slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),
-        slice(max(region.x0, 0) // BLOCK_PX, -(-max(region.x1, 0) // BLOCK_PX)),
-    )
+    at = _blocks_of(region)
     contrasts = [
         float(survey.highest[at].max() - survey.lowest[at].min())
         for survey in surveys

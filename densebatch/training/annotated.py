@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 EDGE_PX = 64
-"""Pixels around every image of which nothing is known: NaN until they are shown to the network,
-which sees zeros, as around a slide. More than a patch's margin, so that an image's edge is in
-as many crops as it needs to be learnt: in a quarter, of fields of 1000 px."""
+"""Width of the frame around every image, in which nothing is known: NaN, which the network is shown
+as zeros, as around a slide. It is wider than a patch's margin so that enough crops hold an edge for
+edges to be learnt: a quarter of the crops of fields of 1000 px."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class HeldOut:
 
 
 def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
-    """Channels `(c, h, w)` as stored, and labels."""
+    """Read the channels `(c, h, w)` in the image's own type, and the labels."""
     slide = open_slide(file.image)
     whole = Region(0, 0, slide.info.height, slide.info.width)
     names = [slide.channel_index(name) for name in recipe.membrane] or [slide.default_channel()]
@@ -91,7 +91,7 @@ def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDA
             f"{pixels.shape[1]} x {pixels.shape[2]} px"
         )
     labels = truth[slice(None), slice(None)]
-    # ids may be any 32-bit number; training needs equality only
+    # Ids may be any 32-bit numbers, and are made consecutive so that they can be counted.
     _, compact = np.unique(labels, return_inverse=True)
     has_background = bool((labels == 0).any())
     compact = compact.reshape(labels.shape) + (0 if has_background else 1)
@@ -113,10 +113,32 @@ def measure_diameters(labels: Sequence[NDArray[np.int32]]) -> NDArray[np.float64
     return result
 
 
-def prepare(
+def make_annotated(
     name: str, pixels: NDArray[np.generic], labels: NDArray[np.int32], recipe: Recipe
 ) -> AnnotatedImage:
-    """Normalise, rescale if the recipe says so, and compute target flows."""
+    """Normalise, rescale if the recipe says so, and compute target flows.
+
+    Parameters
+    ----------
+    name
+        Of the image.
+    pixels
+        `(c, h, w)`: membrane channels, then nuclei if the recipe uses them.
+    labels
+        `(h, w)`; 0 is background.
+    recipe
+        For percentiles, scale and collation.
+
+    Returns
+    -------
+    AnnotatedImage
+        Framed by `EDGE_PX` of nothing.
+
+    Raises
+    ------
+    InputError
+        If the recipe rescales the image and it holds no cell.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
     digest.update(np.ascontiguousarray(labels).tobytes())
     planes = np.zeros((2, *labels.shape), np.float32)
@@ -130,7 +152,7 @@ def prepare(
         planes[1] = scaled[-1]
     factor = 1.0
     if recipe.diameter_px is not None:
-        # the median, as Cellpose's `utils.diameters`
+        # Cellpose's `utils.diameters` takes the median too.
         factor = recipe.diameter_px / float(np.median(measure_diameters([labels])))
         shape = tuple(max(1, round(n * factor)) for n in labels.shape)
         planes = resize(planes, (2, *shape), order=1, anti_aliasing=factor < 1).astype(np.float32)
@@ -149,7 +171,7 @@ def prepare(
 def _collate(
     planes: NDArray[np.float32], labels: NDArray[np.int32], flows: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-    """An image 2 x 2 with itself, without the cells at its edges, as Han et al. 2024 put it."""
+    """Put an image beside itself, 2 x 2, without the cells at its edges (Han et al. 2024)."""
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     cut = np.isin(labels, edge[edge > 0])
     kept = np.where(cut, 0, labels)
@@ -163,7 +185,7 @@ def _collate(
     )
 
 
-def _choose(files: list[AnnotatedFile], folder: Path, recipe: Recipe) -> list[AnnotatedFile]:
+def _choose_files(files: list[AnnotatedFile], folder: Path, recipe: Recipe) -> list[AnnotatedFile]:
     wanted = recipe.train_images
     names = [file.name for file in files]
     if isinstance(wanted, tuple):
@@ -199,7 +221,8 @@ def load_annotated(
     images : list of AnnotatedImage
         To train on, sorted by name.
     held_out : list of HeldOut
-        To validate with; nothing of them is in `images`.
+        To validate with: whole images, or the columns at the right of those in `images`, which
+        lack them.
 
     Raises
     ------
@@ -213,7 +236,7 @@ def load_annotated(
             f"{folder}: no image {unknown[0]!r} to hold out; there are "
             + ", ".join(file.name for file in files)
         )
-    used = _choose([file for file in files if file.name not in exclude], folder, recipe)
+    used = _choose_files([file for file in files if file.name not in exclude], folder, recipe)
     if not used:
         raise InputError(f"{folder}: every image is held out")
     images, held_out = [], []
@@ -225,7 +248,7 @@ def load_annotated(
             kept = labels.shape[1] - round(labels.shape[1] * recipe.validation_columns)
             if kept < labels.shape[1]:
                 held_out.append(HeldOut(file.name, pixels[..., kept:], labels[:, kept:]))
-            image = prepare(file.name, pixels[..., :kept], labels[:, :kept], recipe)
+            image = make_annotated(file.name, pixels[..., :kept], labels[:, :kept], recipe)
             height, width = (n - 2 * EDGE_PX for n in image.labels.shape)
             if min(height, width) < recipe.patch_px:
                 raise InputError(

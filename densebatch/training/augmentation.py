@@ -70,7 +70,7 @@ def sample_batch(
             image = images[rng.choice(len(images), p=shares)]
             other = _crop(image, recipe, reach, rng, typical_px)
             crop = paste_disc(crop, other, rng)
-        # beyond an image's edge there is NaN, whatever the jitter; networks are shown zeros there
+        # Jitter leaves NaN beyond an image's edge, where networks are shown zeros.
         jittered = _jitter(crop.pixels, recipe, rng)
         jittered = np.where(np.isnan(jittered), 0.0, jittered)
         target = np.empty((4, reach, reach), np.float32)
@@ -86,9 +86,9 @@ def sample_batch(
 
 
 def draw_shift(recipe: Recipe, step: int) -> tuple[int, int]:
-    """Rows and columns between a crop and the moved one, 0 to 7 px and never both 0.
+    """Rows and columns by which the moved crops of a step begin later, 0 to 7 px and never both 0.
 
-    Pooling sees other pixels together in a shifted crop, unless the shift is a multiple of 8.
+    A shift that is a multiple of 8 px would leave the same pixels together in every pooling.
     """
     drawn = int(np.random.default_rng([recipe.seed, step, 1]).integers(1, (_MAX_SHIFT + 1) ** 2))
     return divmod(drawn, _MAX_SHIFT + 1)
@@ -97,7 +97,19 @@ def draw_shift(recipe: Recipe, step: int) -> tuple[int, int]:
 def draw_orientation(recipe: Recipe, step: int, place: int = 0) -> int:
     """Orientation in which moved crops are shown, among those that the recipe allows.
 
-    `place` is that of a teacher among several.
+    Parameters
+    ----------
+    recipe
+        For the seed, flips and quarter turns.
+    step
+        Number of the step.
+    place
+        Of a teacher among several.
+
+    Returns
+    -------
+    int
+        See `orient`.
     """
     return _draw_turn(recipe, np.random.default_rng([recipe.seed, step, 3, place]))
 
@@ -113,9 +125,16 @@ def find_borders(labels: NDArray[np.int32]) -> NDArray[np.bool_]:
 def orient(
     planes: NDArray[Any], flows: NDArray[np.float32], turn: int
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """One of the eight lossless orientations of `(..., h, w)` planes and of `(2, h, w)` flows.
+    """Bring planes and flows into one of the eight lossless orientations.
 
-    Bit 0 mirrors rows, bit 1 columns, bit 2 swaps the axes.
+    Parameters
+    ----------
+    planes
+        `(..., h, w)`.
+    flows
+        `(2, h, w)`; their components change signs and places with the axes.
+    turn
+        Bit 0 mirrors rows, bit 1 columns, bit 2 swaps the axes.
     """
     dy, dx = flows
     if turn & 1:
@@ -129,13 +148,14 @@ def orient(
 
 def _draw_turn(recipe: Recipe, rng: np.random.Generator) -> int:
     """Mirrors and quarter turns as the recipe allows: 8, 4 or 1 orientations."""
-    drawn = int(rng.integers(8))  # drawn always, so that the rest does not depend on it
+    # A number is drawn always, so that what is drawn next does not depend on the recipe.
+    drawn = int(rng.integers(8))
     if recipe.flips and recipe.quarter_turns:
         return drawn
     if recipe.flips:
         return drawn & 3
     if recipe.quarter_turns:
-        # a quarter turn is a mirror and a swap; a half turn both mirrors
+        # A quarter turn is a mirror and a swap, a half turn is both mirrors.
         return (0, 5, 3, 6)[drawn & 3]
     return 0
 
@@ -143,7 +163,7 @@ def _draw_turn(recipe: Recipe, rng: np.random.Generator) -> int:
 def _crop(
     image: AnnotatedImage, recipe: Recipe, side: int, rng: np.random.Generator, typical_px: float
 ) -> Crop:
-    """One crop of `side` px, in one of the orientations that the recipe allows.
+    """Draw a crop of `side` px, in one of the orientations that the recipe allows.
 
     `typical_px` is the area of a cell that weighs as much as background.
     """
@@ -170,7 +190,7 @@ def _crop(
 def _warp(
     image: AnnotatedImage, recipe: Recipe, side: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-    """A turned and scaled crop; one that reaches beyond the image is mirrored there."""
+    """Draw a turned and scaled crop; where it reaches beyond the image, the image is mirrored."""
     angle = rng.uniform(0.0, 2.0 * np.pi) if recipe.rotation else 0.0
     scale = 2.0 ** rng.uniform(-recipe.scaling, recipe.scaling)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -199,7 +219,7 @@ def _warp(
 
 
 def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Positions brought into 0 to n - 1 by mirroring at the first and last pixel."""
+    """Bring positions into 0 to n - 1 by mirroring at the first and the last pixel."""
     period = 2.0 * (n - 1)
     folded = np.mod(position, period)
     result: NDArray[np.float64] = np.minimum(folded, period - folded)
@@ -209,7 +229,7 @@ def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 def _jitter(
     pixels: NDArray[np.float32], recipe: Recipe, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Gamma, gain, offset, uneven gain and noise of the membrane channel; gain of the nuclei."""
+    """Change the membrane's gamma, gain, offset, evenness and noise, and the nuclei's gain."""
     membrane = pixels[0]
     gamma = 2.0 ** rng.uniform(-recipe.gamma, recipe.gamma)
     gain = 2.0 ** rng.uniform(-recipe.brightness, recipe.brightness)

@@ -1,8 +1,8 @@
 """The batches of a training, one after another; drawn ahead where a GPU would wait for them.
 
-On a CPU drawing crops takes a hundredth of a step, on a GPU longer than the step itself: there
-processes draw them ahead. What a step sees is decided by (seed, step) alone, so nothing depends on
-who drew it.
+Drawing crops takes a hundredth of a step on a CPU, but longer than the step itself on a GPU, for
+which processes draw them ahead. A batch is decided by (seed, step) alone, so it does not depend on
+the process that draws it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from densebatch.training.recipe import Recipe
 
 _MAX_PROCESSES = 4
-_AHEAD = 2  # batches of each process; they lie in shared memory, of which containers have little
+_AHEAD = 2  # batches of each process, in shared memory, of which containers have little
 
 
 class _Steps(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -47,7 +47,7 @@ class _Steps(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def count_processes(device: torch.device) -> int:
-    """Processes that draw ahead: none beside a CPU, whose cores the network needs."""
+    """Count the processes that draw ahead: none for a CPU, whose cores the network needs."""
     if device.type == "cpu":
         return 0
     return max(1, min(_MAX_PROCESSES, count_cores() - 1))
@@ -60,7 +60,7 @@ def draw_batches(
     first: int,
     processes: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of all steps from the first to the recipe's last.
+    """Draw the batches of all steps from the first to the recipe's last.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def draw_batches(
     first
         Number of the first step.
     processes
-        That draw ahead; 0 draws when asked.
+        How many draw ahead; with 0 a batch is drawn here when it is asked for.
 
     Yields
     ------
@@ -95,9 +95,9 @@ def draw_batches(
     try:
         yield from loader
     except RuntimeError as error:
-        if str(error).startswith("Caught"):  # a fault of ours in a process, with its traceback
+        if str(error).startswith("Caught"):  # an error in `sample_batch`, with its traceback
             raise
-        # a process was killed, for want of (shared) memory as a rule
+        # A process was killed, as a rule for want of memory or shared memory.
         raise DensebatchError(
             f"drawing crops in {processes} processes failed: {' '.join(str(error).split())}"
         ) from error

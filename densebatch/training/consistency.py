@@ -1,9 +1,9 @@
-"""Train a network to say the same of tissue however it is presented: moved, mirrored, turned.
+"""Train a network to give the same outputs for tissue that is moved, mirrored or turned.
 
-A network that pools does not do that by itself: its cells hang on where a patch begins. The
+A network that pools does not do that by itself: its cells depend on where a patch begins. The
 averaged network, which changes slowly, is the teacher (mean teacher, Tarvainen and Valpola 2017):
-it sees each crop a few pixels further and in another orientation, and the network is drawn to what
-it says of the pixels that both see.
+it sees each crop a few pixels further and in another orientation, and the network is drawn to its
+outputs for the pixels that both see.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def orient_inputs(inputs: torch.Tensor, turn: int) -> torch.Tensor:
-    """One of eight orientations of `(n, c, h, w)` planes; `turn` as in `augmentation.orient`."""
+    """Bring `(n, c, h, w)` planes into one of eight orientations, see `augmentation.orient`."""
     if turn & 1:
         inputs = inputs.flip(-2)
     if turn & 2:
@@ -31,9 +31,9 @@ def orient_inputs(inputs: torch.Tensor, turn: int) -> torch.Tensor:
 
 
 def restore_outputs(outputs: torch.Tensor, turn: int) -> torch.Tensor:
-    """Outputs `(n, 3, h, w)` for oriented inputs, brought back to how these were before.
+    """Bring outputs `(n, 3, h, w)` for oriented inputs back to the inputs' first orientation.
 
-    Flows change their signs and places with the axes.
+    Flow components change signs and places with the axes.
     """
     dy, dx, rest = outputs[:, 0], outputs[:, 1], outputs[:, 2]
     if turn & 4:
@@ -49,10 +49,10 @@ def restore_outputs(outputs: torch.Tensor, turn: int) -> torch.Tensor:
 def ask_teachers(
     teachers: Sequence[CPnet], moved: torch.Tensor, recipe: Recipe, step: int
 ) -> torch.Tensor:
-    """What the teachers say of moved crops; each crop asks one of them, in turn.
+    """Evaluate moved crops, each by one of the teachers in turn.
 
-    In the mean over steps that draws a network to what all say together, for squared differences
-    have the gradient of the mean, and costs no more than a single teacher.
+    A squared difference has its mean gradient where the target is the mean, so over many steps the
+    network is drawn to the mean of all teachers, at the cost of one.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def ask_teachers(
     moved
         `(n, 2, h, w)`, see `augmentation.sample_batch`.
     recipe, step
-        For whose turn it is, and the orientation in which each teacher sees its crops.
+        They decide which teacher a crop asks, and the orientation in which each sees its crops.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def ask_teachers(
 def compute_inconsistency(
     output: torch.Tensor, expected: torch.Tensor, shift: tuple[int, int]
 ) -> torch.Tensor:
-    """How much the outputs for crops and for moved crops differ where both see the same pixels.
+    """Measure how outputs for crops and for moved crops differ where both see the same pixels.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def compute_inconsistency(
     Returns
     -------
     scalar
-        Half the mean squared difference of 5x flows plus that of cell probabilities, in the
-        weights of `training.compute_loss`.
+        Half the mean squared difference of 5x flows plus that of cell probabilities, weighted
+        like the terms of `train.compute_loss`.
     """
     dy, dx = shift
     height, width = output.shape[-2:]
@@ -106,9 +106,9 @@ def compute_inconsistency(
 
 
 def consistency_at(step: int, recipe: Recipe) -> float:
-    """Weight of a step: none while the rate warms up, then rising linearly for four times as long.
+    """Weight in a step: 0 while the rate warms up, then rising linearly for four times as long.
 
-    Early on the average lags behind, and what it says is worth little.
+    Early on the average lags behind, and its outputs are worth little.
     """
     ramp = 4 * max(1, recipe.warmup_steps)
     return recipe.consistency * min(1.0, max(0, step - recipe.warmup_steps) / ramp)
@@ -121,6 +121,19 @@ def compute_teaching_loss(
     recipe: Recipe,
     step: int,
 ) -> torch.Tensor:
-    """Inconsistency with the teachers, on what the step draws; `consistency_at` is its weight."""
+    """Compute the inconsistency with the teachers in a step; `consistency_at` is its weight.
+
+    Parameters
+    ----------
+    output
+        `(n, 3, h, w)` of the network, for the crops.
+    teachers, moved, recipe, step
+        See `ask_teachers`.
+
+    Returns
+    -------
+    scalar
+        See `compute_inconsistency`.
+    """
     expected = ask_teachers(teachers, moved, recipe, step)
     return compute_inconsistency(output, expected, draw_shift(recipe, step))

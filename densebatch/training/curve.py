@@ -1,4 +1,4 @@
-"""The training curve as a picture."""
+"""The training curve: its points, its file, and its picture."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-_N_AT_ONCE = 4  # as many as a public server is asked for without being rude
+_N_AT_ONCE = 4  # more would be a burden for a public server
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ImageSet:
     notice: str
 
 
-# the folders that `densebatch train` and `score` take, by the authors' folders
+# By the authors' folders, those that the commands `train` and `score` take.
 _HSV_DENSE_FOLDERS = {
     "images/training": "train",
     "images/test_images": "test",
@@ -107,8 +107,8 @@ def fetch_set(
 ) -> int:
     """Fetch what a folder does not have yet of a set, and verify what it has.
 
-    A file gets its name when its digest is right, so a run that was interrupted is continued by
-    the next one. Nothing that is there is replaced.
+    A file gets its name when its digest is right, so an interrupted fetch is continued by the next
+    one. No file that is there is replaced.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def fetch_set(
     missing = [file for file in images.files if not _is_there(folder, file)]
     places = {(folder / file.path).parent for file in images.files}
     for stale in (stale for place in places for stale in place.glob(".*.partial")):
-        # left by a run that was killed; nobody reads it
+        # A fetch that was killed left it.
         with suppress(OSError):
             stale.unlink()
     n_old = len(images.files) - len(missing)
@@ -156,9 +156,9 @@ def fetch_set(
 def _fetch_files(
     files: Sequence[SetFile], folder: Path, base: str, on_file: Callable[[SetFile, int], None]
 ) -> list[InputError]:
-    """Fetch several files at once, and return what failed in the order in which it did.
+    """Fetch several files at once, and return the failures in the order in which they came.
 
-    After a failure that other files would share, no more are begun.
+    After a failure that would befall all other files too, no more are begun.
     """
     failures: list[InputError] = []
     queue, n_done = iter(files), 0

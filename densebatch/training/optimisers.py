@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _SGD_MOMENTUM = 0.9  # Cellpose's
 _MUON_MOMENTUM = 0.95
 _MUON_ROUNDS = 5
-# Coefficients of the quintic iteration: fastest growth of small singular values that still ends
-# between about 0.7 and 1.2 (Jordan et al. 2024, Muon).
+# These coefficients of the quintic iteration let small singular values grow fastest among those
+# that end between about 0.7 and 1.2 (Jordan et al. 2024, Muon).
 _MUON_QUINTIC = (3.4445, -4.7750, 2.0315)
 _MUON_RMS = 0.2  # of an update in units of the rate, as AdamW's is (Liu et al. 2025, section 2.2)
 
@@ -102,10 +102,10 @@ def orthogonalize(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> t
 
 
 def build_optimisers(network: CPnet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The recipe's optimiser; with Muon a second one, AdamW, for all that is no inner convolution.
+    """Build the recipe's optimiser; beside Muon, AdamW for all that is no inner convolution.
 
-    The first convolution sees two channels and the last gives three: neither is a matrix whose
-    directions ought to weigh alike.
+    Muon gives all directions of a matrix the same weight. That suits neither the first convolution,
+    of two channels, nor the last, of three outputs.
     """
     weights = {name: p for name, p in network.named_parameters() if p.requires_grad}
     rate, decay = recipe.learning_rate, recipe.weight_decay

@@ -1,8 +1,8 @@
 """Put part of one crop into another: the same cells among other neighbours.
 
-Whole cells move, so that every flow stays right (as Ghiasi et al. 2021, Simple copy-paste, for
-things; here with the background between them, since in dense tissue neighbours are what makes a
-cell hard to find).
+Whole cells move, so every flow stays right. Ghiasi et al. 2021 (Simple copy-paste) paste single
+objects; here the background between the cells comes along, because in dense tissue a cell is hard
+to find for its neighbours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _RADIUS = (1 / 7, 3 / 7)  # of the disc, of a crop's side
-_SPOILT = 0.1  # of a cell's pixels: with more of it covered, nobody knows what it looks like
+_SPOILT = 0.1  # share of a cell's pixels; if more are covered, the rest need not look like a cell
 
 
 class Crop(NamedTuple):
@@ -37,11 +37,11 @@ class Crop(NamedTuple):
 
 
 def paste_disc(onto: Crop, other: Crop, rng: np.random.Generator) -> Crop:
-    """A disc of another crop in this one.
+    """Put a disc of another crop into this one.
 
-    Cells of the other that lie in the disc by half are pasted whole, the rest of them not at all;
-    nor are cells that an image's edge cuts, in the other, or would cut here.
-    What is left of a cell that lost more than a tenth of its pixels has no weight.
+    Cells of the other crop are pasted whole if at least half of them is in the disc, and else not
+    at all. Cells that an image's edge cuts in the other crop, or would cut here, are not pasted.
+    A cell here that loses more than a tenth of its pixels has no weight in what is left of it.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def paste_disc(onto: Crop, other: Crop, rng: np.random.Generator) -> Crop:
     radius = rng.uniform(*_RADIUS) * min(height, width)
     rows, cols = np.ogrid[:height, :width]
     disc = (rows - y) ** 2 + (cols - x) ** 2 < radius**2
-    # not a cell that its image's edge cuts, nor one that would lose part of itself here
+    # Where a whole cell may lie: known in this crop, and not beside an image's edge in the other.
     free = ~np.isnan(onto.pixels[0])
     free &= ~ndimage.binary_dilation(np.isnan(other.pixels[0]), np.ones((3, 3)))
     whole = (_share_inside(other.labels, disc) >= 0.5) & (_share_inside(other.labels, free) == 1)
@@ -76,7 +76,7 @@ def paste_disc(onto: Crop, other: Crop, rng: np.random.Generator) -> Crop:
 
 
 def _share_inside(labels: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """For each pixel, which share of the pixels of its label are in the mask."""
+    """For each pixel, the share of its label's pixels that are in the mask."""
     sizes = np.bincount(labels.ravel())
     inside = np.bincount(labels[mask], minlength=sizes.size)
     share: NDArray[np.float64] = (inside / np.maximum(sizes, 1))[labels]

@@ -1,4 +1,4 @@
-"""Simulated tissue to train on before annotated images: varied, of any amount, exact in truth."""
+"""Simulated tissue to train on before annotated images: varied, plentiful, labelled exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from densebatch.base.geometry import Region
 from densebatch.slides.simulated import Tissue, render
-from densebatch.training.annotated import AnnotatedImage, measure_diameters, prepare
+from densebatch.training.annotated import AnnotatedImage, make_annotated, measure_diameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,8 @@ def simulate_annotated(images: Sequence[AnnotatedImage], recipe: Recipe) -> list
     diameter = float(measure_diameters([image.labels for image in images]).mean())
     rng = np.random.default_rng([recipe.seed, 2])
     side = max(_SIDE_PX, recipe.patch_px)
-    at_scale = recipe.model_copy(update={"diameter_px": None})  # as the network sees cells already
+    # The cells are simulated at the network's scale, so the images are not rescaled.
+    at_scale = recipe.model_copy(update={"diameter_px": None})
     whole = Region(0, 0, side, side)
     result = []
     for index in range(_N_IMAGES):
@@ -62,5 +63,5 @@ def simulate_annotated(images: Sequence[AnnotatedImage], recipe: Recipe) -> list
         pixels, ids = render(tissue, whole)
         channels = pixels[:1] if recipe.nuclei is None else pixels
         labels = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.int32)
-        result.append(prepare(f"simulated-{index}", channels, labels, at_scale))
+        result.append(make_annotated(f"simulated-{index}", channels, labels, at_scale))
     return result

@@ -1,32 +1,31 @@
 """Train a CPnet on annotated tissue; resumable to the step.
 
-The crops of a step are decided by (seed, step) alone and the checkpoint holds weights, averages
-and optimiser state, so a run that resumes gives the weights of an uninterrupted one, on the same
-kind of device and the same number of threads.
+The crops of a step are decided by (seed, step) alone and the checkpoint (`training.progress`) holds
+weights, averages and optimiser state. A training that resumes therefore gives the weights of an
+uninterrupted one, on the same kind of device and with the same number of threads.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from densebatch.base.allocation import keep_freed_memory
-from densebatch.base.errors import InputError
+from densebatch.base.log import log_event
 from densebatch.models.model import load_network
 from densebatch.models.network import CPnet
 from densebatch.training.annotated import measure_diameters
 from densebatch.training.batches import count_processes, draw_batches
 from densebatch.training.consistency import compute_teaching_loss, consistency_at
-from densebatch.training.curve import CurvePoint, write_curve
 from densebatch.training.optimisers import build_optimisers
-from densebatch.training.recipe import Recipe
+from densebatch.training.progress import Progress, identify_training
 from densebatch.training.simulated import simulate_annotated
 
 if TYPE_CHECKING:
@@ -35,6 +34,10 @@ if TYPE_CHECKING:
 
     from densebatch.models.model import ModelSpec
     from densebatch.training.annotated import AnnotatedImage
+    from densebatch.training.curve import CurvePoint
+    from densebatch.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 _VALIDATIONS = 5  # in the course of a training
 
@@ -46,6 +49,10 @@ def compute_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     ----------
     output : `(n, 3, h, w)`, see `CPnet`
     target : `(n, 4, h, w)`: 5 dy, 5 dx, inside a cell, weight of the pixel
+
+    Returns
+    -------
+    scalar
 
     Notes
     -----
@@ -70,21 +77,25 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (recipe.final_rate + (1.0 - recipe.final_rate) * left)
 
 
-@torch.no_grad()
-def _update_average(average: CPnet, network: CPnet, decay: float) -> None:
-    kept, new = average.state_dict(), network.state_dict()
-    names = [name for name, tensor in kept.items() if tensor.is_floating_point()]
-    # all at once: on a GPU, starting so many short kernels takes longer than running them
-    average_all = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average_all([kept[n] for n in names], [new[n] for n in names], None)
-    for name in kept.keys() - names:
-        kept[name].copy_(new[name])
-
-
 def build_network(
     images: Sequence[AnnotatedImage], recipe: Recipe, start: ModelSpec | None = None
 ) -> CPnet:
-    """The network before the first step: of random weights, or of a model of the same widths."""
+    """Make the network of the first step, which knows the images' cell diameters.
+
+    Parameters
+    ----------
+    images
+        To train on; some hold cells.
+    recipe
+        For the widths, and the seed of random weights.
+    start
+        Model of the same widths whose weights are taken instead of random ones.
+
+    Raises
+    ------
+    ValueError
+        If the widths differ.
+    """
     torch.manual_seed(recipe.seed)
     if start is None:
         network = CPnet(recipe.widths)
@@ -122,18 +133,17 @@ def train(
     recipe
         The recipe.
     checkpoint
-        Where weights, averages and optimiser state are kept; removed by nobody. The training
-        curve is written beside it as CSV.
+        File of weights, averages and optimiser state, which stays when the training is finished.
+        The training curve is written beside it as CSV.
     start
         Model whose weights are trained further; random weights without.
     teachers
-        Models that the network is drawn to, as much as `recipe.consistency` says (distillation,
-        Hinton et al. 2015), asked by one crop after the other in turn; without any, its own
-        average.
+        Models that the network is drawn to with the weight `recipe.consistency` (distillation,
+        Hinton et al. 2015); each crop asks the next one. Without any, its own average is asked.
     validate
-        Called with the network that would be the result, in evaluation mode, and the number of
-        finished steps, five times in the course of the training, at last with the final weights;
-        gives named scores. Nothing is chosen by them here.
+        Called five times in the course of the training, last with the final weights: with the
+        network that would be the result, in evaluation mode, and the number of finished steps.
+        Returns named scores, which go into the curve; they decide nothing.
     checkpoint_seconds
         Seconds between checkpoints.
     on_step
@@ -160,80 +170,84 @@ def train(
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
+    begun = time.monotonic()
+    progress = _make_progress(images, recipe, start, device)
+    asked = [_load_teacher(teacher, device) for teacher in teachers] or [progress.average]
+    identity = identify_training(images, recipe, start, teachers)
+    if checkpoint.exists():
+        progress.restore(checkpoint, identity)
+        log_event(log, "training resumed", step=progress.steps_done, checkpoint=str(checkpoint))
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    # A training may have been stopped between a step and its validation.
+    _validate_last(progress, recipe, validate)
+    first = progress.steps_done
+    simulated = simulate_annotated(images, recipe) if first < recipe.simulated_steps else []
+    log_event(
+        log, "training begins", step=first, steps=recipe.steps, images=len(images),
+        simulated_images=len(simulated), device=device.type,
+    )  # fmt: skip
+    saved = time.monotonic()
+    progress.network.train()
+    batches = draw_batches(images, simulated, recipe, first, count_processes(device))
+    for step, (inputs, targets) in enumerate(batches, first):
+        loss = _take_step(progress, asked, inputs, targets, recipe, step)
+        if not math.isfinite(loss):
+            raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
+        progress.add_step(loss, recipe)
+        if step + 1 in _list_stops(recipe):
+            progress.save(checkpoint, identity)  # the steps are kept if the validation fails
+            _validate_last(progress, recipe, validate)
+        if on_step is not None:
+            on_step(progress.curve[-1])
+        if time.monotonic() - saved > checkpoint_seconds:
+            progress.save(checkpoint, identity)
+            saved = time.monotonic()
+    progress.save(checkpoint, identity)
+    seconds = round(time.monotonic() - begun, 1)
+    log_event(log, "training finished", steps=progress.steps_done, seconds=seconds)
+    return progress.choose_result(recipe).cpu(), progress.curve
+
+
+def _make_progress(
+    images: Sequence[AnnotatedImage],
+    recipe: Recipe,
+    start: ModelSpec | None,
+    device: torch.device,
+) -> Progress:
+    """Make network, averages and optimisers ready for the first step."""
     network = build_network(images, recipe, start).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, mean = (copy.deepcopy(network).eval() for _ in range(2))
-    asked = [load_network(teacher).eval().to(device) for teacher in teachers] or [average]
-    for network_asked in asked:
-        network_asked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimisers = build_optimisers(network, recipe)
-    identity: dict[str, Any] = {
-        "recipe": _describe(recipe),
-        "images": {image.name: image.sha256 for image in images},
-        "start": start.sha256 if start is not None else None,
-        "teachers": [teacher.sha256 for teacher in teachers],
-    }
-    curve: list[CurvePoint] = []
-    if checkpoint.exists():
-        curve = _resume(checkpoint, identity, (network, average, mean), optimisers)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    return Progress(network, average, mean, build_optimisers(network, recipe))
 
-    def save() -> None:
-        partial = checkpoint.with_suffix(".partial")
-        state = {
-            "identity": identity,
-            "network": network.state_dict(),
-            "average": average.state_dict(),
-            "mean": mean.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-            "curve": [(p.step, p.loss, p.scores) for p in curve],
-        }
-        torch.save(state, partial)
-        partial.replace(checkpoint)
-        write_curve(curve, checkpoint.with_suffix(".csv"))
 
-    def score_last() -> None:
-        point = curve[-1]
-        if validate is not None and point.step in stops and not point.scores:
-            point.scores.update(validate(copy.deepcopy(result()).cpu(), point.step))
+def _load_teacher(teacher: ModelSpec, device: torch.device) -> CPnet:
+    network = load_network(teacher).eval().to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
-    def result() -> CPnet:
-        return mean if len(curve) > mean_from else average
 
-    mean_from = recipe.steps - recipe.mean_steps
-    stops = {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
-    if curve:
-        score_last()  # a stop may have come between a step and its validation
-    simulated = simulate_annotated(images, recipe) if len(curve) < recipe.simulated_steps else []
-    saved = time.monotonic()
-    network.train()
-    batches = draw_batches(images, simulated, recipe, len(curve), count_processes(device))
-    for step, (inputs, targets) in enumerate(batches, len(curve)):
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate_at(step, recipe)
-        loss = _take_step(network, asked, optimisers, inputs, targets, recipe, step)
-        if not math.isfinite(loss):
-            raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
-        # Early on the average follows more closely, or it would remember the random start.
-        _update_average(average, network, min(recipe.average, (step + 1) / (step + 10)))
-        if step >= mean_from:
-            _update_average(mean, network, 1.0 - 1.0 / (step + 1 - mean_from))
-        curve.append(CurvePoint(step + 1, loss, {}))
-        if step + 1 in stops:
-            save()  # whatever happens to a validation, the steps are kept
-            score_last()
-        if on_step is not None:
-            on_step(curve[-1])
-        if time.monotonic() - saved > checkpoint_seconds:
-            save()
-            saved = time.monotonic()
-    save()
-    return result().cpu(), curve
+def _list_stops(recipe: Recipe) -> set[int]:
+    """Numbers of finished steps after which the network is validated."""
+    return {math.ceil(recipe.steps * k / _VALIDATIONS) for k in range(1, _VALIDATIONS + 1)}
+
+
+def _validate_last(
+    progress: Progress,
+    recipe: Recipe,
+    validate: Callable[[CPnet, int], Mapping[str, float]] | None,
+) -> None:
+    """Score what would be the result now, if the last step is one to validate and has no scores."""
+    if validate is None or progress.steps_done not in _list_stops(recipe):
+        return
+    point = progress.curve[-1]
+    if not point.scores:
+        point.scores.update(validate(progress.copy_result(recipe), point.step))
+        log_event(log, "training validated", step=point.step, scores=point.scores)
 
 
 def _check_teacher(teacher: ModelSpec, recipe: Recipe) -> None:
-    """Refuse a teacher that would see something else than its pupil, or have no say."""
+    """Refuse a teacher that takes other images than its pupil, or would have no influence."""
     name = f"teacher {teacher.name}"
     if not recipe.consistency:
         raise ValueError(f"{name}: the recipe's consistency is 0, which gives it no weight")
@@ -250,52 +264,16 @@ def _check_teacher(teacher: ModelSpec, recipe: Recipe) -> None:
         raise ValueError(f"{name}: is for {scales[0]} um/px, the recipe for {scales[1]}")
 
 
-def _describe(recipe: Recipe) -> dict[str, Any]:
-    """All that decides weights; the text about the data does not."""
-    return recipe.model_dump(mode="json", exclude={"about"})
-
-
-def _resume(
-    checkpoint: Path,
-    identity: Mapping[str, Any],
-    networks: tuple[CPnet, CPnet, CPnet],
-    optimisers: Sequence[torch.optim.Optimizer],
-) -> list[CurvePoint]:
-    """Put everything where the checkpoint left it; the curve so far."""
-    device = next(networks[0].parameters()).device
-    try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        found = state["identity"]
-        # settings that came later have their defaults in it
-        one = found.pop("teacher", None)
-        found.setdefault("teachers", [one] if one is not None else [])
-        found["recipe"] = _describe(Recipe.model_validate(found["recipe"]))
-        if found == identity:
-            for network, name in zip(networks, ("network", "average", "mean"), strict=True):
-                network.load_state_dict(state[name])
-            for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(kept)
-            return [CurvePoint(*point) for point in state["curve"]]
-    except Exception as error:  # a damaged file can raise nearly anything in a parser
-        raise InputError(
-            f"{checkpoint}: is damaged, or no progress of a training; remove it to start again"
-        ) from error
-    raise InputError(
-        f"{checkpoint}: belongs to another recipe, other images or other models; choose another "
-        "output or remove it"
-    )
-
-
 def _take_step(
-    network: CPnet,
+    progress: Progress,
     teachers: Sequence[CPnet],
-    optimisers: Sequence[torch.optim.Optimizer],
     inputs: torch.Tensor,
     targets: torch.Tensor,
     recipe: Recipe,
     step: int,
 ) -> float:
-    """Forward, backward and update; the loss before the update."""
+    """Forward, backward and update of the network; the loss before the update."""
+    network = progress.network
     device = next(network.parameters()).device
     batch = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
@@ -308,6 +286,8 @@ def _take_step(
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-    for optimiser in optimisers:
+    for optimiser in progress.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(step, recipe)
         optimiser.step()
     return float(loss.detach())

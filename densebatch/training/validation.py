@@ -27,9 +27,26 @@ _MIN_SIZES = (0, 100)  # px; the paper reports both
 
 
 def write_model(network: CPnet, path: Path, recipe: Recipe, card: Mapping[str, object]) -> None:
-    """Write a trained network with the conditions of use that its recipe implies."""
+    """Write a trained network with the conditions of use that its recipe implies.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, on the CPU.
+    path
+        Output, `.safetensors`.
+    recipe
+        It was trained with.
+    card
+        Provenance.
+
+    Raises
+    ------
+    ValueError
+        If a weight is beyond float16.
+    """
     um_per_px = recipe.um_per_px
-    if um_per_px is not None:  # of what the network sees, on average
+    if um_per_px is not None:  # at the network's scale, to which images may have been rescaled
         um_per_px *= float(network.diam_labels / network.diam_mean)
     save_model(
         network,
@@ -77,7 +94,7 @@ def validate(network: CPnet, recipe: Recipe, held_out: Sequence[HeldOut]) -> dic
                 pixel_size=recipe.um_per_px,
                 workers=0,
                 image="none",
-                # the reference: nothing to be judged first, and none that can be refused
+                # The reference needs no gate, which might refuse another backend.
                 device="cpu",
                 backend="torch",
             )

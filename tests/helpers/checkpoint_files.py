@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from pathlib import Path
 
+import pytest
 import torch
 
+from densebatch.base.errors import InputError
+from densebatch.models.model import find_model, save_model
 from densebatch.models.network import CPnet
 
 WIDTHS = (2, 4, 8)
+USE = {
+    "um_per_px": 0.5,
+    "patch_px": 96,
+    "margin_px": 8,
+    "percentiles": [1.0, 99.0],
+    "nuclei": True,
+}
 
 
 class Bomb:
@@ -42,3 +52,28 @@ def make_state(**changes):
     for name, value in changes.items():
         state[name.replace("__", ".")] = value
     return OrderedDict((k, v) for k, v in state.items() if v is not None)
+
+
+def save(network, path, **changes):
+    """Write a network as a model file, by default of the use that `USE` tells."""
+    card = {"name": "test", "recipe": {"seed": 0}}
+    save_model(network, path, **(USE | {"card": card} | changes))
+    return path
+
+
+def outputs(network, seed=0, shape=(2, 2, 48, 64)):
+    """What a network gives for a random input."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        return network(x)
+
+
+def refusal(path):
+    """The sentence with which a file is refused, before any network is built from it."""
+    with pytest.raises(InputError) as caught:
+        find_model(str(path))
+    message = str(caught.value)
+    assert message.startswith(f"model {path}: ")
+    assert "\n" not in message
+    assert len(message) < 600
+    return message.removeprefix(f"model {path}: ")

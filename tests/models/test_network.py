@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
-from densebatch.models.weights_file import infer_widths
+from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, CPnet
 
 stock = pytest.importorskip("cellpose.resnet_torch")
 
@@ -50,14 +49,3 @@ def test_checkpoint_of_stock_round_trips(tmp_path):
     x = torch.rand(1, 2, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(ours.eval()(x), again.eval()(x)[0], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("widths", [FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, (2, 8, 16)])
-def test_widths_are_read_from_a_checkpoint(widths):
-    shapes = {name: tensor.shape for name, tensor in CPnet(widths).state_dict().items()}
-    assert infer_widths(shapes) == widths
-
-
-def test_foreign_names_are_no_widths():
-    with pytest.raises(ValueError, match="not a Cellpose 1-3 network"):
-        infer_widths({"conv.weight": (1,)})

@@ -304,7 +304,7 @@ def test_platform_cache_by_default(tmp_path, monkeypatch):
     monkeypatch.delenv("DENSEBATCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = zoo.cache_folder()
+    folder = zoo.models_folder()
     assert folder.is_relative_to(tmp_path)
     assert folder.parts[-2:] == ("densebatch", "models")
 

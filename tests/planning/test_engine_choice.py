@@ -1,15 +1,12 @@
-"""Which backend a run gets: the gate, the trial, what is remembered; and a resumed run."""
+"""Which backend a run gets: asked for, the fastest, or what it began with; and eight bits."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from densebatch.base.errors import InputError
 from densebatch.base.findings import recall, remember
@@ -17,18 +14,17 @@ from densebatch.engines.backend import Engine, evaluate_patches, patch_shape
 from densebatch.engines.openvino import unpack_model
 from densebatch.engines.quantization import digest_quantised, read_quantised, write_quantised
 from densebatch.models.model import save_model
-from densebatch.planning import capacity
-from densebatch.planning import engine_choice as engines
+from densebatch.planning import engine_choice
 from densebatch.planning.engine_choice import (
     choose_engine,
-    identify_parity,
+    identify_quantised,
     identify_trial,
     quantise,
+    read_trial,
 )
-from densebatch.planning.gate import compare, draw_sample, predict_sample
+from densebatch.planning.engine_trial import identify_parity, make_plan_backend
 from densebatch.planning.planner import build_plan
-from densebatch.planning.settings import SegmentSettings, load_settings
-from densebatch.run import engine as run_engine
+from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.scoring.score import score_labels
 from densebatch.stages.network_input import read_network_input
@@ -46,7 +42,7 @@ from tests.helpers.run_files import (
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="the extra `cpu` is not installed"
 )
-OPTIONS = {"membrane": ("CD3",), "workers": 0, "device": "cpu"}
+OPTIONS = {"membrane": ("CD3",), "workers": 0, "device": "cpu", "model": "dense-tiny"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +60,7 @@ def slide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plan(slide):
-    return build_plan(slide, SegmentSettings(membrane=("CD3",)))
+    return build_plan(slide, SegmentSettings(membrane=("CD3",), model="dense-tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +73,7 @@ def by_openvino(slide, tmp_path_factory):
     return segment(slide, tmp_path_factory.mktemp("openvino"), backend="openvino", **OPTIONS)
 
 
-# the gate
+# a named backend, and the gate
 
 
 @needs_openvino
@@ -97,51 +93,6 @@ def test_openvino_passes_and_its_figures_are_recorded(by_torch, by_openvino):
     labels = [read_result(result.out)[0] for result in (by_torch, by_openvino)]
     assert by_torch.cells > 100
     assert score_labels(*labels).at("0.50").ap > 0.99
-
-
-@pytest.fixture(scope="module")
-def sampled(plan):
-    sample = draw_sample(plan.model, patch_shape(plan.lattice))
-    return sample, predict_sample(engines.prepare(plan, Engine()), sample)
-
-
-def test_the_reference_is_like_itself(sampled):
-    sample, reference = sampled
-    same = compare("openvino", reference, reference, sample)
-    assert (same.flow_rms, same.flow_max, same.alike, same.refused) == (0, 0, 1, None)
-    assert same.ap == same.ap_reference > 0.6
-
-
-@pytest.mark.parametrize(
-    ("name", "noise", "reason"),
-    [
-        ("openvino", 0.01, "flows differ by .* of their RMS, accepted is 0.0001"),
-        ("torch-bf16", 3.0, "of the cells are alike, accepted is 0.97"),
-        ("openvino-int8", 6.0, "AP is .* and not .*, accepted is 0.01 less"),
-        ("openvino", np.nan, "flows are not finite"),
-    ],
-)
-def test_what_is_too_far_off_is_refused(sampled, name, noise, reason):
-    sample, reference = sampled
-    other = reference + noise * np.random.default_rng(0).normal(size=reference.shape)
-    assert re.search(reason, compare(name, other.astype(np.float32), reference, sample).refused)
-
-
-def test_lost_precision_is_not_judged_by_a_few_cells(sampled):
-    sample, reference = sampled
-    nothing = reference.copy()
-    nothing[2, 50:] = -9
-    assert compare("openvino", nothing, nothing, sample).refused is None
-    assert "too few" in compare("openvino-int8", nothing, nothing, sample).refused
-
-
-def test_a_verdict_is_of_the_tissue_it_was_made_on(plan):
-    """Two names of equal weights may know another diameter, and are shown another sample."""
-    engine = Engine("openvino", "cpu")
-    other = replace(plan, model=replace(plan.model, diameter_px=2 * plan.model.diameter_px))
-    assert identify_parity(plan, engine) == identify_parity(replace(plan), engine)
-    assert identify_parity(plan, engine) != identify_parity(other, engine)
-    assert identify_trial(plan, "cpu") != identify_trial(other, "cpu")
 
 
 @needs_openvino
@@ -164,7 +115,7 @@ def test_a_backend_that_fails_the_gate_is_not_used(slide, plan, tmp_path, monkey
 
 @needs_openvino
 def test_auto_measures_picks_and_says_why(slide, plan, monkeypatch):
-    monkeypatch.setitem(engines.CANDIDATES, "cpu", ("torch", "openvino"))  # a matter of time
+    monkeypatch.setitem(engine_choice.CANDIDATES, "cpu", ("torch", "openvino"))  # a matter of time
     choice = choose_engine(plan, "auto", "cpu")
     assert set(choice.trial) == {"torch", "openvino"}
     assert all(seconds > 0 for seconds in choice.trial.values())
@@ -227,13 +178,10 @@ def test_the_plan_says_it(slide, tmp_path, capsys):
     assert "engine     torch on cpu (default)" in out.splitlines()
 
 
-# what is remembered
-
-
 def test_a_trial_that_makes_no_sense_is_run_again(plan, monkeypatch):
-    monkeypatch.setitem(engines.CANDIDATES, "cpu", ("torch",))
+    monkeypatch.setitem(engine_choice.CANDIDATES, "cpu", ("torch",))
     for rubbish in ({"cells": 1}, {"s_per_mpx": 7}, {"s_per_mpx": {"torch": "no"}}):
-        assert engines._read_trial(rubbish, "cpu") is None
+        assert read_trial(rubbish, "cpu") is None
     remember(identify_trial(plan, "cpu"), {"s_per_mpx": {"torch": -1.0}})
     choice = choose_engine(plan, "auto", "cpu")
     assert choice.trial["torch"] > 0
@@ -274,10 +222,10 @@ def test_eight_bits_are_near_and_keep_the_bits(quantised):
     lattice = plan.lattice
     seen = [read_network_input(plan, lattice.patch(*core)) for core in lattice.cores]
     engine = Engine("openvino-int8", "cpu", digest_quantised(packed))
-    found = evaluate_patches(engines.prepare(plan, engine, packed), seen)
-    beside = evaluate_patches(engines.prepare(plan, engine, packed, lanes=2), seen[::-1])[::-1]
+    found = evaluate_patches(make_plan_backend(plan, engine, packed), seen)
+    beside = evaluate_patches(make_plan_backend(plan, engine, packed, lanes=2), seen[::-1])[::-1]
     assert np.array_equal(found, beside)
-    exact = evaluate_patches(engines.prepare(plan, Engine()), seen).astype(np.float64)
+    exact = evaluate_patches(make_plan_backend(plan, Engine()), seen).astype(np.float64)
     rms = np.sqrt(np.square(found - exact).mean() / np.square(exact).mean())
     assert 1e-3 < rms < 0.3
 
@@ -285,15 +233,15 @@ def test_eight_bits_are_near_and_keep_the_bits(quantised):
 def test_a_model_is_quantised_once(quantised, monkeypatch):
     plan, packed = quantised
     calls = []
-    monkeypatch.setattr(engines, "quantise", lambda *a: calls.append(a) or packed)
-    assert engines._quantise(plan) == packed
-    assert engines._quantise(plan) == packed
+    monkeypatch.setattr(engine_choice, "quantise", lambda *a: calls.append(a) or packed)
+    assert engine_choice._recall_or_quantise(plan) == packed
+    assert engine_choice._recall_or_quantise(plan) == packed
     assert len(calls) == 1
     changed = replace(plan, model=replace(plan.model, percentiles=(2.0, 98.0)))
-    assert recall(engines.identify_quantised(changed)) is None
+    assert recall(identify_quantised(changed)) is None
     for rubbish in ({}, {"packed": "?"}, {"packed": "AAAA", "sha256": "0"}, {"packed": 7}):
-        remember(engines.identify_quantised(plan), rubbish)
-        assert engines._quantise(plan) == packed
+        remember(identify_quantised(plan), rubbish)
+        assert engine_choice._recall_or_quantise(plan) == packed
     assert len(calls) == 5
 
 
@@ -314,49 +262,3 @@ def test_first_and_last_layers_stay_in_float(quantised):
     assert channels.count(2) == 2
     assert not any(is_eight for is_eight, n in zip(eight, channels, strict=True) if n == 2)
     assert sum(eight) == len(convolutions) - 3
-
-
-def test_half_of_the_workers_use_a_gpu_or_as_many_as_it_holds(plan, monkeypatch):
-    settings = load_settings(None, device="auto")
-    count = run_engine.count_device_workers
-    assert count([plan], load_settings(None, device="cpu"), 8) == 0
-    monkeypatch.setattr(run_engine, "choose_device", lambda _: "cuda")
-    window = capacity.trace_window_px(plan, settings.tile)
-    each = 600e6 + 2 * plan.network_batch * capacity.patch_bytes(plan) + 400 * window
-    for free, expected in ((10**9, 1), (int(3.9 * each / 0.8), 3), (10**12, 8)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
-        assert count([plan], settings, 16) == expected
-    assert [count([plan], settings, n) for n in (0, 1, 2, 3, 6)] == [0, 0, 1, 1, 3]
-    assert count([plan], load_settings(None, scheduler_address="tcp://127.0.0.1:1"), 0) == 0
-
-
-def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
-    wide = replace(plan, model=replace(plan.model, widths=(2, 512, 512, 512)))
-    one, four = (capacity.estimate(wide, 2048, lanes).worker_mb for lanes in (1, 4))
-    assert four > one
-    settings = load_settings(None, workers=2)
-    monkeypatch.setattr(capacity, "count_cores", lambda: 16)
-    patch_mb = capacity.patch_bytes(wide) / 1e6
-    for free_mb, lanes in ((10**6, 8), (2 * one, 1), (2 * (one + 3.5 * patch_mb) / 0.7, 4)):
-        memory = SimpleNamespace(available=free_mb * 1e6)
-        monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda memory=memory: memory)
-        assert capacity.count_lanes(wide, settings, 2) == lanes
-    remote = load_settings(None, scheduler_address="tcp://127.0.0.1:1")
-    assert capacity.count_lanes(wide, remote, 0) == 1
-
-
-def test_memory_counts_chunks_as_they_are_decoded(plan):
-    """A small region of a slide in huge chunks costs whole ones, a PNG the whole image."""
-
-    def worker_mb(kind, chunk_px, planes=1):
-        slide = replace(
-            plan.slide, kind=kind, height=20000, width=20000, chunk_px=chunk_px,
-            chunk_planes=planes, dtype="uint16",
-        )  # fmt: skip
-        return capacity.estimate(replace(plan, slide=slide), 512).worker_mb
-
-    small = worker_mb("ome-zarr", (512, 512))
-    image_mb = 20000 * 20000 * 2 / 1e6
-    assert worker_mb("ome-zarr", (10000, 10000)) >= small + image_mb / 4
-    assert worker_mb("ome-zarr", (1024, 1024), 30) >= small + 30 * 4 * 1024**2 * 2 / 1e6
-    assert worker_mb("png", (20000, 20000), 3) >= 3 * image_mb

@@ -12,7 +12,7 @@ from densebatch.base.geometry import Region
 from densebatch.models.network import CPnet
 from densebatch.slides.simulated import Tissue, render
 from densebatch.training import train as training
-from densebatch.training.annotated import prepare
+from densebatch.training.annotated import make_annotated
 from densebatch.training.augmentation import draw_orientation, draw_shift, orient, sample_batch
 from densebatch.training.consistency import (
     ask_teachers,
@@ -40,7 +40,7 @@ RECIPE = Recipe(
 def images():
     pixels, ids = render(Tissue(160, 160, seed=0), Region(0, 0, 160, 160))
     labels = np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.int32)
-    return [prepare("tissue", pixels[:1], labels, RECIPE)]
+    return [make_annotated("tissue", pixels[:1], labels, RECIPE)]
 
 
 @pytest.mark.parametrize("turn", range(8))

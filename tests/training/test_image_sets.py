@@ -169,7 +169,7 @@ def test_killed_process_leaves_no_file_with_a_final_name(tmp_path, capsys):
 
         whole, server.answer = server.answer, send_half
         code = (
-            "import sys, pathlib, densebatch.image_sets as s\n"
+            "import sys, pathlib, densebatch.training.image_sets as s\n"
             "files = tuple(s.SetFile(*line.split()) for line in sys.argv[3:])\n"
             "s.fetch_set(s.ImageSet('tiny', sys.argv[1], files, ''), pathlib.Path(sys.argv[2]))"
         )

@@ -1,0 +1,167 @@
+"""The pixels of one region, counted: extremes and contrast of blocks, histograms by contrast.
+
+Values are counted by keys, unsigned integers in the order of the values: an integer of up to 16
+bits is its own key, all else has 32 bits. A histogram of 32-bit keys takes two passes, one for
+the upper 16 bits and one for the lower.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+
+from densebatch.planning.normalization import to_float32
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK_PX = 32
+CELL_PX = 4  # side of the means whose range is the contrast of a block
+N_CLASSES = 128
+CLASSES_PER_OCTAVE = 2
+
+
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Whether values are integers of which a histogram can count each: of up to 16 bits."""
+    return dtype.kind in "iu" and dtype.itemsize <= 2
+
+
+def make_keys(pixels: NDArray[Any]) -> NDArray[np.uint32]:
+    """Unsigned keys in the order of the values: the value itself, or the float32's bits."""
+    dtype = pixels.dtype
+    if dtype.kind == "u" and is_narrow(dtype):
+        return pixels.astype(np.uint32)
+    if is_narrow(dtype):
+        keys: NDArray[np.uint32] = (pixels.astype(np.int64) - np.iinfo(dtype).min).astype(np.uint32)
+        return keys
+    bits = to_float32(pixels).view(np.uint32)
+    # Of negative numbers all bits are flipped, of the others the sign bit is set.
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+
+
+def value_of_key(key: int, dtype: np.dtype[Any]) -> float:
+    """Inverse of `make_keys`."""
+    if is_narrow(dtype):
+        return float(key + np.iinfo(dtype).min)
+    bits = np.uint32(key)
+    bits = bits & np.uint32(0x7FFFFFFF) if bits >> np.uint32(31) else ~bits
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def survey_blocks(
+    pixels: NDArray[np.float32 | np.uint8 | np.uint16],
+    keys: NDArray[np.uint32 | np.uint8 | np.uint16],
+    shift: int,
+    side: int,
+    lowest: NDArray[np.float32],
+    highest: NDArray[np.float32],
+    classes: NDArray[np.uint8],
+    histogram: NDArray[np.int64],
+) -> int:
+    """Find extremes and contrast class of each block of a region, and count its finite values.
+
+    Parameters
+    ----------
+    pixels
+        `(h, w)` values; the region begins at a block's corner.
+    keys
+        `(h, w)` keys of the values.
+    shift
+        Bits by which a key is shifted to the right before it is counted.
+    side
+        Of the means whose extremes are found, pixels; a multiple of `CELL_PX`.
+    lowest, highest
+        `(rows, cols)` of blocks, written: the extremes of the means; infinite for a block without
+        finite pixels.
+    classes
+        `(rows, cols)` of blocks, written: 0 for a block without contrast, else its class.
+    histogram
+        `(N_CLASSES, bins)`: the region's values are added to the row of their block's class.
+
+    Returns
+    -------
+    int
+        Number of pixels that are not finite.
+    """
+    height, width = pixels.shape
+    nonfinite = 0
+    for row in range(classes.shape[0]):
+        for col in range(classes.shape[1]):
+            y0 = row * BLOCK_PX
+            x0 = col * BLOCK_PX
+            y1 = min(y0 + BLOCK_PX, height)
+            x1 = min(x0 + BLOCK_PX, width)
+            low, high = np.inf, -np.inf
+            signal_low, signal_high = np.inf, -np.inf
+            for sy in range(y0, y1, side):
+                for sx in range(x0, x1, side):
+                    signal_total = 0.0
+                    signal_n = 0
+                    for cy in range(sy, min(sy + side, y1), CELL_PX):
+                        for cx in range(sx, min(sx + side, x1), CELL_PX):
+                            total = 0.0
+                            n = 0
+                            for y in range(cy, min(cy + CELL_PX, y1)):
+                                for x in range(cx, min(cx + CELL_PX, x1)):
+                                    value = pixels[y, x]
+                                    if np.isfinite(value):
+                                        total += value
+                                        n += 1
+                                    else:
+                                        nonfinite += 1
+                            if n:
+                                low = min(low, total / n)
+                                high = max(high, total / n)
+                            signal_total += total
+                            signal_n += n
+                    if signal_n:
+                        signal_low = min(signal_low, signal_total / signal_n)
+                        signal_high = max(signal_high, signal_total / signal_n)
+            contrast = high - low
+            kind = 0
+            if contrast > 0:
+                octave = int(np.floor(CLASSES_PER_OCTAVE * np.log2(contrast)))
+                kind = min(max(octave + N_CLASSES // 2, 1), N_CLASSES - 1)
+            lowest[row, col] = signal_low
+            highest[row, col] = signal_high
+            classes[row, col] = kind
+            for y in range(y0, y1):
+                for x in range(x0, x1):
+                    if np.isfinite(pixels[y, x]):
+                        histogram[kind, keys[y, x] >> shift] += 1
+    return nonfinite
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def count_low_bits(
+    keys: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    threshold: int,
+    wanted: NDArray[np.uint32],
+    histograms: NDArray[np.int64],
+) -> None:
+    """Count the lower 16 bits of the tissue pixels whose upper 16 bits are wanted.
+
+    Parameters
+    ----------
+    keys
+        `(h, w)`; the region begins at a block's corner.
+    classes
+        `(rows, cols)` contrast classes of the region's blocks.
+    threshold
+        Lowest class that is tissue.
+    wanted
+        `(n,)` upper bits.
+    histograms
+        `(n, 65536)`: a row for each of `wanted`, added to.
+    """
+    for y in range(keys.shape[0]):
+        for x in range(keys.shape[1]):
+            if classes[y // BLOCK_PX, x // BLOCK_PX] < threshold:
+                continue
+            for index in range(wanted.size):
+                if keys[y, x] >> 16 == wanted[index]:
+                    histograms[index, keys[y, x] & 0xFFFF] += 1

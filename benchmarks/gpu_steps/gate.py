@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from densebatch.base.findings import remember
 from densebatch.engines.backend import BACKENDS, Engine, patch_shape
 from densebatch.engines.make import wake_device
-from densebatch.planning.engine_choice import identify_parity, prepare, time_backends
-from densebatch.planning.gate import compare, draw_sample, predict_sample
+from densebatch.planning.engine_trial import identify_parity, make_plan_backend, time_backends
+from densebatch.planning.gate import compare_flows, draw_sample, predict_sample
 from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.slides.simulated import CHANNELS
@@ -34,14 +34,14 @@ def measure_gate(options: argparse.Namespace) -> None:
     with timed("gate_draw_s"):
         sample = draw_sample(plan.model, patch_shape(plan.lattice), precision)
     with timed("gate_ready_s"):
-        backend = prepare(plan, engine)
+        backend = make_plan_backend(plan, engine)
     with timed("gate_device_s"):
         flows = predict_sample(backend, sample)
     with timed("gate_reference_s"):
         # four at once, as the gate itself does
-        reference = predict_sample(prepare(plan, Engine(), lanes=4), sample)
+        reference = predict_sample(make_plan_backend(plan, Engine(), lanes=4), sample)
     with timed("gate_compare_s"):
-        parity = compare(options.backend, flows, reference, sample)
+        parity = compare_flows(options.backend, flows, reference, sample)
     gate_s = time.perf_counter() - start
     tell(gate_s=round(gate_s, 3), parity=parity.to_dict())
     remember(identify_parity(plan, engine), parity.to_dict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.scoring.score import score_labels
 from densebatch.stages.network_input import read_network_input
-from tests.engines.test_folding import trained
+from tests.helpers.networks import needs_openvino, trained
 from tests.helpers.run_files import (
     assert_same_output,
     call_main,
@@ -39,9 +38,6 @@ from tests.helpers.run_files import (
     write_tiff,
 )
 
-needs_openvino = pytest.mark.skipif(
-    find_spec("openvino") is None, reason="the extra `cpu` is not installed"
-)
 OPTIONS = {"membrane": ("CD3",), "workers": 0, "device": "cpu", "model": "dense-tiny"}
 
 
@@ -76,6 +72,7 @@ def by_openvino(slide, tmp_path_factory):
 # a named backend, and the gate
 
 
+@pytest.mark.extra
 @needs_openvino
 def test_openvino_passes_and_its_figures_are_recorded(by_torch, by_openvino):
     report = read_report(by_openvino.out)
@@ -95,6 +92,7 @@ def test_openvino_passes_and_its_figures_are_recorded(by_torch, by_openvino):
     assert score_labels(*labels).at("0.50").ap > 0.99
 
 
+@pytest.mark.extra
 @needs_openvino
 def test_a_backend_that_fails_the_gate_is_not_used(slide, plan, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "cache"))
@@ -113,6 +111,7 @@ def test_a_backend_that_fails_the_gate_is_not_used(slide, plan, tmp_path, monkey
 # the trial
 
 
+@pytest.mark.extra
 @needs_openvino
 def test_auto_measures_picks_and_says_why(slide, plan, monkeypatch):
     monkeypatch.setitem(engine_choice.CANDIDATES, "cpu", ("torch", "openvino"))  # a matter of time
@@ -132,6 +131,7 @@ def test_auto_measures_picks_and_says_why(slide, plan, monkeypatch):
         ({"torch": 2.0, "openvino": "no", "openvino-bf16": "no"}, "torch"),
     ],
 )
+@pytest.mark.extra
 @needs_openvino
 def test_the_fastest_is_taken_if_it_is_worth_it(plan, trial, picked):
     remember(identify_trial(plan, "cpu"), {"s_per_mpx": trial})
@@ -144,6 +144,7 @@ def test_the_fastest_is_taken_if_it_is_worth_it(plan, trial, picked):
 # what a resumed run does
 
 
+@pytest.mark.extra
 @needs_openvino
 def test_auto_keeps_what_the_run_began_with(slide, plan, by_openvino):
     remember(identify_trial(plan, "cpu"), {"s_per_mpx": {"torch": 1.0, "openvino": 2.0}})
@@ -152,6 +153,7 @@ def test_auto_keeps_what_the_run_began_with(slide, plan, by_openvino):
     assert again.report == by_openvino.report
 
 
+@pytest.mark.extra
 @needs_openvino
 def test_another_backend_is_another_run(slide, by_torch, by_openvino):
     with pytest.raises(
@@ -164,6 +166,7 @@ def test_another_backend_is_another_run(slide, by_torch, by_openvino):
         segment(slide, by_torch.out, backend="openvino", **OPTIONS)
 
 
+@pytest.mark.extra
 @needs_openvino
 def test_a_worker_uses_what_was_planned(slide, by_openvino, tmp_path):
     options = {**OPTIONS, "workers": 1, "tile": 128}
@@ -205,6 +208,7 @@ def quantised(slide, tmp_path_factory):
     return plan, quantise(plan.model, patch_shape(plan.lattice))
 
 
+@pytest.mark.extra
 def test_the_quantised_network_of_another_run_is_refused(quantised, tmp_path):
     _, packed = quantised
     digest = digest_quantised(packed)
@@ -217,6 +221,7 @@ def test_the_quantised_network_of_another_run_is_refused(quantised, tmp_path):
         read_quantised(tmp_path, digest)
 
 
+@pytest.mark.extra
 def test_eight_bits_are_near_and_keep_the_bits(quantised):
     plan, packed = quantised
     lattice = plan.lattice
@@ -230,6 +235,7 @@ def test_eight_bits_are_near_and_keep_the_bits(quantised):
     assert 1e-3 < rms < 0.3
 
 
+@pytest.mark.extra
 def test_a_model_is_quantised_once(quantised, monkeypatch):
     plan, packed = quantised
     calls = []
@@ -245,6 +251,7 @@ def test_a_model_is_quantised_once(quantised, monkeypatch):
     assert len(calls) == 5
 
 
+@pytest.mark.extra
 def test_first_and_last_layers_stay_in_float(quantised):
     _, packed = quantised
     model = unpack_model(packed)

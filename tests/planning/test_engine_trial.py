@@ -37,7 +37,7 @@ def test_a_verdict_is_remembered_and_told(plan, monkeypatch, caplog, refused):
     calls = []
     monkeypatch.setattr(engine_trial, "_measure_parity", lambda *_: calls.append(None) or measured)
     engine = Engine("openvino", "cpu")
-    with caplog.at_level(logging.INFO, "densebatch"):
+    with caplog.at_level(logging.INFO, engine_trial.log.name):
         assert [check_parity(plan, engine) for _ in range(2)] == [measured, measured]
     assert len(calls) == 1
     assert {record.event for record in caplog.records} == {

@@ -4,16 +4,18 @@ The demo, the tests and the benchmarks need tissue of any size whose cells are k
 draws any region of a slide without drawing the rest, and the region's pixels and ids are those of
 the whole slide bit for bit; `write_slide` uses it to write slides larger than memory.
 
-A slide is built from global coordinates and a seed only (`simulate_kernels` says how):
+A slide is built from global coordinates and a seed only (`simulated_fields` says how):
 
-1. a lattice offers candidate centres, thinned so that no two are closer than a cell's width;
-2. a cell is an ellipse cut by the borders to its neighbours, under a smooth displacement of the
-   plane. Two cells never overlap, and they touch where both are stained and near;
-3. a share of the cells is stained, more in some places than in others; the others are dark gaps
-   with a nucleus. The truth holds the stained cells;
-4. membranes are bright rings, brighter where two meet, over a dim inside; then optical blur with
-   a wide haze, uneven background, shot and read noise;
-5. part of the slide may be empty: constant background and camera noise.
+1. a lattice offers candidate centres, thinned so that no two are closer than a cell's width
+   (`simulated_cells`);
+2. a share of the cells is stained, more in some places than in others; the others are dark gaps
+   with a nucleus. The truth holds the stained cells (`simulated_cells`);
+3. a cell is an ellipse cut by the borders to its neighbours, under a smooth displacement of the
+   plane. Two cells never overlap, and they touch where both are stained and near. Membranes are
+   bright rings, brighter where two meet, over a dim inside (`simulated_paint`);
+4. optical blur with a wide haze, uneven background, shot and read noise follow
+   (`simulated_light`);
+5. part of the slide may be empty: constant background and camera noise (`simulated_fields`).
 """
 
 from __future__ import annotations
@@ -26,8 +28,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.slides import simulated_cells as kernels
-from densebatch.slides import simulated_light as optics
+from densebatch.slides.simulated_cells import MAX_HALF_AXIS, Sites, place_cells
+from densebatch.slides.simulated_fields import (
+    LEAST_SCORE,
+    OUTLINE_RELIEF,
+    STREAM_BACKGROUND,
+    STREAM_TEXTURE,
+    STREAM_WARP_X,
+    STREAM_WARP_X_FINE,
+    STREAM_WARP_Y,
+    STREAM_WARP_Y_FINE,
+    Extent,
+    Scene,
+    displace_pixels,
+    draw_noise,
+    ramp_tissue,
+    sample_outline,
+)
+from densebatch.slides.simulated_light import BLUR_RADIUS, Light, blur, expose
+from densebatch.slides.simulated_paint import Canvas, paint_cells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +56,18 @@ if TYPE_CHECKING:
 CHANNELS = ("membrane", "DAPI")
 """Names of a slide's channels, in order."""
 
-_PITCH = 0.76  # cell diameters between the sites of the lattice
+# Lengths in cell diameters.
+_PITCH = 0.76  # between the sites of the lattice
+_SEPARATION = 0.58  # least distance of two centres
+_WARP = 0.22  # largest displacement of borders
+# Lengths in px that do not grow with the cells.
+_OUTLINE_RAMP_PX = 60.0
+_TEXTURE_WAVE_PX = 2.3
+_BACKGROUND_WAVE_PX = 240.0
+
+_NUCLEI = 0.5  # brightness of nuclei, relative to that of membranes
+_CEILING = 4095.0  # of a camera with 12 bits, counts
+_OUTLINE_GRID = 128  # rows and columns of positions from which the outline's level is found
 
 
 @dataclass(frozen=True)
@@ -111,23 +141,23 @@ class Tissue:
 
 
 @functools.lru_cache(maxsize=16)
-def _build_scene(tissue: Tissue) -> optics.Scene:
+def _build_scene(tissue: Tissue) -> Scene:
     diameter = float(tissue.cell_diameter_px)
     seed = np.uint64(tissue.seed)
     outline = max(tissue.height, tissue.width, 64) / 4.0
     if tissue.empty_fraction == 0:
-        level = -10.0
+        level = 10 * LEAST_SCORE  # below every score
     elif tissue.empty_fraction == 1:
-        level = 10.0
+        level = -10 * LEAST_SCORE  # above every score
     else:
-        scores = optics.sample_outline(seed, outline, tissue.height, tissue.width, 128)
+        scores = sample_outline(seed, outline, tissue.height, tissue.width, _OUTLINE_GRID)
         level = float(np.sort(scores)[int(tissue.empty_fraction * scores.size)])
-    return optics.Scene(
+    return Scene(
         seed=seed,
         height=int(tissue.height),
         width=int(tissue.width),
         pitch=_PITCH * diameter,
-        separation=0.58 * diameter,
+        separation=_SEPARATION * diameter,
         diameter=diameter,
         min_area=int(tissue.min_area_px),
         stained=float(tissue.stained_fraction),
@@ -135,27 +165,20 @@ def _build_scene(tissue: Tissue) -> optics.Scene:
         cluster=float(tissue.cluster_px),
         outline=outline,
         outline_level=level,
-        outline_ramp=60.0 / tissue.width,
+        outline_ramp=_OUTLINE_RAMP_PX / tissue.width,
         # Smoothly joined values in 0..1 change by at most 1.5 per wavelength along each axis.
-        outline_slope=1.0 / tissue.width + optics.OUTLINE_RELIEF * 1.5 * math.sqrt(2) / outline,
-        warp=0.22 * diameter,
-        texture_wave=2.3,
-        background_wave=240.0,
+        outline_slope=1.0 / tissue.width + OUTLINE_RELIEF * 1.5 * math.sqrt(2) / outline,
+        warp=_WARP * diameter,
+        texture_wave=_TEXTURE_WAVE_PX,
+        background_wave=_BACKGROUND_WAVE_PX,
         brightness=float(tissue.brightness),
-        nuclei=0.5 * float(tissue.brightness),
+        nuclei=_NUCLEI * float(tissue.brightness),
         background=float(tissue.background),
         offset=float(tissue.offset),
         read_noise=float(tissue.read_noise),
         shot_gain=float(tissue.shot_gain),
-        ceiling=4095.0,
+        ceiling=_CEILING,
     )
-
-
-def _check_region(tissue: Tissue, region: Region) -> None:
-    if region.area == 0 or region != region.clip(tissue.height, tissue.width):
-        raise InputError(
-            f"{region} is not a part of a slide of {tissue.height} by {tissue.width} px"
-        )
 
 
 def render(tissue: Tissue, region: Region) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
@@ -189,6 +212,7 @@ def render(tissue: Tissue, region: Region) -> tuple[NDArray[np.uint16], NDArray[
 
     Examples
     --------
+    >>> from densebatch.base.geometry import Region
     >>> tissue = Tissue(200, 300, seed=1)
     >>> image, truth = render(tissue, Region(0, 0, 200, 300))
     >>> part, _ = render(tissue, Region(50, 70, 90, 200))
@@ -197,83 +221,79 @@ def render(tissue: Tissue, region: Region) -> tuple[NDArray[np.uint16], NDArray[
     """
     _check_region(tissue, region)
     scene = _build_scene(tissue)
-    outer = region.expand(optics.BLUR_RADIUS)
-    light, truth = _paint(scene, outer)
-    background = optics.noise_field(
-        scene.seed, optics.STREAM_BACKGROUND, scene.background_wave, *_origin_and_shape(region)
-    )
-    ramp = optics.tissue_ramp(scene, *_origin_and_shape(region))
+    light, truth = _paint(scene, region.expand(BLUR_RADIUS))
+    extent = _extent(region)
+    background = draw_noise(scene.seed, STREAM_BACKGROUND, scene.background_wave, extent)
+    ramp = ramp_tissue(scene, extent)
     image = np.empty((len(CHANNELS), *region.shape), np.uint16)
-    for channel, haze in enumerate((0.22, 0.45)):
-        sharp = optics.smooth(light[channel], 1, 0.5, 0.25, 0.0)
-        wide = sharp
-        for step in optics.BLUR_STEPS[1:]:
-            wide = optics.smooth(wide, step, 6 / 16, 4 / 16, 1 / 16)
-        cut = (sharp.shape[0] - region.height) // 2
-        sharp = sharp[cut : cut + region.height, cut : cut + region.width]
-        optics.expose(
-            scene, channel, region.y0, region.x0, sharp, wide, haze, background, ramp,
-            image[channel],
-        )  # fmt: skip
-    cut = optics.BLUR_RADIUS
-    return image, truth[cut : cut + region.height, cut : cut + region.width].copy()
+    for channel, counts in enumerate(image):
+        expose(
+            scene,
+            channel,
+            region.y0,
+            region.x0,
+            Light(*blur(light[channel]), background, ramp),
+            counts,
+        )
+    inner = slice(BLUR_RADIUS, -BLUR_RADIUS)
+    return image, truth[inner, inner].copy()
 
 
-def mask_tissue(tissue: Tissue, region: Region) -> NDArray[np.bool_]:
-    """Where a region of a slide is tissue rather than empty.
-
-    Parameters
-    ----------
-    tissue
-        The slide.
-    region
-        Any non-empty part of it.
-
-    Returns
-    -------
-    ndarray
-        `(h, w)` bool. Where it is False the image is the camera's offset and read noise, and
-        there are no cells.
-
-    Raises
-    ------
-    InputError
-        If the region is empty or leaves the slide.
-    """
-    _check_region(tissue, region)
-    ramp: NDArray[np.float32] = optics.tissue_ramp(_build_scene(tissue), *_origin_and_shape(region))
-    return ramp > 0
+def _check_region(tissue: Tissue, region: Region) -> None:
+    if region.area == 0 or region != region.clip(tissue.height, tissue.width):
+        raise InputError(
+            f"{region} is not a part of a slide of {tissue.height} by {tissue.width} px"
+        )
 
 
-def _origin_and_shape(region: Region) -> tuple[int, int, int, int]:
-    return region.y0, region.x0, region.height, region.width
+def _extent(region: Region) -> Extent:
+    return Extent(region.y0, region.x0, region.height, region.width)
 
 
-def _paint(scene: optics.Scene, region: Region) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+def _paint(scene: Scene, region: Region) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
     """Light of both channels before the blur, and labels; the region may leave the slide."""
-    half_cell = math.ceil(kernels.MAX_HALF_AXIS * scene.diameter + scene.warp) + 2
-    margin = 2 * half_cell
-    warped = _origin_and_shape(region.expand(margin))
-    warp_y = optics.displacement(scene, optics.STREAM_WARP_Y, optics.STREAM_WARP_Y_FINE, *warped)
-    warp_x = optics.displacement(scene, optics.STREAM_WARP_X, optics.STREAM_WARP_X_FINE, *warped)
-    texture = optics.noise_field(
-        scene.seed, optics.STREAM_TEXTURE, scene.texture_wave, *_origin_and_shape(region)
+    half_cell = _find_half_cell(scene)
+    warp_margin = 2 * half_cell
+    warped = _extent(region.expand(warp_margin))
+    canvas = Canvas(
+        y0=region.y0,
+        x0=region.x0,
+        warp_margin=warp_margin,
+        warp_y=displace_pixels(scene, STREAM_WARP_Y, STREAM_WARP_Y_FINE, warped),
+        warp_x=displace_pixels(scene, STREAM_WARP_X, STREAM_WARP_X_FINE, warped),
+        texture=draw_noise(scene.seed, STREAM_TEXTURE, scene.texture_wave, _extent(region)),
+        light=np.zeros((len(CHANNELS), *region.shape), np.float32),
+        labels=np.zeros(region.shape, np.uint32),
     )
+    sites = _cover(scene, region)
+    paint_cells(scene, sites, place_cells(scene, sites), canvas)
+    return canvas.light, canvas.labels
+
+
+def _find_half_cell(scene: Scene) -> int:
+    """Pixels that no cell reaches beyond, from its centre along an axis."""
+    return math.ceil(MAX_HALF_AXIS * scene.diameter + scene.warp) + 2
+
+
+def _cover(scene: Scene, region: Region) -> Sites:
+    """The sites of all cells that may touch a region, and of all that border on these."""
+    half_cell = _find_half_cell(scene)
     # Cells centred outside the slide may reach into it; ids count from the first of those.
     outside = math.ceil(half_cell / scene.pitch)
     id_stride = math.ceil(scene.width / scene.pitch) + 2 * outside
+    rows = math.ceil(scene.height / scene.pitch) + 2 * outside
     reach = math.ceil(2 * half_cell / scene.pitch)
     around = math.ceil(half_cell / scene.pitch) + reach
     i0 = max(math.floor(region.y0 / scene.pitch) - around, -outside)
     j0 = max(math.floor(region.x0 / scene.pitch) - around, -outside)
-    rows = math.ceil(scene.height / scene.pitch) + 2 * outside
     i1 = min(math.floor(region.y1 / scene.pitch) + around + 1, rows - outside)
     j1 = min(math.floor(region.x1 / scene.pitch) + around + 1, id_stride - outside)
-    cells = kernels.place_cells(scene, i0, j0, i1 - i0, j1 - j0)
-    light = np.zeros((len(CHANNELS), *region.shape), np.float32)
-    labels = np.zeros(region.shape, np.uint32)
-    kernels.paint_cells(
-        scene, cells, (i0 + outside) * id_stride + j0 + outside + 1, id_stride, reach,
-        region.y0, region.x0, margin, warp_y, warp_x, texture, light, labels,
-    )  # fmt: skip
-    return light, labels
+    return Sites(
+        i0=i0,
+        j0=j0,
+        rows=i1 - i0,
+        cols=j1 - j0,
+        first_id=(i0 + outside) * id_stride + j0 + outside + 1,
+        id_stride=id_stride,
+        reach=reach,
+    )

@@ -1,13 +1,13 @@
 """The two parts of tracing that take most of its time, on a GPU: following and flow errors.
 
-The results are `following`'s and `dynamics`' own, to the bit, so that it does not matter which
-worker traces a tile: every operation on a pixel is the one that a CPU does, in the same order. That
-is why they are PyTorch's elementwise operations one by one, and not a kernel of our own or a
-compiled one: compilers for GPUs make one rounding out of the two of a product and a sum, these
-operations do not. Sums over a cell's pixels, whose order a GPU would choose, are left to the CPU.
+The results are those of `dynamics.CpuDynamics` to the bit, so that it does not matter which worker
+traces a tile: every operation on a pixel is the one that a CPU does, in the same order. That is why
+they are PyTorch's elementwise operations one by one, and not a kernel of our own or a compiled one:
+compilers for GPUs make one rounding out of the two of a product and a sum, these operations do not.
+Sums over a cell's pixels, whose order a GPU would choose, are left to the CPU.
 
-Here all pixels of a tile advance together, and what has arrived leaves every few steps. The same
-code runs on a CPU, slower than `following`; the tests run it so.
+Here all pixels of a tile advance together, and those that have arrived leave every few steps. The
+same code runs on a CPU, slower than `follow`; the tests run it so.
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from densebatch.tracing.follow import DROPPED, LEAVE_STEPS, ROUNDING
+from densebatch.tracing.diffusion import count_rounds
+from densebatch.tracing.follow import LEAVE_STEPS, ROUNDING
+from densebatch.tracing.follow_plain import DROPPED
+from densebatch.tracing.quality import average_errors, keep_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from densebatch.tracing.candidates import Candidates
+    from densebatch.tracing.follow_plain import Bounds
+
 _MOST_FLOATS = 2**24  # integers that float32 holds exactly: windows are far smaller
 
 
 @contextmanager
 def _on_device() -> Iterator[None]:
-    """Without gradients; what lacks on the device is told in Python's own words, and given back."""
+    """Without gradients; for want of device memory a MemoryError, and the cache is emptied."""
     try:
         with torch.inference_mode():
             yield
@@ -40,7 +46,7 @@ def _on_device() -> Iterator[None]:
 
 
 class DeviceDynamics:
-    """One tile's flows on a device.
+    """`dynamics.Dynamics` of one window's flows on a device.
 
     Parameters
     ----------
@@ -61,7 +67,7 @@ class DeviceDynamics:
         self._device = torch.device(device)
         self._shape = flows.shape[:2]
         with _on_device():
-            # a pixel more, for the last one has a next one too
+            # One pixel more than the window has, so that the last one has a next one.
             self._flows = torch.zeros((flows.shape[0] * flows.shape[1] + 1, 2), device=device)
             self._flows[:-1] = self._put(flows.reshape(-1, 2))
 
@@ -72,11 +78,11 @@ class DeviceDynamics:
     def follow(
         self,
         foreground: NDArray[np.bool_],
-        bounds: tuple[int, int, int, int],
+        bounds: Bounds,
         iterations: int,
         limit: float,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """See `following.follow`."""
+        """See `dynamics.Dynamics.follow`."""
         height, width = self._shape
         ends = torch.full((height * width,), DROPPED, dtype=torch.int32, device=self._device)
         travel = torch.zeros(height * width, device=self._device)
@@ -108,7 +114,10 @@ class DeviceDynamics:
     def _gather(
         self, pixels: _Pixels, last: torch.Tensor, edge: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """Flows of the four corners, `(2, 2, 2, n)`: below, right, axis; notes who lacks one."""
+        """Flows of the four corners, `(2, 2, 2, n)`: below, right, axis.
+
+        A pixel that needs a corner outside the window is lost.
+        """
         upper = pixels.start + pixels.moved.floor()
         lower = torch.minimum(upper + 1.0, last)
         outside = ((upper < 0.0) | (lower > edge)).any(0)
@@ -117,11 +126,18 @@ class DeviceDynamics:
         rows = torch.stack([upper[0], lower[0]]).minimum(edge[0]).clamp(min=0.0).long()
         left = upper[1].minimum(edge[1]).clamp(min=0.0).long()
         index = rows * self._shape[1] + left
-        # on the slide's last column there is no right neighbour: what stands there has weight 0
+        # On the slide's last column there is no right neighbour: what stands there has weight 0.
         return self._flows[torch.stack([index, index + 1], dim=1)].movedim(-1, 2)
 
+    def measure_errors(self, labels: NDArray[np.int32], cells: Candidates) -> NDArray[np.float64]:
+        """See `dynamics.Dynamics.measure_errors`."""
+        kept = keep_cells(labels, cells)
+        rounds = count_rounds(cells.y1 - cells.y0, cells.x1 - cells.x0)
+        errors: NDArray[np.float64] = average_errors(kept, cells, self._compare(kept, rounds))
+        return errors
+
     @_on_device()
-    def compare(self, labels: NDArray[np.int32], rounds: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _compare(self, labels: NDArray[np.int32], rounds: NDArray[np.int32]) -> NDArray[np.float32]:
         """Squared differences between the flows and those that the cells' shapes ought to have.
 
         Parameters
@@ -148,7 +164,7 @@ class DeviceDynamics:
         cell = grid[raster].long() - 1
         centres = _find_centres(raster, cell, rounds.size, stride)
         # Cells that need more rounds come first, so that those that still diffuse are the first m.
-        # A pixel more stands for whatever is outside of a cell.
+        # Place n, one more than there are pixels, stands for whatever is outside of a cell.
         needed = self._put(rounds)[cell]
         order = torch.sort(needed, descending=True, stable=True).indices
         place = torch.full((grid.numel(),), n, dtype=torch.int64, device=self._device)
@@ -217,17 +233,18 @@ def _diffuse(
 
 
 class _Pixels:
-    """Those that are being followed: `(2, n)` float32 of both axes, or `(n,)`.
+    """The pixels that are being followed.
 
     Attributes
     ----------
-    pixel : linear index of the start
-    start : row and column of it
-    moved : distance from it
-    mark : where a pixel was at a step that is a power of two
-    far : largest distance from the start, along an axis
-    end : the step at which a pixel has arrived, whatever it does
-    goes, lost : neither is who has arrived
+    pixel : `(n,)` int64; linear index of the start
+    start : `(2, n)` float32; row and column of it
+    moved : `(2, n)` float32; displacement from it
+    mark : `(2, n)` float32; displacement at the last step that was a power of two
+    far : `(n,)` float32; largest displacement along an axis
+    end : `(n,)` int64; the step at which a pixel has arrived, whatever it does
+    goes, lost : `(n,)` bool; a pixel that has arrived is neither
+    cycles : `(n,)` bool; back at the mark since the last step
     """
 
     def __init__(self, pixel: torch.Tensor, start: torch.Tensor, iterations: int) -> None:
@@ -248,7 +265,7 @@ class _Pixels:
         limit: float,
         step: int,
     ) -> None:
-        """One step; see `following._advance`."""
+        """One step; see `follow`."""
         part = self.moved - self.moved.floor()
         rest = 1.0 - part
         (upper_left, upper_right), (lower_left, lower_right) = corners
@@ -266,12 +283,12 @@ class _Pixels:
         self.moved = torch.where(moves, moved, self.moved)
 
     def shorten_cycles(self, step: int, mark: int, iterations: int) -> None:
-        """Who is where it was at the mark takes the rest of the steps modulo the cycle's length."""
+        """Pixels that are back at their mark take the other steps modulo the cycle's length."""
         left = step + (iterations - step) % (step - mark)
         self.end = torch.where(self.cycles & (self.end == iterations), left, self.end)
 
     def stop_caught(self, corners: torch.Tensor, last: torch.Tensor, limit: float) -> None:
-        """Who can no longer leave the square between four pixels has arrived; see `following`."""
+        """Pixels that can no longer leave the square between four others have arrived."""
         (upper_left, upper_right), (lower_left, lower_right) = corners
         inwards = torch.stack(
             [
@@ -289,7 +306,7 @@ class _Pixels:
         self.far = torch.where(caught, far, self.far)
 
     def drop_arrived(self, ends: torch.Tensor, travel: torch.Tensor, edge: torch.Tensor) -> _Pixels:
-        """Write the results of those that go no more; the others."""
+        """Write the results of pixels that go no more; returns the others."""
         done = (~self.goes).nonzero()[:, 0]
         at = self.pixel[done]
         travel[at] = self.far[done]

@@ -10,7 +10,7 @@ alone: the result does not depend on where the surrounding tile begins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
@@ -47,7 +47,7 @@ def diffuse_cell(
     """
     height, width = inside.shape
     stride = width + 2
-    # in the grown box, one run of memory, so that every loop below is one long vector operation
+    # The grown box is one run of memory, so that every loop below is one long vector operation.
     kept = np.zeros((height + 2) * stride, np.float64)
     n_pixels = 0
     sum_y = 0
@@ -61,7 +61,8 @@ def diffuse_cell(
                 sum_x += x
     if n_pixels == 0:
         return
-    # in the grown box, as stock counts: distances that differ by rounding alone decide alike
+    # Positions are counted in the grown box, as in stock Cellpose, so that distances which differ
+    # by rounding alone decide alike.
     mean_y = (sum_y + n_pixels) / n_pixels
     mean_x = (sum_x + n_pixels) / n_pixels
     nearest = 1e300
@@ -75,7 +76,7 @@ def diffuse_cell(
                     centre = (y + 1) * stride + x + 1
     heat = np.zeros((height + 2) * stride, np.float64)
     sums = np.zeros((height + 2) * stride, np.float64)
-    first = stride + 1  # of the box's own pixels; the last is n - 1 further
+    first = stride + 1  # of the box's own pixels; the last one is n - 1 further
     n = height * stride - 2
     here = heat[first : first + n]
     left = heat[first - 1 : first - 1 + n]
@@ -103,34 +104,42 @@ def diffuse_cell(
                 dx[y, x] = across / norm
 
 
+class _Boxes(NamedTuple):
+    """Half-open bounding box of each cell, `(n,)` int32."""
+
+    y0: NDArray[np.int32]
+    x0: NDArray[np.int32]
+    y1: NDArray[np.int32]
+    x1: NDArray[np.int32]
+
+
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _bounding_boxes(labels: NDArray[np.int32], n_cells: int) -> NDArray[np.int32]:
-    boxes = np.empty((n_cells, 4), np.int32)
-    boxes[:, 0] = labels.shape[0]
-    boxes[:, 1] = labels.shape[1]
-    boxes[:, 2] = -1
-    boxes[:, 3] = -1
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
+def _find_boxes(labels: NDArray[np.int32], n_cells: int) -> _Boxes:
+    """Of the cells 1..n_cells, each of which has a pixel."""
+    height, width = labels.shape
+    boxes = _Boxes(
+        np.full(n_cells, height, np.int32),
+        np.full(n_cells, width, np.int32),
+        np.zeros(n_cells, np.int32),
+        np.zeros(n_cells, np.int32),
+    )
+    for y in range(height):
+        for x in range(width):
             cell = labels[y, x] - 1
             if cell >= 0:
-                boxes[cell, 0] = min(boxes[cell, 0], y)
-                boxes[cell, 1] = min(boxes[cell, 1], x)
-                boxes[cell, 2] = max(boxes[cell, 2], y + 1)
-                boxes[cell, 3] = max(boxes[cell, 3], x + 1)
+                boxes.y0[cell] = min(boxes.y0[cell], y)
+                boxes.x0[cell] = min(boxes.x0[cell], x)
+                boxes.y1[cell] = max(boxes.y1[cell], y + 1)
+                boxes.x1[cell] = max(boxes.x1[cell], x + 1)
     return boxes
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _diffuse_all(
-    labels: NDArray[np.int32],
-    boxes: NDArray[np.int32],
-    flows: NDArray[np.float32],
-) -> None:
-    for cell in range(boxes.shape[0]):
-        y0, x0, y1, x1 = boxes[cell]
-        if y1 < 0:
-            continue
+def _diffuse_all(labels: NDArray[np.int32], n_cells: int, flows: NDArray[np.float32]) -> None:
+    """Write the flows of the cells 1..n_cells into `flows`, `(2, h, w)`."""
+    boxes = _find_boxes(labels, n_cells)
+    for cell in range(n_cells):
+        y0, x0, y1, x1 = boxes.y0[cell], boxes.x0[cell], boxes.y1[cell], boxes.x1[cell]
         inside = labels[y0:y1, x0:x1] == cell + 1
         diffuse_cell(inside, flows[0, y0:y1, x0:x1], flows[1, y0:y1, x0:x1])
 
@@ -162,5 +171,5 @@ def compute_flows(labels: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         compact += 1
     n_cells = int(np.count_nonzero(ids))
     flows = np.zeros((2, *labels.shape), np.float32)
-    _diffuse_all(compact, _bounding_boxes(compact, n_cells), flows)
+    _diffuse_all(compact, n_cells, flows)
     return flows

@@ -1,8 +1,8 @@
 """From a flow field as it is stored to what is followed: foreground, and unit flows in it.
 
-Flow fields are kept in half precision, which processors widen fast but NumPy and numba do not: here
-it is done with integers, row by row, on the way. No subnormal number occurs in between, so that it
-does not matter whether the processor is told to take them for zero.
+Flow fields are stored in half precision. Processors widen it fast, but NumPy and numba do not make
+them, so this module widens with integer arithmetic, row by row. No subnormal number occurs on the
+way: the result is the same where a processor is set to take subnormal numbers for zero.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOW_SCALE = np.float32(5.0)  # networks give flows at five times unit length
-_LARGEST_HALF = np.float32(65504.0)  # infinity and NaN widen to more
+_LARGEST_HALF = np.float32(65504.0)  # infinity and NaN become larger numbers when widened
 _LARGEST_SINGLE = np.finfo(np.float32).max
-_SMALLEST_NORMAL = np.int32(0x0400)  # bits of the half; below are zero and the subnormal ones
-_REBIAS = np.int32((127 - 15) << 23)  # of the exponent, where single precision has it
+_SMALLEST_NORMAL = np.int32(0x0400)  # bits of a half; below are zero and the subnormal numbers
+_REBIAS = np.int32((127 - 15) << 23)  # from the exponents of halves to those of single precision
 _SUBNORMAL_UNIT = np.float32(2.0**-24)
 
 
@@ -31,7 +31,10 @@ def _mask_row(
     foreground: NDArray[np.bool_],
     unit: NDArray[np.float32],
 ) -> bool:
-    """Mask one row; whether all of it is finite."""
+    """Write one row of the foreground and of the unit flows; whether all of it is finite.
+
+    `rows` are dy, dx and logit, each `(w,)`; a value beyond `largest` is infinite or NaN.
+    """
     dy, dx, logit = rows
     finite = True
     for x in range(foreground.size):
@@ -47,7 +50,7 @@ def _mask_row(
 def _widen_row(
     halves: NDArray[np.int16], bits: NDArray[np.int32], wide: NDArray[np.float32]
 ) -> None:
-    """`wide` is `bits`, seen as single precision."""
+    """Widen one row; `wide` is the memory of `bits` seen as single precision."""
     for x in range(halves.size):
         half = np.int32(halves[x])
         sign = (half & np.int32(-0x8000)) << np.int32(16)

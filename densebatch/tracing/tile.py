@@ -20,8 +20,8 @@ inside; a pixel outside the window ends at most T inside. So the end-point histo
 from the edge, seeds (5x5 maxima) 2 px further, claims of seeds (11x11 windows) 5 px + 5 px
 further. A core pixel's cell has its seed within T + 5 px of the pixel, also if the pixel lies in a
 hole of the cell, and the cell's pixels are the sources of its claim. Hence `halo = 3 T + 24`.
-T is not an assumption: every tile reports the largest travel in its core, and the pipeline traces
-again, with a larger T, the tiles near a core that exceeded it.
+T is not an assumption: every tile reports the largest travel in its core, and a run traces again,
+with a larger T, the tiles near a core that exceeded it.
 """
 
 from __future__ import annotations
@@ -32,22 +32,18 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from densebatch.tracing.diffusion import count_rounds
-from densebatch.tracing.follow import follow
+from densebatch.tracing.candidates import Verdict
+from densebatch.tracing.dynamics import choose_dynamics
+from densebatch.tracing.follow_plain import Bounds
 from densebatch.tracing.foreground import mask_flows
-from densebatch.tracing.quality import (
-    average_errors,
-    check_sizes,
-    fill_holes,
-    keep_cells,
-    measure_errors,
-)
-from densebatch.tracing.seeds import assign_pixels, claim_pixels, count_ends, find_seeds
+from densebatch.tracing.quality import check_errors, check_sizes, fill_holes
+from densebatch.tracing.seeds import gather_cells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.tracing.candidates import Candidates
 
 
 def halo_for_travel(travel_px: int) -> int:
@@ -97,27 +93,6 @@ class TracedTile:
     n_rejected: int
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]:
-    """Which of the labels 1..n_labels have a pixel."""
-    present = np.zeros(n_labels, np.bool_)
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            if labels[y, x] > 0:
-                present[labels[y, x] - 1] = True
-    return present
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _rename(labels: NDArray[np.int32], names: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """`names[labels]`, in a third of the time."""
-    renamed = np.empty(labels.shape, np.uint32)
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            renamed[y, x] = names[np.uint32(labels[y, x])]
-    return renamed
-
-
 def trace_tile(
     flows: NDArray[np.float16 | np.float32],
     window: Region,
@@ -142,8 +117,8 @@ def trace_tile(
     settings
         Thresholds and limits.
     device
-        Where pixels are followed and flow errors measured: `cpu`, or a device of PyTorch, see
-        `dynamics_device`; no bit depends on it.
+        Where pixels are followed and flow errors measured: `cpu`, or a device of PyTorch; no bit of
+        the result depends on it.
 
     Returns
     -------
@@ -154,7 +129,9 @@ def trace_tile(
     Raises
     ------
     ValueError
-        If a flow is not finite.
+        If a flow or a logit is not finite.
+    MemoryError
+        If the device has too little memory left.
     """
     height, width = slide_shape
     inner = core.shift(-window.y0, -window.x0)
@@ -162,49 +139,63 @@ def trace_tile(
         foreground, unit = mask_flows(flows, settings.cellprob_threshold)
     except ValueError as error:
         raise ValueError(f"{error} in {window}") from error
-    bounds = (-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
-    on_device = None
-    if device != "cpu":
-        from densebatch.tracing.device import DeviceDynamics  # with PyTorch, which CPUs do without
-
-        on_device = DeviceDynamics(unit, device)
-    how = (foreground, bounds, settings.iterations, settings.travel_limit_px)
-    ends, travel = on_device.follow(*how) if on_device is not None else follow(unit, *how)
-    counts = count_ends(ends, foreground)
-    seeds = find_seeds(counts)
-    rows, cols = np.divmod(seeds.astype(np.int64), foreground.shape[1])
-    # Ascending counts, so that a stronger seed takes what a weaker one claimed; of equal counts
-    # the earlier in the slide wins, so it comes last.
-    ranked = np.lexsort((-seeds, counts[rows, cols]))
-    seeds, rows, cols = seeds[ranked], rows[ranked], cols[ranked]
-    labels, cells = assign_pixels(ends, foreground, claim_pixels(counts, seeds), seeds.size)
-    keys = (rows + window.y0) * width + cols + window.x0
-    order = np.argsort(keys)
-    corners = (inner.y0, inner.x0, inner.y1, inner.x1)
-    verdicts = check_sizes(cells, corners, (settings.min_size_px, settings.max_size_px))
+    bounds = Bounds(-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
+    dynamics = choose_dynamics(unit, device)
+    ends, travel = dynamics.follow(
+        foreground, bounds, settings.iterations, settings.travel_limit_px
+    )
+    labels, cells = gather_cells(ends)
+    cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
     if settings.flow_threshold > 0:
-        if on_device is not None:
-            compared = keep_cells(labels, verdicts)
-            rounds = count_rounds(cells[:, 3] - cells[:, 1], cells[:, 4] - cells[:, 2])
-            errors = average_errors(compared, cells, on_device.compare(compared, rounds))
-        else:
-            errors = measure_errors(labels, cells, verdicts, order, unit)
-        # not (error <= threshold): a NaN flow must not pass
-        verdicts[(verdicts == 1) & ~(errors <= settings.flow_threshold)] = -1
-    filled = keep_cells(labels, verdicts)
-    fill_holes(labels, cells, verdicts, order, filled)
-
-    in_core = filled[inner.slices]
-    present = _mark_present(in_core, seeds.size)
-    by_key = order[present[order]] + 1
-    compact = np.zeros(seeds.size + 1, np.uint32)
-    compact[by_key] = np.arange(1, by_key.size + 1, dtype=np.uint32)
-    owned = (rows >= inner.y0) & (rows < inner.y1) & (cols >= inner.x0) & (cols < inner.x1)
+        errors = dynamics.measure_errors(labels, cells)
+        cells = check_errors(cells, errors, settings.flow_threshold)
+    filled = fill_holes(labels, cells)
+    named, core_labels = _number_from_one(filled[inner.slices], cells.area.size)
+    seed_y = cells.seed_y[named].astype(np.int64) + window.y0
+    seed_x = cells.seed_x[named].astype(np.int64) + window.x0
     core_travel = travel[inner.slices]  # of background it is 0
     return TracedTile(
-        labels=_rename(in_core, compact),
-        keys=keys[by_key - 1].astype(np.int64),
+        labels=core_labels,
+        keys=seed_y * width + seed_x,
         max_travel_px=float(core_travel.max(initial=0.0)),
         dropped_px=int(np.count_nonzero(core_travel > settings.travel_limit_px)),
-        n_rejected=int(np.count_nonzero((verdicts < 0) & owned)),
+        n_rejected=_count_rejected(cells, inner),
     )
+
+
+def _number_from_one(
+    labels: NDArray[np.int32], n_labels: int
+) -> tuple[NDArray[np.intp], NDArray[np.uint32]]:
+    """Rows of the candidates that have a pixel, and the labels that count these from one."""
+    present = np.flatnonzero(_mark_present(labels, n_labels))
+    numbers = np.zeros(n_labels + 1, np.uint32)
+    numbers[present + 1] = np.arange(1, present.size + 1, dtype=np.uint32)
+    return present, _rename(labels, numbers)
+
+
+def _count_rejected(cells: Candidates, core: Region) -> int:
+    """How many candidates with their seed in the core were rejected."""
+    rows = (cells.seed_y >= core.y0) & (cells.seed_y < core.y1)
+    cols = (cells.seed_x >= core.x0) & (cells.seed_x < core.x1)
+    return int(np.count_nonzero((cells.verdict == Verdict.REJECTED) & rows & cols))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _mark_present(labels: NDArray[np.int32], n_labels: int) -> NDArray[np.bool_]:
+    """Which of the labels 1..n_labels have a pixel."""
+    present = np.zeros(n_labels, np.bool_)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            if labels[y, x] > 0:
+                present[labels[y, x] - 1] = True
+    return present
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _rename(labels: NDArray[np.int32], names: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """`names[labels]`, in a third of NumPy's time."""
+    renamed = np.empty(labels.shape, np.uint32)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            renamed[y, x] = names[np.uint32(labels[y, x])]
+    return renamed

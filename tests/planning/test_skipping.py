@@ -10,11 +10,12 @@ from densebatch.planning.planner import SKIP_CONTRAST, build_plan, draft_plan, f
 from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import BLOCK_PX, contrast_in, survey_channel
 from densebatch.run.segment import segment
-from densebatch.slides.simulated import Tissue, mask_tissue
+from densebatch.slides.simulated import Tissue
 from densebatch.slides.simulated_file import write_slide
 from densebatch.slides.slide import open_slide
 from tests.helpers.real_tissue import DATA, needs_data
 from tests.helpers.run_files import output_bytes, write_tiff
+from tests.helpers.simulated_tissue import find_tissue
 
 IMAGES = sorted(p.stem for p in (DATA / "train").glob("*_img.png"))
 MARGIN = 2.0  # times the threshold
@@ -99,7 +100,7 @@ def test_glass_of_a_simulated_slide_is_skipped(tmp_path):
     write_slide(tissue, slide, threads=2)
     plan = build_plan(slide, SegmentSettings(membrane=("membrane",)))
     survey = survey_channel(open_slide(slide), plan.membrane[0].channel, plan.model.percentiles)
-    shown = mask_tissue(tissue, Region(0, 0, 2048, 2048))
+    shown = find_tissue(tissue, Region(0, 0, 2048, 2048))
     glass = []
     for index in plan.lattice.cores:
         patch = plan.lattice.patch(*index).clip(2048, 2048)

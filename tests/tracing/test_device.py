@@ -18,10 +18,12 @@ from densebatch.slides.simulated import Tissue, render
 from densebatch.slides.simulated_file import write_slide
 from densebatch.stages import trace as tracing
 from densebatch.tracing.device import DeviceDynamics
-from densebatch.tracing.diffusion import compute_flows, count_rounds
-from densebatch.tracing.follow import DROPPED, follow
-from densebatch.tracing.quality import measure_error
+from densebatch.tracing.diffusion import compute_flows
+from densebatch.tracing.dynamics import CpuDynamics
+from densebatch.tracing.follow import follow
+from densebatch.tracing.follow_plain import DROPPED, Bounds
 from densebatch.tracing.tile import TraceSettings, trace_tile
+from tests.helpers.candidate_cells import tabulate
 
 # the code of a device, on a CPU; and on a GPU where there is one
 DEVICES = [
@@ -59,8 +61,8 @@ def test_ends_and_travel(device, seed, shape, smooth, strength, iterations, limi
     """Rough fields cycle and settle, smooth ones travel; the window may be cut from a slide."""
     flows = make_flows(seed, shape, smooth, strength)
     foreground = np.random.default_rng(seed + 1).random(shape) < share
-    bounds = (-cut[0], -cut[1], shape[0] - 1 + cut[2], shape[1] - 1 + cut[3])
-    expected = follow(flows, foreground, bounds, iterations, limit)
+    bounds = Bounds(-cut[0], -cut[1], shape[0] - 1 + cut[2], shape[1] - 1 + cut[3])
+    expected = CpuDynamics(flows).follow(foreground, bounds, iterations, limit)
     found = DeviceDynamics(flows, device).follow(foreground, bounds, iterations, limit)
     for name, ours, theirs in zip(("ends", "travel"), found, expected, strict=True):
         assert ours.dtype == theirs.dtype
@@ -71,7 +73,7 @@ def test_the_fields_hold_all_that_can_happen():
     """Or the test above shows little: who cycles, leaves the window, goes too far, is caught."""
     flows = make_flows(0, (60, 60), 0.0, 4.0)
     foreground = np.ones((60, 60), bool)
-    bounds = (-5, -5, 64, 64)
+    bounds = Bounds(-5, -5, 64, 64)
     ends, travel = follow(flows, foreground, bounds, 200, 256.0)
     assert (ends != follow(flows, foreground, bounds, 199, 256.0)[0]).sum() > 100
     assert ((ends == DROPPED) & (travel < 256)).sum() > 100
@@ -97,21 +99,11 @@ def test_flow_errors(device, seed, shape, coarse, n_labels):
     labels[rng.random(shape) < 0.1] = 0
     labels = labels.astype(np.int32)
     flows = make_flows(seed, shape, 2.0, 1.0)
-    boxes = [
-        (s[0].start, s[1].start, s[0].stop, s[1].stop) if s is not None else (0, 0, 0, 0)
-        for s in ndimage.find_objects(labels, n_labels)
-    ]
-    rounds = np.array([count_rounds(y1 - y0, x1 - x0) for y0, x0, y1, x1 in boxes], np.int32)
-    errors = DeviceDynamics(flows, device).compare(labels, rounds)
-    assert errors.shape == (np.count_nonzero(labels),)
-    of = labels[labels > 0]
-    for label, box in enumerate(boxes, 1):
-        if box[2]:
-            expected = measure_error(labels, label, box, flows)
-            total = 0.0
-            for error in errors[of == label]:
-                total += float(error)
-            assert total / (of == label).sum() == expected
+    cells = tabulate(labels, rng.choice([-1, 0, 1, 1], n_labels), n_labels)
+    found = DeviceDynamics(flows, device).measure_errors(labels, cells)
+    expected = CpuDynamics(flows).measure_errors(labels, cells)
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
 
 
 def make_field(seed, size):

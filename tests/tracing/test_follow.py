@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densebatch.tracing.follow import DROPPED, follow
-
-ONE = np.float32(1)
-
-
-@numba.njit
-def follow_one(flows, y, x, bounds, iterations, limit):
-    """Plain Euler steps in float32: end (row, column, or dropped) and largest distance."""
-    height, width = flows.shape[:2]
-    first_y, first_x, last_y, last_x = bounds
-    dy = dx = far = np.float32(0)
-    for _ in range(iterations):
-        y0, x0 = y + int(np.floor(dy)), x + int(np.floor(dx))
-        y1, x1 = min(y0 + 1, last_y), min(x0 + 1, last_x)
-        if y0 < 0 or x0 < 0 or y1 >= height or x1 >= width:
-            return -1, -1, far
-        fy, fx = dy - np.floor(dy), dx - np.floor(dx)
-        step = np.zeros(2, np.float32)
-        for axis in range(2):
-            upper = flows[y0, x0, axis] * ((ONE - fy) * (ONE - fx))
-            upper += flows[y0, x1, axis] * ((ONE - fy) * fx)
-            lower = flows[y1, x0, axis] * (fy * (ONE - fx)) + flows[y1, x1, axis] * (fy * fx)
-            step[axis] = upper + lower
-        dy = min(np.float32(last_y - y), max(np.float32(first_y - y), dy + step[0]))
-        dx = min(np.float32(last_x - x), max(np.float32(first_x - x), dx + step[1]))
-        far = max(far, max(abs(dy), abs(dx)))
-        if far > limit:
-            return -1, -1, far
-    end_y, end_x = y + int(np.floor(dy)), x + int(np.floor(dx))
-    if end_y < 0 or end_x < 0 or end_y >= height or end_x >= width:
-        return -1, -1, far
-    return end_y, end_x, far
+from densebatch.tracing.follow import follow
+from densebatch.tracing.follow_plain import DROPPED, Bounds, follow_plainly
 
 
 def check(flows, foreground, bounds, iterations, limit):
     ends, travel = follow(flows, foreground, bounds, iterations, limit)
-    for y, x in np.argwhere(foreground):
-        end_y, end_x, far = follow_one(flows, y, x, bounds, iterations, limit)
-        expected = end_y * flows.shape[1] + end_x if end_y >= 0 else DROPPED
-        assert ends[y, x] == expected
-        # what is caught counts the far side of its square; what is lost is not caught
-        most = max(far, min(far + 1, limit)) if end_y >= 0 else far
-        assert far <= travel[y, x] <= most
-    assert (ends[~foreground] == DROPPED).all()
+    expected, far = follow_plainly(flows, foreground, bounds, iterations, limit)
+    assert ends.dtype == expected.dtype
+    assert travel.dtype == far.dtype
+    assert np.array_equal(ends, expected)
+    # what is caught counts the far side of its square; what is lost is not caught
+    most = np.where(expected != DROPPED, np.maximum(far, np.minimum(far + 1, limit)), far)
+    assert ((far <= travel) & (travel <= most)).all()
     assert (travel[~foreground] == 0).all()
     return ends, travel
 
@@ -76,7 +44,7 @@ def test_against_a_plain_loop(seed, shape, smooth, strength, iterations, limit, 
         flows = ndimage.gaussian_filter(flows, (smooth, smooth, 0))
     flows = (strength * flows / max(np.abs(flows).max(), 1e-9)).astype(np.float32)
     foreground = rng.random(shape) < share
-    bounds = (-cut[0], -cut[1], shape[0] - 1 + cut[2], shape[1] - 1 + cut[3])
+    bounds = Bounds(-cut[0], -cut[1], shape[0] - 1 + cut[2], shape[1] - 1 + cut[3])
     check(flows, foreground, bounds, iterations, limit)
 
 
@@ -89,11 +57,11 @@ def test_more_pixels_than_a_block_holds_and_all_that_can_happen():
     flows[:30] = [0.0, 1.0]  # away, to the right
     flows[60:] += rng.normal(0, 0.5, (30, 90, 2))
     flows = flows.astype(np.float32)
-    ends, travel = check(flows, np.ones((90, 90), bool), (-10, -10, 99, 99), 200, 60.0)
+    ends, travel = check(flows, np.ones((90, 90), bool), Bounds(-10, -10, 99, 99), 200, 60.0)
     assert (ends == DROPPED).sum() > 1000
     assert (travel > 60).sum() > 500
     assert len(np.unique(ends[30:60])) < 300
-    moving = follow(flows, np.ones((90, 90), bool), (-10, -10, 99, 99), 199, 60.0)[0]
+    moving = follow(flows, np.ones((90, 90), bool), Bounds(-10, -10, 99, 99), 199, 60.0)[0]
     assert (moving != ends).sum() > 20  # the noisy ones do not rest
 
 
@@ -124,7 +92,7 @@ def test_squares_that_catch_or_just_do_not(inflow, changed, room, beyond, outsid
     flows = np.full((top + 2 + bottom, left + 2 + right, 2), outside, np.float32)
     flows[top : top + 2, left : left + 2] = into.reshape(2, 2, 2) * signs
     height, width = flows.shape[:2]
-    bounds = (-beyond[0], -beyond[1], height - 1 + beyond[2], width - 1 + beyond[3])
+    bounds = Bounds(-beyond[0], -beyond[1], height - 1 + beyond[2], width - 1 + beyond[3])
     check(flows, np.ones((height, width), bool), bounds, 200, limit)
 
 
@@ -133,12 +101,12 @@ def test_a_window_knows_what_the_whole_knows():
     rng = np.random.default_rng(3)
     flows = ndimage.gaussian_filter(rng.normal(size=(90, 110, 2)), (4, 4, 0))
     flows = (0.8 * flows / np.abs(flows).max()).astype(np.float32)
-    bounds = (0, 0, 89, 109)
+    bounds = Bounds(0, 0, 89, 109)
     ends, travel = follow(flows, np.ones((90, 110), bool), bounds, 200, 256.0)
     compared = 0
     for y0, x0, y1, x1 in [(0, 0, 60, 70), (13, 7, 90, 101), (30, 41, 88, 110)]:
         part = np.ascontiguousarray(flows[y0:y1, x0:x1])
-        shifted = (-y0, -x0, 89 - y0, 109 - x0)
+        shifted = Bounds(-y0, -x0, 89 - y0, 109 - x0)
         found, distance = follow(part, np.ones(part.shape[:2], bool), shifted, 200, 256.0)
         known = found != DROPPED
         rows, cols = np.divmod(found[known], x1 - x0)
@@ -153,7 +121,7 @@ def test_most_pixels_are_caught_before_they_settle():
     y, x = np.mgrid[:21, :21].astype(np.float32)
     flows = np.stack([9.5 - y, 9.5 - x], -1)
     flows /= 2 * np.maximum(np.linalg.norm(flows, axis=-1, keepdims=True), 1.0)
-    ends, travel = check(flows, np.ones((21, 21), bool), (0, 0, 20, 20), 200, 256.0)
+    ends, travel = check(flows, np.ones((21, 21), bool), Bounds(0, 0, 20, 20), 200, 256.0)
     assert (ends == 9 * 21 + 9).all()
     # else it would be the distance of the middle, or what was overshot
     assert (travel == np.maximum(np.ceil(abs(y - 9.5)), np.ceil(abs(x - 9.5)))).mean() > 0.9
@@ -164,7 +132,7 @@ def test_blocks_of_any_filling(n):
     foreground = np.zeros((40, 40), bool)
     foreground.flat[:n] = True
     flows = np.zeros((40, 40, 2), np.float32)
-    ends, travel = follow(flows, foreground, (0, 0, 39, 39), 200, 256.0)
+    ends, travel = follow(flows, foreground, Bounds(0, 0, 39, 39), 200, 256.0)
     assert np.array_equal(ends.flat[:n], np.arange(n))
     assert (ends.flat[n:] == DROPPED).all()
     assert not travel.any()

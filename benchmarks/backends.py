@@ -28,7 +28,6 @@ from torch import nn
 from torch.nn import functional
 
 from densebatch.base.errors import InputError
-from densebatch.base.findings import identify_machine, list_versions
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import BACKENDS, PatchShape
 from densebatch.engines.folding import EnlargingConv, fold_network
@@ -37,6 +36,7 @@ from densebatch.engines.openvino import convert_network, pack_model
 from densebatch.engines.quantization import quantise_model
 from densebatch.models.model import find_model, list_bundled, load_network
 from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
+from densebatch.planning.findings import identify_machine, list_versions
 from densebatch.planning.gate import compare_flows, draw_sample, predict_sample
 from densebatch.planning.settings import DEFAULT_MODEL
 

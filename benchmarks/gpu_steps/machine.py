@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
 _GPU_TESTS = (
-    "tests/engines/test_backend.py::test_on_a_gpu",
+    "tests/engines/test_cuda.py",
     "tests/tracing/test_device.py",
     "tests/run/test_gpu.py",
 )

@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from densebatch.base import findings
 from densebatch.base.files import cache_folder
-from densebatch.base.findings import recall, remember
+from densebatch.planning import findings
+from densebatch.planning.findings import recall, remember
 
 
 def test_findings_are_remembered_and_nothing_else(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def watch_command(
     )
     log_event(
         log,
-        "command ended",
+        "watched command ended",
         command=shlex.join(command),
         returncode=watched.returncode,
         wall_s=round(wall_s, 3),

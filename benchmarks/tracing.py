@@ -32,8 +32,8 @@ from densebatch.base.geometry import Grid, Region
 from densebatch.run.segment import segment
 from densebatch.scoring.score import score_labels
 from densebatch.scoring.settings import ScoreSettings
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from densebatch.studies.benchmark_record import describe_machine, describe_versions
 from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 

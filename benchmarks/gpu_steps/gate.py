@@ -12,7 +12,7 @@ from densebatch.planning.findings import remember
 from densebatch.planning.gate import compare_flows, draw_sample, predict_sample
 from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.slides.simulated import CHANNELS
+from densebatch.simulation.tissue import CHANNELS
 from gpu_steps.slides import write_mosaic
 from gpu_steps.tell import tell, timed
 

@@ -8,8 +8,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from densebatch.base.machine import count_cores
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from gpu_steps.tell import tell, timed
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from densebatch.base.geometry import Region
 from densebatch.planning.plan import load_plan
 from densebatch.run.segment import segment
-from densebatch.slides.simulated import CHANNELS
+from densebatch.simulation.tissue import CHANNELS
 from densebatch.stages.trace import read_flows
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 from gpu_steps.slides import write_mosaic

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from densebatch.slides.simulated import CHANNELS
+from densebatch.simulation.tissue import CHANNELS
 from densebatch.studies.watch import watch_command
 from gpu_steps.slides import write_mosaic
 from gpu_steps.tell import tell, timed

@@ -30,7 +30,7 @@ import numpy as np
 
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import BACKENDS, evaluate_patches
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.tile import TraceSettings, trace_tile
 
 if TYPE_CHECKING:

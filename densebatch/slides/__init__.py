@@ -1,1 +1,1 @@
-"""Pixels of slides, read from files of any format or simulated with their truth."""
+"""Pixels of slides: files of any format, opened once and read by region."""

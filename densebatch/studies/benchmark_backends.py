@@ -13,7 +13,7 @@ from densebatch.engines.backend import BACKENDS, REFERENCE, PatchShape, evaluate
 from densebatch.engines.make import check_backend, choose_device, make_backend, tell_unusable
 from densebatch.models.model import find_model, load_network
 from densebatch.planning.engine_choice import quantise
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.studies.benchmark_record import Row, take_medians
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import zarr
 
 from densebatch.cells.read import open_labels
 from densebatch.scoring.score import score_labels
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from densebatch.studies.benchmark_record import Row, take_medians
 from densebatch.studies.watch import scratch_folder, watch_command
 

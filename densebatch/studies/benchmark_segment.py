@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.machine import count_cores, name_gpu
-from densebatch.slides.simulated import CHANNELS, Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import CHANNELS, Tissue
 from densebatch.studies.benchmark_record import Row, take_medians
 from densebatch.studies.watch import Watched, scratch_folder, watch_command
 

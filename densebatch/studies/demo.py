@@ -19,8 +19,8 @@ from densebatch.scoring.files import ScoreOptions, score_files
 from densebatch.scoring.overlay import RED, YELLOW, draw_outlines, draw_overlay, encode_png
 from densebatch.scoring.report import format_number
 from densebatch.scoring.settings import format_threshold
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from densebatch.slides.slide import open_slide
 
 if TYPE_CHECKING:

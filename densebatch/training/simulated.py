@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from densebatch.base.geometry import Region
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.training.annotated import AnnotatedImage, make_annotated, measure_diameters
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 import zarr
 
 from densebatch.base.geometry import Region
-from densebatch.slides.simulated import CHANNELS
+from densebatch.simulation.tissue import CHANNELS
 from densebatch.slides.slide import open_slide
 from densebatch.tracing.tile import TracedTile
 

@@ -16,7 +16,7 @@ from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
 from densebatch.cli.main import main
 from densebatch.run.segment import Progress
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 
 
 def simulate(height, width, seed=0, **tissue):

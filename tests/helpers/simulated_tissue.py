@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from densebatch.slides.simulated import render
+from densebatch.simulation.tissue import render
 
 
 def find_tissue(tissue, region):

@@ -7,7 +7,7 @@ import torch
 from skimage.io import imsave
 
 from densebatch.base.geometry import Region
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.training.recipe import Recipe
 
 SMALL = Recipe(

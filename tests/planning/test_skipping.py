@@ -10,8 +10,8 @@ from densebatch.planning.planner import SKIP_CONTRAST, build_plan, draft_plan, f
 from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import BLOCK_PX, contrast_in, survey_channel
 from densebatch.run.segment import segment
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from densebatch.slides.slide import open_slide
 from tests.helpers.real_tissue import DATA, needs_data
 from tests.helpers.run_files import output_bytes, write_tiff

@@ -7,8 +7,8 @@ import torch
 
 from densebatch.run.segment import segment
 from densebatch.scoring import score_labels
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from tests.helpers.run_files import assert_same_output, output_bytes, read_report, read_result
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,7 +14,7 @@ from densebatch.models.model import find_model, load_network, save_model
 from densebatch.planning.settings import DEFAULT_MODEL
 from densebatch.run import steps
 from densebatch.run.segment import segment
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.slides.slide import open_slide
 from densebatch.stages.predict import PredictGroup
 from densebatch.tracing.diffusion import compute_flows

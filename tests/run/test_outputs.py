@@ -29,8 +29,8 @@ from densebatch.engines.pytorch import TorchBackend
 from densebatch.run import segment as pipeline
 from densebatch.run import session
 from densebatch.run.segment import segment
-from densebatch.slides.simulated import Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue
 from densebatch.slides.slide import open_slide
 from densebatch.stages import number as numbering
 from densebatch.stages import predict as inference

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from densebatch.slides.simulated import CHANNELS, Tissue
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import CHANNELS, Tissue
 from tests.helpers.run_files import call_main
 
 pytestmark = pytest.mark.skipif(

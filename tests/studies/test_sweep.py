@@ -17,7 +17,7 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.scoring.files import ScoreOptions, score_files
 from densebatch.scoring.settings import ScoreSettings
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.stages import predict as inference
 from densebatch.studies.sweep import Setting, find_images, run_sweep
 from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown

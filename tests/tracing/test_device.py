@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from densebatch.base.geometry import Region
 from densebatch.run.segment import segment
-from densebatch.slides.simulated import Tissue, render
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.stages import trace as tracing
 from densebatch.tracing.device import DeviceDynamics
 from densebatch.tracing.diffusion import compute_flows

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from densebatch.base.geometry import Grid, Region
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 

@@ -11,7 +11,7 @@ from skimage.io import imsave
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.pairs import find_annotated
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.training.annotated import EDGE_PX, load_annotated, measure_diameters
 from densebatch.training.recipe import Recipe

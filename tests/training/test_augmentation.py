@@ -9,7 +9,7 @@ import pytest
 from skimage.io import imsave
 
 from densebatch.base.geometry import Region
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.tracing.foreground import FLOW_SCALE
 from densebatch.training.annotated import EDGE_PX, load_annotated

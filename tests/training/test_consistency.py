@@ -10,7 +10,7 @@ import torch
 
 from densebatch.base.geometry import Region
 from densebatch.models.network import CPnet
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.training import train as training
 from densebatch.training.annotated import make_annotated
 from densebatch.training.augmentation import draw_orientation, draw_shift, orient, sample_batch

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densebatch.base.geometry import Region
-from densebatch.slides.simulated import Tissue, render
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.training.pasting import Crop, paste_disc
 

@@ -23,7 +23,7 @@ from densebatch.base.ngff import (
     plain_pyramid,
 )
 from densebatch.base.resampling import mean_of_four
-from densebatch.slides.simulated import CHANNELS, Tissue, render
+from densebatch.simulation.tissue import CHANNELS, Tissue, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numba
 import numpy as np
 
-from densebatch.slides.simulated_fields import STREAM_CAMERA, hash_column, hash_row, to_normal
+from densebatch.simulation.fields import STREAM_CAMERA, hash_column, hash_row, to_normal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.slides.simulated_fields import Scene
+    from densebatch.simulation.fields import Scene
 
 HAZE = (0.22, 0.45)
 """Share of the light of membranes and of nuclei that the wide blur spreads."""

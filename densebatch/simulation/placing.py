@@ -1,7 +1,7 @@
 """Cells of a simulated slide before they are drawn: where they are, how they look.
 
 A lattice offers one candidate centre per site. What a site holds depends on the seed and on the
-sites next to it, so any block of the lattice can be drawn alone (`simulated_fields` says how).
+sites next to it, so any block of the lattice can be drawn alone (`fields` says how).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numba
 import numpy as np
 
-from densebatch.slides.simulated_fields import (
+from densebatch.simulation.fields import (
     LEAST_SCORE,
     STREAM_CLUSTER,
     STREAM_FINE,
@@ -25,12 +25,12 @@ from densebatch.slides.simulated_fields import (
     score_outline,
     to_unit,
 )
-from densebatch.slides.simulated_light import BLUR_RADIUS
+from densebatch.simulation.light import BLUR_RADIUS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.slides.simulated_fields import Scene
+    from densebatch.simulation.fields import Scene
 
 # What a site holds: `Cells.kind`.
 EMPTY = 0.0

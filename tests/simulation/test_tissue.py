@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.slides.simulated import CHANNELS, Tissue, render
-from densebatch.slides.simulated_file import write_slide
+from densebatch.simulation.slide_file import write_slide
+from densebatch.simulation.tissue import CHANNELS, Tissue, render
 from tests.helpers.simulated_tissue import find_tissue
 
 HEIGHT, WIDTH = 420, 510

@@ -4,18 +4,18 @@ The demo, the tests and the benchmarks need tissue of any size whose cells are k
 draws any region of a slide without drawing the rest, and the region's pixels and ids are those of
 the whole slide bit for bit; `write_slide` uses it to write slides larger than memory.
 
-A slide is built from global coordinates and a seed only (`simulated_fields` says how):
+A slide is built from global coordinates and a seed only (`fields` says how):
 
 1. a lattice offers candidate centres, thinned so that no two are closer than a cell's width
-   (`simulated_cells`);
+   (`placing`);
 2. a share of the cells is stained, more in some places than in others; the others are dark gaps
-   with a nucleus. The truth holds the stained cells (`simulated_cells`);
+   with a nucleus. The truth holds the stained cells (`placing`);
 3. a cell is an ellipse cut by the borders to its neighbours, under a smooth displacement of the
    plane. Two cells never overlap, and they touch where both are stained and near. Membranes are
-   bright rings, brighter where two meet, over a dim inside (`simulated_paint`);
+   bright rings, brighter where two meet, over a dim inside (`painting`);
 4. optical blur with a wide haze, uneven background, shot and read noise follow
-   (`simulated_light`);
-5. part of the slide may be empty: constant background and camera noise (`simulated_fields`).
+   (`light`);
+5. part of the slide may be empty: constant background and camera noise (`fields`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from densebatch.base.errors import InputError
-from densebatch.slides.simulated_cells import MAX_HALF_AXIS, Sites, place_cells
-from densebatch.slides.simulated_fields import (
+from densebatch.simulation.fields import (
     LEAST_SCORE,
     OUTLINE_RELIEF,
     STREAM_BACKGROUND,
@@ -45,8 +44,9 @@ from densebatch.slides.simulated_fields import (
     ramp_tissue,
     sample_outline,
 )
-from densebatch.slides.simulated_light import BLUR_RADIUS, Light, blur, expose
-from densebatch.slides.simulated_paint import Canvas, paint_cells
+from densebatch.simulation.light import BLUR_RADIUS, Light, blur, expose
+from densebatch.simulation.painting import Canvas, paint_cells
+from densebatch.simulation.placing import MAX_HALF_AXIS, Sites, place_cells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numba
 import numpy as np
 
-from densebatch.slides.simulated_cells import EMPTY, MAX_HALF_AXIS, STAINED, UNSTAINED
-from densebatch.slides.simulated_fields import STREAM_PAIR, ease, hash_place, mix_bits, to_unit
+from densebatch.simulation.fields import STREAM_PAIR, ease, hash_place, mix_bits, to_unit
+from densebatch.simulation.placing import EMPTY, MAX_HALF_AXIS, STAINED, UNSTAINED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.slides.simulated_cells import Cells, Sites
-    from densebatch.slides.simulated_fields import Scene
+    from densebatch.simulation.fields import Scene
+    from densebatch.simulation.placing import Cells, Sites
 
 # An unstained cell meets a stained neighbour with this share of its width.
 _YIELD = 0.6

@@ -7,8 +7,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from densebatch.workers.fork_server import start_fork_server
-
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path), default=Path("densebatch-demo"))
@@ -24,8 +22,6 @@ from densebatch.workers.fork_server import start_fork_server
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Dask workers.")
 def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
-    if workers != 0:
-        start_fork_server()  # before other imports: it goes on beside them
     from densebatch.cli.summary import print_summary
     from densebatch.cli.terminal import TerminalProgress
     from densebatch.studies.demo import run_demo

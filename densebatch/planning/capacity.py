@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from densebatch.base.allocation import KEPT_BYTES
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.machine import count_cores
 from densebatch.cells.ngff import SHARD_PX
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
+from densebatch.workers.cluster import KEPT_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     shard = min(height, SHARD_PX) * min(width, SHARD_PX)
     n_inputs = len(plan.membrane) + (plan.nuclei is not None)
     patches = lanes * patch_bytes(plan)
-    kept = min(patches, lanes * KEPT_BYTES)
+    kept = min(patches, KEPT_BYTES)
     item = np.dtype(plan.slide.dtype).itemsize
     seen = [math.ceil(step / plan.rescale) for step in (plan.groups.step_y, plan.groups.step_x)]
     # a PNG is one chunk, and not let go
@@ -108,7 +108,7 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
 
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
     """Worker processes: as asked for; else one per core, as memory allows, for enough tasks."""
-    if settings.scheduler_address or settings.scheduler_file:
+    if settings.is_remote:
         return 0
     if settings.workers is not None:
         return settings.workers

@@ -34,8 +34,9 @@ from densebatch.stages.number import (
 )
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
-from densebatch.workers.cluster import check_scheduler, open_executor
+from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor
+from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ def segment(
     started = time.monotonic()
     meter = Meter()
     folder.check()
-    check_scheduler(settings.scheduler_address, settings.scheduler_file)
+    check_scheduler(settings.scheduler)
     plan = draft_plan(slide, settings)
     workers = choose_workers(settings, plan)
     check_engine(settings)
@@ -192,23 +193,28 @@ def segment(
 def start_executor(
     stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
 ) -> SerialExecutor | DaskExecutor:
-    """The executor that the settings ask for, until the stack is closed; errors in words."""
-    address, file = settings.scheduler_address, settings.scheduler_file
+    """The executor that the settings ask for, until the stack is closed.
+
+    Parameters
+    ----------
+    stack
+        Closes the executor.
+    settings
+        Of the run.
+    workers
+        Processes on this machine; 0 works in this one.
+    plans
+        Of the slides whose jobs it will get: they tell how many workers share a GPU.
+
+    Raises
+    ------
+    InputError, DensebatchError
+        See `open_executor`.
+    """
     device_workers = count_device_workers(plans, settings, workers)
-    try:
-        executor = stack.enter_context(open_executor(workers, address, file, device_workers))
-    except OSError as error:
-        if address is None and file is None:
-            raise DensebatchError(f"{workers} workers could not be started: {error}") from error
-        raise InputError(
-            f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
-            "accepted is a running Dask scheduler with workers"
-        ) from error
-    except RuntimeError as error:  # of Dask, when a worker's process ends at once
-        raise DensebatchError(
-            f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
-            'calls segment under `if __name__ == "__main__":`, or gives workers=0'
-        ) from error
+    executor = stack.enter_context(
+        open_executor(workers, settings.scheduler, device_workers=device_workers)
+    )
     if isinstance(executor, DaskExecutor):
         executor.wake(wake_device)
     return executor

@@ -18,7 +18,7 @@ from densebatch.run.session import Session
 from densebatch.run.steps import predict_steps
 from densebatch.stages.journal import Journal
 from densebatch.stages.predict import create_flows
-from densebatch.workers.cluster import check_scheduler
+from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ def store_flows(
         If a patch of a slide could not be evaluated.
     """
     progress = progress or Progress()
-    check_scheduler(settings.scheduler_address, settings.scheduler_file)
+    check_scheduler(settings.scheduler)
     folders = [OutputFolder(path.absolute()) for path in slides]
     for folder in folders:
         folder.check()

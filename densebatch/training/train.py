@@ -17,7 +17,6 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.errors import InputError
 from densebatch.models.model import load_network
 from densebatch.models.network import CPnet
@@ -157,7 +156,6 @@ def train(
     """
     for teacher in teachers:
         _check_teacher(teacher, recipe)
-    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
     network = build_network(images, recipe, start).to(device)

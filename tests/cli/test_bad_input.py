@@ -13,7 +13,7 @@ import zarr
 
 from densebatch.run.segment import segment
 from densebatch.slides.source import DTYPES
-from densebatch.workers import cluster as scheduler
+from densebatch.workers import scheduler
 from tests.helpers.run_files import (
     call_main,
     read_report,

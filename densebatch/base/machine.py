@@ -1,6 +1,6 @@
 """The machine: its processor and cores, and its GPU as the driver tells of it.
 
-Imports nothing of CUDA.
+Nothing here imports CUDA or makes a context on the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _find() -> tuple[Any, Any] | None:
+def _find_gpu() -> tuple[Any, Any] | None:
     """NVIDIA's library and the first GPU; None if either is missing or does not answer."""
     try:
         pynvml: Any = importlib.import_module("pynvml")
@@ -29,8 +29,15 @@ def _find() -> tuple[Any, Any] | None:
 
 
 def make_gpu_meter() -> Callable[[], float] | None:
-    """Share of time that the first GPU is busy, 0..1, if there is one and a library that tells."""
-    found = _find()
+    """Make a function that tells how busy the first GPU is.
+
+    Returns
+    -------
+    callable or None
+        Gives the share of the last moments that the GPU was busy, 0..1. None if there is no GPU, or
+        its driver does not tell.
+    """
+    found = _find_gpu()
     if found is None:
         return None
     pynvml, device = found
@@ -40,25 +47,25 @@ def make_gpu_meter() -> Callable[[], float] | None:
 
     try:
         measure()
-    except Exception:  # a part of a GPU, for one, does not tell
+    except Exception:  # the driver does not tell it of a part of a GPU, for one
         return None
     return measure
 
 
 def name_gpu() -> str | None:
-    """Name of the first GPU, as its driver has it; None if nobody knows of one."""
-    found = _find()
+    """Name of the first GPU, as its driver has it; None if there is none."""
+    found = _find_gpu()
     if found is None:
         return None
     pynvml, device = found
     with suppress(Exception):
-        name = pynvml.nvmlDeviceGetName(device)  # bytes, of older libraries
+        name = pynvml.nvmlDeviceGetName(device)  # older libraries give bytes
         return name.decode() if isinstance(name, bytes) else str(name)
     return None
 
 
 def count_cores() -> int:
-    """Processors that this process may use; only Linux tells a limit, as batch systems set."""
+    """Processors that this process may use; batch systems limit them, which only Linux tells."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

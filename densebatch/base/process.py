@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def is_in_use() -> bool:
-    """Whether this process has a context on a GPU, which takes seconds and memory to get."""
-    torch: Any = sys.modules.get("torch")
+def has_gpu_context() -> bool:
+    """Whether this process has a context on a GPU, which takes seconds and memory to make."""
+    torch: Any = sys.modules.get("torch")  # without PyTorch nobody has made one
     return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def measure_peak_mb() -> int:
-    """Largest resident memory of this process so far, in MB; the current one if nobody knows."""
-    # not getrusage: a new process inherits the peak of the one that started it
+    """Largest resident memory of this process so far, in MB (10^6 bytes).
+
+    Where the system does not tell, it is the memory that is resident now.
+    """
+    # `getrusage` would not do: a new process inherits the peak of the one that started it.
     try:
         status = Path("/proc/self/status").read_text()
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -34,9 +37,10 @@ def measure_peak_mb() -> int:
 
 
 def count_io() -> tuple[int, int] | None:
-    """Bytes that this process has read and written so far, cached or not; None if nobody knows.
+    """Bytes that this process has read and written so far; None where the system does not tell.
 
-    Counted are the system calls, not the disk; what is mapped into memory is not.
+    System calls are counted, whether their bytes come from a disk or from its cache. Files that are
+    mapped into memory are not.
     """
     try:
         counters = psutil.Process().io_counters()
@@ -46,12 +50,12 @@ def count_io() -> tuple[int, int] | None:
 
 
 def name_process() -> str:
-    """A name that this process shares with no other of a run, on any machine."""
+    """Name of this process that no other process of a run has, on whichever machine."""
     return f"{platform.node()}:{os.getpid()}"
 
 
 class Meter:
-    """Started at the beginning of a task; tells at its end what it took, for its record."""
+    """Measures a task, from the meter's making to its reading, for the task's record."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -60,19 +64,19 @@ class Meter:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add to the time of a part of the task."""
+        """Add the time that the context lasts to the part of that name."""
         start = time.monotonic()
         yield
         self._parts[part] = self._parts.get(part, 0.0) + time.monotonic() - start
 
     def read(self) -> dict[str, Any]:
-        """Seconds since the start, in all and by part; what the process has read and written.
+        """What the task has taken so far.
 
         Returns
         -------
         dict
-            `seconds`, `parts` (seconds by name), `peak_rss_mb`, `process`, and since the start
-            `bytes_read` and `bytes_written`, which are None if nobody knows.
+            `seconds` in all and by name in `parts`; `bytes_read` and `bytes_written`, None where
+            the system does not tell; `process`, and `peak_rss_mb` of it since it began.
         """
         before, now = self._io, count_io()
         spent = (now[0] - before[0], now[1] - before[1]) if before and now else (None, None)

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.workers.fork_server import start_fork_server
 
 
 @click.command(cls=LoggedCommand)
@@ -24,8 +23,6 @@ from densebatch.workers.fork_server import start_fork_server
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Dask workers.")
 def demo(out: Path, size: int, seed: int, workers: int | None) -> None:
     """Simulate a slide with exact truth, segment it, score it, and write OUT/index.html."""
-    if workers != 0:
-        start_fork_server()  # before other imports: it goes on beside them
     from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.studies.demo import run_demo
 

@@ -13,7 +13,6 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
-from densebatch.workers.fork_server import start_fork_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +82,6 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
 
     The same command continues an interrupted run.
     """
-    if settings.starts_workers:
-        start_fork_server()  # before other imports: it goes on beside them
     from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.run.segment import segment as run_segment
 

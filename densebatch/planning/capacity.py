@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from densebatch.base.allocation import KEPT_BYTES
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.machine import count_cores
 from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
+from densebatch.workers.cluster import KEPT_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,6 +15,7 @@ from densebatch.base.settings import (
     PositiveCount,
     read_settings,
 )
+from densebatch.workers.scheduler import Scheduler
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
 DEFAULT_MODEL = "dense-small"
@@ -106,14 +107,22 @@ class SegmentSettings(BaseModel):
         return self
 
     @property
+    def scheduler(self) -> Scheduler | None:
+        """The running Dask scheduler that does the work, if one does.
+
+        Raises
+        ------
+        InputError
+            If both its address and its file are given.
+        """
+        if not self.is_remote:
+            return None
+        return Scheduler(self.scheduler_address, self.scheduler_file)
+
+    @property
     def is_remote(self) -> bool:
         """Whether a running Dask scheduler does the work, rather than this machine."""
         return self.scheduler_address is not None or self.scheduler_file is not None
-
-    @property
-    def starts_workers(self) -> bool:
-        """Whether worker processes do the work that this program starts on this machine."""
-        return not self.is_remote and self.workers != 0
 
 
 def load_settings(path: Path | None, **overrides: object) -> SegmentSettings:

@@ -12,7 +12,8 @@ from densebatch.engines.make import check_backend, choose_device, measure_free_b
 from densebatch.engines.quantization import read_quantised
 from densebatch.planning.capacity import patch_bytes, trace_window_px
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
-from densebatch.workers.cluster import ask_worker, check_scheduler
+from densebatch.workers.cluster import ask_worker
+from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,8 @@ def add_engine(
     Raises
     ------
     InputError
-        If a backend that was asked for cannot be used or fails the gate.
+        If a backend that was asked for cannot be used or fails the gate, or the scheduler or its
+        workers cannot be reached.
     """
     earlier = None if restart else folder.read_marker()
     began = earlier.engine if earlier is not None else None
@@ -89,18 +91,12 @@ def add_engine(
         if kept is not None:
             return _with_engine(plan, kept), kept
     arguments = (plan, settings.backend, settings.device, began)
-    if settings.is_remote:
-        address, file = settings.scheduler_address, settings.scheduler_file
-        check_scheduler(address, file)
-        try:
-            choice: EngineChoice = ask_worker(address, file, choose_engine, *arguments)
-        except OSError as error:
-            raise InputError(
-                f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
-                "accepted is a running Dask scheduler with workers"
-            ) from error
-    else:
+    scheduler = settings.scheduler
+    if scheduler is None:
         choice = choose_engine(*arguments)
+    else:
+        check_scheduler(scheduler)
+        choice = ask_worker(scheduler, choose_engine, *arguments)
     return _with_engine(plan, choice), choice
 
 

@@ -14,7 +14,7 @@ from densebatch.planning.capacity import (
 )
 from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.run.engine import add_engine, check_engine
-from densebatch.workers.cluster import check_scheduler
+from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def prepare(
     """
     for _, folder in slides:
         folder.check()
-    check_scheduler(settings.scheduler_address, settings.scheduler_file)
+    check_scheduler(settings.scheduler)
     drafts = [draft_plan(slide, settings) for slide, _ in slides]
     workers = max(choose_workers(settings, draft) for draft in drafts)
     check_engine(settings)

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from densebatch.base.errors import DensebatchError, InputError
 from densebatch.engines.make import wake_device
 from densebatch.run.engine import count_device_workers
 from densebatch.workers.cluster import open_executor
@@ -84,27 +83,13 @@ def start_executor(
 
     Raises
     ------
-    InputError
-        If the scheduler cannot be used.
-    DensebatchError
-        If workers of this machine cannot be started.
+    InputError, DensebatchError
+        As `open_executor`.
     """
-    address, file = settings.scheduler_address, settings.scheduler_file
     device_workers = count_device_workers(plans, settings, workers)
-    try:
-        executor = stack.enter_context(open_executor(workers, address, file, device_workers))
-    except OSError as error:
-        if address is None and file is None:
-            raise DensebatchError(f"{workers} workers could not be started: {error}") from error
-        raise InputError(
-            f"scheduler {address or file}: cannot be used ({' '.join(str(error).split())}); "
-            "accepted is a running Dask scheduler with workers"
-        ) from error
-    except RuntimeError as error:  # of Dask, when a worker's process ends at once
-        raise DensebatchError(
-            f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
-            'calls segment under `if __name__ == "__main__":`, or gives workers=0'
-        ) from error
+    executor = stack.enter_context(
+        open_executor(workers, settings.scheduler, device_workers=device_workers)
+    )
     if isinstance(executor, DaskExecutor):
         executor.wake(wake_device)
     return executor

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import zarr
 
-from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
 from densebatch.engines.backend import evaluate_patches, patch_shape
@@ -44,7 +43,6 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
     key = (plan.model.sha256, plan.engine, shape, plan.network_batch, lanes)
     with _loading:
         if key not in _loaded:
-            keep_freed_memory()
             choose_device(plan.engine.device)  # a worker may lack what the planner has
             _loaded.clear()
             model_loads += 1

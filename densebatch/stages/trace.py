@@ -15,7 +15,7 @@ import zarr
 
 from densebatch.base.files import write_atomic
 from densebatch.base.geometry import Region
-from densebatch.base.process import Meter, is_in_use
+from densebatch.base.process import Meter, has_gpu_context
 from densebatch.base.resampling import axis_weights, resample
 from densebatch.stages.predict import name_prediction
 from densebatch.stages.work import Task
@@ -64,7 +64,7 @@ def _is_skipped(plan: Plan, region: Region) -> bool:
 
 def _choose_device(plan: Plan) -> str:
     """The GPU, in a process that evaluates the network there; labels are the same everywhere."""
-    return plan.engine.device if is_in_use() else "cpu"
+    return plan.engine.device if has_gpu_context() else "cpu"
 
 
 def _trace(

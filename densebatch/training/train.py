@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from densebatch.base.allocation import keep_freed_memory
 from densebatch.base.log import log_event
 from densebatch.models.model import load_network
 from densebatch.models.network import CPnet
@@ -167,7 +166,6 @@ def train(
     """
     for teacher in teachers:
         _check_teacher(teacher, recipe)
-    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
     begun = time.monotonic()

@@ -1,32 +1,30 @@
-"""Run independent tasks: here, one after the other, or on Dask workers.
+"""Run jobs that depend on each other: in this process one by one, or on Dask workers.
 
-Knows nothing of slides. Submission is windowed: at most about two tasks per worker, and two more
-per worker that has a device, are in the scheduler's hands, the rest wait here, so that a lost
-worker takes few tasks with it and a task that has become possible can go ahead of those that were
-waiting.
+On workers only a window of jobs is in Dask's hands, about two for each worker and two more for each
+that has a device; the rest wait here. So a worker that is lost takes few jobs with it, and a job
+that becomes ready can go ahead of those that waited longer.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from densebatch.base.log import log_event
 from densebatch.workers.schedule import Job, Outcome, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_WINDOW = 2  # tasks per worker in flight
+log = logging.getLogger(__name__)
+
+_WINDOW = 2  # jobs in flight for each worker
 DEVICE = "device"
-"""Dask resource of the workers that may use the GPU, where these are some of all."""
-
-
-def _explain(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+"""Dask resource of the workers that may use the GPU, if only some of them may."""
 
 
 class SerialExecutor:
-    """The reference: everything in this process, one task at a time."""
+    """The reference: every job in this process, one at a time."""
 
     workers = 0
     device_workers = 0
@@ -34,39 +32,49 @@ class SerialExecutor:
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
     ) -> Iterator[Outcome]:
-        """Yield an outcome per job, failures included.
+        """Run jobs; a job that fails is tried again before it is given up.
 
         Parameters
         ----------
         jobs
-            Tasks; those already done are left out by the caller.
+            What to do, without what is done already.
         done
             Names that count as done in `needs`.
         shuffle
             Seed of a random order among ready jobs of one rank; results must not depend on it.
+
+        Yields
+        ------
+        Outcome
+            One for each job, failed or not.
+
+        Raises
+        ------
+        ValueError
+            If the jobs cannot be done in any order, see `Schedule`.
         """
         schedule = Schedule(jobs, done, shuffle)
         while (job := schedule.next()) is not None:
             try:
                 result = job.function(*job.args)
-            except Exception as error:  # quarantined and reported, never swallowed
-                yield from schedule.fail(job, _explain(error))
+            except Exception as error:  # becomes the outcome of a job that is given up
+                yield from schedule.fail(job, _describe_error(error))
             else:
                 schedule.finish(job)
                 yield Outcome(job, result)
 
 
 class DaskExecutor:
-    """Tasks on the workers of a Dask scheduler.
+    """Jobs on the workers of a Dask scheduler.
 
     Parameters
     ----------
     client
         Of the scheduler.
     workers
-        Processes.
+        How many there are.
     device_workers
-        How many of them have the resource `DEVICE`, and get all jobs that are for a device; 0 if
+        How many of them have the resource `DEVICE` and get all jobs that are for a device; 0 if
         workers are all alike.
     """
 
@@ -82,20 +90,28 @@ class DaskExecutor:
         for _ in range(self.device_workers):
             fire_and_forget(self._submit(Job("wake", function, (), on_device=True)))
 
-    def _submit(self, job: Job) -> Any:  # noqa: ANN401
-        how: dict[str, Any] = {}
-        if self.device_workers and job.on_device:
-            # before what else such a worker has been given: nobody else can do it
-            how = {"resources": {DEVICE: 1}, "priority": 1}
-        return self.client.submit(job.function, *job.args, pure=False, retries=0, **how)
-
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
     ) -> Iterator[Outcome]:
-        """As `SerialExecutor.run`, in the order of completion.
+        """Run jobs as `SerialExecutor.run` does; outcomes come in the order of completion.
 
         When a worker dies, any of the jobs that it had may be to blame. Each of them is tried
         again with nothing else in flight, so that the culprit takes no other with it.
+
+        Parameters
+        ----------
+        jobs, done, shuffle
+            As `SerialExecutor.run` has them.
+
+        Yields
+        ------
+        Outcome
+            One for each job, failed or not.
+
+        Raises
+        ------
+        ValueError
+            If the jobs cannot be done in any order, see `Schedule`.
         """
         from distributed import KilledWorker, as_completed
         from distributed.scheduler import NoValidWorkerError
@@ -104,9 +120,15 @@ class DaskExecutor:
         running: dict[Any, Job] = {}
         completed = as_completed(loop=self.client.loop)
         suspects: set[str] = set()
+        present = set(self.client.nthreads())
 
         def refill() -> None:
-            n_workers = max(1, len(self.client.nthreads()))
+            nonlocal present
+            now = set(self.client.nthreads())
+            for address in sorted(present - now):
+                log_event(log, "worker lost", worker=address, workers_left=len(now))
+            present = now
+            n_workers = max(1, len(now))
             if not self.device_workers:
                 hand_out(n_workers, None)
                 return
@@ -126,7 +148,7 @@ class DaskExecutor:
                 completed.add(future)
                 given += 1
                 if job.name in suspects:
-                    return  # and nothing is handed out until it is back
+                    return  # nothing is handed out beside it
 
         try:
             refill()
@@ -134,19 +156,34 @@ class DaskExecutor:
                 future = next(completed)
                 job = running.pop(future)
                 try:
-                    # a result can be lost with its worker after the task has finished
+                    # a result can be lost with its worker after the job has finished
                     result = future.result()
                 except Exception as error:
                     if isinstance(error, KilledWorker):
                         suspects.add(job.name)
+                        log_event(log, "job quarantined", job=job.name)
                     elif isinstance(error, NoValidWorkerError):
-                        self.device_workers = 0  # all are lost for good: whoever is left does it
-                    yield from schedule.fail(job, _explain(error))
+                        # All workers with a device are lost for good, so the others do its jobs.
+                        self.device_workers = 0
+                        log_event(log, "device workers lost", job=job.name)
+                    yield from schedule.fail(job, _describe_error(error))
                 else:
                     schedule.finish(job)
                     yield Outcome(job, result)
                 future.release()
                 refill()
         finally:
-            for future in running:  # nobody listens any more
+            for future in running:  # the caller has stopped listening
                 future.release()
+
+    def _submit(self, job: Job) -> Any:  # noqa: ANN401
+        options: dict[str, Any] = {}
+        if self.device_workers and job.on_device:
+            # It goes before the worker's other jobs, because no other worker can do it.
+            options = {"resources": {DEVICE: 1}, "priority": 1}
+        return self.client.submit(job.function, *job.args, pure=False, retries=0, **options)
+
+
+def _describe_error(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"

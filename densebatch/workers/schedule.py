@@ -1,15 +1,22 @@
-"""Which of a stage's tasks can start, in which order, and what becomes of those that fail."""
+"""Which jobs can start, in which order, and what becomes of those that fail.
+
+Pure data: nothing here runs a job.
+"""
 
 from __future__ import annotations
 
 import heapq
+import logging
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from densebatch.base.log import log_event
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 
@@ -21,12 +28,12 @@ class Job:
     Attributes
     ----------
     name : unique
-    function, args : what to call; importable and small, they travel to the worker
+    function, args : what to call; importable and small, since they travel to the worker
     needs : names of jobs that must be done before
-    rank : jobs of a lower rank go first among those that are ready; on workers, the last few of
-        the highest go before them, so that what needs them does not wait at the end, when nothing
-        else is left to do
-    on_device : whether it is only for workers that may use the GPU, where these are some of all
+    rank : jobs of a lower rank go first among those that are ready. On workers, the last few jobs
+        of the highest rank go before all others: what needs them would otherwise run at the end,
+        when nothing else is left to do beside it.
+    on_device : whether the job is for a worker that may use the GPU, if only some of them may
     """
 
     name: str
@@ -39,7 +46,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished job: its result, or why it failed for good."""
+    """How a job ended.
+
+    Attributes
+    ----------
+    job : the job
+    result : what its function returned; None if it failed
+    error : why it failed for good, as one line; None if it did not
+    """
 
     job: Job
     result: Any = None
@@ -47,9 +61,23 @@ class Outcome:
 
 
 class Schedule:
-    """Which jobs are ready, in which order; jobs whose needs failed fail with them.
+    """Jobs that wait, are ready or were handed out; those whose needs failed fail with them.
 
-    `n_last` is how many jobs of the highest rank that were never handed out are the last few.
+    Parameters
+    ----------
+    jobs
+        All of them, with different names.
+    done
+        Names that count as done in `needs`.
+    shuffle
+        Seed of a random order among ready jobs of one rank; None keeps the order of `jobs`.
+    n_last
+        How many jobs of the highest rank, of those never handed out, are the last few (see `Job`).
+
+    Raises
+    ------
+    ValueError
+        If a job needs itself or a job that is neither given nor done, or two have one name.
     """
 
     def __init__(
@@ -65,7 +93,7 @@ class Schedule:
         self._missing = {}
         self._waiting: dict[str, list[str]] = {}
         self._n_last = n_last
-        # retried jobs have a rank of their own, above all others
+        # The highest rank that jobs have; a job that is tried again is ranked above it.
         self._top = max((job.rank for job in jobs), default=0)
         self._left_of_top = {job.name for job in jobs if job.rank == self._top}
         self._ready: dict[tuple[int, bool], list[tuple[int, str]]] = {}
@@ -107,7 +135,18 @@ class Schedule:
         heapq.heappush(self._ready.setdefault((rank, job.on_device), []), (place, job.name))
 
     def next(self, on_device: bool | None = None) -> Job | None:
-        """A job that can start now, if there is one; only those for the device, or all others."""
+        """Hand out the job that goes first of those that can start now.
+
+        Parameters
+        ----------
+        on_device
+            Only a job that is for the device, or only one that is not; None for either.
+
+        Returns
+        -------
+        Job or None
+            None if there is none.
+        """
         keys = sorted(
             key for key, ready in self._ready.items() if ready and on_device in (None, key[1])
         )
@@ -120,21 +159,35 @@ class Schedule:
         return self._jobs[name]
 
     def put_back(self, job: Job) -> None:
-        """Undo `next`, for a job that has failed before."""
+        """Undo `next`, for a job that has failed before (its rank has no last few)."""
         self._push(job)
 
     def finish(self, job: Job) -> None:
-        """Note that a job is done; what waited for it may become ready."""
+        """Note that a job is done; jobs that waited for it may become ready."""
         self.unfinished -= 1
         for name in self._waiting.pop(job.name, []):
-            self._missing[name] -= 1  # of one that was lost it stays negative
+            self._missing[name] -= 1  # a job that was given up stays below 0
             if self._missing[name] == 0:
                 self._push(self._jobs[name])
 
     def fail(self, job: Job, error: str) -> list[Outcome]:
-        """Try a job again later, or give it and all that wait for it up."""
-        self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
-        if self._attempts[job.name] < _ATTEMPTS:
+        """Note that a job failed: it is tried again, or given up with all that wait for it.
+
+        Parameters
+        ----------
+        job
+            As `next` gave it.
+        error
+            Why it failed, as one line.
+
+        Returns
+        -------
+        list of Outcome
+            Of the jobs that are given up; none if it is tried again.
+        """
+        attempt = self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
+        if attempt < _ATTEMPTS:
+            log_event(log, "job failed, to be retried", job=job.name, attempt=attempt, error=error)
             self._push(job)
             return []
         lost = [Outcome(job, error=error)]
@@ -146,8 +199,9 @@ class Schedule:
                 continue
             gone.add(name)
             lost.append(Outcome(self._jobs[name], error=f"needs {job.name}, which failed: {error}"))
-            self._missing[name] = -1  # another need that fails later must not report it again
+            self._missing[name] = -1  # another of its needs that fails must not report it again
             queue.extend(self._waiting.pop(name, []))
+        log_event(log, "job given up", job=job.name, attempt=attempt, error=error, lost=len(lost))
         self._left_of_top -= gone
         self.unfinished -= len(lost)
         return lost

@@ -10,7 +10,6 @@ import tifffile
 import torch
 import zarr
 
-from densebatch.workers import cluster
 from tests.helpers.run_files import (
     call_main,
     run_command,
@@ -324,8 +323,8 @@ def test_scheduler_address(capsys, tmp_path, slide, address, words):
 
 
 def test_scheduler_file(capsys, tmp_path, slide, monkeypatch):
-    monkeypatch.setattr(cluster, "_FILE_WAIT_S", 0.2)
-    monkeypatch.setattr(cluster, "_WRITE_WAIT_S", 0.2)
+    monkeypatch.setattr(scheduler, "_FILE_WAIT_S", 0.2)
+    monkeypatch.setattr(scheduler, "_WRITE_WAIT_S", 0.2)
     file = tmp_path / "scheduler.json"
     arguments = ("segment", slide, tmp_path / "out", "--scheduler-file", file)
     assert f"scheduler file {file}: does not exist" in refused(capsys, tmp_path, *arguments)
@@ -338,7 +337,7 @@ def test_scheduler_file(capsys, tmp_path, slide, monkeypatch):
 
 
 def test_somebody_else_at_the_scheduler_s_address(capsys, tmp_path, slide, monkeypatch):
-    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(scheduler, "_CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         message = refused(

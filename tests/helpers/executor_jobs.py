@@ -10,6 +10,8 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
+
 
 def note_call(folder, name):
     """Leave a trace of a call; returns how many there are of this name."""
@@ -70,6 +72,17 @@ def die(folder, name, times):
     if calls <= times:
         os._exit(9)
     return calls
+
+
+def count_page_faults(n_arrays):
+    """Pages that so many arrays of 1 MiB are given by the system, one after the other."""
+    import resource  # Windows has none
+
+    np.ones(2**18, np.float32)  # numpy asks for huge pages from 4 MiB on
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(n_arrays):
+        np.ones(2**18, np.float32)
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
 
 class _Unreadable:

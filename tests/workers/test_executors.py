@@ -1,71 +1,29 @@
+"""Whatever runs jobs passes the same tests; then what each executor does beyond that."""
+
 import contextlib
-import json
 import os
 import random
-import threading
 import time
 from collections import Counter
-from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densebatch.workers import cluster as cluster_module
-from densebatch.workers import executors as module
-from densebatch.workers.cluster import open_executor
-from densebatch.workers.executors import DaskExecutor, SerialExecutor
+from densebatch.workers.executors import SerialExecutor
 from densebatch.workers.schedule import Job
 from tests.helpers import executor_jobs
+from tests.helpers.job_sets import (
+    N_WORKERS,
+    assert_follow,
+    errors,
+    graphs,
+    results,
+    run,
+    squares,
+)
 
-N_WORKERS = 2
 WINDOW = 2 * N_WORKERS
-
-
-@pytest.fixture(scope="module")
-def dask_executor():
-    with open_executor(N_WORKERS, None, None) as executor:
-        pids = executor.client.run(os.getpid).values()
-        scratch = Path(executor.client.cluster.workers[0].local_directory)
-        assert os.getpid() not in pids
-        assert scratch.exists()
-        yield executor
-    # nothing is left behind, neither processes nor scratch
-    assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert not scratch.exists()
-
-
-@pytest.fixture(params=["serial", "dask"])
-def executor(request):
-    """Whatever passes these tests is an executor."""
-    return (
-        SerialExecutor() if request.param == "serial" else request.getfixturevalue("dask_executor")
-    )
-
-
-def run(executor, jobs, **settings):
-    """Outcomes in order; each job has exactly one."""
-    outcomes = list(executor.run(jobs, **settings))
-    assert Counter(o.job.name for o in outcomes) == Counter(job.name for job in jobs)
-    assert all(o.result is None for o in outcomes if o.error is not None)
-    return outcomes
-
-
-def results(outcomes):
-    assert [o.error for o in outcomes if o.error] == []
-    return {o.job.name: o.result for o in outcomes}
-
-
-def errors(outcomes):
-    return {o.job.name: o.error for o in outcomes if o.error is not None}
-
-
-def squares(folder, n, seconds=0.0, **settings):
-    return [
-        Job(f"s{i}", executor_jobs.square, (str(folder), f"s{i}", i, seconds), **settings)
-        for i in range(n)
-    ]
 
 
 def test_every_job_runs_once(executor, tmp_path):
@@ -112,31 +70,6 @@ def test_lower_ranks_go_first(executor, tmp_path):
     # on workers, the first of the others is handed out when the last of these is in flight
     first = 8 - WINDOW + 1 if executor.workers else 8
     assert {name[0] for name in order[:first]} == {"r"}
-
-
-def test_last_few_of_the_highest_rank_go_before_lower_ranks():
-    """What needs them would else wait at the end, with nothing left to do beside."""
-    late = [Job(f"s{i}", executor_jobs.square, (), rank=1) for i in range(5)]
-    soon = [Job(f"r{i}", executor_jobs.square, (), needs=("s0",)) for i in range(2)]
-    schedule = module.Schedule([*soon, *late], frozenset(), None, n_last=2)
-    first, _ = schedule.next(), schedule.next()
-    schedule.finish(first)  # three of its rank are left, so both that waited for it go now
-    assert schedule.next().name == "r0"
-    assert schedule.next().name == "r1"
-    assert [schedule.next().name for _ in range(3)] == ["s2", "s3", "s4"]
-
-    schedule = module.Schedule([*soon, *late], frozenset(), None, n_last=2)
-    first, *_ = (schedule.next() for _ in range(3))
-    schedule.finish(first)
-    assert [schedule.next().name for _ in range(4)] == ["s3", "s4", "r0", "r1"]
-
-
-def test_failed_job_is_none_of_the_last_few():
-    jobs = [Job("s", executor_jobs.square, (), rank=1), Job("r", executor_jobs.square, ())]
-    schedule = module.Schedule(jobs, frozenset(), None, n_last=1)
-    assert schedule.fail(schedule.next(), "broken") == []
-    assert schedule.next().name == "r"
-    assert schedule.next().name == "s"
 
 
 def test_failing_job_is_tried_three_times(executor, tmp_path):
@@ -236,23 +169,6 @@ def test_giving_up_early_stops_what_waits(executor, tmp_path):
     assert 1 <= len(executor_jobs.count_calls(tmp_path)) <= 1 + 2 * WINDOW
 
 
-# the serial executor, exhaustively
-
-
-@st.composite
-def graphs(draw):
-    """Jobs that need earlier ones, shuffled, and how often each fails."""
-    n = draw(st.integers(0, 9))
-    needs = {
-        f"j{i}": draw(st.sets(st.integers(0, i - 1), max_size=3) if i else st.just(set()))
-        for i in range(n)
-    }
-    failures = {name: draw(st.sampled_from([0, 0, 0, 1, 2, 3])) for name in needs}
-    ranks = {name: draw(st.integers(0, 2)) for name in needs}
-    names = draw(st.permutations(sorted(needs)))
-    return {name: tuple(f"j{i}" for i in needs[name]) for name in names}, failures, ranks
-
-
 @given(graphs(), st.none() | st.integers(0, 5))
 def test_serial_outcomes_follow_from_the_graph(graph, shuffle):
     needs, failures, ranks = graph
@@ -271,118 +187,6 @@ def test_serial_outcomes_follow_from_the_graph(graph, shuffle):
     outcomes = run(SerialExecutor(), jobs, shuffle=shuffle)
     assert_follow(graph, errors(outcomes), calls)
     assert [o.job.name for o in outcomes if o.error is None] == done
-
-
-def assert_follow(graph, lost, calls):
-    """Which jobs are lost and how often each was tried follow from needs and failures alone."""
-    needs, failures, _ = graph
-
-    def is_lost(name):
-        return any(failures[need] >= 3 or is_lost(need) for need in needs[name])
-
-    assert set(lost) == {n for n in needs if failures[n] >= 3 or is_lost(n)}
-    assert calls == {n: min(failures[n] + 1, 3) for n in needs if not is_lost(n)}
-
-
-def come_back(schedule, job, is_broken, done, lost):
-    """A job's try ends, and `done` or `lost` grows by what follows from it."""
-    if is_broken:
-        lost |= {o.job.name: o.error for o in schedule.fail(job, "broken")}
-    else:
-        done.add(job.name)
-        schedule.finish(job)
-
-
-@given(graphs(), st.none() | st.integers(0, 5), st.integers(1, 5), st.integers(1, 4), st.data())
-def test_scheduled_outcomes_follow_from_the_graph(graph, shuffle, n_last, window, data):
-    """However many of the highest rank are the last few, and whatever comes back first."""
-    needs, failures, ranks = graph
-    jobs = [Job(name, print, (), needs[name], ranks[name]) for name in needs]
-    schedule = module.Schedule(jobs, frozenset(), shuffle, n_last)
-    calls, done, lost, running = Counter(), set(), {}, []
-    fresh = {name for name in needs if ranks[name] == max(ranks.values())}  # never handed out
-    while schedule.unfinished:
-        while len(running) < window and (job := schedule.next()) is not None:
-            if not calls[job.name] and ranks[job.name] < max(ranks.values()):
-                # what would have gone before: the last few of the highest rank, were one ready
-                ready = {n for n in fresh if set(needs[n]) <= done} - set(lost)
-                assert not ready or len(fresh - set(lost)) > n_last
-            calls[job.name] += 1
-            fresh.discard(job.name)
-            assert set(needs[job.name]) <= done
-            running.append(job)
-        job = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        come_back(schedule, job, calls[job.name] <= failures[job.name], done, lost)
-    assert schedule.next() is None
-    assert_follow(graph, lost, calls)
-
-
-@given(graphs(), st.sets(st.integers(0, 30)), st.integers(1, 4), st.data())
-def test_jobs_for_the_device_and_others_are_asked_for_apart(graph, device, window, data):
-    """By two kinds of workers; each job once for each try, whatever comes back first."""
-    needs, failures, ranks = graph
-    jobs = [
-        Job(name, print, (), needs[name], ranks[name], on_device=place in device)
-        for place, name in enumerate(needs)
-    ]
-    schedule = module.Schedule(jobs, frozenset(), None, 1)
-    calls, done, lost, running = Counter(), set(), {}, []
-    while schedule.unfinished:
-        for kind in (True, False):
-            while sum(job.on_device == kind for job in running) < window:
-                job = schedule.next(kind)
-                if job is None:
-                    break
-                assert job.on_device == kind
-                assert set(needs[job.name]) <= done
-                calls[job.name] += 1
-                running.append(job)
-        job = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        come_back(schedule, job, calls[job.name] <= failures[job.name], done, lost)
-    assert_follow(graph, lost, calls)
-
-
-def test_some_workers_have_the_device(tmp_path, monkeypatch):
-    """They get all that is for it, and nobody else does; one that is killed has a successor."""
-    folder = str(tmp_path)
-    jobs = [
-        Job(
-            f"d{k}",
-            executor_jobs.name_worker,
-            (folder, f"d{k}", 1 * (k == 5)),
-            rank=1,
-            on_device=True,
-        )
-        for k in range(12)
-    ]
-    jobs += [
-        Job(f"o{k}", executor_jobs.name_worker, (folder, f"o{k}", 0, 0.2), (f"d{k}",))
-        for k in range(12)
-    ]
-    monkeypatch.setenv("DENSEBATCH_TEST_FOLDER", folder)
-    with open_executor(3, None, None, device_workers=1) as executor:
-        executor.wake(executor_jobs.wake)
-        found = results(run(executor, jobs))
-        names = {result[0] for name, result in found.items() if name.startswith("d")}
-        assert names == {"0"}
-        pids = {result[1] for name, result in found.items() if name.startswith("d")}
-        assert len(pids) == 2  # one died
-        assert len({result[0] for name, result in found.items() if name.startswith("o")}) > 1
-    woken = {name for name in executor_jobs.count_calls(folder) if name.startswith("woken")}
-    assert woken == {"woken-0"}
-
-
-def test_workers_without_the_device_stand_in_when_all_others_are_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "_NO_WORKERS_S", 1.0)
-    jobs = [
-        Job(f"d{k}", executor_jobs.name_worker, (str(tmp_path), f"d{k}", 0), on_device=True)
-        for k in range(6)
-    ]
-    with open_executor(2, None, None, device_workers=1) as executor:
-        cluster = executor.client.cluster
-        cluster.sync(cluster.workers[0].close)
-        found = results(run(executor, jobs))
-    assert {name for name, _ in found.values()} == {"1"}
 
 
 def test_serial_order_is_rank_then_place_or_seed(tmp_path):
@@ -415,9 +219,6 @@ def test_serial_does_not_swallow_an_interrupt():
 
     with pytest.raises(KeyboardInterrupt):
         list(SerialExecutor().run([Job("a", interrupt, ())]))
-
-
-# Dask
 
 
 @contextlib.contextmanager
@@ -460,19 +261,6 @@ def test_jobs_run_in_the_workers(dask_executor):
     )
     assert pids <= set(dask_executor.client.run(os.getpid).values())
     assert os.getpid() not in pids
-
-
-def test_nothing_listens_to_the_network(dask_executor):
-    """Whoever can reach a scheduler can run code with it."""
-    this = psutil.Process()
-    listening = [
-        connection.laddr.ip
-        for process in (this, *this.children(recursive=True))
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert len(listening) > N_WORKERS
-    assert set(listening) == {"127.0.0.1"}
 
 
 def test_result_that_cannot_be_fetched_is_a_failure(dask_executor, tmp_path):
@@ -528,82 +316,3 @@ def test_job_that_kills_its_workers_is_quarantined_alone(dask_executor, tmp_path
     assert [entry for entry in company if entry[0] == "kills"] == [("kills", [])] * 3
     assert company[-2:] == [("kills", [])] * 2
     dask_executor.client.wait_for_workers(N_WORKERS, timeout=60)
-
-
-# opening
-
-
-def test_no_workers_is_this_process():
-    with open_executor(0, None, None) as executor:
-        assert isinstance(executor, SerialExecutor)
-        assert executor.workers == 0
-
-
-@pytest.mark.parametrize("by", ["address", "file"])
-def test_running_scheduler_is_used(dask_executor, tmp_path, by):
-    address = dask_executor.client.scheduler.address
-    file = tmp_path / "scheduler.json"
-    file.write_text(json.dumps({"address": address}))
-    where = (address, None) if by == "address" else (None, file)
-    with open_executor(0, *where) as executor:
-        assert isinstance(executor, DaskExecutor)
-        assert executor.workers == N_WORKERS
-        assert executor.client is not dask_executor.client
-        assert results(run(executor, squares(tmp_path, 3))) == {"s0": 0, "s1": 1, "s2": 4}
-    # it was not ours to close
-    assert results(run(dask_executor, squares(tmp_path, 2))) == {"s0": 0, "s1": 1}
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (None, "is missing; is the scheduler running?"),
-        ("", "has no address; is the scheduler running?"),
-        ("[1]", "has no address; is the scheduler running?"),
-        ('{"id": 1}', "has no address; is the scheduler running?"),
-    ],
-)
-def test_scheduler_file_without_a_scheduler(tmp_path, monkeypatch, content, told):
-    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 0.3)
-    file = tmp_path / "scheduler.json"
-    if content is not None:
-        file.write_text(content)
-    with (
-        pytest.raises(OSError, match=r"is the scheduler running\?") as caught,
-        open_executor(0, None, file),
-    ):
-        pytest.fail("there is no scheduler")
-    assert str(caught.value) == f"{file}: {told}"
-
-
-def test_scheduler_file_that_is_written_later(dask_executor, tmp_path):
-    file = tmp_path / "scheduler.json"
-    text = json.dumps({"address": dask_executor.client.scheduler.address})
-    writer = threading.Timer(0.4, file.write_text, [text])
-    writer.start()
-    try:
-        with open_executor(0, None, file) as executor:
-            assert executor.workers == N_WORKERS
-    finally:
-        writer.join()
-
-
-def test_scheduler_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 0.5)
-    with (
-        pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
-        open_executor(0, "tcp://127.0.0.1:1", None),
-    ):
-        pytest.fail("there is no scheduler")
-
-
-def test_scheduler_without_workers(monkeypatch):
-    from distributed import LocalCluster
-
-    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 2.0)
-    with (
-        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
-        pytest.raises(OSError, match="the scheduler has no workers; start some and try again"),
-        open_executor(0, cluster.scheduler_address, None),
-    ):
-        pytest.fail("there is no worker")

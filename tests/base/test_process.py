@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from densebatch.base.process import Meter, count_io, is_in_use, measure_peak_mb, name_process
+from densebatch.base.process import Meter, count_io, has_gpu_context, measure_peak_mb, name_process
 
 
 def test_the_peak_is_this_process_s_own():
@@ -55,12 +55,12 @@ def test_processes_have_names_of_their_own():
     assert child.stdout.split(":")[0] == name_process().split(":")[0]
 
 
-def test_a_gpu_is_in_use_once_it_has_a_context(monkeypatch):
+def test_a_gpu_has_gpu_context_once_it_has_a_context(monkeypatch):
     """And a process that has not imported PyTorch does not import it to find out."""
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert not is_in_use()
+    assert not has_gpu_context()
     assert "torch" not in sys.modules
     for context in (False, True):
         cuda = SimpleNamespace(is_initialized=lambda context=context: context)
         monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-        assert is_in_use() is context
+        assert has_gpu_context() is context

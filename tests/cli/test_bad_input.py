@@ -10,6 +10,7 @@ import tifffile
 import torch
 import zarr
 
+from densebatch.workers import scheduler
 from tests.helpers.run_files import (
     call_main,
     run_command,

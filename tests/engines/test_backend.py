@@ -40,7 +40,9 @@ MAKERS = [
     pytest.param(by_name("torch-bf16"), "bf16", id="torch-bf16"),
     pytest.param(on_device, "f32", id="cuda-code"),
     pytest.param(on_device, "bf16", id="cuda-code-bf16"),
-    pytest.param(by_name("openvino"), "f32", id="openvino", marks=needs_openvino),
+    pytest.param(
+        by_name("openvino"), "f32", id="openvino", marks=[pytest.mark.extra, needs_openvino]
+    ),
 ]
 
 

@@ -18,7 +18,7 @@ from densebatch.engines.openvino import (
 from densebatch.models.network import HALF_WIDTH
 from tests.helpers.networks import SHAPE, make_patches, needs_openvino, trained
 
-pytestmark = needs_openvino
+pytestmark = [pytest.mark.extra, needs_openvino]
 
 
 def test_openvino_gives_the_same_bits_with_several_threads_a_patch():

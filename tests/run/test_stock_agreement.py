@@ -45,7 +45,15 @@ def _stock_masks(flows: np.ndarray) -> np.ndarray:
     return masks.astype(np.int32)
 
 
-@pytest.fixture(scope="module", params=[(model, name) for model in MODELS for name in FIELDS])
+def list_cases():
+    """Models and fields; stock takes a minute for most, so that a few stand for all in a quick run."""
+    for model in MODELS:
+        for place, name in enumerate(FIELDS):
+            quick = place < (2 if model == DEFAULT_MODEL else 1)
+            yield pytest.param((model, name), marks=() if quick else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=list_cases())
 def case(request):
     """Model and field."""
     return request.param

@@ -46,7 +46,7 @@ def _stock_masks(flows: np.ndarray) -> np.ndarray:
 
 
 def list_cases():
-    """Models and fields; stock takes a minute for most, so that a few stand for all in a quick run."""
+    """Models and fields. Stock takes a minute for each, so three stand for all in a quick run."""
     for model in MODELS:
         for place, name in enumerate(FIELDS):
             quick = place < (2 if model == DEFAULT_MODEL else 1)

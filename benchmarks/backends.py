@@ -8,7 +8,7 @@ seconds beside wall seconds, so that a busy machine can be told from a slow one.
 are used at their widths; where there is none of a width, the weights are random (which changes no
 time) and there is no parity to state. The first rows are the steps to the `torch` backend: the
 network as it is, in PyTorch's default memory layout; channels last; with norms folded. `torch` then
-computes enlarged convolutions at the small scale (`densebatch.folding`). Writes
+computes enlarged convolutions at the small scale (`densebatch.engines.folding`). Writes
 benchmarks/results/backends.json.
 """
 

@@ -11,7 +11,7 @@ both; what the gate costs; the tests that need a GPU; the same on a slide of fou
 Each step is a process of its own (`gpu_steps`), so that a hang or a crash costs one step. It begins
 only if its estimate fits into the time that is left, and is ended when it takes far longer.
 Estimates are taken from earlier steps as soon as these are done. The record is written whole after
-every step, so a machine that is taken away leaves what was measured until then.
+every step, so a machine that goes away leaves what was measured until then.
 
 Slides and caches are in `--work` and kept: a second call on a machine is faster.
 """
@@ -104,6 +104,7 @@ def build_steps(options: argparse.Namespace) -> list[Step]:
     steps += [slide(large), segment(small, fast, large, like=(first, 4.0))]
     for pair in late:
         steps += both(*pair)
+    steps += [segment(*pair, large, like=(first, 4.0)) for pair in pairs if pair != (small, fast)]
     return steps
 
 

@@ -96,7 +96,7 @@ def _estimate_tasks(plan: Plan, tile: int, lanes: int) -> dict[str, int]:
     )
 
     window_px = trace_window_px(plan, tile)
-    kept = min(patches, lanes * KEPT_BYTES)
+    kept = min(patches, KEPT_BYTES)
     # A PNG is one chunk, which stays decoded.
     held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
     trace = window_px * TRACE_BYTES_PER_PX + kept + held

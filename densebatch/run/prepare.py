@@ -54,7 +54,7 @@ def prepare(
     restart: bool = False,
     starting: ExecutorStart | None = None,
 ) -> list[Prepared]:
-    """Plan runs, and refuse what cannot work before any pixel is read or any worker is asked.
+    """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
 
     Nothing is written. Whether a folder holds another run is for its caller to ask
     (`OutputFolder.compare`).

@@ -151,11 +151,10 @@ def describe_costs(
 
 
 def _by_stage(facts: Mapping[Task, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Facts of all tasks of each stage; the three that there are come first, whether they ran."""
     tasks = sorted(facts, key=lambda task: task.name)
-    return {
-        stage: [facts[task] for task in tasks if task.stage == stage]
-        for stage in ("predict", "trace", "number")
-    }
+    stages = dict.fromkeys(["predict", "trace", "number", *(task.stage for task in tasks)])
+    return {stage: [facts[task] for task in tasks if task.stage == stage] for stage in stages}
 
 
 def _describe_stage(facts: Sequence[Mapping[str, Any]], mpx: float) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""The story from top to bottom: plan, predict, trace, number, tell.
-
-The only module that names all stages. Read `segment` first.
-"""
+"""The story from top to bottom: plan, predict, trace, number, tell. Read `segment` first."""
 
 from __future__ import annotations
 

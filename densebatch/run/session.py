@@ -75,7 +75,8 @@ class Session:
     plan, settings, choice, folder, executor, progress : of the run
     shuffle : seed of a random task order
     seconds : by stage
-    facts : of all finished tasks, from their records
+    facts : of all finished tasks, from their records; a key that was there stays when its task is
+        done again, so how it was done last is told by its facts alone
     kept : tasks that an earlier session had finished
     """
 
@@ -142,6 +143,7 @@ class Session:
                 )
             else:
                 self.facts[step.task] = outcome.result
+                self.kept.discard(step.task)  # a tile that is traced again is this session's
             self.progress.advance(step.shown_as, step.pixels)
         return failures
 

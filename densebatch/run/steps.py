@@ -1,4 +1,7 @@
-"""The steps of each stage: which tasks there are, what each needs, and what is made of the rest."""
+"""The steps of each stage: which tasks there are, what each needs, and what becomes of failures.
+
+The only module that names the tasks of all stages.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Journal:
         """Facts of a finished task, or None if it must be run (again)."""
         try:
             document = json.loads(self._path(task).read_bytes())
-            # what passes is as `record` wrote it, so its parts need no further check
+            # A document that has its own digest is as `record` wrote it, so its parts are there.
             if document.pop("digest") != _digest_record(document) or document["task"] != task:
                 return None
             root = self.folder.parent
@@ -68,7 +68,3 @@ class Journal:
             return None
         facts: dict[str, Any] = document["facts"]
         return facts
-
-    def forget(self, task: str) -> None:
-        """Drop the record of one task, if there is one."""
-        self._path(task).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
 from densebatch.training.curve import CurvePoint, write_curve
 from densebatch.training.recipe import Recipe
 
@@ -111,7 +113,6 @@ class Progress:
 
     def save(self, checkpoint: Path, identity: Mapping[str, Any]) -> None:
         """Write the checkpoint, and the curve beside it as CSV; see `identify_training`."""
-        partial = checkpoint.with_suffix(".partial")
         state = {
             "identity": dict(identity),
             "network": self.network.state_dict(),
@@ -120,8 +121,9 @@ class Progress:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "curve": [(p.step, p.loss, p.scores) for p in self.curve],
         }
-        torch.save(state, partial)
-        partial.replace(checkpoint)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(checkpoint, buffer.getvalue())
         write_curve(self.curve, checkpoint.with_suffix(".csv"))
 
     def restore(self, checkpoint: Path, identity: Mapping[str, Any]) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/tracing.py --size 1024 --foreground 0.25
 
 The flow field is the bundled network's own, of a simulated slide whose share of stained cells is
-chosen so that the wanted share of its pixels is foreground. Ours is `tracing.tile.trace_tile` on the
-whole field (a run's tiles also trace their halos: that cost is told too); stock's is what
+chosen so that the wanted share of its pixels is foreground. Ours is `tracing.tile.trace_tile` on
+the whole field (a run's tiles also trace their halos: that cost is told too); stock's is what
 `CellposeModel.eval` (3.1.1.3) does with a flow field. Both run on one thread, and what is told is
 processor time, which a busy machine disturbs less than wall time. Exactness, as the tests have it:
 stock's cells found at IoU 0.9, and labels equal whatever the tile.

@@ -1,1 +1,1 @@
-"""What everything may use, and what knows no slide: geometry, files and their formats, machine, errors."""
+"""What everything may use and what knows no slide: geometry, files, formats, machine, errors."""

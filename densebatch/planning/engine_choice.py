@@ -30,7 +30,7 @@ from densebatch.planning.gate import draw_sample
 
 if TYPE_CHECKING:
     from densebatch.engines.backend import PatchShape
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.planning.gate import Parity
     from densebatch.planning.plan import Plan
 
@@ -206,7 +206,7 @@ def _recall_or_quantise(plan: Plan) -> bytes:
     return packed
 
 
-def quantise(model: ModelSpec, shape: PatchShape) -> bytes:
+def quantise(model: Model, shape: PatchShape) -> bytes:
     """Make a model's network in eight bits, calibrated on simulated tissue.
 
     Parameters

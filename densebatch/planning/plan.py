@@ -23,7 +23,7 @@ from densebatch.base.geometry import Grid, Lattice
 # pydantic looks these annotations up at run time
 from densebatch.base.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
-from densebatch.models.model import ModelSpec  # noqa: TC001
+from densebatch.models.model import Model  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -58,7 +58,7 @@ class Plan:
     """
 
     slide: SlideInfo
-    model: ModelSpec
+    model: Model
     membrane: tuple[ChannelBounds, ...]
     nuclei: ChannelBounds | None
     um_per_px: float | None

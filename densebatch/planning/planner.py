@@ -12,7 +12,7 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.models.model import ModelSpec, find_model
+from densebatch.models.model import Model, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale
@@ -97,7 +97,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     )
     return Plan(
         slide=info,
-        model=ModelSpec(**{**asdict(model), "card": {}}),
+        model=Model(**{**asdict(model), "card": {}}),
         membrane=tuple(_unknown_bounds(info, channel) for channel in membrane),
         nuclei=_unknown_bounds(info, nuclei) if nuclei is not None else None,
         um_per_px=um_per_px,
@@ -170,7 +170,7 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
 
 
 def _choose_channels(
-    slide: Slide, settings: SegmentSettings, model: ModelSpec
+    slide: Slide, settings: SegmentSettings, model: Model
 ) -> tuple[list[int], int | None, tuple[str, ...]]:
     """Membrane channels, the nuclear channel that the network gets, and remarks."""
     if settings.membrane:

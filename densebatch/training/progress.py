@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.models.network import CPnet
     from densebatch.training.annotated import AnnotatedImage
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def identify_training(
     images: Sequence[AnnotatedImage],
     recipe: Recipe,
-    start: ModelSpec | None,
-    teachers: Sequence[ModelSpec],
+    start: Model | None,
+    teachers: Sequence[Model],
 ) -> dict[str, Any]:
     """All that decides the weights, as a checkpoint states it.
 

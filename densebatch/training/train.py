@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.training.annotated import AnnotatedImage
     from densebatch.training.curve import CurvePoint
     from densebatch.training.recipe import Recipe
@@ -77,7 +77,7 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 
 def build_network(
-    images: Sequence[AnnotatedImage], recipe: Recipe, start: ModelSpec | None = None
+    images: Sequence[AnnotatedImage], recipe: Recipe, start: Model | None = None
 ) -> CPnet:
     """Make the network of the first step, which knows the images' cell diameters.
 
@@ -117,8 +117,8 @@ def train(
     recipe: Recipe,
     checkpoint: Path,
     *,
-    start: ModelSpec | None = None,
-    teachers: Sequence[ModelSpec] = (),
+    start: Model | None = None,
+    teachers: Sequence[Model] = (),
     validate: Callable[[CPnet, int], Mapping[str, float]] | None = None,
     checkpoint_seconds: float = 120.0,
     on_step: Callable[[CurvePoint], None] | None = None,
@@ -209,7 +209,7 @@ def train(
 def _make_progress(
     images: Sequence[AnnotatedImage],
     recipe: Recipe,
-    start: ModelSpec | None,
+    start: Model | None,
     device: torch.device,
 ) -> Progress:
     """Make network, averages and optimisers ready for the first step."""
@@ -219,7 +219,7 @@ def _make_progress(
     return Progress(network, average, mean, build_optimisers(network, recipe))
 
 
-def _load_teacher(teacher: ModelSpec, device: torch.device) -> CPnet:
+def _load_teacher(teacher: Model, device: torch.device) -> CPnet:
     network = load_network(teacher).eval().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
@@ -244,7 +244,7 @@ def _validate_last(
         log_event(log, "training validated", step=point.step, scores=point.scores)
 
 
-def _check_teacher(teacher: ModelSpec, recipe: Recipe) -> None:
+def _check_teacher(teacher: Model, recipe: Recipe) -> None:
     """Refuse a teacher that takes other images than its pupil, or would have no influence."""
     name = f"teacher {teacher.name}"
     if not recipe.consistency:

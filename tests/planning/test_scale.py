@@ -3,17 +3,17 @@
 import pytest
 
 from densebatch.base.errors import InputError
-from densebatch.models.model import ModelSpec
+from densebatch.models.model import Model
 from densebatch.planning.scale import choose_rescale
 from tests.helpers.checkpoint_files import WIDTHS
 
 
 def spec_of(um_per_px=None, diameter_px=30.0, default_diameter_px=30.0):
-    return ModelSpec("m", "/m", "0", WIDTHS, diameter_px, um_per_px, default_diameter_px)
+    return Model("m", "/m", "0", WIDTHS, diameter_px, um_per_px, default_diameter_px)
 
 
 @pytest.mark.parametrize(
-    ("spec", "um_per_px", "diameter_px", "factor", "reason"),
+    ("model", "um_per_px", "diameter_px", "factor", "reason"),
     [
         # a diameter decides over everything
         (spec_of(0.5), 0.25, 15.0, 2.0, "cells of 15 px, network trained on 30 px"),
@@ -45,8 +45,8 @@ def spec_of(um_per_px=None, diameter_px=30.0, default_diameter_px=30.0):
         ),
     ],
 )
-def test_rescale_follows_what_is_known(spec, um_per_px, diameter_px, factor, reason):
-    assert choose_rescale(spec, um_per_px, diameter_px) == (factor, reason)
+def test_rescale_follows_what_is_known(model, um_per_px, diameter_px, factor, reason):
+    assert choose_rescale(model, um_per_px, diameter_px) == (factor, reason)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from densebatch.base.ngff import (
 )
 
 LABEL_NAME = "cells"
-SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few cores on a small slide
+SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few processors on a small slide
 
 # More layers than this switched on at once slow every viewer down; the rest is one click away.
 VISIBLE_CHANNELS = 4

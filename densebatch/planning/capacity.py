@@ -134,9 +134,9 @@ def patch_bytes(plan: Plan) -> int:
 
 
 def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
-    """Patches that each of so many workers evaluates at once: one per core, as memory allows."""
+    """Patches that each of so many workers evaluates at once: as many as processors and memory allow."""
     if settings.is_remote:
-        return 1  # a remote worker's cores are its scheduler's to share out, by tasks
+        return 1  # a remote worker's processors are its scheduler's to share out, by tasks
     workers = max(1, workers)
     share = psutil.virtual_memory().available * _MEMORY_SHARE / workers
     spare = share - 1e6 * estimate(plan, settings.tile).worker_mb
@@ -144,7 +144,7 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
 
 
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
-    """Worker processes: as asked for; else one per core, as memory allows, for enough tasks."""
+    """Worker processes: as asked for; else as many as processors, memory and tasks allow."""
     if settings.is_remote:
         return 0
     if settings.workers is not None:

@@ -46,8 +46,8 @@ class Plan:
     um_per_px : pixel size in use, None if unknown
     rescale, rescale_reason : slide pixels to network pixels
     lattice : patches at the network's scale
-    group_y, group_x : cores of a predict task along each axis
-    active : base64 of the packed bits of the cores that are evaluated, in raster order
+    group_y, group_x : lattice cores of a predict task along each axis
+    active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
     skip_contrast : patches below it are not evaluated; 0 evaluates all
     trace : thresholds and limits of tracing
     travel_px : travel that the first tracing halo allows for
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def groups(self) -> Grid:
-        """Predict tasks: blocks of cores, each one chunk of the flow field."""
+        """Predict tasks: blocks of lattice cores, each one chunk of the flow field."""
         return Grid(
             *self.network_shape,
             self.group_y * self.lattice.y.step,

@@ -189,7 +189,7 @@ def survey_channel(
 
 
 def _open_reader(slide: Slide, channel: int) -> _Reader:
-    """Choose how many threads read: as many as the cores, the memory and the regions allow."""
+    """Choose how many threads read: as many as the processors, the memory and the regions allow."""
     info = slide.info
     grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
     at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)

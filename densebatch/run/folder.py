@@ -50,7 +50,7 @@ class OutputFolder:
 
     @property
     def report(self) -> Path:
-        """The record of the run."""
+        """The report of the run."""
         return self.path / "run.json"
 
     @property
@@ -123,7 +123,7 @@ class OutputFolder:
             )
 
     def read_complete(self, plan: Plan) -> dict[str, Any] | None:
-        """The record of a run that left nothing to do, None if there is something."""
+        """The report of a run that left nothing to do, None if there is something."""
         try:
             report: dict[str, Any] = json.loads(self.report.read_bytes())
         except (OSError, ValueError):

@@ -68,7 +68,7 @@ def prepare(
     restart
         What the folders hold does not count.
     starting
-        Is begun beside the survey, which leaves a core idle for most of the time that starting
+        Is begun beside the survey, which leaves a processor idle for most of the time that starting
         workers takes; unless the runs may be complete already.
 
     Returns

@@ -22,7 +22,7 @@ from densebatch.engines.quantization import write_quantised
 from densebatch.planning.settings import load_settings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
-from densebatch.run.record import describe_costs, describe_lost, describe_run
+from densebatch.run.report import describe_costs, describe_lost, describe_run
 from densebatch.run.session import Progress, Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
@@ -50,7 +50,7 @@ class SegmentResult:
     out : output folder
     labels : path of the multiscale label image
     table : path of the cell table
-    report : the content of run.json
+    report : the content of `run.json`
     """
 
     out: Path
@@ -92,7 +92,7 @@ def segment(
     shuffle: int | None = None,
     **options: Any,  # noqa: ANN401
 ) -> SegmentResult:
-    """Segment a slide and write labels, cell table and record.
+    """Segment a slide and write labels, cell table and report.
 
     Parameters
     ----------

@@ -213,7 +213,7 @@ def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
 def _read_shard_labels(work: Work, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Shard-local labels 1..k of a region, and the global id of each.
 
-    Area of lost tiles is left 0; the run's record names it.
+    The area of lost tiles is left 0; the run's report names them.
     """
     grid = work.grid
     keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys))

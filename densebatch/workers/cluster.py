@@ -30,7 +30,7 @@ _PATIENCE_S = 30.0  # for a running scheduler's answer, and for its first worker
 _NO_WORKERS_S = 60.0
 _LOST_WORKER_S = 120.0
 
-# There is a worker for each core, so none of them may take all cores for itself.
+# There is a worker for each processor, so none of them may take all processors for itself.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 KEPT_BYTES = 256 * 2**20
 """What a worker keeps at most at the end of its heap of the memory that it has freed."""
@@ -147,7 +147,7 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
         # On a busy machine, a process that replaces a killed one can take longer than Dask allows.
         "distributed.deploy.lost-worker-timeout": _LOST_WORKER_S,
         # Dask looks at stacks and event loops every few hundredths of a second for its dashboard,
-        # which nobody sees here. That takes a fiftieth of two cores.
+        # which nobody sees here. That takes a fiftieth of two processors.
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "1s",
     }

@@ -260,6 +260,13 @@ def parse_pyramid(
     where
         Named in the error.
 
+    Returns
+    -------
+    version
+        "0.4" or "0.5".
+    pyramid
+        Shapes and transformations of its levels, along y and x.
+
     Raises
     ------
     InputError

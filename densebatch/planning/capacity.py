@@ -134,7 +134,7 @@ def patch_bytes(plan: Plan) -> int:
 
 
 def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
-    """Patches that each of so many workers evaluates at once: as many as processors and memory allow."""
+    """Patches that each of so many workers evaluates at once, as processors and memory allow."""
     if settings.is_remote:
         return 1  # a remote worker's processors are its scheduler's to share out, by tasks
     workers = max(1, workers)

@@ -48,7 +48,7 @@ class Plan:
     lattice : patches at the network's scale
     group_y, group_x : lattice cores of a predict task along each axis
     active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
-    skip_contrast : patches below it are not evaluated; 0 evaluates all
+    skip_contrast : patches whose contrast is not above it are not evaluated; -1 evaluates all
     trace : thresholds and limits of tracing
     travel_px : travel that the first tracing halo allows for
     ngff, copy_image, in_place : form of the output

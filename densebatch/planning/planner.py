@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
-# Lattice cores of a predict task, along each axis, make up about this many pixels: large enough that the
-# scheduler is idle, small enough that losing a task costs about a second of network time.
+# Lattice cores of a predict task, along each axis, make up about this many pixels: large enough that
+# the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
 _LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
@@ -196,10 +196,26 @@ def _choose_channels(
 def find_active_cores(
     lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
 ) -> NDArray[np.bool_]:
-    """Cores whose patch holds signal.
+    """Choose the lattice cores whose patch holds signal.
 
-    A patch is judged with all of its margin, grown to whole survey blocks, so that a cell at a
-    core's border keeps the core alive.
+    A patch is looked at with all of its margin, grown to whole survey blocks, because a cell at a
+    core's border needs the core evaluated.
+
+    Parameters
+    ----------
+    lattice
+        Patches at the network's scale.
+    surveys
+        Of the channels that the network sees.
+    scale
+        Slide pixels in a network pixel, along y and x.
+    threshold
+        A core is chosen if the contrast of its patch is above it; -1 chooses all.
+
+    Returns
+    -------
+    ndarray
+        `(rows, cols)` of the lattice.
     """
     cores = lattice.cores
     active = np.zeros((cores.rows, cores.cols), bool)

@@ -19,6 +19,22 @@ def choose_rescale(
     A stated diameter decides; else pixel sizes, if both are known; else the model's own default.
     A factor within 3 % of 1 is taken as 1: interpolation would cost more than it corrects.
 
+    Parameters
+    ----------
+    model
+        Whose scale is that of the network.
+    um_per_px
+        Pixel size of the slide; None if unknown.
+    diameter_px
+        Cell diameter in slide pixels that the user stated; None without.
+
+    Returns
+    -------
+    factor
+        Network pixels in a slide pixel.
+    reason
+        In words.
+
     Raises
     ------
     InputError

@@ -78,6 +78,13 @@ def add_engine(
     restart
         What the folder holds does not count.
 
+    Returns
+    -------
+    plan
+        With its engine, and the versions that the engine's bits depend on.
+    choice
+        The engine, and why it was chosen.
+
     Raises
     ------
     InputError

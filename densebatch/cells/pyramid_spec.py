@@ -41,7 +41,7 @@ class PyramidSpec:
     ----------
     root
         Folder of the image group that holds `labels/`: the output's own
-        `segmentation.ome.zarr`, or the slide itself when `slide` is set.
+        `segmentation.ome.zarr`, or the slide itself when `in_place`.
     ngff
         OME-Zarr version: "0.5" (zarr 3, sharded, with checksums) or "0.4" (zarr 2).
     height, width

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
-# Lattice cores of a predict task, along each axis, make up about this many pixels: large enough that
+# Lattice cores of a predict task make up about this many pixels along each axis: large enough that
 # the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it

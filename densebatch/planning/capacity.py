@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PROCESS_MB = 420  # interpreter, torch and weights of a worker, measured
 _MAX_WORKERS = 16
-_MEMORY_SHARE = 0.7  # of what is free, for workers that nobody asked for
+_MEMORY_SHARE = 0.7  # of the free memory, for workers whose number the user left open
 
 FLOW_BYTES_PER_PX = 3 * 2  # two flows and a logit, float16
 TRACE_BYTES_PER_PX = 48
@@ -38,7 +38,7 @@ _LABEL_BYTES = 4  # uint32
 _LABEL_COPIES = 4
 _PIXEL_COPIES = 2  # a channel as read, and as measured or copied
 _ALIVE_FEATURES = 20  # maps of the first width that a patch's evaluation holds at once
-_LABEL_COMPRESSION = 8  # on dense tissue; less cells compress further
+_LABEL_COMPRESSION = 8  # on dense tissue; fewer cells compress further
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         flow_threshold=settings.flow_threshold,
         min_size_px=settings.min_size,
         max_size_px=settings.max_size or math.ceil(math.pi / 4 * (10 * diameter) ** 2),
-        # an Euler step is at most about a network pixel long
+        # Cellpose takes 200 steps at the network's scale. A step is at most about a pixel of the
+        # slide long, so the same way takes 1 / rescale times as many.
         iterations=max(1, round(200 / rescale)),
         travel_limit_px=max(256, math.ceil(16 * diameter)),
     )
@@ -150,7 +151,7 @@ def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        # neither the plan nor OME-Zarr metadata could name it
+        # Such a name can be written neither into the plan nor into OME-Zarr metadata.
         raise InputError(
             f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
         ) from error

@@ -140,7 +140,7 @@ def segment(
             if report is not None:
                 progress.note(f"{folder.path}: this run is already complete")
                 if not settings.keep_flows:
-                    shutil.rmtree(folder.work, ignore_errors=True)  # a kill may have left it
+                    shutil.rmtree(folder.work, ignore_errors=True)  # killed as it ended
                 return _result(folder, run.plan, report)
         executor = starting.finish(run.workers, [run.plan])
         session = Session(run.plan, settings, run.choice, folder, executor, progress, shuffle)
@@ -243,7 +243,7 @@ def _viewable(plan: Plan) -> str | None:
 
 
 def _result(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> SegmentResult:
-    # the folder may have been moved since it was written
+    # Paths in the report are rebased, because the folder may have been moved since.
     root, written = folder.root(plan), Path(report["labels"]).parents[1]
     moved = {key: str(root / Path(report[key]).relative_to(written)) for key in ("labels", "view")}
     return SegmentResult(folder.path, Path(moved["labels"]), folder.table, {**report, **moved})

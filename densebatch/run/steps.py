@@ -83,7 +83,7 @@ def _trace_far_travellers(run: Session, failed: dict[tuple[int, int], str]) -> N
         far = [index for index, px in reach.items() if px > travel]
         if not far:
             return
-        # The smallest doubling holds the furthest pixel.
+        # The travel is doubled until it covers the furthest pixel.
         while travel < limit and travel < max(reach[index] for index in far):
             travel = min(2 * travel, limit)
         halo = halo_for_travel(travel)

@@ -101,7 +101,7 @@ def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests:
             for channel in list_planes(spec)
             for each in levels_with(spec, level)
         ]
-    except InputError:  # damaged or lost: written again
+    except InputError:  # what is damaged or lost is written again
         return False
     return stored == digests
 

@@ -133,7 +133,7 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
     from distributed import Client, LocalCluster, Nanny
 
     def make_nanny(*args: Any, name: int, **options: Any) -> Nanny:  # noqa: ANN401
-        # a process that replaces a killed one gets the same
+        # The process that replaces a killed worker is given the same resources.
         resources = {DEVICE: 1.0} if name < device_workers else None
         return Nanny(*args, name=name, resources=resources, env=_ONE_THREAD, **options)
 
@@ -152,7 +152,7 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
         "distributed.admin.tick.interval": "1s",
     }
     stack.enter_context(_restored_environment())
-    # workers' scratch must not land in the user's current folder
+    # Workers get a folder for their scratch, because Dask would take the current one.
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="densebatch-"))
     stack.enter_context(dask.config.set(settings))
     try:
@@ -163,7 +163,7 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
-                    # None means port 8787 on all interfaces
+                    # Any free port of this machine alone; None would open 8787 on all interfaces.
                     dashboard_address="127.0.0.1:0",
                     local_directory=scratch,
                     silence_logs=logging.CRITICAL,

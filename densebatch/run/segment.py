@@ -26,7 +26,7 @@ from densebatch.run.report import describe_costs, describe_lost, describe_run
 from densebatch.run.session import Progress, Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
-from densebatch.stages.output import label_attributes, output_spec
+from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
 
@@ -215,7 +215,7 @@ def _finish(
     plan = run.plan
     spec = output_spec(plan, run.root)
     tiles = describe_lost(run.work.grid, failed)
-    labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
+    labels.finalize(spec, n_cells=n_cells, provenance=describe_origin(plan, tiles))
     _remove_unfinished(run, spec)
     total = time.monotonic() - started
     run.seconds["total"] = round(total, 3)

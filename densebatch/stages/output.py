@@ -106,7 +106,7 @@ def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests:
     return stored == digests
 
 
-def label_attributes(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
     """What the label image says of its origin."""
     return {
         "model": plan.model.name,

@@ -59,7 +59,7 @@ def _describe(recipe: Recipe) -> dict[str, Any]:
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """The state of a training between two steps.
 
     Attributes

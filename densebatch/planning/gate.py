@@ -128,7 +128,7 @@ def draw_sample(
     shape
         Of the patches.
     precision
-        To be judged; a lower one needs more cells.
+        To be checked; a lower one needs more cells.
     seed
         Of the tissue.
 

@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 
 _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
 # Tissue reaches 1/64 of the 99th percentile of contrast. A larger share would leave out the dark
-# gaps of a field, which must count because networks are trained with the percentiles of whole fields:
-# on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
+# gaps of a field, which must count because networks are trained with the percentiles of whole
+# fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
 _TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX

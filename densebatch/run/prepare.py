@@ -101,6 +101,6 @@ def prepare(
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
     for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
-        settled, choice = add_engine(plan, settings, folder, restart=restart)
-        prepared.append(Prepared(folder, settled, choice, workers, need))
+        complete, choice = add_engine(plan, settings, folder, restart=restart)
+        prepared.append(Prepared(folder, complete, choice, workers, need))
     return prepared

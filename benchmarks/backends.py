@@ -77,9 +77,9 @@ def norms_only(network: CPnet) -> nn.Module:
 def find_network(width: str) -> tuple[CPnet, str | None]:
     """The bundled network of a width, or a random one, and the model's name if there is one."""
     for name in list_bundled():
-        spec = find_model(name)
-        if spec.widths == WIDTHS[width]:
-            return load_network(spec), name
+        model = find_model(name)
+        if model.widths == WIDTHS[width]:
+            return load_network(model), name
     torch.manual_seed(0)
     return CPnet(WIDTHS[width]).eval(), None
 
@@ -131,10 +131,10 @@ def time_all(
 
 def measure(width: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     network, model = find_network(width)
-    spec = find_model(model or DEFAULT_MODEL)
+    found = find_model(model or DEFAULT_MODEL)
     side = arguments.patch
     shape = PatchShape(side, side, Region(8, 8, side - 8, side - 8))
-    sample = draw_sample(spec, shape, "bf16" if not arguments.quick else "f32")
+    sample = draw_sample(found, shape, "bf16" if not arguments.quick else "f32")
     device = choose_device(arguments.device)
     made: dict[str, Any] = {}
     notes: dict[str, str] = {}

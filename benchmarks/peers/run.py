@@ -106,19 +106,19 @@ def as_checkpoint(model: str, work: Path) -> Path:
 
     `distributed_eval` takes no other diameter.
     """
-    spec = find_model(model)
-    if spec.path.endswith(".safetensors"):
-        state = load_network(spec).state_dict()
+    found = find_model(model)
+    if found.path.endswith(".safetensors"):
+        state = load_network(found).state_dict()
         for name in ("diam_mean", "diam_labels"):
-            state[name] = torch.full((1,), float(round(spec.diameter_px)))
-        path = work / f"{spec.name}-cellpose"
+            state[name] = torch.full((1,), float(round(found.diameter_px)))
+        path = work / f"{found.name}-cellpose"
         torch.save(state, path)
         return path
-    if spec.diameter_px != int(spec.diameter_px):
+    if found.diameter_px != int(found.diameter_px):
         raise SystemExit(
-            f"{model}: diameter {spec.diameter_px}; distributed_eval takes whole pixels"
+            f"{model}: diameter {found.diameter_px}; distributed_eval takes whole pixels"
         )
-    return Path(spec.path).absolute()
+    return Path(found.path).absolute()
 
 
 def list_contestants(options: argparse.Namespace, mosaic: Mosaic) -> list[Contestant]:

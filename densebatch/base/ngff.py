@@ -10,7 +10,7 @@ level without a scale, a version left out, an unknown transformation of an image
 pixels are wanted. It would also take each worker a tenth of a second to import.
 
 Writing gives plain dictionaries, because the models write keys in an order of their own, and files
-of two runs are compared byte by byte. `find_fault` has the models judge a document before it is
+of two runs are compared byte by byte. `find_fault` has the models check a document before it is
 written.
 
 Choices that the specification leaves open, and why they were made:
@@ -259,6 +259,13 @@ def parse_pyramid(
         Of its arrays, one per level.
     where
         Named in the error.
+
+    Returns
+    -------
+    version
+        "0.4" or "0.5".
+    pyramid
+        Shapes and transformations of its levels, along y and x.
 
     Raises
     ------

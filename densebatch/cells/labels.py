@@ -195,7 +195,7 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
     """
     root, label = Path(spec.root), label_path(spec)
     run = json.loads(json.dumps(dict(label_attrs)))
-    _judge_metadata(spec)
+    _check_metadata(spec)
     try:
         if restart:
             _delete_earlier(spec)
@@ -304,8 +304,8 @@ def viewer_path(spec: PyramidSpec) -> Path:
     return Path(spec.root) if spec.image or spec.in_place else label_path(spec)
 
 
-def _judge_metadata(spec: PyramidSpec) -> None:
-    """Have the metadata that `finalize` will write judged, before anything else is done.
+def _check_metadata(spec: PyramidSpec) -> None:
+    """Check the metadata that `finalize` will write, before anything else is done.
 
     Labels copy the metadata of a slide, faults included, because an overlay must lie as the slide
     does; the log tells of them. Any other fault is a mistake of ours.

@@ -26,7 +26,7 @@ from densebatch.base.ngff import (
 )
 
 LABEL_NAME = "cells"
-SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few cores on a small slide
+SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few processors on a small slide
 
 # More layers than this switched on at once slow every viewer down; the rest is one click away.
 VISIBLE_CHANNELS = 4
@@ -41,7 +41,7 @@ class PyramidSpec:
     ----------
     root
         Folder of the image group that holds `labels/`: the output's own
-        `segmentation.ome.zarr`, or the slide itself when `slide` is set.
+        `segmentation.ome.zarr`, or the slide itself when `in_place`.
     ngff
         OME-Zarr version: "0.5" (zarr 3, sharded, with checksums) or "0.4" (zarr 2).
     height, width

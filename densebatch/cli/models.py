@@ -50,16 +50,16 @@ def _look_up(name: str) -> tuple[str, str]:
 
 
 @models.command()
-@click.argument("model", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(model: str, as_json: bool) -> None:
+def show(name: str, as_json: bool) -> None:
     """Show what a model is and how it is used, with its card."""
     from densebatch.models.model import count_weights, find_model
 
-    spec = find_model(model)
-    facts: dict[str, Any] = asdict(spec)
+    model = find_model(name)
+    facts: dict[str, Any] = asdict(model)
     card = facts.pop("card")
-    facts["weights"] = count_weights(spec)
+    facts["weights"] = count_weights(model)
     if as_json:
         click.echo(json.dumps({**facts, "card": card}, indent=1))
         return
@@ -123,8 +123,8 @@ def import_checkpoint(checkpoint: str, output: Path, **card: Any) -> None:  # no
     """
     from densebatch.models.convert import import_model
 
-    spec = import_model(checkpoint, output, **card)
-    click.echo(f"model  {output}, sha256 {spec.sha256}")
+    model = import_model(checkpoint, output, **card)
+    click.echo(f"model  {output}, sha256 {model.sha256}")
 
 
 @models.command()

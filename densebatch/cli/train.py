@@ -15,7 +15,7 @@ from densebatch.base.errors import InputError
 from densebatch.cli.logs import LoggedCommand
 
 if TYPE_CHECKING:
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.models.network import CPnet
     from densebatch.training.annotated import AnnotatedImage, HeldOut
     from densebatch.training.curve import CurvePoint
@@ -111,7 +111,7 @@ def train(
         raise InputError(f"{output}: cannot be written ({error.strerror or error})") from error
 
 
-def _name(model: ModelSpec) -> dict[str, str]:
+def _name(model: Model) -> dict[str, str]:
     return {"name": model.name, "sha256": model.sha256}
 
 

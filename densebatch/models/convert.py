@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.models.card import read_use
-from densebatch.models.model import ModelSpec, find_model, load_network, save_model
+from densebatch.models.model import Model, find_model, load_network, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ def import_model(
     nuclei: bool | None = None,
     licence: str | None = None,
     source: str | None = None,
-) -> ModelSpec:
+) -> Model:
     """Write a checkpoint's weights, bit by bit, with a card.
 
     Parameters
@@ -39,13 +39,13 @@ def import_model(
     diameter_px
         Cell diameter at the network's scale, pixels.
     patch_px, percentiles, nuclei
-        See `ModelSpec`.
+        See `Model`.
     licence, source
         Of the weights, for the card. Whatever is None stays as the checkpoint has it.
 
     Returns
     -------
-    ModelSpec
+    Model
         Of the written file.
 
     Raises
@@ -58,27 +58,27 @@ def import_model(
         raise InputError(f"{output}: a model's name ends in .safetensors")
     if output.exists():
         raise InputError(f"{output}: exists; remove it or choose another name")
-    spec = find_model(checkpoint)
+    model = find_model(checkpoint)
     use = {
-        "um_per_px": spec.um_per_px if um_per_px is None else um_per_px,
-        "patch_px": spec.patch_px if patch_px is None else patch_px,
-        "margin_px": spec.margin_px,
-        "percentiles": list(spec.percentiles if percentiles is None else percentiles),
-        "nuclei": spec.nuclei if nuclei is None else nuclei,
+        "um_per_px": model.um_per_px if um_per_px is None else um_per_px,
+        "patch_px": model.patch_px if patch_px is None else patch_px,
+        "margin_px": model.margin_px,
+        "percentiles": list(model.percentiles if percentiles is None else percentiles),
+        "nuclei": model.nuclei if nuclei is None else nuclei,
     }
     accepted = read_use(output, use)
     if diameter_px is not None and not 0.1 <= diameter_px <= 10_000:
         raise InputError(f"diameter {diameter_px:g} px: accepted are 0.1 to 10000")
-    network = load_network(spec)
+    network = load_network(model)
     # An old checkpoint holds no diameters; the new file holds what is known of them.
-    network.diam_mean.data.fill_(spec.diameter_px if diameter_px is None else diameter_px)
-    same = spec.default_diameter_px == spec.diameter_px
-    default = diameter_px if same and diameter_px is not None else spec.default_diameter_px
+    network.diam_mean.data.fill_(model.diameter_px if diameter_px is None else diameter_px)
+    same = model.default_diameter_px == model.diameter_px
+    default = diameter_px if same and diameter_px is not None else model.default_diameter_px
     network.diam_labels.data.fill_(default)
     card = {
-        **{key: value for key, value in spec.card.items() if key not in ("use", "name")},
+        **{key: value for key, value in model.card.items() if key not in ("use", "name")},
         "name": output.stem,
-        "imported": {"name": spec.name, "sha256": spec.sha256, "by": version("densebatch")},
+        "imported": {"name": model.name, "sha256": model.sha256, "by": version("densebatch")},
         **({"source": source} if source is not None else {}),
         **({"licence": licence} if licence is not None else {}),
     }

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class Model:
     """A model's identity and the conditions it was trained under.
 
     Attributes
@@ -91,7 +91,7 @@ def _read_digests() -> dict[str, str]:
     return {name: digest for digest, name in map(str.split, text.splitlines())}
 
 
-def find_model(name: str) -> ModelSpec:
+def find_model(name: str) -> Model:
     """Resolve the name of a bundled or fetched model, or a checkpoint file.
 
     Parameters
@@ -103,7 +103,7 @@ def find_model(name: str) -> ModelSpec:
 
     Returns
     -------
-    ModelSpec
+    Model
         With the sha256 of the file.
 
     Raises
@@ -121,7 +121,7 @@ def find_model(name: str) -> ModelSpec:
             raise InputError(
                 f"model {path}: is not the file that came with densebatch; install it again"
             )
-        return _make_spec(name, path, digest, *read_header(path))
+        return _make_model(name, path, digest, *read_header(path))
     if name in zoo.KNOWN:
         path, pin = zoo.locate(name)
     elif not path.is_file():
@@ -134,8 +134,8 @@ def find_model(name: str) -> ModelSpec:
     digest = digest_weights(path)
     if pin is not None:
         zoo.check_pinned(pin, digest, str(path))
-        return _apply_zoo(_read_spec(name, path, digest), pin)
-    return _read_spec(path.stem, path, digest)
+        return _apply_zoo(_read_model(name, path, digest), pin)
+    return _read_model(path.stem, path, digest)
 
 
 def check_checkpoint(path: Path) -> None:
@@ -146,24 +146,24 @@ def check_checkpoint(path: Path) -> None:
     InputError
         If it does not.
     """
-    _read_spec(path.name, path, digest_weights(path))
+    _read_model(path.name, path, digest_weights(path))
 
 
-def _apply_zoo(spec: ModelSpec, pin: zoo.Pin) -> ModelSpec:
+def _apply_zoo(model: Model, pin: zoo.Pin) -> Model:
     """Add what stock Cellpose knows of its own models by name and their files do not say."""
     known = zoo.KNOWN[pin.name]
-    spec = replace(spec, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
+    model = replace(model, nuclei=known.nuclei, card={"source": pin.url, "fetched": pin.fetched})
     if known.diameter_px is None:
-        return spec
+        return model
     from densebatch.models.checkpoint import read_state
 
     # Stock ignores what the file of a built-in model states as its scale, and so do we.
-    state, _ = read_state(spec.path, spec.sha256)
-    default = spec.default_diameter_px if "diam_labels" in state else known.diameter_px
-    return replace(spec, diameter_px=known.diameter_px, default_diameter_px=default)
+    state, _ = read_state(model.path, model.sha256)
+    default = model.default_diameter_px if "diam_labels" in state else known.diameter_px
+    return replace(model, diameter_px=known.diameter_px, default_diameter_px=default)
 
 
-def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
+def _read_model(name: str, path: Path, digest: str) -> Model:
     """Read a file that may come from anywhere, so its weights are checked first."""
     from densebatch.models.checkpoint import check_state, read_state
 
@@ -171,22 +171,22 @@ def _read_spec(name: str, path: Path, digest: str) -> ModelSpec:
     check_state(str(path), state)
     shapes = {key: value.shape for key, value in state.items()}
     diameters = {key: float(state[key][0]) for key in DIAMETERS if key in state}
-    return _make_spec(name, path, digest, card, shapes, diameters)
+    return _make_model(name, path, digest, card, shapes, diameters)
 
 
-def _make_spec(
+def _make_model(
     name: str,
     path: Path,
     digest: str,
     card: dict[str, Any],
     shapes: Mapping[str, Sequence[int]],
     diameters: Mapping[str, float],
-) -> ModelSpec:
+) -> Model:
     for key, value in diameters.items():
         if not 0.1 <= value <= 10_000:
             raise InputError(f"model {path}: {key} is {value:g} px; accepted are 0.1 to 10000")
     diameter = diameters.get("diam_mean", 30.0)
-    spec = ModelSpec(
+    model = Model(
         name=name,
         path=str(path.resolve()),
         sha256=digest,
@@ -195,29 +195,29 @@ def _make_spec(
         um_per_px=None,
         default_diameter_px=diameters.get("diam_labels", diameter),
     )
-    return replace(spec, **read_use(path, card["use"]), card=card) if "use" in card else spec
+    return replace(model, **read_use(path, card["use"]), card=card) if "use" in card else model
 
 
-def load_network(spec: ModelSpec) -> CPnet:
+def load_network(model: Model) -> CPnet:
     """Build the network of a model and load its weights, in evaluation mode on the CPU.
 
     Raises
     ------
     InputError
         If a weight is missing, left over or of another shape, or the file is no longer the one
-        that `spec` describes.
+        that `model` describes.
     """
     from densebatch.models.checkpoint import check_state, read_state
     from densebatch.models.network import CPnet
 
-    if digest_weights(Path(spec.path)) != spec.sha256:
-        raise InputError(f"model {spec.path}: has changed since the run was planned")
-    state, _ = read_state(spec.path, spec.sha256)
-    check_state(spec.path, state)
-    network = CPnet(spec.widths)
+    if digest_weights(Path(model.path)) != model.sha256:
+        raise InputError(f"model {model.path}: has changed since the run was planned")
+    state, _ = read_state(model.path, model.sha256)
+    check_state(model.path, state)
+    network = CPnet(model.widths)
     # Counters and diameters that an old file lacks keep the new network's values.
     network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
-    log_event(log, "model loaded", model=spec.name, path=spec.path, sha256=spec.sha256)
+    log_event(log, "model loaded", model=model.name, path=model.path, sha256=model.sha256)
     return network.eval()
 
 
@@ -242,7 +242,7 @@ def save_model(
     path
         Output, `.safetensors`.
     um_per_px, patch_px, margin_px, percentiles, nuclei
-        Conditions of use, see `ModelSpec`.
+        Conditions of use, see `Model`.
     card
         Provenance: data hashes, recipe, seed, scores.
     half
@@ -277,12 +277,12 @@ def save_model(
     write_atomic(path, save(state, metadata={CARD_KEY: document}))
 
 
-def count_weights(spec: ModelSpec) -> int:
+def count_weights(model: Model) -> int:
     """Number of trained parameters (statistics and counters are none)."""
     import torch
 
     from densebatch.models.network import CPnet
 
     with torch.device("meta"):
-        network = CPnet(spec.widths)
+        network = CPnet(model.widths)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

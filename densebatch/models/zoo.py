@@ -158,6 +158,13 @@ def check_pinned(pin: Pin, sha256: str, where: str) -> None:
 def locate(name: str) -> tuple[Path, Pin]:
     """Find the file and pin of a fetched model; the caller compares digests (`check_pinned`).
 
+    Returns
+    -------
+    path
+        In the cache.
+    pin
+        What came at the first fetch.
+
     Raises
     ------
     InputError

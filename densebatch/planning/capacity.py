@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PROCESS_MB = 420  # interpreter, torch and weights of a worker, measured
 _MAX_WORKERS = 16
-_MEMORY_SHARE = 0.7  # of what is free, for workers that nobody asked for
+_MEMORY_SHARE = 0.7  # of the free memory, for workers whose number the user left open
 
 FLOW_BYTES_PER_PX = 3 * 2  # two flows and a logit, float16
 TRACE_BYTES_PER_PX = 48
@@ -38,7 +38,7 @@ _LABEL_BYTES = 4  # uint32
 _LABEL_COPIES = 4
 _PIXEL_COPIES = 2  # a channel as read, and as measured or copied
 _ALIVE_FEATURES = 20  # maps of the first width that a patch's evaluation holds at once
-_LABEL_COMPRESSION = 8  # on dense tissue; less cells compress further
+_LABEL_COMPRESSION = 8  # on dense tissue; fewer cells compress further
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def patch_bytes(plan: Plan) -> int:
 
 
 def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
-    """Patches that each of so many workers evaluates at once: one per core, as memory allows."""
+    """Patches that each of so many workers evaluates at once, as processors and memory allow."""
     if settings.is_remote:
-        return 1  # a remote worker's cores are its scheduler's to share out, by tasks
+        return 1  # a remote worker's processors are its scheduler's to share out, by tasks
     workers = max(1, workers)
     share = psutil.virtual_memory().available * _MEMORY_SHARE / workers
     spare = share - 1e6 * estimate(plan, settings.tile).worker_mb
@@ -144,7 +144,7 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
 
 
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
-    """Worker processes: as asked for; else one per core, as memory allows, for enough tasks."""
+    """Worker processes: as asked for; else as many as processors, memory and tasks allow."""
     if settings.is_remote:
         return 0
     if settings.workers is not None:

@@ -30,21 +30,21 @@ from densebatch.planning.gate import draw_sample
 
 if TYPE_CHECKING:
     from densebatch.engines.backend import PatchShape
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.planning.gate import Parity
     from densebatch.planning.plan import Plan
 
 log = logging.getLogger(__name__)
 
-# In order of exactness: of two that are equally fast the first is taken.
+# In order of exactness, because of two that are equally fast the first is taken.
 CANDIDATES = {
     "cpu": ("torch", "openvino", "openvino-bf16"),
     "cuda": ("torch", "torch-bf16", "compile-bf16"),
 }
-_WORTH = 0.95  # of the time of a more exact backend; a smaller gain is noise
+_WORTH = 0.95  # a less exact backend must take less than this share of the time, to exclude noise
 
 _CALIBRATION_PATCHES = 24
-_CALIBRATION_SEED = 77  # not the gate's, so that int8 is judged on tissue it was not made with
+_CALIBRATION_SEED = 77  # not the gate's, which must be other tissue than int8 was made with
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _recall_or_quantise(plan: Plan) -> bytes:
             packed = b64decode(known["packed"], validate=True)
             if sha256(packed).hexdigest() == known["sha256"]:
                 return packed
-        except (LookupError, TypeError, ValueError):  # a finding that was made by hand
+        except (LookupError, TypeError, ValueError):  # somebody has edited the file
             pass
     packed = quantise(plan.model, patch_shape(plan.lattice))
     finding = {"packed": b64encode(packed).decode(), "sha256": sha256(packed).hexdigest()}
@@ -206,7 +206,7 @@ def _recall_or_quantise(plan: Plan) -> bytes:
     return packed
 
 
-def quantise(model: ModelSpec, shape: PatchShape) -> bytes:
+def quantise(model: Model, shape: PatchShape) -> bytes:
     """Make a model's network in eight bits, calibrated on simulated tissue.
 
     Parameters

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ROUNDS = 3
-_MAX_LANES = 4  # patches at once: as much memory as a worker's few
+_MAX_LANES = 4  # patches that the gate evaluates at once; each takes the memory of its feature maps
 _TIMED_BATCHES = 2  # for each lane
 
 _PARITY = TypeAdapter(Parity)
@@ -208,7 +208,7 @@ def time_backends(backends: dict[str, Backend], sample: Sample, rounds: int) -> 
             start = time.perf_counter()
             evaluate_patches(backend, patches)
             seconds = time.perf_counter() - start
-            if turn > 0:  # memory is allocated in the first round
+            if turn > 0:  # the first round does not count, because it allocates memory
                 px = sum(patch[0].size for patch in patches)
                 best[name] = min(best[name], 1e6 * seconds / px)
     return {name: float(f"{value:.4g}") for name, value in best.items()}

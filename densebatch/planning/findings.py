@@ -64,7 +64,7 @@ def recall(identity: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         path, whole = _locate(identity)
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RuntimeError):  # pathlib raises the last for a user without a home
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: pathlib finds no home folder
         return None
     if not isinstance(document, dict) or document.get("identity") != whole:
         return None

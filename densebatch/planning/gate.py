@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.engines.backend import Backend, PatchShape, Precision
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
 
 _SEED = 2024
 # Lost precision tips a few cells in a thousand to either side. With 1200 cells AP moves by 0.002
@@ -117,7 +117,7 @@ class Parity:
 
 @lru_cache(maxsize=1)  # one sample serves the comparison of several backends
 def draw_sample(
-    model: ModelSpec, shape: PatchShape, precision: Precision = "f32", seed: int = _SEED
+    model: Model, shape: PatchShape, precision: Precision = "f32", seed: int = _SEED
 ) -> Sample:
     """Simulate tissue as a model's network sees it.
 
@@ -128,7 +128,7 @@ def draw_sample(
     shape
         Of the patches.
     precision
-        To be judged; a lower one needs more cells.
+        To be checked; a lower one needs more cells.
     seed
         Of the tissue.
 

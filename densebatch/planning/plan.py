@@ -23,7 +23,7 @@ from densebatch.base.geometry import Grid, Lattice
 # pydantic looks these annotations up at run time
 from densebatch.base.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
-from densebatch.models.model import ModelSpec  # noqa: TC001
+from densebatch.models.model import Model  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -46,9 +46,9 @@ class Plan:
     um_per_px : pixel size in use, None if unknown
     rescale, rescale_reason : slide pixels to network pixels
     lattice : patches at the network's scale
-    group_y, group_x : cores of a predict task along each axis
-    active : base64 of the packed bits of the cores that are evaluated, in raster order
-    skip_contrast : patches below it are not evaluated; 0 evaluates all
+    group_y, group_x : lattice cores of a predict task along each axis
+    active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
+    skip_contrast : patches whose contrast is not above it are not evaluated; -1 evaluates all
     trace : thresholds and limits of tracing
     travel_px : travel that the first tracing halo allows for
     ngff, copy_image, in_place : form of the output
@@ -58,7 +58,7 @@ class Plan:
     """
 
     slide: SlideInfo
-    model: ModelSpec
+    model: Model
     membrane: tuple[ChannelBounds, ...]
     nuclei: ChannelBounds | None
     um_per_px: float | None
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def groups(self) -> Grid:
-        """Predict tasks: blocks of cores, each one chunk of the flow field."""
+        """Predict tasks: blocks of lattice cores, each one chunk of the flow field."""
         return Grid(
             *self.network_shape,
             self.group_y * self.lattice.y.step,

@@ -12,7 +12,7 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.models.model import ModelSpec, find_model
+from densebatch.models.model import Model, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
-# Cores of a predict task, along each axis, make up about this many pixels: large enough that the
-# scheduler is idle, small enough that losing a task costs about a second of network time.
+# Lattice cores of a predict task make up about this many pixels along each axis: large enough that
+# the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
 _LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
@@ -91,13 +91,14 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         flow_threshold=settings.flow_threshold,
         min_size_px=settings.min_size,
         max_size_px=settings.max_size or math.ceil(math.pi / 4 * (10 * diameter) ** 2),
-        # an Euler step is at most about a network pixel long
+        # Cellpose takes 200 steps at the network's scale. A step is at most about a pixel of the
+        # slide long, so the same way takes 1 / rescale times as many.
         iterations=max(1, round(200 / rescale)),
         travel_limit_px=max(256, math.ceil(16 * diameter)),
     )
     return Plan(
         slide=info,
-        model=ModelSpec(**{**asdict(model), "card": {}}),
+        model=Model(**{**asdict(model), "card": {}}),
         membrane=tuple(_unknown_bounds(info, channel) for channel in membrane),
         nuclei=_unknown_bounds(info, nuclei) if nuclei is not None else None,
         um_per_px=um_per_px,
@@ -150,7 +151,7 @@ def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        # neither the plan nor OME-Zarr metadata could name it
+        # Such a name can be written neither into the plan nor into OME-Zarr metadata.
         raise InputError(
             f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
         ) from error
@@ -170,7 +171,7 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
 
 
 def _choose_channels(
-    slide: Slide, settings: SegmentSettings, model: ModelSpec
+    slide: Slide, settings: SegmentSettings, model: Model
 ) -> tuple[list[int], int | None, tuple[str, ...]]:
     """Membrane channels, the nuclear channel that the network gets, and remarks."""
     if settings.membrane:
@@ -196,10 +197,26 @@ def _choose_channels(
 def find_active_cores(
     lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
 ) -> NDArray[np.bool_]:
-    """Cores whose patch holds signal.
+    """Choose the lattice cores whose patch holds signal.
 
-    A patch is judged with all of its margin, grown to whole survey blocks, so that a cell at a
-    core's border keeps the core alive.
+    A patch is looked at with all of its margin, grown to whole survey blocks, because a cell at a
+    core's border needs the core evaluated.
+
+    Parameters
+    ----------
+    lattice
+        Patches at the network's scale.
+    surveys
+        Of the channels that the network sees.
+    scale
+        Slide pixels in a network pixel, along y and x.
+    threshold
+        A core is chosen if the contrast of its patch is above it; -1 chooses all.
+
+    Returns
+    -------
+    ndarray
+        `(rows, cols)` of the lattice.
     """
     cores = lattice.cores
     active = np.zeros((cores.rows, cores.cols), bool)

@@ -52,12 +52,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
-# 1/64. Networks are trained on fields with the percentiles of the whole field, so a field's dark
-# gaps must count: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
+# Tissue reaches 1/64 of the 99th percentile of contrast. A larger share would leave out the dark
+# gaps of a field, which must count because networks are trained with the percentiles of whole
+# fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
 _TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX
-_MAX_THREADS = 4  # each counts in 64 MB of its own; more would wait for the disk
+_MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
 _DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
 
@@ -189,7 +190,7 @@ def survey_channel(
 
 
 def _open_reader(slide: Slide, channel: int) -> _Reader:
-    """Choose how many threads read: as many as the cores, the memory and the regions allow."""
+    """Choose how many threads read: as many as the processors, the memory and the regions allow."""
     info = slide.info
     grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
     at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
@@ -218,7 +219,7 @@ def _count_blocks(reader: _Reader, side: int) -> _Counts:
         pixels, at = reader.read(index)
         pixels = np.ascontiguousarray(pixels)
         if narrow and dtype.kind == "u":
-            values, keys = pixels, pixels  # copies would take as long as all the rest
+            values, keys = pixels, pixels  # no copies, which would take as long as all the rest
         else:
             values, keys = to_float32(pixels), make_keys(pixels)
         return int(

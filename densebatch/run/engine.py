@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 _CUDA_CONTEXT_BYTES = 600 * 10**6
 _DEVICE_TRACE_BYTES_PER_PX = 400  # of a window that is all foreground, see `tracing.device`
 _GPU_SHARE = 0.8  # of its free memory
-
-
-# With 3, on 16 cores, they were busy predicting when the other workers had nothing to trace.
+# Half of the workers use the GPU, because with a third of them (5 of 16) the others
+# waited for flows to trace (docs/design.md).
 _WORKERS_PER_DEVICE_WORKER = 2
 
 
@@ -42,7 +41,7 @@ def check_engine(settings: SegmentSettings) -> None:
     """
     anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
     if settings.is_remote or (settings.device == "auto" and anywhere):
-        return  # to find out which device there is takes seconds where it is a GPU
+        return  # nothing to refuse; asking which device there is takes seconds where it is a GPU
     device = choose_device(settings.device)
     if settings.backend != "auto":
         check_backend(settings.backend, device)
@@ -77,6 +76,13 @@ def add_engine(
         far as the settings leave the choice.
     restart
         What the folder holds does not count.
+
+    Returns
+    -------
+    plan
+        With its engine, and the versions that the engine's bits depend on.
+    choice
+        The engine, and why it was chosen.
 
     Raises
     ------

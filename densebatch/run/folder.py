@@ -50,7 +50,7 @@ class OutputFolder:
 
     @property
     def report(self) -> Path:
-        """The record of the run."""
+        """The report of the run."""
         return self.path / "run.json"
 
     @property
@@ -94,7 +94,7 @@ class OutputFolder:
         """The plan of the run that the folder belongs to, if it can be read."""
         try:
             return parse_plan(self.marker.read_text())
-        except (OSError, ValueError):  # `compare` tells of them
+        except (OSError, ValueError):  # a marker that cannot be read is refused by `compare`
             return None
 
     def compare(self, plan: Plan) -> None:
@@ -123,7 +123,7 @@ class OutputFolder:
             )
 
     def read_complete(self, plan: Plan) -> dict[str, Any] | None:
-        """The record of a run that left nothing to do, None if there is something."""
+        """The report of a run that left nothing to do, None if there is something."""
         try:
             report: dict[str, Any] = json.loads(self.report.read_bytes())
         except (OSError, ValueError):
@@ -133,8 +133,8 @@ class OutputFolder:
         try:
             labels.read_labels(self.root(plan))
             if labels.read_run(self.root(plan)).get("fingerprint") != plan.fingerprint:
-                return None  # another run wrote its own in their place
-        except InputError:  # somebody removed them
+                return None  # another run has replaced the labels by its own
+        except InputError:  # somebody has removed the labels
             return None
         return report if self.table.is_file() else None
 
@@ -162,7 +162,7 @@ class OutputFolder:
             if restart and self.marker.exists():
                 self._clear()
             self._fresh = not self._names()
-            for unfinished in self.path.glob(".*.partial"):  # of a writer that was killed
+            for unfinished in self.path.glob(".*.partial"):  # a killed writer leaves such files
                 unfinished.unlink(missing_ok=True)
             write_atomic(self.marker, plan.to_json().encode())
             write_atomic(self.plan_path(plan), plan.to_json().encode())

@@ -68,7 +68,7 @@ def prepare(
     restart
         What the folders hold does not count.
     starting
-        Is begun beside the survey, which leaves a core idle for most of the time that starting
+        Is begun beside the survey, which leaves a processor idle for most of the time that starting
         workers takes; unless the runs may be complete already.
 
     Returns
@@ -101,6 +101,6 @@ def prepare(
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
     for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
-        settled, choice = add_engine(plan, settings, folder, restart=restart)
-        prepared.append(Prepared(folder, settled, choice, workers, need))
+        complete, choice = add_engine(plan, settings, folder, restart=restart)
+        prepared.append(Prepared(folder, complete, choice, workers, need))
     return prepared

@@ -19,11 +19,11 @@ from densebatch.engines.quantization import write_quantised
 from densebatch.planning.settings import load_settings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
-from densebatch.run.record import describe_costs, describe_lost, describe_run
+from densebatch.run.report import describe_costs, describe_lost, describe_run
 from densebatch.run.session import Progress, Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
-from densebatch.stages.output import label_attributes, output_spec
+from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
 
@@ -47,7 +47,7 @@ class SegmentResult:
     out : output folder
     labels : path of the multiscale label image
     table : path of the cell table
-    report : the content of run.json
+    report : the content of `run.json`
     """
 
     out: Path
@@ -89,7 +89,7 @@ def segment(
     shuffle: int | None = None,
     **options: Any,  # noqa: ANN401
 ) -> SegmentResult:
-    """Segment a slide and write labels, cell table and record.
+    """Segment a slide and write labels, cell table and report.
 
     Parameters
     ----------
@@ -128,25 +128,28 @@ def segment(
     folder = OutputFolder(Path(out).absolute())
     started, meter = time.monotonic(), Meter()
     with ExecutorStart(settings) as starting:
-        [run] = prepare([(slide, folder)], settings, restart=restart, starting=starting)
+        [prepared] = prepare([(slide, folder)], settings, restart=restart, starting=starting)
         planned_s = time.monotonic() - started - starting.waited_s
-        _tell_plan(run, progress)
+        _tell_plan(prepared, progress)
         if not restart:
-            folder.compare(run.plan)
-            report = folder.read_complete(run.plan)
+            folder.compare(prepared.plan)
+            report = folder.read_complete(prepared.plan)
             if report is not None:
                 progress.note(f"{folder.path}: this run is already complete")
                 if not settings.keep_flows:
-                    shutil.rmtree(folder.work, ignore_errors=True)  # a kill may have left it
-                return _result(folder, run.plan, report)
-        executor = starting.finish(run.workers, [run.plan])
-        session = Session(run.plan, settings, run.choice, folder, executor, progress, shuffle)
+                    shutil.rmtree(folder.work, ignore_errors=True)  # killed as it ended
+                return _result(folder, prepared.plan, report)
+        executor = starting.finish(prepared.workers, [prepared.plan])
+        session = Session(
+            prepared.plan, settings, prepared.choice, folder, executor, progress, shuffle
+        )
         session.seconds |= {"plan": round(planned_s, 3), "start": round(starting.waited_s, 3)}
         _open_output(session, restart=restart)
         failed = predict_and_trace(session)
         if len(failed) == len(session.work.grid):
+            reason = next(iter(failed.values()))
             raise DensebatchError(
-                f"{run.plan.slide.path}: no tile could be segmented: {next(iter(failed.values()))}"
+                f"{prepared.plan.slide.path}: no tile could be segmented: {reason}"
             )
         n_cells = number_cells(session, failed)
         result = _finish(session, n_cells, failed, started, meter)
@@ -155,83 +158,85 @@ def segment(
     return result
 
 
-def _tell_plan(run: Prepared, progress: Progress) -> None:
+def _tell_plan(prepared: Prepared, progress: Progress) -> None:
     """Tell the user how settings were taken, and what evaluates the network if that was chosen."""
-    for note in run.plan.notes:
+    for note in prepared.plan.notes:
         progress.note(note)
-    engine = run.choice.engine
-    if run.choice.reason != "default":
-        progress.note(f"engine: {engine.backend} on {engine.device} ({run.choice.reason})")
+    engine = prepared.choice.engine
+    if prepared.choice.reason != "default":
+        progress.note(f"engine: {engine.backend} on {engine.device} ({prepared.choice.reason})")
     log_event(
         log,
         "run planned",
-        slide=run.plan.slide.path,
-        out=str(run.folder.path),
-        fingerprint=run.plan.fingerprint,
-        model=run.plan.model.name,
+        slide=prepared.plan.slide.path,
+        out=str(prepared.folder.path),
+        fingerprint=prepared.plan.fingerprint,
+        model=prepared.plan.model.name,
         backend=engine.backend,
         device=engine.device,
-        patches=run.plan.network_patches,
-        workers=run.workers,
+        patches=prepared.plan.network_patches,
+        workers=prepared.workers,
     )
 
 
-def _open_output(run: Session, *, restart: bool) -> None:
+def _open_output(session: Session, *, restart: bool) -> None:
     """Make the output folder this run's and create all arrays; or leave nothing behind."""
-    spec = output_spec(run.plan, run.root)
-    identity = {"fingerprint": run.plan.fingerprint}
+    spec = output_spec(session.plan, session.root)
+    identity = {"fingerprint": session.plan.fingerprint}
     labels.check_place(spec, label_attrs=identity, restart=restart)
-    run.folder.claim(run.plan, restart=restart)
+    session.folder.claim(session.plan, restart=restart)
     try:
-        _remove_unfinished(run, spec)
+        _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
-        if run.choice.packed is not None:
-            write_quantised(run.folder.work, run.choice.packed)
-        create_flows(run.plan, run.work.flows)
-        create_traces(run.work)
+        if session.choice.packed is not None:
+            write_quantised(session.folder.work, session.choice.packed)
+        create_flows(session.plan, session.work.flows)
+        create_traces(session.work)
     except InputError:
-        run.folder.release()
+        session.folder.release()
         raise
 
 
-def _remove_unfinished(run: Session, spec: labels.PyramidSpec) -> None:
+def _remove_unfinished(session: Session, spec: labels.PyramidSpec) -> None:
     """Remove the files that killed writers had not yet given their names."""
-    ours = Path(run.root) / "labels" / spec.label_name if spec.in_place else Path(run.root)
+    ours = Path(session.root) / "labels" / spec.label_name if spec.in_place else Path(session.root)
     for unfinished in ours.rglob("*.partial"):
         unfinished.unlink(missing_ok=True)
 
 
 def _finish(
-    run: Session,
+    session: Session,
     n_cells: int,
     failed: Mapping[tuple[int, int], str],
     started: float,
     meter: Meter,
 ) -> SegmentResult:
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
-    plan = run.plan
-    spec = output_spec(plan, run.root)
-    tiles = describe_lost(run.work.grid, failed)
-    labels.finalize(spec, n_cells=n_cells, provenance=label_attributes(plan, tiles))
-    _remove_unfinished(run, spec)
+    plan = session.plan
+    spec = output_spec(plan, session.root)
+    tiles = describe_lost(session.work.grid, failed)
+    labels.finalize(spec, n_cells=n_cells, provenance=describe_origin(plan, tiles))
+    _remove_unfinished(session, spec)
     total = time.monotonic() - started
-    run.seconds["total"] = round(total, 3)
-    evaluating = run.executor.device_workers or run.executor.workers
+    session.seconds["total"] = round(total, 3)
+    evaluating = session.executor.device_workers or session.executor.workers
     report = {
         "complete": True,
-        **describe_run(plan, run.settings, run.choice, run.facts, n_cells, run.seconds),
-        **describe_costs(plan, run.facts, run.kept, evaluating, total, meter.read()),
-        "workers": run.executor.workers,
-        "device_workers": run.executor.device_workers,
-        "tasks": len(run.facts),
-        "tasks_kept": len(run.kept),
+        **describe_run(
+            plan, session.settings, session.choice, session.facts, n_cells, session.seconds
+        ),
+        **describe_costs(plan, session.facts, session.kept, evaluating, total, meter.read()),
+        "workers": session.executor.workers,
+        "device_workers": session.executor.device_workers,
+        "tasks": len(session.facts),
+        "tasks_kept": len(session.kept),
         "failed_tiles": tiles,
-        "labels": str(Path(run.root) / "labels" / spec.label_name),
+        "labels": str(Path(session.root) / "labels" / spec.label_name),
         "view": str(labels.viewer_path(spec)),
         "view_image": None if spec.image or spec.in_place else _viewable(plan),
     }
-    write_atomic(run.folder.report, json.dumps(report, indent=1).encode())
-    return _result(run.folder, plan, report)
+    write_atomic(session.folder.report, json.dumps(report, indent=1).encode())
+    return _result(session.folder, plan, report)
 
 
 def _viewable(plan: Plan) -> str | None:
@@ -240,7 +245,7 @@ def _viewable(plan: Plan) -> str | None:
 
 
 def _result(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> SegmentResult:
-    # the folder may have been moved since it was written
+    # Paths in the report are rebased, because the folder may have been moved since.
     root, written = folder.root(plan), Path(report["labels"]).parents[1]
     moved = {key: str(root / Path(report[key]).relative_to(written)) for key in ("labels", "view")}
     return SegmentResult(folder.path, Path(moved["labels"]), folder.table, {**report, **moved})

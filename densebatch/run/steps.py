@@ -32,30 +32,30 @@ if TYPE_CHECKING:
     from densebatch.stages.work import Task
 
 
-def list_predict_steps(run: Session) -> Iterator[Step]:
+def list_predict_steps(session: Session) -> Iterator[Step]:
     """Stage 1: a task for each group of patches."""
-    lanes = count_lanes(run.plan, run.settings, run.executor.workers)
-    for group in run.plan.groups:
-        task = PredictGroup(run.work, *group, lanes)
-        yield Step(task, "predict", run.plan.groups[group].area, rank=1, on_device=True)
+    lanes = count_lanes(session.plan, session.settings, session.executor.workers)
+    for group in session.plan.groups:
+        task = PredictGroup(session.work, *group, lanes)
+        yield Step(task, "predict", session.plan.groups[group].area, rank=1, on_device=True)
 
 
-def list_trace_steps(run: Session) -> Iterator[Step]:
+def list_trace_steps(session: Session) -> Iterator[Step]:
     """Stage 2: a task for each tile, which waits for the flows around it."""
-    for index in run.work.grid:
-        task = TraceTile(run.work, *index, run.plan.travel_px)
+    for index in session.work.grid:
+        task = TraceTile(session.work, *index, session.plan.travel_px)
         yield Step(task, "trace", task.core.area, needs=task.needs)
 
 
-def predict_and_trace(run: Session) -> dict[tuple[int, int], str]:
+def predict_and_trace(session: Session) -> dict[tuple[int, int], str]:
     """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
 
     Returns the tiles that have no result, with the reason.
     """
-    with run.timed("predict_and_trace"):
-        failures = run.drive([*list_predict_steps(run), *list_trace_steps(run)])
+    with session.timed("predict_and_trace"):
+        failures = session.drive([*list_predict_steps(session), *list_trace_steps(session)])
         failed = _list_tiles(failures)
-        _trace_far_travellers(run, failed)
+        _trace_far_travellers(session, failed)
     return failed
 
 
@@ -68,68 +68,68 @@ def _list_tiles(failures: Mapping[Task, str]) -> dict[tuple[int, int], str]:
     }
 
 
-def _trace_far_travellers(run: Session, failed: dict[tuple[int, int], str]) -> None:
+def _trace_far_travellers(session: Session, failed: dict[tuple[int, int], str]) -> None:
     """Trace again, with more halo, wherever a pixel went further than the halo allowed for.
 
     Which tiles that concerns depends on the tiling; their labels are then exact, as all others'
     are, so the result does not. Tiles that fail now are added to `failed`.
     """
-    grid = run.work.grid
-    limit = run.plan.trace.travel_limit_px
-    travel = run.plan.travel_px
+    grid = session.work.grid
+    limit = session.plan.trace.travel_limit_px
+    travel = session.plan.travel_px
     while travel < limit:
         reach = {
-            index: run.facts[TraceTile(run.work, *index, travel)]["max_travel_px"]
+            index: session.facts[TraceTile(session.work, *index, travel)]["max_travel_px"]
             for index in grid
             if index not in failed
         }
         far = [index for index, px in reach.items() if px > travel]
         if not far:
             return
-        # The smallest doubling holds the furthest pixel.
+        # The travel is doubled until it covers the furthest pixel.
         while travel < limit and travel < max(reach[index] for index in far):
             travel = min(2 * travel, limit)
         halo = halo_for_travel(travel)
         near = {i for f in far for i in grid.overlapping(grid[f].expand(halo))} - set(failed)
         told = f"trace again, travel up to {travel} px"
-        tasks = [TraceTile(run.work, *index, travel) for index in sorted(near)]
+        tasks = [TraceTile(session.work, *index, travel) for index in sorted(near)]
         # These steps need nothing: all flows are on disk by now.
-        failures = run.drive([Step(task, told, task.core.area) for task in tasks])
+        failures = session.drive([Step(task, told, task.core.area) for task in tasks])
         failed.update(_list_tiles(failures))
 
 
-def number_cells(run: Session, failed: Mapping[tuple[int, int], str]) -> int:
+def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int:
     """Stage 3: ids, label shards, pyramid, cell table; returns the number of cells."""
-    plan = run.plan
-    with run.timed("number"):
-        n_cells, edition = collect_keys(run.work, failed)
-        spec = output_spec(plan, run.root)
+    plan = session.plan
+    with session.timed("number"):
+        n_cells, edition = collect_keys(session.work, failed)
+        spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
-        _drive_all(run, list_number_steps(run, spec, edition))
+        _drive_all(session, list_number_steps(session, spec, edition))
         with ThreadPoolExecutor(1) as pool:  # the table is written beside the pyramid
             table = pool.submit(
                 write_table,
-                run.folder.table,
-                read_parts(run.work, labels.shard_grid(spec, first[0])),
+                session.folder.table,
+                read_parts(session.work, labels.shard_grid(spec, first[0])),
                 n_cells,
                 Region(0, 0, *plan.shape),
                 plan.um_per_px,
                 plan.slide.channels,
             )
             for levels in above:
-                _drive_all(run, list_reduce_steps(run, spec, levels[0]))
+                _drive_all(session, list_reduce_steps(session, spec, levels[0]))
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
             table.result()
     return n_cells
 
 
-def list_number_steps(run: Session, spec: labels.PyramidSpec, edition: str) -> Iterator[Step]:
+def list_number_steps(session: Session, spec: labels.PyramidSpec, edition: str) -> Iterator[Step]:
     """Stage 3, full resolution: a task for each shard.
 
     Parameters
     ----------
-    run
+    session
         Whose tiles are traced.
     spec
         Of the output.
@@ -138,16 +138,16 @@ def list_number_steps(run: Session, spec: labels.PyramidSpec, edition: str) -> I
     """
     grid = labels.shard_grid(spec, 0)
     for index in grid:
-        task = NumberShard(run.work, 0, *index, run.root, edition)
+        task = NumberShard(session.work, 0, *index, session.root, edition)
         yield Step(task, "number", grid[index].area)
 
 
-def list_reduce_steps(run: Session, spec: labels.PyramidSpec, level: int) -> Iterator[Step]:
+def list_reduce_steps(session: Session, spec: labels.PyramidSpec, level: int) -> Iterator[Step]:
     """Stage 3, the pyramid: a task for each shard of a group of levels.
 
     Parameters
     ----------
-    run
+    session
         Whose level below is written.
     spec
         Of the output.
@@ -158,22 +158,22 @@ def list_reduce_steps(run: Session, spec: labels.PyramidSpec, level: int) -> Ite
     kind = NumberShard if level == 1 else ReduceShard
     for index in grid:
         sources = [
-            kind(run.work, level - 1, *shard, run.root, "")
+            kind(session.work, level - 1, *shard, session.root, "")
             for shard in below.overlapping(labels.source_region(spec, level, grid[index]))
         ]
         # A shard is made again if any that it is made from has changed.
         inputs = digest_texts(
-            digest for source in sources for digest in run.facts[source]["digests"]
+            digest for source in sources for digest in session.facts[source]["digests"]
         )
-        task = ReduceShard(run.work, level, *index, run.root, inputs)
+        task = ReduceShard(session.work, level, *index, session.root, inputs)
         yield Step(task, f"pyramid level {level}", grid[index].area)
 
 
-def _drive_all(run: Session, steps: Iterator[Step]) -> None:
+def _drive_all(session: Session, steps: Iterator[Step]) -> None:
     """Run tasks none of which may fail: without a shard the label image is not whole."""
-    failures = run.drive(list(steps))
+    failures = session.drive(list(steps))
     if failures:
         task, reason = next(iter(failures.items()))
         raise DensebatchError(
-            f"{run.root}: {task.name} failed ({reason}); the same command continues the run"
+            f"{session.root}: {task.name} failed ({reason}); the same command continues the run"
         )

@@ -123,7 +123,7 @@ def plan_blocks(truth: PixelSource, pred: PixelSource, block_px: int = BLOCK_PX)
 
 
 @contextmanager
-def open_executor(workers: Workers) -> Iterator[tuple[Executor | None, int]]:
+def open_workers(workers: Workers) -> Iterator[tuple[Executor | None, int]]:
     """Turn a number of threads, an executor or a Dask client into an executor and its width.
 
     Parameters
@@ -165,14 +165,14 @@ def run_tasks(
     arguments
         Arguments of each task.
     workers
-        See `open_executor`.
+        See `open_workers`.
 
     Yields
     ------
     T
         What each task returned.
     """
-    with open_executor(workers) as (executor, width):
+    with open_workers(workers) as (executor, width):
         if executor is None:
             for args in arguments:
                 yield task(*args)
@@ -254,7 +254,7 @@ def count_fields(
     block_px
         Edge of what is read at once, rounded to chunks. Changes no number.
     workers
-        Threads, an executor or a Dask client; see `open_executor`.
+        Threads, an executor or a Dask client; see `open_workers`.
 
     Returns
     -------

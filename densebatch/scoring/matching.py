@@ -285,9 +285,9 @@ def _assign(overlaps: Overlaps, edges: NDArray[np.intp]) -> NDArray[np.intp]:
     """One-to-one matches among edges, solved for each connected component by itself."""
     truth, pred = overlaps.truth[edges], overlaps.pred[edges]
     alone = (np.bincount(truth)[truth] == 1) & (np.bincount(pred)[pred] == 1) if edges.size else []
-    settled, open_edges = edges[alone], edges[~np.asarray(alone, np.bool_)]
+    chosen, open_edges = edges[alone], edges[~np.asarray(alone, np.bool_)]
     if not open_edges.size:
-        return settled
+        return chosen
     n_truth = overlaps.truth_ids.size
     n = n_truth + overlaps.pred_ids.size
     ends = overlaps.truth[open_edges], n_truth + overlaps.pred[open_edges]
@@ -296,7 +296,7 @@ def _assign(overlaps: Overlaps, edges: NDArray[np.intp]) -> NDArray[np.intp]:
     order = np.argsort(component, kind="stable")
     cuts = np.flatnonzero(np.diff(component[order])) + 1
     solved = [_assign_component(overlaps, part) for part in np.split(open_edges[order], cuts)]
-    return np.sort(np.concatenate([settled, *solved]))
+    return np.sort(np.concatenate([chosen, *solved]))
 
 
 def _assign_component(overlaps: Overlaps, edges: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -205,6 +205,13 @@ def tabulate_scores(
         Scores of the prediction.
     full
         All columns; else those that fit on a terminal.
+
+    Returns
+    -------
+    headings
+        Of the columns.
+    rows
+        Each as long as the headings.
     """
     settings = images[0].settings
     first, last = (format_threshold(settings.thresholds[k]) for k in (0, -1))
@@ -257,7 +264,7 @@ def _tabulate_score(
 
 
 def tabulate_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table that compares predictions."""
+    """Headings and rows of the table that compares predictions; as `tabulate_scores`."""
     headings = ["prediction", "against", "pairs", "AP", "its AP", "difference", "better", "worse"]
     rows = [
         [

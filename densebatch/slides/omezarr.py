@@ -119,7 +119,7 @@ class ZarrSource(ArraySource):
         return [self._metadata, digest.hexdigest()]
 
 
-def open_zarr(path: Path) -> ZarrSource:
+def open_omezarr(path: Path) -> ZarrSource:
     """Open the image group at `path`, or the only image of a bioformats2raw layout there.
 
     Raises

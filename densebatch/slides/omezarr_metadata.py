@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -53,8 +53,23 @@ def _read_group(path: Path, stamps: dict[Path, Stamp]) -> tuple[Json, int]:
     return ome_attributes(attributes, zarr_format), zarr_format
 
 
-def find_image(path: Path, stamps: dict[Path, Stamp]) -> tuple[Path, Json, int]:
-    """Folder, OME attributes and Zarr format of the image at `path`, or of the only one in it.
+class FoundImage(NamedTuple):
+    """An image in a Zarr hierarchy.
+
+    Attributes
+    ----------
+    path : folder of its group
+    attributes : its OME attributes
+    zarr_format : 2 or 3
+    """
+
+    path: Path
+    attributes: Json
+    zarr_format: int
+
+
+def find_image(path: Path, stamps: dict[Path, Stamp]) -> FoundImage:
+    """Find the image at `path`, or the only one in it.
 
     The documents that are read are added to `stamps`.
 
@@ -67,7 +82,7 @@ def find_image(path: Path, stamps: dict[Path, Stamp]) -> tuple[Path, Json, int]:
     if "image-label" in attributes:
         raise InputError(f"{path} is a label image; accepted are images")
     if "multiscales" in attributes:
-        return path, attributes, zarr_format
+        return FoundImage(path, attributes, zarr_format)
     if "bioformats2raw.layout" not in attributes:
         what = "a plate: name one of its images" if "plate" in attributes else "no image"
         raise InputError(
@@ -79,9 +94,9 @@ def find_image(path: Path, stamps: dict[Path, Stamp]) -> tuple[Path, Json, int]:
         if any((child / name).is_file() for name in DOCUMENTS):
             child_attributes, child_format = _read_group(child, stamps)
             if "multiscales" in child_attributes:
-                images.append((child, child_attributes, child_format))
+                images.append(FoundImage(child, child_attributes, child_format))
     if len(images) != 1:
-        names = ", ".join(image.name for image, _, _ in images) or "none"
+        names = ", ".join(image.path.name for image in images) or "none"
         raise InputError(
             f"{path} is a bioformats2raw folder of {len(images)} images ({names}); "
             "accepted is one image: add its name to the path"

@@ -315,9 +315,9 @@ def _open_source(path: Path) -> Source:
     # Readers are imported here, because each brings in the libraries of its format, which a worker
     # need not load for others.
     if path.is_dir():
-        from densebatch.slides.omezarr import open_zarr
+        from densebatch.slides.omezarr import open_omezarr
 
-        return open_zarr(path)
+        return open_omezarr(path)
     try:
         with path.open("rb") as file:
             start = file.read(8)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PLAUSIBLE_UM = (0.01, 10.0)
 _RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _JPEG = (6, 7, 33007, 34892)
-_XRESOLUTION, _YRESOLUTION, _COLORMAP = 282, 283, 320
+_XRESOLUTION, _YRESOLUTION = 282, 283
 
 
 def refuse_lost_metadata(path: Path, tif: TiffFile, series: TiffPageSeries) -> None:

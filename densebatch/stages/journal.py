@@ -58,7 +58,7 @@ class Journal:
         """Facts of a finished task, or None if it must be run (again)."""
         try:
             document = json.loads(self._path(task).read_bytes())
-            # A document that has its own digest is as `record` wrote it, so its parts are there.
+            # A document whose digest fits is as `record` wrote it, so its parts are not checked.
             if document.pop("digest") != _digest_record(document) or document["task"] != task:
                 return None
             root = self.folder.parent

@@ -135,14 +135,14 @@ class NumberShard(_Shard):
         missing = np.zeros(sums.shape, np.int64)
         unread = []
         digests = []
-        # Where there is neither a cell nor a copy, nobody asks for pixels.
+        # Pixels are read only where there is a cell to measure or a copy to write.
         wanted = plan.slide.channels if ids.size or spec.image else ()
         for channel, name in enumerate(wanted):
             with meter.timed("read"):
                 pixels, holes = _read_pixels(plan, channel, region)
             column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
             with meter.timed("table"):
-                # numba has no half precision
+                # Half precision is widened, because numba does not have it.
                 exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
                 add_intensities(local, exact, column, left_out)
             for hole, reason in holes:
@@ -213,7 +213,7 @@ def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
 def _read_shard_labels(work: Work, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Shard-local labels 1..k of a region, and the global id of each.
 
-    Area of lost tiles is left 0; the run's record names it.
+    The area of lost tiles is left 0; the run's report names them.
     """
     grid = work.grid
     keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys))

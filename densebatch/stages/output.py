@@ -76,7 +76,24 @@ def levels_with(spec: labels.PyramidSpec, level: int) -> range:
 
 
 def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests: list[str]) -> bool:
-    """Whether what the task of a shard wrote still holds what its record states."""
+    """Whether what the task of a shard wrote still holds what its record states.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    root
+        The OME-Zarr image group that has the labels.
+    level, row, col
+        Which shard; of a task that writes several levels, any of them.
+    digests
+        From the record: of the labels and then of each channel, at all levels of the task.
+
+    Returns
+    -------
+    bool
+        False also if some of it is damaged or lost.
+    """
     spec = output_spec(plan, root)
     try:
         stored = [
@@ -84,12 +101,12 @@ def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests:
             for channel in list_planes(spec)
             for each in levels_with(spec, level)
         ]
-    except InputError:  # damaged or lost: written again
+    except InputError:  # what is damaged or lost is written again
         return False
     return stored == digests
 
 
-def label_attributes(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
     """What the label image says of its origin."""
     return {
         "model": plan.model.name,

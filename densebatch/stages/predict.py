@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from densebatch.engines.backend import Backend, Engine, PatchShape
     from densebatch.planning.plan import Plan
 
-model_loads = 0  # in this process; tests hold it to one
+model_loads = 0  # of this process; tests check that it stays at one
 
 _loaded: dict[tuple[str, Engine, PatchShape, int, int], Backend] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
@@ -61,7 +61,7 @@ def create_flows(plan: Plan, path: Path) -> None:
 
     What is not written reads as NaN, so that a lost chunk cannot pass for background.
     """
-    if (path / "zarr.json").exists():  # a folder without it is what a kill left
+    if (path / "zarr.json").exists():  # a killed run leaves a folder without it
         return
     zarr.create_array(
         str(path),
@@ -74,7 +74,7 @@ def create_flows(plan: Plan, path: Path) -> None:
         dtype="float16",
         fill_value=float("nan"),
         serializer=zarr.codecs.BytesCodec(endian="little"),
-        # glass becomes nothing; flows of tissue, which hardly compress, cost no time
+        # The fastest level, because glass shrinks to nothing and tissue hardly at all at any level.
         compressors=[zarr.codecs.ZstdCodec(level=-1), zarr.codecs.Crc32cCodec()],
     )
 

@@ -81,14 +81,14 @@ def _trace(
             with meter.timed("trace_on_device"):
                 return trace_tile(*how, device)
         except MemoryError:
-            pass  # others may use the device too; the CPU has memory of its own and the same bits
+            pass  # others may have filled the device; the CPU makes the same bits
     with meter.timed("trace"):
         return trace_tile(*how)
 
 
 def create_traces(work: Work) -> None:
     """Create the array of local labels, one chunk per tile."""
-    if (work.tile_labels / "zarr.json").exists():  # a kill leaves a folder without it
+    if (work.tile_labels / "zarr.json").exists():  # a killed run leaves a folder without it
         return
     height, width = work.plan.shape
     zarr.create_array(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
 
     Evaluate = Callable[[NDArray[np.float32]], NDArray[np.float16]]
 
@@ -30,14 +30,14 @@ _GPU_BATCH = 16
 TIMED = tuple(BACKENDS)
 
 
-def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluate:
+def open_backend(name: str, model: Model, device: str, lanes: int) -> Evaluate:
     """A backend as a function from `(n, 2, h, w)` patches to flows and logits of all their pixels.
 
     Parameters
     ----------
     name
         Of the backend.
-    spec
+    model
         The model.
     device
         `cpu` or `cuda`.
@@ -54,11 +54,11 @@ def open_backend(name: str, spec: ModelSpec, device: str, lanes: int) -> Evaluat
     InputError
         If this machine cannot use it.
     """
-    side = spec.patch_px
+    side = model.patch_px
     shape = PatchShape(side, side, Region(0, 0, side, side))
-    network = load_network(spec)
+    network = load_network(model)
     try:
-        packed = quantise(spec, shape) if BACKENDS[name].precision == "int8" else None
+        packed = quantise(model, shape) if BACKENDS[name].precision == "int8" else None
         backend = make_backend(
             name, device, network, shape, batch=_GPU_BATCH, lanes=lanes, quantised=packed
         )
@@ -133,16 +133,16 @@ def measure_backends(
     InputError
         For a backend, model or device that cannot be used.
     """
-    spec, where = find_model(model), choose_device(device)
+    found, where = find_model(model), choose_device(device)
     chosen = choose_backends(names, where)
-    patches = _simulate_patches(n_patches, spec.patch_px)
-    mpx = n_patches * spec.patch_px**2 / 1e6
-    reference = open_backend(REFERENCE, spec, where, lanes)(patches)
+    patches = _simulate_patches(n_patches, found.patch_px)
+    mpx = n_patches * found.patch_px**2 / 1e6
+    reference = open_backend(REFERENCE, found, where, lanes)(patches)
     rows = []
     for name in chosen:
         start = time.perf_counter()
         try:
-            evaluate = open_backend(name, spec, where, lanes)
+            evaluate = open_backend(name, found, where, lanes)
         except InputError as error:
             if names:
                 raise

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SEED = 1
 _WARM_PX = 256
-# A GPU is judged anew for each size of a group of patches; so many pixels hold a full one.
+# A GPU is checked anew for each size of a group of patches; so many pixels hold a full one.
 _WARM_GPU_PX = 1280
 _CHANNEL_OPTIONS = ("--membrane", "--nuclei", "--config")  # a settings file may name channels too
 

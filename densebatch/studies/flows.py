@@ -77,34 +77,36 @@ def store_flows(
     progress = progress or Progress()
     folders = [OutputFolder(path.absolute()) for path in slides]
     runs = prepare(list(zip(slides.values(), folders, strict=True)), settings, restart=restart)
-    for note in dict.fromkeys(note for run in runs for note in run.plan.notes):
+    for note in dict.fromkeys(note for prepared in runs for note in prepared.plan.notes):
         progress.note(note)
     if not restart:
-        for run in runs:
-            run.folder.compare(run.plan)
+        for prepared in runs:
+            prepared.folder.compare(prepared.plan)
     fields = {}
     with ExecutorStart(settings) as starting:
         # Workers are started only if there is something for them to do.
         workers = 0 if not restart and all(map(_has_flows, runs)) else runs[0].workers
-        executor = starting.finish(workers, [run.plan for run in runs])
-        for path, run in zip(slides, runs, strict=True):
-            session = Session(run.plan, settings, run.choice, run.folder, executor, progress)
-            run.folder.claim(run.plan, restart=restart)
-            if run.choice.packed is not None:
-                write_quantised(run.folder.work, run.choice.packed)
-            create_flows(run.plan, session.work.flows)
+        executor = starting.finish(workers, [prepared.plan for prepared in runs])
+        for path, prepared in zip(slides, runs, strict=True):
+            session = Session(
+                prepared.plan, settings, prepared.choice, prepared.folder, executor, progress
+            )
+            prepared.folder.claim(prepared.plan, restart=restart)
+            if prepared.choice.packed is not None:
+                write_quantised(prepared.folder.work, prepared.choice.packed)
+            create_flows(prepared.plan, session.work.flows)
             failures = session.drive(list(list_predict_steps(session)))
             if failures:
                 task, reason = next(iter(failures.items()))
                 raise DensebatchError(
-                    f"{run.plan.slide.path}: {task.name} failed ({reason}); "
+                    f"{prepared.plan.slide.path}: {task.name} failed ({reason}); "
                     "the same command continues"
                 )
             new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
-            fields[path] = FlowField(run.plan, session.work.flows, sum(new))
+            fields[path] = FlowField(prepared.plan, session.work.flows, sum(new))
     return fields
 
 
-def _has_flows(run: Prepared) -> bool:
-    journal = Journal(run.folder.work / "journal")
-    return all(journal.done(name_prediction(*group)) is not None for group in run.plan.groups)
+def _has_flows(prepared: Prepared) -> bool:
+    journal = Journal(prepared.folder.work / "journal")
+    return all(journal.done(name_prediction(*group)) is not None for group in prepared.plan.groups)

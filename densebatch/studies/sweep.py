@@ -213,7 +213,7 @@ def _count_all(
 
 
 def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> int:
-    """Threads that trace at once: as asked for, one per core by default, and as memory allows."""
+    """Threads that trace at once: as asked for, else one per processor, and as memory allows."""
     largest = max(
         core.expand(halo_for_travel(field.plan.travel_px)).clip(*field.plan.shape).area
         for field in fields

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def check_sizes(cells: Candidates, core: Region, min_size_px: int, max_size_px: int) -> Candidates:
-    """Judge for the first time: by whether a candidate is near the core, and by its size.
+    """Check first whether candidates are near the core, and their size.
 
     Parameters
     ----------

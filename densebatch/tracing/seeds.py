@@ -41,7 +41,7 @@ def gather_cells(ends: NDArray[np.int32]) -> tuple[NDArray[np.int32], Candidates
     labels : `(h, w)` int32
         Row in the table plus one; 0 for pixels that belong to no candidate.
     cells : Candidates
-        All with the verdict `OUTSIDE`: nobody has judged them yet.
+        All with the verdict `OUTSIDE`: they have not been checked yet.
     """
     counts = count_ends(ends)
     seeds = find_seeds(counts)

@@ -135,6 +135,13 @@ def orient(
         `(2, h, w)`; their components change signs and places with the axes.
     turn
         Bit 0 mirrors rows, bit 1 columns, bit 2 swaps the axes.
+
+    Returns
+    -------
+    planes
+        `(..., h, w)`, or `(..., w, h)` if the axes are swapped.
+    flows
+        `(2, h, w)`, or `(2, w, h)`.
     """
     dy, dx = flows
     if turn & 1:

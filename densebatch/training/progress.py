@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.models.network import CPnet
     from densebatch.training.annotated import AnnotatedImage
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def identify_training(
     images: Sequence[AnnotatedImage],
     recipe: Recipe,
-    start: ModelSpec | None,
-    teachers: Sequence[ModelSpec],
+    start: Model | None,
+    teachers: Sequence[Model],
 ) -> dict[str, Any]:
     """All that decides the weights, as a checkpoint states it.
 
@@ -61,7 +61,7 @@ def _describe(recipe: Recipe) -> dict[str, Any]:
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """The state of a training between two steps.
 
     Attributes

@@ -24,14 +24,14 @@ from densebatch.training.annotated import measure_diameters
 from densebatch.training.batches import count_processes, draw_batches
 from densebatch.training.consistency import compute_teaching_loss, consistency_at
 from densebatch.training.optimisers import build_optimisers
-from densebatch.training.progress import Progress, identify_training
+from densebatch.training.progress import TrainingState, identify_training
 from densebatch.training.simulated import simulate_annotated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from densebatch.models.model import ModelSpec
+    from densebatch.models.model import Model
     from densebatch.training.annotated import AnnotatedImage
     from densebatch.training.curve import CurvePoint
     from densebatch.training.recipe import Recipe
@@ -77,7 +77,7 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 
 def build_network(
-    images: Sequence[AnnotatedImage], recipe: Recipe, start: ModelSpec | None = None
+    images: Sequence[AnnotatedImage], recipe: Recipe, start: Model | None = None
 ) -> CPnet:
     """Make the network of the first step, which knows the images' cell diameters.
 
@@ -117,8 +117,8 @@ def train(
     recipe: Recipe,
     checkpoint: Path,
     *,
-    start: ModelSpec | None = None,
-    teachers: Sequence[ModelSpec] = (),
+    start: Model | None = None,
+    teachers: Sequence[Model] = (),
     validate: Callable[[CPnet, int], Mapping[str, float]] | None = None,
     checkpoint_seconds: float = 120.0,
     on_step: Callable[[CurvePoint], None] | None = None,
@@ -169,57 +169,57 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
     begun = time.monotonic()
-    progress = _make_progress(images, recipe, start, device)
-    asked = [_load_teacher(teacher, device) for teacher in teachers] or [progress.average]
+    state = _make_state(images, recipe, start, device)
+    asked = [_load_teacher(teacher, device) for teacher in teachers] or [state.average]
     identity = identify_training(images, recipe, start, teachers)
     if checkpoint.exists():
-        progress.restore(checkpoint, identity)
-        log_event(log, "training resumed", step=progress.steps_done, checkpoint=str(checkpoint))
+        state.restore(checkpoint, identity)
+        log_event(log, "training resumed", step=state.steps_done, checkpoint=str(checkpoint))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     # A training may have been stopped between a step and its validation.
-    _validate_last(progress, recipe, validate)
-    first = progress.steps_done
+    _validate_last(state, recipe, validate)
+    first = state.steps_done
     simulated = simulate_annotated(images, recipe) if first < recipe.simulated_steps else []
     log_event(
         log, "training begins", step=first, steps=recipe.steps, images=len(images),
         simulated_images=len(simulated), device=device.type,
     )  # fmt: skip
     saved = time.monotonic()
-    progress.network.train()
+    state.network.train()
     batches = draw_batches(images, simulated, recipe, first, count_processes(device))
     for step, (inputs, targets) in enumerate(batches, first):
-        loss = _take_step(progress, asked, inputs, targets, recipe, step)
+        loss = _take_step(state, asked, inputs, targets, recipe, step)
         if not math.isfinite(loss):
             raise ValueError(f"loss became {loss} at step {step + 1}; lower the learning rate")
-        progress.add_step(loss, recipe)
+        state.add_step(loss, recipe)
         if step + 1 in _list_stops(recipe):
-            progress.save(checkpoint, identity)  # the steps are kept if the validation fails
-            _validate_last(progress, recipe, validate)
+            state.save(checkpoint, identity)  # the steps are kept if the validation fails
+            _validate_last(state, recipe, validate)
         if on_step is not None:
-            on_step(progress.curve[-1])
+            on_step(state.curve[-1])
         if time.monotonic() - saved > checkpoint_seconds:
-            progress.save(checkpoint, identity)
+            state.save(checkpoint, identity)
             saved = time.monotonic()
-    progress.save(checkpoint, identity)
+    state.save(checkpoint, identity)
     seconds = round(time.monotonic() - begun, 1)
-    log_event(log, "training finished", steps=progress.steps_done, seconds=seconds)
-    return progress.choose_result(recipe).cpu(), progress.curve
+    log_event(log, "training finished", steps=state.steps_done, seconds=seconds)
+    return state.choose_result(recipe).cpu(), state.curve
 
 
-def _make_progress(
+def _make_state(
     images: Sequence[AnnotatedImage],
     recipe: Recipe,
-    start: ModelSpec | None,
+    start: Model | None,
     device: torch.device,
-) -> Progress:
+) -> TrainingState:
     """Make network, averages and optimisers ready for the first step."""
     network = build_network(images, recipe, start).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, mean = (copy.deepcopy(network).eval() for _ in range(2))
-    return Progress(network, average, mean, build_optimisers(network, recipe))
+    return TrainingState(network, average, mean, build_optimisers(network, recipe))
 
 
-def _load_teacher(teacher: ModelSpec, device: torch.device) -> CPnet:
+def _load_teacher(teacher: Model, device: torch.device) -> CPnet:
     network = load_network(teacher).eval().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
@@ -231,20 +231,20 @@ def _list_stops(recipe: Recipe) -> set[int]:
 
 
 def _validate_last(
-    progress: Progress,
+    state: TrainingState,
     recipe: Recipe,
     validate: Callable[[CPnet, int], Mapping[str, float]] | None,
 ) -> None:
     """Score what would be the result now, if the last step is one to validate and has no scores."""
-    if validate is None or progress.steps_done not in _list_stops(recipe):
+    if validate is None or state.steps_done not in _list_stops(recipe):
         return
-    point = progress.curve[-1]
+    point = state.curve[-1]
     if not point.scores:
-        point.scores.update(validate(progress.copy_result(recipe), point.step))
+        point.scores.update(validate(state.copy_result(recipe), point.step))
         log_event(log, "training validated", step=point.step, scores=point.scores)
 
 
-def _check_teacher(teacher: ModelSpec, recipe: Recipe) -> None:
+def _check_teacher(teacher: Model, recipe: Recipe) -> None:
     """Refuse a teacher that takes other images than its pupil, or would have no influence."""
     name = f"teacher {teacher.name}"
     if not recipe.consistency:
@@ -263,7 +263,7 @@ def _check_teacher(teacher: ModelSpec, recipe: Recipe) -> None:
 
 
 def _take_step(
-    progress: Progress,
+    state: TrainingState,
     teachers: Sequence[CPnet],
     inputs: torch.Tensor,
     targets: torch.Tensor,
@@ -271,7 +271,7 @@ def _take_step(
     step: int,
 ) -> float:
     """Forward, backward and update of the network; the loss before the update."""
-    network = progress.network
+    network = state.network
     device = next(network.parameters()).device
     batch = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.autocast):
@@ -284,7 +284,7 @@ def _take_step(
     network.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-    for optimiser in progress.optimisers:
+    for optimiser in state.optimisers:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(step, recipe)
         optimiser.step()

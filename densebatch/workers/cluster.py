@@ -30,7 +30,7 @@ _PATIENCE_S = 30.0  # for a running scheduler's answer, and for its first worker
 _NO_WORKERS_S = 60.0
 _LOST_WORKER_S = 120.0
 
-# There is a worker for each core, so none of them may take all cores for itself.
+# There is a worker for each processor, so none of them may take all processors for itself.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 KEPT_BYTES = 256 * 2**20
 """What a worker keeps at most at the end of its heap of the memory that it has freed."""
@@ -133,7 +133,7 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
     from distributed import Client, LocalCluster, Nanny
 
     def make_nanny(*args: Any, name: int, **options: Any) -> Nanny:  # noqa: ANN401
-        # a process that replaces a killed one gets the same
+        # The process that replaces a killed worker is given the same resources.
         resources = {DEVICE: 1.0} if name < device_workers else None
         return Nanny(*args, name=name, resources=resources, env=_ONE_THREAD, **options)
 
@@ -147,12 +147,12 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
         # On a busy machine, a process that replaces a killed one can take longer than Dask allows.
         "distributed.deploy.lost-worker-timeout": _LOST_WORKER_S,
         # Dask looks at stacks and event loops every few hundredths of a second for its dashboard,
-        # which nobody sees here. That takes a fiftieth of two cores.
+        # which nobody sees here. That takes a fiftieth of two processors.
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.interval": "1s",
     }
     stack.enter_context(_restored_environment())
-    # workers' scratch must not land in the user's current folder
+    # Workers get a folder for their scratch, because Dask would take the current one.
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="densebatch-"))
     stack.enter_context(dask.config.set(settings))
     try:
@@ -163,7 +163,7 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
-                    # None means port 8787 on all interfaces
+                    # Any free port of this machine alone; None would open 8787 on all interfaces.
                     dashboard_address="127.0.0.1:0",
                     local_directory=scratch,
                     silence_logs=logging.CRITICAL,

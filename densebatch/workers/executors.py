@@ -148,7 +148,7 @@ class DaskExecutor:
                 completed.add(future)
                 given += 1
                 if job.name in suspects:
-                    return  # nothing is handed out beside it
+                    return  # a suspect runs alone
 
         try:
             refill()
@@ -173,7 +173,7 @@ class DaskExecutor:
                 future.release()
                 refill()
         finally:
-            for future in running:  # the caller has stopped listening
+            for future in running:  # those left when the caller stops listening
                 future.release()
 
     def _submit(self, job: Job) -> Any:  # noqa: ANN401

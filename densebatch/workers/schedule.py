@@ -199,7 +199,7 @@ class Schedule:
                 continue
             gone.add(name)
             lost.append(Outcome(self._jobs[name], error=f"needs {job.name}, which failed: {error}"))
-            self._missing[name] = -1  # another of its needs that fails must not report it again
+            self._missing[name] = -1  # so that another need that fails does not report it again
             queue.extend(self._waiting.pop(name, []))
         log_event(log, "job given up", job=job.name, attempt=attempt, error=error, lost=len(lost))
         self._left_of_top -= gone

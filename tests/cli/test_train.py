@@ -27,11 +27,11 @@ def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_p
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert "map_100" in result.output
-    spec = find_model(str(output))
-    assert spec.patch_px == 64
-    assert spec.um_per_px == 0.5
-    assert not spec.nuclei
-    card = spec.card
+    model = find_model(str(output))
+    assert model.patch_px == 64
+    assert model.um_per_px == 0.5
+    assert not model.nuclei
+    card = model.card
     assert card["recipe"]["steps"] == 5
     assert list(card["data"]) == ["t0"]
     assert card["held_out"] == ["t0", "t1"]

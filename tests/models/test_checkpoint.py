@@ -46,17 +46,17 @@ def test_checkpoint_of_stock_loads_by_name(stock, tmp_path, widths):
     reference.diam_labels.data[0] = 15.0
     path = tmp_path / "CP_20261123"
     reference.save_model(path)
-    spec = find_model(str(path))
-    assert (spec.name, spec.widths) == ("CP_20261123", widths)
-    assert (spec.diameter_px, spec.default_diameter_px, spec.um_per_px) == (30.0, 15.0, None)
-    assert (spec.patch_px, spec.card) == (224, {})
+    model = find_model(str(path))
+    assert (model.name, model.widths) == ("CP_20261123", widths)
+    assert (model.diameter_px, model.default_diameter_px, model.um_per_px) == (30.0, 15.0, None)
+    assert (model.patch_px, model.card) == (224, {})
     shape = (1, 2, 64, 48)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = reference.eval()(x)[0]
     assert expected.std() > 1e-3
     torch.testing.assert_close(
-        outputs(load_network(spec), shape=shape), expected, atol=1e-5, rtol=0
+        outputs(load_network(model), shape=shape), expected, atol=1e-5, rtol=0
     )
 
 
@@ -84,9 +84,9 @@ def test_old_checkpoint_without_diameters_is_of_30_px(tmp_path):
     state = make_state(diam_mean=None, diam_labels=None)
     state = {k: v for k, v in state.items() if "num_batches" not in k}
     torch.save(state, tmp_path / "cyto")
-    spec = find_model(str(tmp_path / "cyto"))
-    assert (spec.diameter_px, spec.default_diameter_px) == (30.0, 30.0)
-    assert torch.equal(outputs(load_network(spec)), outputs(make_network()))
+    model = find_model(str(tmp_path / "cyto"))
+    assert (model.diameter_px, model.default_diameter_px) == (30.0, 30.0)
+    assert torch.equal(outputs(load_network(model)), outputs(make_network()))
 
 
 def test_double_precision_is_brought_to_single(tmp_path):
@@ -99,9 +99,9 @@ def test_double_precision_is_brought_to_single(tmp_path):
 def test_foreign_safetensors_without_a_card(tmp_path):
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file(dict(make_state()), path)
-    spec = find_model(str(path))
-    assert (spec.um_per_px, spec.patch_px, spec.nuclei) == (None, 224, True)
-    assert torch.equal(outputs(load_network(spec)), outputs(make_network()))
+    model = find_model(str(path))
+    assert (model.um_per_px, model.patch_px, model.nuclei) == (None, 224, True)
+    assert torch.equal(outputs(load_network(model)), outputs(make_network()))
 
 
 # what is refused

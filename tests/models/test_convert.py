@@ -38,19 +38,19 @@ def checkpoint(tmp_path):
 
 
 def test_import_keeps_every_bit_and_says_how_to_use_it(tmp_path, capsys, checkpoint):
-    model = tmp_path / "lab.safetensors"
+    output = tmp_path / "lab.safetensors"
     out = run(
-        capsys, "import", checkpoint, "-o", model, "--um-per-px", "0.25", "--patch", "448",
+        capsys, "import", checkpoint, "-o", output, "--um-per-px", "0.25", "--patch", "448",
         "--percentiles", "0.5", "99.5", "--no-nuclei", "--licence", "CC BY 4.0",
         "--source", "our lab",
     )  # fmt: skip
-    spec = find_model(str(model))
-    assert out == f"model  {model}, sha256 {spec.sha256}\n"
-    assert (spec.name, spec.widths, spec.um_per_px, spec.patch_px) == ("lab", WIDTHS, 0.25, 448)
-    assert (spec.percentiles, spec.nuclei, spec.diameter_px) == ((0.5, 99.5), False, 15.0)
-    assert (spec.card["licence"], spec.card["source"]) == ("CC BY 4.0", "our lab")
-    assert spec.card["imported"]["sha256"] == find_model(str(checkpoint)).sha256
-    loaded = load_network(spec).state_dict()
+    model = find_model(str(output))
+    assert out == f"model  {output}, sha256 {model.sha256}\n"
+    assert (model.name, model.widths, model.um_per_px, model.patch_px) == ("lab", WIDTHS, 0.25, 448)
+    assert (model.percentiles, model.nuclei, model.diameter_px) == ((0.5, 99.5), False, 15.0)
+    assert (model.card["licence"], model.card["source"]) == ("CC BY 4.0", "our lab")
+    assert model.card["imported"]["sha256"] == find_model(str(checkpoint)).sha256
+    loaded = load_network(model).state_dict()
     for name, tensor in make_network().state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(loaded[name], tensor), name
@@ -84,8 +84,8 @@ def test_import_of_an_old_checkpoint_is_told_its_diameter(tmp_path, capsys):
 def test_stated_diameter_leaves_that_of_the_labels(tmp_path, capsys):
     torch.save(make_state(diam_labels=torch.tensor([12.0])), tmp_path / "m")
     run(capsys, "import", tmp_path / "m", "-o", tmp_path / "a.safetensors", "--diameter", "17")
-    spec = find_model(str(tmp_path / "a.safetensors"))
-    assert (spec.diameter_px, spec.default_diameter_px) == (17, 12)
+    model = find_model(str(tmp_path / "a.safetensors"))
+    assert (model.diameter_px, model.default_diameter_px) == (17, 12)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from densebatch.base.errors import InputError
 from densebatch.models import model, zoo
-from densebatch.models.model import ModelSpec, find_model, list_bundled, load_network
+from densebatch.models.model import Model, find_model, list_bundled, load_network
 from densebatch.planning.settings import DEFAULT_MODEL
 from tests.helpers.checkpoint_files import USE, WIDTHS, make_network, outputs, save
 
@@ -18,8 +18,8 @@ from tests.helpers.checkpoint_files import USE, WIDTHS, make_network, outputs, s
 def test_saved_model_comes_back(tmp_path, half):
     network = make_network(diam_mean=17.3)
     path = save(network, tmp_path / "a" / "mine.safetensors", half=half)
-    spec = find_model(str(path))
-    assert spec == ModelSpec(
+    found = find_model(str(path))
+    assert found == Model(
         name="mine",
         path=str(path.resolve()),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -33,7 +33,7 @@ def test_saved_model_comes_back(tmp_path, half):
         nuclei=True,
         card={"name": "test", "recipe": {"seed": 0}, "use": USE},
     )
-    loaded = load_network(spec)
+    loaded = load_network(found)
     assert not loaded.training
     assert loaded.widths == WIDTHS
     for name, tensor in network.state_dict().items():
@@ -92,8 +92,8 @@ def test_changed_file_is_read_again(tmp_path):
 @pytest.mark.parametrize("name", list_bundled())
 def test_a_bundled_model_that_is_not_what_it_came_as_is_refused(name, tmp_path, monkeypatch):
     whole = model.bundled_path(name).read_bytes()
-    spec = find_model(name)
-    assert spec == model._read_spec(name, model.bundled_path(name), spec.sha256)
+    found = find_model(name)
+    assert found == model._read_model(name, model.bundled_path(name), found.sha256)
     path = tmp_path / f"{name}.safetensors"
     monkeypatch.setattr(model, "bundled_path", lambda _: path)
     flipped = whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]
@@ -105,11 +105,11 @@ def test_a_bundled_model_that_is_not_what_it_came_as_is_refused(name, tmp_path, 
 
 def test_bundled_model():
     assert DEFAULT_MODEL in list_bundled()
-    spec = find_model(DEFAULT_MODEL)
-    assert spec.name == DEFAULT_MODEL
-    assert spec.um_per_px == 0.5
-    assert 5 < spec.diameter_px < 30
-    assert outputs(load_network(spec)).isfinite().all()
+    found = find_model(DEFAULT_MODEL)
+    assert found.name == DEFAULT_MODEL
+    assert found.um_per_px == 0.5
+    assert 5 < found.diameter_px < 30
+    assert outputs(load_network(found)).isfinite().all()
 
 
 def test_unknown_name_tells_what_there_is(tmp_path):
@@ -125,14 +125,14 @@ def test_unknown_name_tells_what_there_is(tmp_path):
 
 
 def test_file_that_changed_after_planning_is_refused(tmp_path):
-    """A worker gets the spec and reads the file itself, maybe much later."""
+    """A worker gets the model and reads the file itself, maybe much later."""
     path = save(make_network(), tmp_path / "m.safetensors")
-    spec = find_model(str(path))
-    load_network(spec)
+    found = find_model(str(path))
+    load_network(found)
     save(make_network(seed=1), path)
     with pytest.raises(InputError) as caught:
-        load_network(spec)
+        load_network(found)
     assert str(caught.value) == f"model {path}: has changed since the run was planned"
     path.unlink()
     with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
-        load_network(spec)
+        load_network(found)

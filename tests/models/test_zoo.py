@@ -112,12 +112,12 @@ def test_fetched_model_is_used_by_its_name(capsys, cache, network):
         "n_bytes": len(network),
         "fetched": lock["fetched"],
     }
-    spec = find_model("cyto3")
-    assert (spec.name, spec.path, spec.widths) == ("cyto3", str(cache / "cyto3"), WIDTHS)
-    assert (spec.diameter_px, spec.default_diameter_px, spec.nuclei) == (30, 30, True)
-    assert spec.card == {"source": url, "fetched": lock["fetched"]}
+    model = find_model("cyto3")
+    assert (model.name, model.path, model.widths) == ("cyto3", str(cache / "cyto3"), WIDTHS)
+    assert (model.diameter_px, model.default_diameter_px, model.nuclei) == (30, 30, True)
+    assert model.card == {"source": url, "fetched": lock["fetched"]}
     expected = make_network().state_dict()["output.2.weight"]
-    assert torch.equal(load_network(spec).output[2].weight, expected)
+    assert torch.equal(load_network(model).output[2].weight, expected)
 
 
 def test_what_stock_knows_by_name_and_the_file_does_not_say(tmp_path, capsys, network, other):
@@ -356,9 +356,9 @@ def test_record_of_one_file(capsys, certificate, record, other):
     with serve({}, certificate=certificate) as server:
         record(server, {"Train7": other})
         run(capsys, "fetch", "train7")
-    spec = find_model("train7")
-    assert spec.sha256 == sha256(other)
-    assert spec.card["source"] == "doi:10.5281/zenodo.10668824/Train7"
+    model = find_model("train7")
+    assert model.sha256 == sha256(other)
+    assert model.card["source"] == "doi:10.5281/zenodo.10668824/Train7"
 
 
 def test_record_of_several_files_is_asked_about(capsys, cache, certificate, record, other):

@@ -3,41 +3,41 @@
 import pytest
 
 from densebatch.base.errors import InputError
-from densebatch.models.model import ModelSpec
+from densebatch.models.model import Model
 from densebatch.planning.scale import choose_rescale
 from tests.helpers.checkpoint_files import WIDTHS
 
 
-def spec_of(um_per_px=None, diameter_px=30.0, default_diameter_px=30.0):
-    return ModelSpec("m", "/m", "0", WIDTHS, diameter_px, um_per_px, default_diameter_px)
+def make_model(um_per_px=None, diameter_px=30.0, default_diameter_px=30.0):
+    return Model("m", "/m", "0", WIDTHS, diameter_px, um_per_px, default_diameter_px)
 
 
 @pytest.mark.parametrize(
-    ("spec", "um_per_px", "diameter_px", "factor", "reason"),
+    ("model", "um_per_px", "diameter_px", "factor", "reason"),
     [
         # a diameter decides over everything
-        (spec_of(0.5), 0.25, 15.0, 2.0, "cells of 15 px, network trained on 30 px"),
-        (spec_of(), None, 60.0, 0.5, "cells of 60 px, network trained on 30 px"),
+        (make_model(0.5), 0.25, 15.0, 2.0, "cells of 15 px, network trained on 30 px"),
+        (make_model(), None, 60.0, 0.5, "cells of 60 px, network trained on 30 px"),
         # then pixel sizes
-        (spec_of(0.5), 0.25, None, 0.5, "slide 0.25 um/px, network 0.5 um/px"),
-        (spec_of(0.5), 1.0, None, 2.0, "slide 1 um/px, network 0.5 um/px"),
+        (make_model(0.5), 0.25, None, 0.5, "slide 0.25 um/px, network 0.5 um/px"),
+        (make_model(0.5), 1.0, None, 2.0, "slide 1 um/px, network 0.5 um/px"),
         # then the model alone
         (
-            spec_of(0.5, 30, 15),
+            make_model(0.5, 30, 15),
             None,
             None,
             2.0,
             "pixel size unknown, taken as 1 um/px, that of the model's images",
         ),
         (
-            spec_of(None, 30, 15),
+            make_model(None, 30, 15),
             0.25,
             None,
             2.0,
             "model's default cell diameter 15 px, network trained on 30 px",
         ),
         (
-            spec_of(None, 17, 17),
+            make_model(None, 17, 17),
             None,
             None,
             1.0,
@@ -45,8 +45,8 @@ def spec_of(um_per_px=None, diameter_px=30.0, default_diameter_px=30.0):
         ),
     ],
 )
-def test_rescale_follows_what_is_known(spec, um_per_px, diameter_px, factor, reason):
-    assert choose_rescale(spec, um_per_px, diameter_px) == (factor, reason)
+def test_rescale_follows_what_is_known(model, um_per_px, diameter_px, factor, reason):
+    assert choose_rescale(model, um_per_px, diameter_px) == (factor, reason)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_rescale_follows_what_is_known(spec, um_per_px, diameter_px, factor, rea
     ],
 )
 def test_a_factor_near_1_is_1(um_per_px, factor):
-    found, _ = choose_rescale(spec_of(0.5), um_per_px, None)
+    found, _ = choose_rescale(make_model(0.5), um_per_px, None)
     assert found == pytest.approx(factor, abs=1e-12)
     assert (found == 1.0) == (factor == 1)
 
@@ -72,7 +72,7 @@ def test_a_factor_near_1_is_1(um_per_px, factor):
 )
 def test_a_factor_out_of_range_is_refused(um_per_px, factor):
     with pytest.raises(InputError) as caught:
-        choose_rescale(spec_of(0.5), um_per_px, None)
+        choose_rescale(make_model(0.5), um_per_px, None)
     assert str(caught.value) == (
         f"the slide would be rescaled by {factor} (slide {um_per_px:g} um/px, network 0.5 um/px); "
         "accepted is 0.0625 to 8: check --pixel-size or --diameter"
@@ -82,4 +82,4 @@ def test_a_factor_out_of_range_is_refused(um_per_px, factor):
 @pytest.mark.parametrize("diameter_px", [0.0, -3.0, float("nan"), float("inf")])
 def test_a_diameter_that_is_none_is_refused(diameter_px):
     with pytest.raises(InputError, match=rf"^diameter {diameter_px} px: accepted are positive"):
-        choose_rescale(spec_of(0.5), 0.5, diameter_px)
+        choose_rescale(make_model(0.5), 0.5, diameter_px)

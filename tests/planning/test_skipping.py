@@ -113,7 +113,7 @@ def test_glass_of_a_simulated_slide_is_skipped(tmp_path):
 
 
 def test_a_cell_at_the_border_of_a_core_keeps_it_alive(tmp_path):
-    """A patch is judged with its margin: one bright spot keeps all patches that see it."""
+    """A patch is checked with its margin: one bright spot keeps all patches that see it."""
     pixels = np.zeros((1, 700, 700), np.uint16)
     slide = write_tiff(tmp_path / "flat.ome.tif", pixels, ["marker"])
     lattice = draft_plan(slide, SegmentSettings()).lattice

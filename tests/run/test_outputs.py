@@ -89,7 +89,7 @@ def read_image(out, level=0):
     return zarr.open_array(out / "segmentation.ome.zarr" / str(level), mode="r")[:]
 
 
-# the record
+# the report
 
 
 def test_run_json(done, slide):

@@ -220,7 +220,7 @@ def test_a_chunk_that_the_network_cannot_read(slide, clean, damage, tmp_path, ca
     for tile in failed:
         assert re.match(r"needs predict-0-\d, which failed: InputError: ", tile["reason"])
         assert "a.ome.zarr" in tile["reason"]
-    # all that could not be told is marked, in the record and beside the labels
+    # all that could not be told is marked, in the report and beside the labels
     grid = Grid(*SHAPE, TILE, TILE)
     regions = [tuple(tile["region"]) for tile in failed]
     for index in grid.overlapping(hole.region):

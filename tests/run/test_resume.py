@@ -131,7 +131,7 @@ def test_sigkill_between_any_two_files(tmp_path):
     expected = output_bytes(tmp_path / "clean")
     kept = [point["kept"] for point in report["killed"]]
     assert len(kept) >= 3
-    # the last points are behind the record of the run, which then has nothing left to do
+    # the last points are behind the report of the run, which then has nothing left to do
     assert kept[0] == 0 < max(kept)
     for point in report["killed"]:
         out = Path(point["out"])

@@ -103,26 +103,26 @@ def test_who_is_near_the_core_and_of_a_fitting_size():
     cells = tabulate(labels, n=6)  # the last has no pixel
     outside, rejected, kept = Verdict.OUTSIDE, Verdict.REJECTED, Verdict.KEPT
 
-    def judge(core, low, high):
-        judged = check_sizes(cells, core, low, high)
-        assert judged.verdict.dtype == np.int8
-        assert judged._replace(verdict=cells.verdict) == cells
-        return judged.verdict.tolist()
+    def check(core, low, high):
+        checked = check_sizes(cells, core, low, high)
+        assert checked.verdict.dtype == np.int8
+        assert checked._replace(verdict=cells.verdict) == cells
+        return checked.verdict.tolist()
 
     everywhere = Region(0, 0, 20, 30)
-    assert judge(everywhere, 0, 1000) == [kept] * 5 + [outside]
-    assert judge(everywhere, 4, 199) == [kept, kept, kept, rejected, rejected, outside]
-    assert judge(everywhere, 20, 200) == [kept, kept, kept, kept, rejected, outside]
+    assert check(everywhere, 0, 1000) == [kept] * 5 + [outside]
+    assert check(everywhere, 4, 199) == [kept, kept, kept, rejected, rejected, outside]
+    assert check(everywhere, 20, 200) == [kept, kept, kept, kept, rejected, outside]
     # the bounding box decides, whose last row and column are its own
-    assert judge(Region(4, 5, 10, 20), 0, 1000) == [outside] * 4 + [kept, outside]
-    assert judge(Region(3, 4, 10, 20), 0, 100) == [kept, kept, outside, outside, kept, outside]
-    assert judge(Region(7, 4, 11, 21), 0, 100) == [outside, kept, kept, rejected, kept, outside]
+    assert check(Region(4, 5, 10, 20), 0, 1000) == [outside] * 4 + [kept, outside]
+    assert check(Region(3, 4, 10, 20), 0, 100) == [kept, kept, outside, outside, kept, outside]
+    assert check(Region(7, 4, 11, 21), 0, 100) == [outside, kept, kept, rejected, kept, outside]
 
 
 def test_errors_above_the_threshold_reject_and_so_does_nan():
     labels = np.repeat(np.arange(6, dtype=np.int32)[None], 3, axis=0)
     cells = tabulate(labels, [1, 1, 1, -1, 0])
-    judged = check_errors(cells, np.array([0.4, 0.41, np.nan, 0.0, 9.0]), 0.4)
-    assert judged.verdict.tolist() == [1, -1, -1, -1, 0]
-    assert judged.verdict.dtype == np.int8
+    checked = check_errors(cells, np.array([0.4, 0.41, np.nan, 0.0, 9.0]), 0.4)
+    assert checked.verdict.tolist() == [1, -1, -1, -1, 0]
+    assert checked.verdict.dtype == np.int8
     assert cells.verdict.tolist() == [1, 1, 1, -1, 0]

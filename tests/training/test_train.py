@@ -28,12 +28,12 @@ def test_same_seed_same_weights_and_another_seed_others(images, tmp_path):
 def test_start_from_a_model(images, tmp_path):
     first, _ = train(images, SMALL, tmp_path / "a.pt")
     write_model(first, tmp_path / "first.safetensors", SMALL, {})
-    spec = find_model(str(tmp_path / "first.safetensors"))
-    network = build_network(images, SMALL, spec)
-    assert torch.equal(network.output[2].weight, load_network(spec).output[2].weight)
+    model = find_model(str(tmp_path / "first.safetensors"))
+    network = build_network(images, SMALL, model)
+    assert torch.equal(network.output[2].weight, load_network(model).output[2].weight)
     assert not is_same(network, build_network(images, SMALL))
     with pytest.raises(ValueError, match="has widths"):
-        build_network(images, vary(widths=(2, 8, 16)), spec)
+        build_network(images, vary(widths=(2, 8, 16)), model)
 
 
 def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
@@ -52,8 +52,8 @@ def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
         biased.output[2].weight.zero_()
         biased.output[2].bias.copy_(torch.tensor([3.0, -2.0, 4.0]))
     write_model(biased, tmp_path / "t.safetensors", wide, {})
-    spec = find_model(str(tmp_path / "t.safetensors"))
-    pupil, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[spec])
+    model = find_model(str(tmp_path / "t.safetensors"))
+    pupil, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[model])
     alone, _ = train(images, recipe, tmp_path / "alone.pt")
     inputs = torch.from_numpy(sample_batch(images, recipe, 1000)[0])
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
     with pytest.raises(InputError, match="other models"):
         train(images, recipe, tmp_path / "pupil.pt")
     with pytest.raises(InputError, match="other models"):
-        train(images, recipe, tmp_path / "alone.pt", teachers=[spec])
-    again, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[spec])
+        train(images, recipe, tmp_path / "alone.pt", teachers=[model])
+    again, _ = train(images, recipe, tmp_path / "pupil.pt", teachers=[model])
     assert is_same(pupil, again)
 
 
@@ -78,15 +78,15 @@ def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
 )
 def test_a_teacher_of_other_images_is_refused(images, tmp_path, changed, told):
     write_model(build_network(images, SMALL), tmp_path / "t.safetensors", SMALL, {})
-    spec = find_model(str(tmp_path / "t.safetensors"))
+    model = find_model(str(tmp_path / "t.safetensors"))
     recipe = vary(**{"consistency": 1.0, **changed})
     with pytest.raises(ValueError, match=told):
-        train(images, recipe, tmp_path / "a.pt", teachers=[spec])
+        train(images, recipe, tmp_path / "a.pt", teachers=[model])
     deep = vary(widths=(2, 4, 4, 4, 4, 4), patch_px=64)
     write_model(build_network(images, deep), tmp_path / "d.safetensors", deep, {})
-    spec = find_model(str(tmp_path / "d.safetensors"))
+    model = find_model(str(tmp_path / "d.safetensors"))
     with pytest.raises(ValueError, match="multiple of 16"):
-        train(images, vary(consistency=1.0, patch_px=72), tmp_path / "a.pt", teachers=[spec])
+        train(images, vary(consistency=1.0, patch_px=72), tmp_path / "a.pt", teachers=[model])
 
 
 def _losses(network, images, recipe, steps):

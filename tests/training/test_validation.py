@@ -28,21 +28,21 @@ def test_a_model_of_rescaled_images_knows_their_scale(folder, tmp_path):
     assert float(network.diam_mean) == pytest.approx(30.0, rel=0.1)
     write_model(network, tmp_path / "a.safetensors", recipe, {})
     factor = float(network.diam_mean / network.diam_labels)
-    spec = find_model(str(tmp_path / "a.safetensors"))
-    assert choose_rescale(spec, 0.5, None)[0] == pytest.approx(factor)
-    assert choose_rescale(spec, 0.25, None)[0] == pytest.approx(factor / 2)
-    assert choose_rescale(spec, None, None)[0] == pytest.approx(factor)
+    model = find_model(str(tmp_path / "a.safetensors"))
+    assert choose_rescale(model, 0.5, None)[0] == pytest.approx(factor)
+    assert choose_rescale(model, 0.25, None)[0] == pytest.approx(factor / 2)
+    assert choose_rescale(model, None, None)[0] == pytest.approx(factor)
     assert set(validate(network, recipe, held_out)) == {"map", "map_100"}
 
 
 def test_validation_is_what_segment_and_score_give(folder, tmp_path):
     """The bundled model on a held-out image, by `validate` and by the two commands."""
-    spec = find_model(DEFAULT_MODEL)
-    recipe = Recipe(patch_px=spec.patch_px, percentiles=spec.percentiles)
+    model = find_model(DEFAULT_MODEL)
+    recipe = Recipe(patch_px=model.patch_px, percentiles=model.percentiles)
     _, held_out = load_annotated(folder, vary(patch_px=64), ["t1"])
-    scores = validate(load_network(spec), recipe, held_out)
+    scores = validate(load_network(model), recipe, held_out)
     run = CliRunner().invoke
-    write_model(load_network(spec), tmp_path / "same.safetensors", recipe, {})
+    write_model(load_network(model), tmp_path / "same.safetensors", recipe, {})
     arguments = [
         "--workers",
         "0",

@@ -9,7 +9,7 @@ from densebatch.base.geometry import Grid
 from densebatch.planning.engine_choice import EngineChoice
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.run.record import describe_costs, describe_lost, describe_run
+from densebatch.run.report import describe_costs, describe_lost, describe_run
 from densebatch.stages.number import NumberShard, ReduceShard
 from densebatch.stages.predict import PredictGroup
 from densebatch.stages.trace import TraceTile

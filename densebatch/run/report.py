@@ -1,4 +1,4 @@
-"""What a run says of itself: `run.json`."""
+"""What a run reports of itself: `run.json`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def describe_run(
     plan, settings, choice
         Of the run.
     facts
-        By task, from the records, of this session and of earlier ones.
+        By task, from the records in the journal, of this session and of earlier ones.
     n_cells
         Cells of the slide.
     seconds
@@ -106,7 +106,7 @@ def describe_costs(
     plan
         Of the run.
     facts
-        By task, from the records, of this session and of earlier ones.
+        By task, from the records in the journal, of this session and of earlier ones.
     kept
         Tasks that an earlier session had finished.
     workers

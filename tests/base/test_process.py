@@ -1,53 +1,52 @@
-"""What a process frees it gets again without asking the system, or returns, as it is told."""
+"""What a process and its tasks are said to have taken."""
 
-import os
-import platform
 import subprocess
 import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc's malloc")
+from densebatch.base.process import Meter, count_io
 
-_COUNT = """
-import resource, sys, threading
-import numpy as np
-from densebatch.base import allocation
-if sys.argv[1] == "keep":
-    allocation.keep_freed_memory()
-if sys.argv[1] == "return":
-    allocation.return_freed_memory()
-
-def work():  # a Dask worker's tasks run in a thread
-    np.ones(2**18, np.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(50):  # numpy asks for huge pages from 4 MiB on
-        np.ones(2**18, np.float32)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
+_PEAKS = """
+import subprocess, sys
+from densebatch.base.process import measure_peak_mb
+before = measure_peak_mb()
+if sys.argv[1:]:
+    held = bytearray(200 * 10**6)
+    del held
+    print(before, measure_peak_mb(), end=" ", flush=True)
+    subprocess.run([sys.executable, "-c", sys.stdin.read()], check=True)
+else:
+    print(before)
 """
 
 
-def _count_faults(mode):
-    env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
-    if mode == "return":
-        del env["MALLOC_TRIM_THRESHOLD_"]
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak")
+def test_peak_memory_is_this_process_s_own():
+    """It outlasts the memory, and a new process does not begin with that of its parent."""
     run = subprocess.run(
-        [sys.executable, "-c", _COUNT, mode], env=env, capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    return int(run.stdout)
+        [sys.executable, "-c", _PEAKS, "big"],
+        input=_PEAKS, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    before, after, child = map(int, run.stdout.split())
+    assert after > before + 150
+    assert child < before + 50
 
 
-def test_pages_are_asked_for_once():
-    pages = 50 * 2**20 // os.sysconf("SC_PAGE_SIZE")
-    assert _count_faults("as Dask does") > 0.9 * pages
-    assert _count_faults("keep") < 0.1 * pages
-
-
-def test_pages_are_returned_where_nobody_needs_them_again():
-    pages = 50 * 2**20 // os.sysconf("SC_PAGE_SIZE")
-    assert _count_faults("return") > 0.9 * pages
+def test_a_meter_tells_what_happened_since_it_was_made(tmp_path):
+    (tmp_path / "earlier").write_bytes(bytes(10**6))
+    meter = Meter()
+    with meter.timed("write"):
+        (tmp_path / "a").write_bytes(bytes(10**5))
+    for _ in range(2):
+        with meter.timed("read"):
+            (tmp_path / "a").read_bytes()
+    facts = meter.read()
+    assert set(facts["parts"]) == {"write", "read"}
+    assert facts["seconds"] >= sum(facts["parts"].values()) - 2e-4  # each is rounded
+    assert facts["peak_rss_mb"] > 0
+    if count_io() is None:
+        assert facts["bytes_read"] is facts["bytes_written"] is None
+    else:
+        assert 2 * 10**5 <= facts["bytes_read"] < 10**6
+        assert 10**5 <= facts["bytes_written"] < 10**6

@@ -1,6 +1,5 @@
 """A run that is killed continues to the same bytes, and does not repeat what was done."""
 
-import contextlib
 import json
 import os
 import signal
@@ -9,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from densebatch.base.errors import InputError
@@ -20,6 +18,7 @@ from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
     call_main,
+    list_workers,
     output_bytes,
     read_report,
     run_command,
@@ -220,25 +219,18 @@ def test_damage_in_the_pyramid_is_found_and_repaired(tmp_path, ngff, level):
     assert_same_output(out, expected)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
-def test_sigkill_of_a_forked_worker_and_of_the_fork_server(long_slide, tmp_path):
+def test_sigkill_of_a_command_s_workers(long_slide, tmp_path):
     slide, expected, _ = long_slide
     out = tmp_path / "out"
-    process = start_command(
-        *command(slide, out, "--workers", 2, "--tile", 128),
-        group_px=GROUP_PX,
-        env={"OPENBLAS_NUM_THREADS": "1"},  # or the change of the groups' size makes threads
-    )
+    arguments = command(slide, out, "--workers", 2, "--tile", 128)
+    process = start_command(*arguments, group_px=GROUP_PX)
     killed = []
     for n_records in (1, 8):
         deadline = time.monotonic() + 120
         while len(records(out)) < n_records and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
-        children = psutil.Process(process.pid).children()
-        command_line = psutil.Process(process.pid).cmdline()
-        (server,) = (c for c in children if c.cmdline() == command_line)  # it is forked
-        victim = server if killed else server.children()[0]
+        victim = next(w for w in list_workers(process.pid) if w.pid not in killed)
         victim.kill()
         killed.append(victim.pid)
     err = process.communicate(timeout=120)[1]
@@ -247,14 +239,13 @@ def test_sigkill_of_a_forked_worker_and_of_the_fork_server(long_slide, tmp_path)
     assert_same_output(out, expected)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked")
 def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
     """A terminal sends it to all processes of the command."""
     slide, expected, _ = long_slide
     out = tmp_path / "out"
-    how = {"group_px": GROUP_PX, "env": {"OPENBLAS_NUM_THREADS": "1"}}
     arguments = command(slide, out, "--workers", 2, "--tile", 128)
-    process = start_command(*arguments, **how)
+    process = start_command(*arguments, group_px=GROUP_PX)
     deadline = time.monotonic() + 120
     while not records(out) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -264,7 +255,7 @@ def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted; the same command continues the run"
-    code, _, err = run_command(*arguments, **how)
+    code, _, err = run_command(*arguments, group_px=GROUP_PX)
     assert code == 0, err
     assert_same_output(out, expected)
 
@@ -277,15 +268,8 @@ def test_sigkill_of_a_worker_does_not_lose_the_run(long_slide, tmp_path):
         def advance(self, name, pixels):
             super().advance(name, pixels)
             if len(killed) < 2:
-                sizes = {}
-                for process in psutil.Process().children(recursive=True):
-                    # The last victim may be a zombie still. Workers are spawned, or forked by a
-                    # server if an earlier test has started one: the largest without children.
-                    with contextlib.suppress(psutil.Error):
-                        if not process.children():
-                            sizes[process] = process.memory_info().rss
-                victim = max(sizes, key=sizes.__getitem__)
-                victim.send_signal(signal.SIGKILL)
+                victim = next(w for w in list_workers(os.getpid()) if w.pid not in killed)
+                victim.kill()
                 killed.append(victim.pid)
 
     watcher = Killer()

@@ -52,7 +52,7 @@ def open_executor(
     *,
     device_workers: int = 0,
 ) -> Iterator[SerialExecutor | DaskExecutor]:
-    """The executor that the settings ask for, closed at the end.
+    """Open the executor that the settings ask for; it is closed at the end.
 
     Parameters
     ----------
@@ -75,12 +75,24 @@ def open_executor(
         If worker processes cannot be started.
     """
     with ExitStack() as stack:
+        executor: SerialExecutor | DaskExecutor
         if scheduler is not None:
-            yield _join_cluster(stack, scheduler)
+            executor = _join_cluster(stack, scheduler)
         elif workers:
-            yield _start_cluster(stack, workers, device_workers)
+            executor = _start_cluster(stack, workers, device_workers)
         else:
-            yield SerialExecutor()
+            executor = SerialExecutor()
+        facts: dict[str, Any] = {
+            "scheduler": None if scheduler is None else str(scheduler),
+            "workers": executor.workers,
+            "device_workers": executor.device_workers,
+        }
+        log_event(log, "executor opened", **facts)
+        try:
+            yield executor
+        finally:
+            stack.close()
+            log_event(log, "executor closed", **facts)
 
 
 def ask_worker(
@@ -115,10 +127,7 @@ def _join_cluster(stack: ExitStack, scheduler: Scheduler) -> DaskExecutor:
             raise OSError("the scheduler has no workers; start some and try again") from error
     except OSError as error:
         raise _unusable(scheduler, error) from error
-    n_workers = len(client.nthreads())
-    log_event(log, "cluster joined", scheduler=address, workers=n_workers)
-    stack.callback(log_event, log, "cluster left", scheduler=address)
-    return DaskExecutor(client, n_workers)
+    return DaskExecutor(client, len(client.nthreads()))
 
 
 def _unusable(scheduler: Scheduler, error: OSError) -> InputError:
@@ -182,15 +191,13 @@ def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskE
             f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
             'calls segment under `if __name__ == "__main__":`, or gives workers=0'
         ) from error
-    log_event(log, "cluster opened", workers=workers, device_workers=device_workers)
-    stack.callback(log_event, log, "cluster closed", workers=workers)
     return DaskExecutor(client, workers, device_workers)
 
 
 @contextmanager
 def _restored_environment() -> Iterator[None]:
     """Put back the variables of this process that Dask sets for its workers and leaves set."""
-    names = [*_ONE_THREAD, *_KEEP_FREED_MEMORY, "PYTHONHASHSEED"]
+    names = [*_ONE_THREAD, *_KEEP_FREED_MEMORY, "PYTHONHASHSEED"]  # the last is Dask's own choice
     before = {name: os.environ.get(name) for name in names}
     try:
         yield

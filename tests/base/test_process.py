@@ -55,7 +55,7 @@ def test_processes_have_names_of_their_own():
     assert child.stdout.split(":")[0] == name_process().split(":")[0]
 
 
-def test_a_gpu_has_gpu_context_once_it_has_a_context(monkeypatch):
+def test_a_gpu_is_in_use_once_it_has_a_context(monkeypatch):
     """And a process that has not imported PyTorch does not import it to find out."""
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert not has_gpu_context()

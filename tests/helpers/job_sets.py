@@ -29,6 +29,11 @@ def errors(outcomes):
     return {o.job.name: o.error for o in outcomes if o.error is not None}
 
 
+def events(caplog):
+    """Records of our own, among those that Dask's loggers leave."""
+    return [record for record in caplog.records if hasattr(record, "event")]
+
+
 def squares(folder, n, seconds=0.0, **settings):
     return [
         Job(f"s{i}", executor_jobs.square, (str(folder), f"s{i}", i, seconds), **settings)

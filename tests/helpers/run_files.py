@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import tifffile
 
@@ -98,6 +100,16 @@ def start_command(*arguments, group_px=None, **options):
         env={**os.environ, **options.pop("env", {})},
         **options,
     )
+
+
+def list_workers(pid):
+    """Worker processes of a running command, in the order of their start."""
+    workers = []
+    for process in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # what has just been killed has no command line
+            if "spawn_main" in " ".join(process.cmdline()):
+                workers.append(process)
+    return sorted(workers, key=lambda process: process.create_time())
 
 
 def run_command(*arguments, timeout=120, **options):

@@ -1,6 +1,5 @@
 """A run that is killed continues to the same bytes, and does not repeat what was done."""
 
-import contextlib
 import json
 import os
 import signal
@@ -9,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from densebatch.base.errors import InputError
@@ -21,6 +19,7 @@ from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
     call_main,
+    list_workers,
     output_bytes,
     read_report,
     run_command,
@@ -221,17 +220,6 @@ def test_damage_in_the_pyramid_is_found_and_repaired(tmp_path, ngff, level):
     assert_same_output(out, expected)
 
 
-def find_workers(process):
-    """Processes that do tasks: the largest children without children of their own."""
-    sizes = {}
-    for child in process.children(recursive=True):
-        # A victim may be a zombie still.
-        with contextlib.suppress(psutil.Error):
-            if not child.children():
-                sizes[child] = child.memory_info().rss
-    return sorted(sizes, key=sizes.__getitem__, reverse=True)
-
-
 def test_sigkill_of_workers_of_the_command(long_slide, tmp_path):
     slide, expected, _ = long_slide
     out = tmp_path / "out"
@@ -242,7 +230,7 @@ def test_sigkill_of_workers_of_the_command(long_slide, tmp_path):
         while len(records(out)) < n_records and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
-        victim = find_workers(psutil.Process(process.pid))[0]
+        victim = next(w for w in list_workers(process.pid) if w.pid not in killed)
         victim.kill()
         killed.append(victim.pid)
     err = process.communicate(timeout=120)[1]
@@ -257,7 +245,7 @@ def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
     out = tmp_path / "out"
     how = {"group_px": GROUP_PX}
     arguments = command(slide, out, "--workers", 2, "--tile", 128)
-    process = start_command(*arguments, **how)
+    process = start_command(*arguments, group_px=GROUP_PX)
     deadline = time.monotonic() + 120
     while not records(out) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -267,7 +255,7 @@ def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted; the same command continues the run"
-    code, _, err = run_command(*arguments, **how)
+    code, _, err = run_command(*arguments, group_px=GROUP_PX)
     assert code == 0, err
     assert_same_output(out, expected)
 
@@ -280,7 +268,7 @@ def test_sigkill_of_a_worker_does_not_lose_the_run(long_slide, tmp_path):
         def advance(self, name, pixels):
             super().advance(name, pixels)
             if len(killed) < 2:
-                victim = find_workers(psutil.Process())[0]
+                victim = next(w for w in list_workers(os.getpid()) if w.pid not in killed)
                 victim.send_signal(signal.SIGKILL)
                 killed.append(victim.pid)
 

@@ -26,8 +26,8 @@ from densebatch.workers.executors import DaskExecutor, SerialExecutor
 from densebatch.workers.schedule import Job
 from densebatch.workers.scheduler import Scheduler
 from tests.helpers import executor_jobs
-from tests.helpers.job_sets import N_WORKERS, results, run, squares
-from tests.helpers.run_files import simulate, start_command, write_tiff
+from tests.helpers.job_sets import N_WORKERS, events, results, run, squares
+from tests.helpers.run_files import list_workers, simulate, start_command, write_tiff
 
 
 def test_no_workers_is_this_process():
@@ -151,13 +151,17 @@ def test_one_worker_of_a_running_scheduler_is_asked(dask_executor, tmp_path):
 
 def test_openings_and_closings_are_told(caplog):
     caplog.set_level(logging.INFO, logger="densebatch")
-    with (
-        open_executor(1) as executor,
-        open_executor(0, Scheduler(executor.client.cluster.scheduler_address)),
-    ):
-        pass
-    events = [record.event for record in caplog.records if hasattr(record, "event")]
-    assert events == ["cluster opened", "cluster joined", "cluster left", "cluster closed"]
+    with open_executor(1) as executor:
+        address = executor.client.cluster.scheduler_address
+        with open_executor(0, Scheduler(address)), open_executor(0):
+            pass
+    told = [
+        (record.event, record.fields["scheduler"], record.fields["workers"])
+        for record in events(caplog)
+    ]
+    opened = [(None, 1), (address, 1), (None, 0)]
+    assert told[:3] == [("executor opened", *facts) for facts in opened]
+    assert told[3:] == [("executor closed", *facts) for facts in reversed(opened)]
 
 
 def test_workers_have_one_thread_and_the_caller_keeps_its_own_settings(monkeypatch):
@@ -307,8 +311,7 @@ def test_ctrl_c_while_workers_start_ends_a_command_in_one_sentence(tmp_path):
     workers = []
     while len(workers) < 2 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
-        children = psutil.Process(process.pid).children()
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        workers = list_workers(process.pid)
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     err = process.communicate(timeout=120)[1]

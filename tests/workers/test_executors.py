@@ -1,6 +1,7 @@
 """Whatever runs jobs passes the same tests; then what each executor does beyond that."""
 
 import contextlib
+import logging
 import os
 import random
 import time
@@ -17,6 +18,7 @@ from tests.helpers.job_sets import (
     N_WORKERS,
     assert_follow,
     errors,
+    events,
     graphs,
     results,
     run,
@@ -72,7 +74,8 @@ def test_lower_ranks_go_first(executor, tmp_path):
     assert {name[0] for name in order[:first]} == {"r"}
 
 
-def test_failing_job_is_tried_three_times(executor, tmp_path):
+def test_failing_job_is_tried_three_times(executor, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="densebatch")
     jobs = [
         *squares(tmp_path, 4),
         Job("always", executor_jobs.fail, (str(tmp_path), "always", 99)),
@@ -90,6 +93,9 @@ def test_failing_job_is_tried_three_times(executor, tmp_path):
     calls = executor_jobs.count_calls(tmp_path)
     assert [calls.pop(name) for name in ("always", "twice", "silent", "lines")] == [3, 3, 3, 3]
     assert calls == {f"s{i}": 1 for i in range(4)}
+    told = [(r.event, r.fields["attempt"]) for r in events(caplog) if r.fields["job"] == "always"]
+    retried = "job failed, to be retried"
+    assert told == [(retried, 1), (retried, 2), ("job given up", 3)]
 
 
 def test_failing_job_is_tried_again_after_the_others(executor, tmp_path):
@@ -276,13 +282,15 @@ def test_result_that_cannot_be_fetched_is_a_failure(dask_executor, tmp_path):
     assert executor_jobs.count_calls(tmp_path) == {"odd": 3} | {f"s{i}": 1 for i in range(4)}
 
 
-def test_death_of_a_worker_loses_no_job(dask_executor, tmp_path):
+def test_death_of_a_worker_loses_no_job(dask_executor, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="densebatch")
     jobs = [
         Job("dies", executor_jobs.die, (str(tmp_path), "dies", 1)),
         *squares(tmp_path, 10, 0.02),
     ]
     found = results(run(dask_executor, jobs))
     assert found == {"dies": 2} | {f"s{i}": i**2 for i in range(10)}
+    assert [record.event for record in events(caplog)] == ["worker lost"]
     assert len(dask_executor.client.nthreads()) >= 1
 
 

@@ -243,7 +243,6 @@ def test_ctrl_c_ends_a_command_in_one_sentence(long_slide, tmp_path):
     """A terminal sends it to all processes of the command."""
     slide, expected, _ = long_slide
     out = tmp_path / "out"
-    how = {"group_px": GROUP_PX}
     arguments = command(slide, out, "--workers", 2, "--tile", 128)
     process = start_command(*arguments, group_px=GROUP_PX)
     deadline = time.monotonic() + 120

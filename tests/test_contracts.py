@@ -11,8 +11,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {path.parent.name for path in (ROOT / "densebatch").glob("*/__init__.py")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
-    "contracts"
-]
 
 
 @pytest.mark.parametrize(

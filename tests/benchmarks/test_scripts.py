@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,13 @@ def test_a_script_tells_its_options(script):
         [sys.executable, *how, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_training_that_is_timed_saves_more_often():
+    """What benchmarks/training.py starts changes the function that the command imports."""
+    namespace = runpy.run_path(str(ROOT / "benchmarks" / "training.py"))
+    program = namespace["_PROGRAM"].format(seconds=1.5)
+    shown = program.replace("cli(sys.argv[1:])", "print(train.train.keywords)")
+    assert shown != program
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'checkpoint_seconds': 1.5}\n"

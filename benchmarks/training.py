@@ -27,9 +27,9 @@ from densebatch.studies.benchmark_record import describe_machine, describe_versi
 CHECKPOINT_S = 5.0
 _PROGRAM = """
 import functools, sys
-from densebatch.cli import train as cli_train
 from densebatch.cli.main import cli
-cli_train.run_training = functools.partial(cli_train.run_training, checkpoint_seconds={seconds})
+from densebatch.training import train
+train.train = functools.partial(train.train, checkpoint_seconds={seconds})
 cli(sys.argv[1:])
 """
 

@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -130,7 +131,6 @@ def test_indices_may_come_in_any_order():
     ("before", "after"), [((17, 23), (40, 31)), ((9, 12), (63, 60)), ((1, 5), (4, 7))]
 )
 def test_enlarging_equals_opencv(before, after):
-    cv2 = pytest.importorskip("cv2")
     pixels = np.random.default_rng(1).random(before, np.float32)
     expected = cv2.resize(pixels, after[::-1], interpolation=cv2.INTER_LINEAR)
     assert np.abs(resize(pixels, *after) - expected).max() < 1e-5
@@ -140,7 +140,6 @@ def test_enlarging_equals_opencv(before, after):
     ("before", "after"), [((40, 31), (17, 23)), ((64, 60), (16, 20)), ((5, 6), (1, 1))]
 )
 def test_reducing_equals_opencv(before, after):
-    cv2 = pytest.importorskip("cv2")
     pixels = np.random.default_rng(1).random(before, np.float32)
     expected = cv2.resize(pixels, after[::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(resize(pixels, *after) - expected).max() < 1e-5

@@ -1,7 +1,6 @@
 import csv
 import io
 import json
-from pathlib import Path
 from xml.etree import ElementTree
 
 import imagecodecs
@@ -18,8 +17,8 @@ from densebatch.cells.read import open_labels
 from densebatch.cli.score import score
 from densebatch.scoring.score import score_labels
 from densebatch.scoring.settings import ScoreSettings
+from tests.helpers.real_tissue import DATA, needs_data
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "hsv-dense"
 KEYS = {"tp", "fp", "fn", "ap", "precision", "recall", "f1"}
 
 
@@ -248,7 +247,7 @@ def test_a_slide_is_pictured_by_fields_only(tmp_path):
     assert "a field drawn by chance" in page
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here")
+@needs_data
 def test_published_mean_over_the_shared_images():
     preds = DATA / "predictions"
     result = run(preds / "cyto-train7", DATA / "test", "--min-size", "100", "--json", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from skimage.io import imread
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "hsv-dense"
+DATA = Path(
+    os.environ.get("DENSEBATCH_TEST_DATA", Path(__file__).parents[3] / "shared/data/hsv-dense")
+)
 FIELDS = (
     "M872956_JML_Position8_CD3",
     "M872956_JML_Position8_CD8",
@@ -17,7 +20,7 @@ FIELDS = (
     "M926910_CFL_Position13_CD3",
 )
 needs_data = pytest.mark.skipif(
-    not DATA.exists(), reason="the hsv-dense images are not beside the repository"
+    not DATA.is_dir(), reason="the test data are not here (DENSEBATCH_TEST_DATA)"
 )
 
 

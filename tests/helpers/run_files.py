@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,15 @@ def cells_alike(a, b):
     """Whether two label images are equal but for the numbering of their cells."""
     ids = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)
     return len(ids[0]) == len(np.unique(ids[0])) == len(np.unique(ids[1]))
+
+
+def count_calls(monkeypatch, module, name):
+    """Count the calls of a function from now on."""
+    function, counter = getattr(module, name), Counter()
+
+    def call(*args):
+        counter[name] += 1
+        return function(*args)
+
+    monkeypatch.setattr(module, name, call)
+    return counter

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import zarr
 
-FIELDS = Path(__file__).parents[3] / "shared" / "data" / "hsv-dense" / "fields"
 UNITS = {"t": "second", "z": "micrometer", "y": "micrometer", "x": "micrometer"}
 
 

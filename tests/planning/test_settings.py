@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
@@ -204,7 +205,6 @@ def test_settings_are_frozen():
 
 
 def test_schema_accepts_the_defaults_and_describes_each_setting():
-    jsonschema = pytest.importorskip("jsonschema")
     schema = SegmentSettings.model_json_schema()
     json.dumps(schema)
     jsonschema.Draft202012Validator.check_schema(schema)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +17,24 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from distributed import Client
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cli.terminal import TerminalProgress
 from densebatch.engines.pytorch import TorchBackend
-from densebatch.run import segment as pipeline
+from densebatch.run import segment as segment_module
 from densebatch.run import session
 from densebatch.run.segment import segment
 from densebatch.simulation.slide_file import write_slide
 from densebatch.simulation.tissue import Tissue
 from densebatch.slides.slide import open_slide
-from densebatch.stages import number as numbering
-from densebatch.stages import predict as inference
-from densebatch.stages import trace as tracing
-from densebatch.stages.output import group_levels
+from densebatch.stages import predict, trace
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
     call_main,
+    count_calls,
     output_bytes,
     read_report,
     read_result,
@@ -70,8 +65,8 @@ def slide(tmp_path_factory):
 def done(slide, tmp_path_factory):
     """A run, and what was counted while it ran."""
     out = tmp_path_factory.mktemp("done")
-    inference._loaded.clear()
-    loads = inference.model_loads
+    predict._loaded.clear()
+    loads = predict.model_loads
     evaluated = []
     evaluate = TorchBackend.evaluate
     TorchBackend.evaluate = lambda self, batch: (
@@ -82,7 +77,7 @@ def done(slide, tmp_path_factory):
         result = segment(slide, out, tile=300, **MEMBRANE)
     finally:
         TorchBackend.evaluate = evaluate
-    return result, inference.model_loads - loads, evaluated
+    return result, predict.model_loads - loads, evaluated
 
 
 def read_image(out, level=0):
@@ -168,22 +163,6 @@ def test_the_network_sees_every_patch_once(done):
     assert report["network_redundancy"] == pytest.approx(
         report["network_px"] / report["network_covered_px"], abs=1e-4
     )
-
-
-@pytest.mark.parametrize("shape", [(449, 449), (513, 963), (1040, 1392), (4096, 4096)])
-def test_the_network_sees_at_most_a_fifth_more(tmp_path, shape):
-    """Planned, not run: the count is the plan's (see above)."""
-    from densebatch.planning.planner import draft_plan
-    from densebatch.planning.settings import SegmentSettings
-
-    slide = write_zarr(tmp_path / "a.zarr", np.zeros((1, 8, 8), np.uint16))
-    metadata = slide / "0" / "zarr.json"
-    document = json.loads(metadata.read_text())
-    metadata.write_text(json.dumps({**document, "shape": [1, *shape]}))
-    plan = draft_plan(slide, SegmentSettings())
-    assert plan.network_patches == len(plan.lattice.cores)
-    assert plan.network_px <= 1.2 * shape[0] * shape[1]
-    assert plan.covered_px == shape[0] * shape[1]
 
 
 def test_table(done):
@@ -483,7 +462,7 @@ def test_progress_on_a_terminal(slide, tmp_path):
 
 def test_skipped_background_changes_nothing(tmp_path, monkeypatch):
     """Half of the slide is glass: not evaluated, hardly traced, with the bits as if it were."""
-    work = count_calls(monkeypatch, tracing, "trace_tile")
+    work = count_calls(monkeypatch, trace, "trace_tile")
     tissue = Tissue(900, 1300, seed=1, empty_fraction=0.5)
     slide = tmp_path / "a.ome.zarr"
     write_slide(tissue, slide)
@@ -507,44 +486,17 @@ def test_skipped_background_changes_nothing(tmp_path, monkeypatch):
     assert tables[0] == tables[1]
 
 
-def test_glass_is_not_measured(tmp_path, monkeypatch):
-    """Where there are no cells, nobody reads pixels for intensities; a copy is made still."""
-    work = count_calls(monkeypatch, numbering, "_read_pixels")
-    slide = write_tiff(
-        tmp_path / "a.ome.tif", np.full((2, 300, 400), 7, np.uint16), ["CD3", "DAPI"]
-    )
-    for image, calls in (("none", 0), ("copy", 2)):
-        result = segment(slide, tmp_path / image, image=image, **MEMBRANE)
-        assert result.cells == 0
-        assert work["_read_pixels"] == calls
-        table = pq.read_table(tmp_path / image / "cells.parquet")
-        assert table.num_rows == 0
-        assert {"mean_CD3", "mean_DAPI"} <= set(table.column_names)
-
-
-def count_calls(monkeypatch, module, name):
-    """Count the calls of a function from now on."""
-    function, counter = getattr(module, name), Counter()
-
-    def call(*args):
-        counter[name] += 1
-        return function(*args)
-
-    monkeypatch.setattr(module, name, call)
-    return counter
-
-
 def test_leftovers_of_killed_writers_are_not_part_of_the_result(slide, tmp_path, monkeypatch):
     """zarr writes aside and renames; a kill leaves the file aside, also of a group's metadata."""
-    finish = pipeline._finish
+    finish = segment_module._finish
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_finish", stop)
+    monkeypatch.setattr(segment_module, "_finish", stop)
     with pytest.raises(KeyboardInterrupt):
         segment(slide, tmp_path, **MEMBRANE)
-    monkeypatch.setattr(pipeline, "_finish", finish)
+    monkeypatch.setattr(segment_module, "_finish", finish)
     root = tmp_path / "segmentation.ome.zarr"
     for folder in (root, root / "labels", root / "labels" / "cells", root / "0"):
         (folder / "zarr.0123456789abcdef.partial").write_text("{")
@@ -562,29 +514,6 @@ def test_progress_counts_every_task(slide, tmp_path):
         "pyramid level 1": (1, 0),
     }
     assert watcher.tasks == {name: total for name, (total, _) in watcher.stages.items()}
-
-
-@given(
-    shape=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
-    shard_px=st.sampled_from([64, 128, 512]),
-)
-def test_levels_that_one_task_writes(shape, shard_px):
-    """Each level once, in their order, and together only from a single shard on."""
-    n_levels = labels.count_levels(*shape, top_px=32)
-    spec = labels.PyramidSpec("a", "0.5", *shape, n_levels, 0.5, chunk_px=32, shard_px=shard_px)
-    groups = group_levels(spec)
-    assert [level for levels in groups for level in levels] == list(range(n_levels))
-    assert groups[0] == range(1)
-    for levels in groups[1:]:
-        is_single = len(labels.shard_grid(spec, levels[0])) == 1
-        assert len(levels) == (n_levels - levels[0] if is_single else 1)
-
-
-def test_levels_of_a_slide_that_grow_again_have_their_own_tasks():
-    shapes = ((900, 900), (100, 100), (400, 800), (50, 50), (60, 60))
-    slide = labels.SlidePyramid(shapes, ((),) * 5)
-    spec = labels.PyramidSpec("a", "0.5", 900, 900, 5, 0.5, shard_px=512, slide=slide)
-    assert group_levels(spec) == [range(1), range(1, 2), range(2, 3), range(3, 5)]
 
 
 def test_labels_stay_readable_if_the_slide_is_gone(done, slide, tmp_path):

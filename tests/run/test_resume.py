@@ -12,7 +12,7 @@ import pytest
 
 from densebatch.base.errors import InputError
 from densebatch.planning import planner
-from densebatch.run import segment as pipeline
+from densebatch.run import segment as segment_module
 from densebatch.run import start
 from densebatch.run.segment import segment
 from tests.helpers.run_files import (
@@ -153,13 +153,13 @@ def stop_at(stage, slide, out, **options):
         with pytest.raises(Stop):
             segment(slide, out, workers=0, progress=Watcher(**{stage: stop}), **options)
         return
-    finish = pipeline._finish
-    pipeline._finish = stop
+    finish = segment_module._finish
+    segment_module._finish = stop
     try:
         with pytest.raises(Stop):
             segment(slide, out, workers=0, **options)
     finally:
-        pipeline._finish = finish
+        segment_module._finish = finish
 
 
 def flip(path):

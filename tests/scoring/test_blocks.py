@@ -2,6 +2,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import distributed
 import numpy as np
 import pytest
 import zarr
@@ -85,7 +86,6 @@ def test_processes_change_no_number(stored):
 
 
 def test_a_dask_client_changes_no_number(stored):
-    distributed = pytest.importorskip("distributed")
     truth, pred, truths, preds = stored
     with (
         distributed.LocalCluster(

@@ -1,6 +1,7 @@
 import io
 import logging
 
+import distributed
 import numpy as np
 import pytest
 from PIL import Image
@@ -170,7 +171,6 @@ def test_what_was_scored_is_logged(folders, caplog):
 
 
 def test_counting_on_a_cluster_changes_no_number(folders):
-    distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
@@ -182,7 +182,6 @@ def test_counting_on_a_cluster_changes_no_number(folders):
 
 
 def test_an_address_without_a_scheduler_is_refused():
-    pytest.importorskip("distributed")
     with (
         pytest.raises(InputError, match="no Dask scheduler answers at nonsense://here: "),
         connect_dask("nonsense://here"),

@@ -18,9 +18,11 @@ from densebatch.base.geometry import Region
 from densebatch.slides import slide as slide_module
 from densebatch.slides import tiff as tiff_module
 from densebatch.slides.slide import open_slide
-from tests.helpers.slide_files import FIELDS, random_pixels, write_zarr
+from tests.helpers.real_tissue import DATA, needs_data
+from tests.helpers.slide_files import random_pixels, write_zarr
 from tests.helpers.slide_formats import CYX, GREY, SLIDES, png, read_all
 
+FIELDS = DATA / "fields"
 REAL = FIELDS / "M872956_JML_Position8.ome.tif"
 
 
@@ -241,7 +243,7 @@ class TestIdentity:
         assert [handle.closed for handle in handles] == [True, False]
 
 
-@pytest.mark.skipif(not FIELDS.is_dir(), reason="the shared hsv-dense fields are not here")
+@needs_data
 class TestRealFields:
     def test_multiplexed_field(self):
         slide = open_slide(REAL)

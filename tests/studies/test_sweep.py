@@ -12,13 +12,13 @@ from PIL import Image
 
 from densebatch.base.errors import DensebatchError
 from densebatch.base.geometry import Grid, Region
-from densebatch.planning import planner as plan
+from densebatch.planning import planner
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.scoring.files import ScoreOptions, score_files
 from densebatch.scoring.settings import ScoreSettings
 from densebatch.simulation.tissue import Tissue, render
-from densebatch.stages import predict as inference
+from densebatch.stages import predict
 from densebatch.studies.sweep import Setting, find_images, run_sweep
 from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
 from densebatch.studies.sweep_settings import SweepSettings
@@ -51,13 +51,13 @@ def images(tmp_path_factory):
 def patches(monkeypatch):
     """Patches that the network is evaluated on from now, in this process."""
     counted = []
-    evaluate = inference.evaluate_patches
+    evaluate = predict.evaluate_patches
 
     def count(backend, patches):
         counted.append(len(patches))
         return evaluate(backend, patches)
 
-    monkeypatch.setattr(inference, "evaluate_patches", count)
+    monkeypatch.setattr(predict, "evaluate_patches", count)
     return counted
 
 
@@ -117,13 +117,13 @@ def test_network_runs_once_per_patch_whatever_is_tried(images, tmp_path, patches
     files = find_images(images, None)
     first = run_sweep(files, tmp_path, settings())
     plans = [
-        plan.build_plan(file.image, SegmentSettings(**SEGMENT)).network_patches for file in files
+        planner.build_plan(file.image, SegmentSettings(**SEGMENT)).network_patches for file in files
     ]
     assert first.evaluated == sum(patches) == sum(plans) > 1
-    loads = inference.model_loads
+    loads = predict.model_loads
 
     again = run_sweep(files, tmp_path, settings())
-    assert (again.evaluated, inference.model_loads) == (0, loads)
+    assert (again.evaluated, predict.model_loads) == (0, loads)
     assert same(sum(again.scores.values(), ()), sum(first.scores.values(), ()))
 
     other = {"segment": {**SEGMENT, "min_size": 40, "max_size": 500, "tile": 64}}
@@ -152,15 +152,15 @@ def test_tiles_do_not_change_a_score(images, swept, tmp_path):
 
 def test_far_travellers_get_the_halo_that_they_need(images, swept, monkeypatch):
     """With a first halo that is too small, tiles are traced again until it is not."""
-    from densebatch.studies import sweep as module
+    from densebatch.studies import sweep as sweep_module
 
-    fields = module.store_flows
+    fields = sweep_module.store_flows
     travels = []
-    trace = module.trace_tile
+    trace = sweep_module.trace_tile
 
     def shorten(*args, **kwargs):
         return {
-            path: module.replace(field, plan=module.replace(field.plan, travel_px=1))
+            path: sweep_module.replace(field, plan=sweep_module.replace(field.plan, travel_px=1))
             for path, field in fields(*args, **kwargs).items()
         }
 
@@ -168,8 +168,8 @@ def test_far_travellers_get_the_halo_that_they_need(images, swept, monkeypatch):
         travels.append(window.area)
         return trace(flows, window, core, shape, limits)
 
-    monkeypatch.setattr(module, "store_flows", shorten)
-    monkeypatch.setattr(module, "trace_tile", watch)
+    monkeypatch.setattr(sweep_module, "store_flows", shorten)
+    monkeypatch.setattr(sweep_module, "trace_tile", watch)
     files = find_images(images, None)
     tiled = run_sweep(files, swept[1], settings(tile=64, flow_threshold=(0.4,)))
     once = len(files) * len(CELLPROB) * len(Grid(*SHAPE, 64, 64))
@@ -183,7 +183,7 @@ def test_failed_patches_are_no_background(images, tmp_path, monkeypatch):
     def fail(backend, patches):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(inference, "evaluate_patches", fail)
+    monkeypatch.setattr(predict, "evaluate_patches", fail)
     with pytest.raises(DensebatchError, match=r"a_img\.png: predict-0-0 failed \(MemoryError"):
         run_sweep(find_images(images, None), tmp_path, settings())
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,8 +7,7 @@ from scipy import ndimage
 from skimage.io import imread
 
 from densebatch.tracing.diffusion import compute_flows
-
-MASKS = Path(__file__).parents[3] / "shared" / "data" / "hsv-dense" / "test"
+from tests.helpers.real_tissue import DATA, needs_data
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +93,9 @@ def test_centre_equals_stock_where_distances_tie_but_for_rounding(stock_flows):
     assert np.count_nonzero(wrong) < 0.01 * np.count_nonzero(image)
 
 
+@needs_data
 def test_real_masks_equal_stock(stock_flows):
-    paths = sorted(MASKS.glob("*_masks.png"))
-    if not paths:
-        pytest.skip("the shared fields are not here")
+    paths = sorted((DATA / "test").glob("*_masks.png"))
     labels = imread(paths[0]).astype(np.int32)
     assert np.unique(labels).size > 400
     assert np.abs(compute_flows(labels) - stock_flows(labels)).max() < 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from densebatch.tracing.foreground import mask_flows
 
@@ -41,7 +42,6 @@ def test_singles_and_halves_agree():
 
 def test_processors_that_take_subnormal_numbers_for_zero():
     """As PyTorch can tell them to; the smallest halves are no less exact for it."""
-    torch = pytest.importorskip("torch")
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot be told")
     try:

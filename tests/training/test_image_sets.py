@@ -17,9 +17,8 @@ import pytest
 from densebatch.training import image_sets
 from densebatch.training.image_sets import ImageSet, SetFile, fetch_set, find_set
 from tests.helpers.file_server import serve
+from tests.helpers.real_tissue import DATA, needs_data
 from tests.helpers.run_files import call_main
-
-DATA = Path(__file__).parents[3] / "shared" / "data" / "hsv-dense"
 
 # big enough that no socket buffer holds a whole file
 CONTENT = {f"up/{'ab'[n % 2]}/{n}.png": bytes([n]) * 300_000 for n in range(9)}
@@ -238,7 +237,7 @@ def test_paper_set_is_complete():
         assert set(found.values()) == {2}
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data/hsv-dense is not here")
+@needs_data
 def test_paper_set_from_a_mirror(tmp_path, capsys):
     """What of it is at hand arrives where training and scoring look for it."""
     images = find_set("hsv-dense")

@@ -1,0 +1,82 @@
+"""A plan as text, as a fingerprint, and compared with another."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from densebatch.engines.backend import Engine
+from densebatch.planning.plan import Plan, describe_difference, load_plan, parse_plan
+from densebatch.planning.planner import draft_plan
+from densebatch.planning.settings import SegmentSettings
+from tests.helpers.run_files import write_tiff
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slide") / "a.ome.tif"
+    return write_tiff(path, np.zeros((2, 80, 90), np.uint16), ["CD3", "DAPI"])
+
+
+@pytest.fixture(scope="module")
+def plan(slide):
+    return draft_plan(slide, SegmentSettings(membrane=("CD3",)))
+
+
+def test_a_plan_comes_back_from_its_text(plan, tmp_path):
+    again = parse_plan(plan.to_json())
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert load_plan(str(tmp_path / "plan.json")) == plan
+
+
+def change(plan):
+    """A changed value of every field."""
+    return {
+        "slide": replace(plan.slide, width=91),
+        "model": replace(plan.model, sha256="0" * 64),
+        "membrane": (replace(plan.membrane[0], high=7.0),),
+        "nuclei": plan.membrane[0],
+        "um_per_px": 0.25,
+        "rescale": plan.rescale * 2,
+        "rescale_reason": "another",
+        "lattice": replace(plan.lattice, y=plan.lattice.x, x=plan.lattice.y)
+        if plan.lattice.x != plan.lattice.y
+        else replace(plan.lattice, y=replace(plan.lattice.y, length=plan.lattice.y.length + 1)),
+        "group_y": plan.group_y + 1,
+        "group_x": plan.group_x + 1,
+        "active": "AA==",
+        "skip_contrast": 0.5,
+        "trace": replace(plan.trace, min_size_px=99),
+        "travel_px": plan.travel_px + 16,
+        "ngff": "0.4",
+        "copy_image": not plan.copy_image,
+        "in_place": not plan.in_place,
+        "versions": {**plan.versions, "numpy": "1"},
+        "notes": ("another",),
+        "engine": Engine("openvino"),
+    }
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Plan)])
+def test_every_field_is_in_the_fingerprint(plan, name):
+    other = replace(plan, **{name: change(plan)[name]})
+    assert other.fingerprint != plan.fingerprint
+    assert describe_difference(plan, other).startswith(name)
+
+
+def test_neither_tiles_nor_workers_are_in_the_fingerprint(plan, slide):
+    other = draft_plan(slide, SegmentSettings(membrane=("CD3",), tile=333, workers=3))
+    assert other.fingerprint == plan.fingerprint
+    assert describe_difference(plan, other) == "nothing"
+
+
+def test_what_the_user_sees_is_told_before_what_follows_from_it(plan):
+    other = replace(
+        plan, active="AA==", group_y=9, trace=replace(plan.trace, min_size_px=99), um_per_px=0.25
+    )
+    told = describe_difference(plan, other)
+    assert told == f"trace.min_size_px was {plan.trace.min_size_px} and is now 99"

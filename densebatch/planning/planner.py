@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
-_LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
+LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
 # A patch whose means over half a cell's width span less than this share of the slide's normalised
 # range holds nothing that the network would find. tests/planning/test_skipping.py proves it on real
@@ -146,8 +146,8 @@ def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
     """What only a plan can know to be impossible."""
     for name in ("min_size", "max_size"):
         value = getattr(settings, name)
-        if value is not None and value > _LARGEST_SIZE_PX:
-            raise InputError(f"setting {name!r} = {value}: accepted is up to {_LARGEST_SIZE_PX} px")
+        if value is not None and value > LARGEST_SIZE_PX:
+            raise InputError(f"setting {name!r} = {value}: accepted is up to {LARGEST_SIZE_PX} px")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
     from densebatch.stages.work import Task
-    from densebatch.workers.executors import DaskExecutor, SerialExecutor
+    from densebatch.workers.executors import Executor
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Session:
     settings: SegmentSettings
     choice: EngineChoice
     folder: OutputFolder
-    executor: SerialExecutor | DaskExecutor
+    executor: Executor
     progress: Progress
     shuffle: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.workers.executors import SerialExecutor
+    from densebatch.workers.executors import Executor
 
 
 class ExecutorStart:
@@ -31,7 +31,7 @@ class ExecutorStart:
     def __init__(self, settings: SegmentSettings) -> None:
         self._settings = settings
         self._stack = ExitStack()
-        self._begun: Future[SerialExecutor | DaskExecutor] | None = None
+        self._begun: Future[Executor] | None = None
         self.waited_s = 0.0
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class ExecutorStart:
             self._begun.result()
         self.waited_s += time.monotonic() - before
 
-    def finish(self, workers: int, plans: Sequence[Plan]) -> SerialExecutor | DaskExecutor:
+    def finish(self, workers: int, plans: Sequence[Plan]) -> Executor:
         """The executor, started now if that was not begun; errors as `start_executor`."""
         before = time.monotonic()
         if self._begun is not None:
@@ -67,7 +67,7 @@ class ExecutorStart:
 
 def start_executor(
     stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
-) -> SerialExecutor | DaskExecutor:
+) -> Executor:
     """The executor that the settings ask for.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from densebatch.engines.quantization import write_quantised
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.session import Progress, Session
-from densebatch.run.start import ExecutorStart
+from densebatch.run.start import start_executor
 from densebatch.run.steps import list_predict_steps
 from densebatch.stages.journal import Journal
 from densebatch.stages.predict import create_flows, name_prediction
@@ -83,10 +84,10 @@ def store_flows(
         for prepared in runs:
             prepared.folder.compare(prepared.plan)
     fields = {}
-    with ExecutorStart(settings) as starting:
+    with ExitStack() as stack:
         # Workers are started only if there is something for them to do.
         workers = 0 if not restart and all(map(_has_flows, runs)) else runs[0].workers
-        executor = starting.finish(workers, [prepared.plan for prepared in runs])
+        executor = start_executor(stack, settings, workers, [prepared.plan for prepared in runs])
         for path, prepared in zip(slides, runs, strict=True):
             session = Session(
                 prepared.plan, settings, prepared.choice, prepared.folder, executor, progress

@@ -27,6 +27,7 @@ from densebatch.cells.pairs import AnnotatedFile, find_annotated, name_label_ima
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
 from densebatch.planning.capacity import TRACE_BYTES_PER_PX
+from densebatch.planning.planner import LARGEST_SIZE_PX
 from densebatch.run.segment import Progress
 from densebatch.scoring.contingency import Contingency
 from densebatch.scoring.results import summarize_images
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STAGE = "trace and score"
-_INT32 = 2**31 - 1  # no cell is larger
 _MEMORY_SHARE = 0.5  # of what is free, for all threads
 
 
@@ -281,8 +281,8 @@ def _count_tile(
         plan.trace,
         flow_threshold=pair.flow,
         cellprob_threshold=pair.cellprob,
-        min_size_px=min(settings.min_size, _INT32),
-        max_size_px=min(settings.max_size or plan.trace.max_size_px, _INT32),
+        min_size_px=min(settings.min_size, LARGEST_SIZE_PX),
+        max_size_px=min(settings.max_size or plan.trace.max_size_px, LARGEST_SIZE_PX),
     )
     traced = trace_tile(read_flows(plan, field.flows, window), window, core, plan.shape, limits)
     table = Contingency.from_arrays(truth[core.slices], traced.labels)

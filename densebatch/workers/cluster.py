@@ -22,6 +22,7 @@ from densebatch.workers.scheduler import find_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from densebatch.workers.executors import Executor
     from densebatch.workers.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def open_executor(
     scheduler: Scheduler | None = None,
     *,
     device_workers: int = 0,
-) -> Iterator[SerialExecutor | DaskExecutor]:
+) -> Iterator[Executor]:
     """Open the executor that the settings ask for; it is closed at the end.
 
     Parameters
@@ -75,7 +76,7 @@ def open_executor(
         If worker processes cannot be started.
     """
     with ExitStack() as stack:
-        executor: SerialExecutor | DaskExecutor
+        executor: Executor
         if scheduler is not None:
             executor = _join_cluster(stack, scheduler)
         elif workers:

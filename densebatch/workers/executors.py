@@ -8,7 +8,7 @@ that becomes ready can go ahead of those that waited longer.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from densebatch.base.log import log_event
 from densebatch.workers.schedule import Job, Outcome, Schedule
@@ -21,6 +21,25 @@ log = logging.getLogger(__name__)
 _WINDOW = 2  # jobs in flight for each worker
 DEVICE = "device"
 """Dask resource of the workers that may use the GPU, if only some of them may."""
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere; what a run knows of it.
+
+    Attributes
+    ----------
+    workers : processes that do jobs; 0 if this one does
+    device_workers : how many of them may use a GPU, where these are some of all; else 0
+    """
+
+    workers: int
+    device_workers: int
+
+    def run(
+        self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
+    ) -> Iterator[Outcome]:
+        """Run jobs, see `SerialExecutor.run`."""
+        ...
 
 
 class SerialExecutor:

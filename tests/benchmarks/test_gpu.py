@@ -220,6 +220,11 @@ def test_steps_of_a_gpu(tmp_path):
         "segment dense-small torch 32768",
         "gate dense-small compile-bf16",
         "segment dense-small compile-bf16 16384",
+        "segment dense-small torch-bf16 32768",
+        "segment dense-small compile-bf16 32768",
+        "segment dense torch 32768",
+        "segment dense torch-bf16 32768",
+        "segment dense compile-bf16 32768",
     ]
     for place, step in enumerate(some):
         assert {*step.needs, *([step.like[0]] if step.like else [])} <= set(names[:place])

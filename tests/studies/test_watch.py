@@ -54,4 +54,4 @@ def test_a_failed_command_is_an_error_only_if_asked_for(caplog):
         watched = watch_command([sys.executable, "-c", "raise SystemExit(3)"])
     assert watched.returncode == 3
     (record,) = caplog.records
-    assert (record.event, record.fields["returncode"]) == ("command ended", 3)
+    assert (record.event, record.fields["returncode"]) == ("watched command ended", 3)

@@ -1,14 +1,16 @@
-"""The contracts of imports hold for every package, also for one that is new."""
+"""Packages are few and say what they are for; the import contracts hold for each, new ones too."""
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {path.parent.name for path in (ROOT / "densebatch").glob("*/__init__.py")}
+PACKAGE = ROOT / "densebatch"
+PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
 
@@ -36,3 +38,16 @@ def test_every_package_has_a_layer():
     (contract,) = [c for c in CONTRACTS if c["type"] == "layers"]
     layers = [name.strip() for layer in contract["layers"] for name in layer.split("|")]
     assert sorted(layers) == sorted(PACKAGES)
+
+
+def test_a_newcomer_finds_packages_and_nothing_else():
+    """Few packages that each say their job, with room in them, and no module that is too long."""
+    top = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    packages = [path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
+    assert top - {path.name for path in packages} == {"__init__.py", "__main__.py", "py.typed"}
+    assert len(packages) <= 18
+    for package in packages:
+        assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())), package
+        assert len(list(package.glob("*.py"))) - 1 <= 14, package
+        for module in package.glob("*.py"):
+            assert len(module.read_text().splitlines()) <= 450, module

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,12 +23,70 @@ from densebatch.base.files import (
 )
 
 
-def test_a_file_is_written_with_its_folder_and_replaced(tmp_path):
-    path = tmp_path / "a" / "b" / "c.json"
+def test_file_is_written_whole_with_its_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "c.bin"
     write_atomic(path, b"one")
     write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
-    assert [p.name for p in path.parent.iterdir()] == ["c.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["c.bin"]
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "c.bin"
+    write_atomic(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["c.bin"]
+
+
+def test_threads_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "c.bin"
+    contents = [bytes([65 + i]) * 200_000 for i in range(4)]
+    errors = []
+
+    def write(content):
+        try:
+            for _ in range(15):
+                write_atomic(path, content)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if path.exists():
+            assert path.read_bytes() in contents
+    assert errors == []
+    assert path.read_bytes() in contents
+    assert [p.name for p in tmp_path.iterdir()] == ["c.bin"]
+
+
+def test_killed_writer_leaves_a_whole_file(tmp_path):
+    """Killed at any moment, four times over."""
+    path = tmp_path / "c.bin"
+    code = (
+        "import sys; from pathlib import Path; from densebatch.base.files import write_atomic\n"
+        "while True:\n"
+        "    for letter in b'ab':\n"
+        f"        write_atomic(Path({str(path)!r}), bytes([letter]) * 3_000_000)\n"
+    )
+    whole = {bytes([letter]) * 3_000_000 for letter in b"ab"}
+    for delay in (0.0, 0.013, 0.031, 0.057):
+        path.unlink(missing_ok=True)
+        with subprocess.Popen([sys.executable, "-c", code]) as writer:
+            deadline = time.monotonic() + 60
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(delay)
+            writer.kill()
+        assert path.read_bytes() in whole
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

@@ -34,6 +34,8 @@ _OPTIONS = [
     click.option("--membrane", callback=_channels, metavar="A,B,...",
                  help="Membrane or cytoplasm channels, by name or index; several are combined."),
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
+    click.option("--scene", metavar="NAME|INDEX", help="Image of a file that holds several."),
+    click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
     click.option("--model", metavar="MODEL",
                  help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
     click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),

@@ -44,7 +44,7 @@ def sweep(
     settings = load_sweep(config)
     output = output.absolute()
     _check_output(output)
-    files = find_images(images, truth)
+    files = find_images(images, truth, settings.segment.scene, settings.segment.axes)
     with TerminalProgress(get_console()) as progress:
         result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)
     for name, text in (

@@ -17,7 +17,7 @@ from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale
 from densebatch.planning.survey import ChannelSurvey, contrast_in, signal_side, survey_channel
-from densebatch.slides.slide import SlideInfo, open_slide
+from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
 from densebatch.tracing.tile import TraceSettings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     Parameters, returns and errors as for `build_plan`.
     """
     _check_settings(path, settings)
-    slide = open_slide(path)
+    slide = open_slide(path, settings.scene, settings.axes)
     info = slide.info
     model = find_model(settings.model)
     membrane, nuclei, notes = _choose_channels(slide, settings, model)
@@ -116,13 +116,13 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=notes,
+        notes=(*info.notes, *notes),
     )
 
 
 def survey_plan(draft: Plan) -> Plan:
     """Complete a draft with what one pass over the pixels tells."""
-    slide = open_slide(draft.slide.path)
+    slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
     used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
     percentiles, side = draft.model.percentiles, signal_side(draft.rescale)

@@ -54,6 +54,13 @@ class SegmentSettings(BaseModel):
         description="membrane or cytoplasm channels, by name or index; combined by maximum",
     )
     nuclei: str | None = Field(default=None, description="nuclear channel, by name or index")
+    scene: str | None = Field(
+        default=None, description="image of a file that holds several, by name or index"
+    )
+    axes: str | None = Field(
+        default=None,
+        description="a letter per dimension of the pixels, such as CYX, if not the metadata's",
+    )
     model: str = Field(
         default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
     )

@@ -33,6 +33,7 @@ from densebatch.slides.source import (
     ArraySource,
     Axes,
     Layout,
+    Selection,
     Stamp,
     check_chunk,
     check_size,
@@ -119,7 +120,7 @@ class ZarrSource(ArraySource):
         return [self._metadata, digest.hexdigest()]
 
 
-def open_omezarr(path: Path) -> ZarrSource:
+def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
     """Open the image group at `path`, or the only image of a bioformats2raw layout there.
 
     Raises

@@ -16,8 +16,10 @@ from densebatch.base.image_files import (
     decode_png,
     read_png_header,
 )
+from densebatch.base.names import Scene, choose_scene
 from densebatch.slides.source import (
     Layout,
+    Selection,
     Source,
     Stamp,
     check_chunk,
@@ -74,7 +76,7 @@ class PngSource(Source):
             return _decoded[key]
 
 
-def open_png(path: Path) -> PngSource:
+def open_png(path: Path, selection: Selection) -> PngSource:
     """Read a PNG's header.
 
     Raises
@@ -83,6 +85,12 @@ def open_png(path: Path) -> PngSource:
         If the header is damaged, the image has a palette, single bits or no pixels, or decodes
         to more than a gigabyte.
     """
+    choose_scene(path, [Scene("", "the only one")], selection.scene)
+    if selection.axes is not None:
+        raise InputError(
+            f"{path} is a PNG, whose dimensions are always rows, columns and colours; --axes "
+            f"{selection.axes} is not accepted"
+        )
     stamps = {path: stamp_file(path)}
     header = read_png_header(path)
     height, width = header.height, header.width

@@ -26,6 +26,7 @@ import numpy as np
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
+from densebatch.slides.source import Selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,6 +67,10 @@ class SlideInfo:
         Resolutions in the file, the highest included.
     ngff
         "0.4" or "0.5" for OME-Zarr, else None.
+    scene, axes
+        With which `open_slide` opens the same image of `path` again.
+    notes
+        What a user should know of how the metadata were taken, a sentence each.
     identity
         Hex digest that changes when the content may have changed: layout, and size and
         modification time of the file or of the highest resolution's chunk files.
@@ -82,6 +87,9 @@ class SlideInfo:
     chunk_planes: int
     n_levels: int
     ngff: str | None
+    scene: str | None
+    axes: str | None
+    notes: tuple[str, ...]
     identity: str
 
 
@@ -118,6 +126,9 @@ class Slide:
             chunk_planes=layout.chunk_planes,
             n_levels=layout.n_levels,
             ngff=layout.ngff,
+            scene=layout.selection.scene,
+            axes=layout.selection.axes,
+            notes=layout.notes,
             identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         )
 
@@ -261,11 +272,13 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
     return step_y, step_x
 
 
-_open: OrderedDict[tuple[int, Path], Source] = OrderedDict()
+_open: OrderedDict[tuple[int, Path, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
 
 
-def open_slide(path: str | os.PathLike[str]) -> Slide:
+def open_slide(
+    path: str | os.PathLike[str], scene: str | None = None, axes: str | None = None
+) -> Slide:
     """Open an OME-Zarr image folder, a TIFF or OME-TIFF file, or a PNG file.
 
     Cheap to call again and again in one process: the last few slides stay open as long as their
@@ -275,6 +288,11 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
     ----------
     path
         File or folder.
+    scene
+        Which of several images it is that the file or folder holds: a name, or an index.
+    axes
+        A letter for each dimension of the pixels, such as "CYX", where the metadata call channels
+        something else.
 
     Returns
     -------
@@ -289,11 +307,12 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
     place = Path(path).expanduser().absolute()
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.
-    key = os.getpid(), place
+    selection = Selection(scene, axes)
+    key = os.getpid(), place, selection
     with _open_lock:
         source = _open.pop(key, None)
         if source is None or not source.is_current():
-            source = _open_source(place)
+            source = _open_source(place, selection)
             layout = source.layout
             log_event(
                 log,
@@ -311,13 +330,18 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
     return Slide(source)
 
 
-def _open_source(path: Path) -> Source:
+def reopen_slide(info: SlideInfo) -> Slide:
+    """Open the slide that was described, as `open_slide` does."""
+    return open_slide(info.path, info.scene, info.axes)
+
+
+def _open_source(path: Path, selection: Selection) -> Source:
     # Readers are imported here, because each brings in the libraries of its format, which a worker
     # need not load for others.
     if path.is_dir():
         from densebatch.slides.omezarr import open_omezarr
 
-        return open_omezarr(path)
+        return open_omezarr(path, selection)
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -330,11 +354,11 @@ def _open_source(path: Path) -> Source:
     if start == b"\x89PNG\r\n\x1a\n":
         from densebatch.slides.png import open_png
 
-        return open_png(path)
+        return open_png(path, selection)
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         from densebatch.slides.tiff import open_tiff
 
-        return open_tiff(path)
+        return open_tiff(path, selection)
     found = f"begins with the bytes {start.hex(' ')}" if start else "is empty"
     raise InputError(
         f"{path} {found}, neither TIFF nor PNG; accepted are OME-Zarr folders, TIFF and PNG files"

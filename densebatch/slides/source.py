@@ -50,6 +50,22 @@ _UM_PER_UNIT = {
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What a user says of a file that it does not tell itself.
+
+    Attributes
+    ----------
+    scene
+        Which image of a file or folder that holds several, by name or index (`base.names`).
+    axes
+        A letter for each dimension of the pixels, such as "CYX", instead of those of the metadata.
+    """
+
+    scene: str | None = None
+    axes: str | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """What a slide's metadata tells, without a look at its pixels.
 
@@ -75,6 +91,10 @@ class Layout:
         Resolutions in the file, the highest included.
     ngff
         Version of OME-Zarr, or None.
+    selection
+        With which the source's path opens this image again.
+    notes
+        What a user should know of how the metadata were taken, a sentence each.
     """
 
     kind: str
@@ -88,6 +108,8 @@ class Layout:
     chunk_planes: int = 1
     n_levels: int = 1
     ngff: str | None = None
+    selection: Selection = Selection()
+    notes: tuple[str, ...] = ()
 
 
 Stamp = tuple[int, int, int]

@@ -16,6 +16,7 @@ from densebatch.slides.source import (
     ArraySource,
     Axes,
     Layout,
+    Selection,
     Source,
     Stamp,
     check_chunk,
@@ -100,7 +101,7 @@ def _close(store: Store, tif: TiffFile) -> None:
     tif.close()
 
 
-def open_tiff(path: Path) -> Source:
+def open_tiff(path: Path, selection: Selection) -> Source:
     """Open the first image series of a TIFF file at its highest resolution.
 
     Raises

@@ -9,7 +9,7 @@ import numpy as np
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
 from densebatch.planning.normalization import normalize
-from densebatch.slides.slide import open_slide
+from densebatch.slides.slide import reopen_slide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
     the edge is. Zeros tell it: training images are surrounded by them too
     (`training.annotated.EDGE_PX`). A mirror image would be more tissue, to which the cell goes on.
     """
-    slide = open_slide(plan.slide.path)
+    slide = reopen_slide(plan.slide)
     net_height, net_width = plan.network_shape
     inside = region.clip(net_height, net_width)
     rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, net_height)

@@ -22,7 +22,7 @@ from densebatch.base.geometry import Grid
 from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
-from densebatch.slides.slide import open_slide
+from densebatch.slides.slide import reopen_slide
 from densebatch.stages.output import levels_with, list_planes, output_spec, verify_shard
 from densebatch.stages.work import Task
 
@@ -244,7 +244,7 @@ def _read_pixels(
     A damaged piece of some channel must cost no more than what it holds: the labels do not need
     it, and the network saw its own channels before.
     """
-    slide = open_slide(plan.slide.path)
+    slide = reopen_slide(plan.slide)
     try:
         return slide.read(channel, region), []
     except (InputError, OSError):

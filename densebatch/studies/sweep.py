@@ -95,7 +95,9 @@ class _Counted:
     max_travel_px: float
 
 
-def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
+def find_images(
+    images: Path, truth: Path | None, scene: str | None = None, axes: str | None = None
+) -> list[AnnotatedFile]:
     """What is to be segmented, and the labels that it is to be compared with.
 
     Parameters
@@ -104,6 +106,8 @@ def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
         A folder of annotated images, or one slide.
     truth
         Label image of the one slide; not needed where it lies inside.
+    scene, axes
+        Of the slides, as `open_slide` takes them.
 
     Returns
     -------
@@ -121,10 +125,10 @@ def find_images(images: Path, truth: Path | None) -> list[AnnotatedFile]:
     elif images.is_dir():
         files = find_annotated(images)
     else:
-        open_slide(images)  # A file that is no slide at all is refused as such.
+        open_slide(images, scene, axes)  # A file that is no slide at all is refused as such.
         raise InputError(f"{images}: one slide needs its label image; give it with --truth")
     for file in files:
-        info = open_slide(file.image).info
+        info = open_slide(file.image, scene, axes).info
         labels = open_labels(file.labels)
         _ = labels[0:1, 0:1]  # Pixels that are no labels are refused before the network runs.
         if labels.shape != (info.height, info.width):

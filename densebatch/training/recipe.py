@@ -116,6 +116,12 @@ class Recipe(BaseModel):
         default=(), description="channels of multi-channel images, combined by maximum"
     )
     nuclei: str | None = Field(default=None, description="nuclear channel, fed as second input")
+    scene: str | None = Field(
+        default=None, description="image of files that hold several, by name or index"
+    )
+    axes: str | None = Field(
+        default=None, description="a letter per dimension of the images, if not the metadata's"
+    )
     percentiles: tuple[float, float] = Field(
         default=(1.0, 99.0), description="of an image that become 0 and 1"
     )

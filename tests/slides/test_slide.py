@@ -222,7 +222,7 @@ class TestIdentity:
         opened = []
         open_tiff = tiff_module.open_tiff
         monkeypatch.setattr(
-            tiff_module, "open_tiff", lambda path: opened.append(path) or open_tiff(path)
+            tiff_module, "open_tiff", lambda *args: opened.append(args[0]) or open_tiff(*args)
         )
         for _ in range(5):
             for path in paths:

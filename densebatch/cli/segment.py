@@ -46,6 +46,8 @@ _OPTIONS = [
     click.option("--max-size", type=int, metavar="PX", help="Largest cell."),
     click.option("--skip-background/--no-skip-background", default=None,
                  help="Skip patches without signal.  [skip]"),
+    click.option("--mask-debris/--no-mask-debris", default=None,
+                 help="Leave out specks far brighter than the tissue.  [mask]"),
     click.option("--ngff", type=click.Choice(["0.4", "0.5"]), help="OME-Zarr version.  [0.5]"),
     click.option("--image", type=click.Choice(["auto", "copy", "none"]),
                  help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),

@@ -48,6 +48,7 @@ class Plan:
     lattice : patches at the network's scale
     group_y, group_x : lattice cores of a predict task along each axis
     active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
+    mask_debris : whether debris is looked for, and shown to the network as 0
     skip_contrast : patches whose contrast is not above it are not evaluated; -1 evaluates all
     trace : thresholds and limits of tracing
     travel_px : travel that the first tracing halo allows for
@@ -68,6 +69,7 @@ class Plan:
     group_y: int
     group_x: int
     active: str
+    mask_debris: bool
     skip_contrast: float
     trace: TraceSettings
     travel_px: int

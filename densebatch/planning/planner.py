@@ -17,6 +17,7 @@ from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale
 from densebatch.planning.survey import ChannelSurvey, contrast_in, signal_side, survey_channel
+from densebatch.planning.survey_kernels import BLOCK_PX
 from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
 from densebatch.tracing.tile import TraceSettings
 
@@ -108,6 +109,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         group_y=max(1, round(_GROUP_PX / lattice.y.step)),
         group_x=max(1, round(_GROUP_PX / lattice.x.step)),
         active=_pack(np.ones((lattice.cores.rows, lattice.cores.cols), bool)),
+        mask_debris=settings.mask_debris,
         skip_contrast=SKIP_CONTRAST if settings.skip_background else -1.0,
         trace=trace,
         travel_px=16 * math.ceil(2 * diameter / 16),
@@ -126,7 +128,10 @@ def survey_plan(draft: Plan) -> Plan:
     n_membrane = len(draft.membrane)
     used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
     percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
-    surveys = [survey_channel(slide, b.channel, percentiles, side) for b in used]
+    surveys = [
+        survey_channel(slide, b.channel, percentiles, side, mask_debris=draft.mask_debris)
+        for b in used
+    ]
     bounds = [survey.bounds for survey in surveys]
     threshold = draft.skip_contrast
     if not any(b.high > b.low for b in bounds[:n_membrane]):
@@ -138,7 +143,7 @@ def survey_plan(draft: Plan) -> Plan:
         membrane=tuple(bounds[:n_membrane]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
-        notes=(*draft.notes, *_odd_pixels(bounds)),
+        notes=(*draft.notes, *_odd_pixels(surveys)),
     )
 
 
@@ -232,13 +237,39 @@ def find_active_cores(
     return active
 
 
-def _odd_pixels(bounds: Sequence[ChannelBounds]) -> Iterator[str]:
+def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
     """Notes on channels in which a user would not expect what is found."""
-    for b in bounds:
+    for survey in surveys:
+        b = survey.bounds
         if b.nonfinite_px:
             yield (
                 f"channel {b.name}: {b.nonfinite_px} pixels are NaN or infinite; the network sees "
                 "0 there, for plus infinity 1"
+            )
+        if b.above is not None:
+            yield (
+                f"channel {b.name}: spots of more than {b.above:.6g}, up to {b.debris_times:.3g} "
+                f"times as bright as the tissue, in {b.debris_fraction:.2%} of the blocks of "
+                f"{BLOCK_PX} px, are taken for debris: the normalisation leaves them out and the "
+                "network sees 0 there; if they are cells, give --no-mask-debris"
+            )
+        if b.dead is not None:
+            yield (
+                f"channel {b.name}: pixels of {b.dead:.6g} and less lie far below all others and "
+                "are taken for dead: the normalisation leaves their blocks out and the network "
+                "sees 0 there; if that is wrong, give --no-mask-debris"
+            )
+        if survey.strewn:
+            yield (
+                f"channel {b.name}: normalised by {b.tissue_fraction:.2%} of the blocks of "
+                f"{BLOCK_PX} px, strewn over the slide and far brighter than all others (upper "
+                f"bound {b.high:.6g}; 99 % of the pixels are up to {survey.usual_px:.6g}); if "
+                "these are not the cells, blacken them or crop the slide"
+            )
+        if survey.saturated:
+            yield (
+                f"channel {b.name}: saturated, its brightest pixels, at least a hundredth of the "
+                f"tissue, are all {b.high:.6g}; cells are told apart less well there"
             )
         if b.high <= b.low:
             yield f"channel {b.name}: has no contrast, so nothing is found in it"

@@ -7,6 +7,8 @@ block belongs to tissue when its contrast reaches 1/64 of the 99th percentile of
 that are not flat (a biopsy on a canvas of zeros may cover less than a hundredth of it). On a dense
 field that is nearly everything; on a slide it leaves out the glass. Contrast is kept in classes of
 half an octave from 2^-32 to 2^32 in the slide's units; what lies beyond is in the outermost class.
+Blocks with debris (`debris`) count neither for the threshold nor for the percentiles; where there
+are any, the pixels are read once more without them.
 
 Whether there is anything to find is told from means over more pixels, about half a cell wide
 (`signal_side`): they halve the noise of glass and leave most of the contrast of tissue.
@@ -18,7 +20,7 @@ bits from a histogram, everything else as float32 by radix selection in two pass
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,13 @@ import numpy as np
 from densebatch.base.geometry import Grid
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
+from densebatch.planning.debris import (
+    BlockLooks,
+    Debris,
+    find_debris,
+    measure_density,
+    reference_class,
+)
 from densebatch.planning.histograms import count_in_threads
 from densebatch.planning.normalization import ChannelBounds, normalize, to_float32
 from densebatch.planning.survey_kernels import (
@@ -34,6 +43,7 @@ from densebatch.planning.survey_kernels import (
     CLASSES_PER_OCTAVE,
     N_CLASSES,
     count_low_bits,
+    count_tissue,
     is_narrow,
     make_keys,
     survey_blocks,
@@ -56,6 +66,9 @@ _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from g
 # gaps of a field, which must count because networks are trained with the percentiles of whole
 # fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
 _TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
+# Blocks of tissue that are fewer and more strewn than this are debris or rare cells, and it cannot
+# be told which.
+_STREWN_FRACTION, _STREWN_DENSITY = 0.15, 0.3
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX
 _MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
@@ -71,11 +84,17 @@ class ChannelSurvey:
     bounds : of the normalisation
     lowest, highest : `(rows, cols)` of blocks, the extremes of each block's means
         (`signal_side`), normalised
+    saturated : whether the brightest hundredth of the tissue's pixels are all of one value
+    strewn : whether what counts as tissue are few blocks strewn over the slide
+    usual_px : pixel value that 99 % of all pixels of the slide do not exceed
     """
 
     bounds: ChannelBounds
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
+    saturated: bool = False
+    strewn: bool = False
+    usual_px: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,14 +124,14 @@ class _Counts:
     ----------
     lowest, highest : extremes of each block's means, in the slide's units; infinite where nothing
         is finite
-    classes : contrast class of each block
+    looks : contrast class of each block, and what tells debris from tissue
     histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
     nonfinite_px : pixels that are NaN or infinite
     """
 
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
-    classes: NDArray[np.uint8]
+    looks: BlockLooks
     histogram: NDArray[np.int64]
     nonfinite_px: int
 
@@ -133,9 +152,16 @@ def signal_side(rescale: float) -> int:
 
 
 def survey_channel(
-    slide: Slide, channel: int, percentiles: tuple[float, float], side: int = _SIGNAL_PX
+    slide: Slide,
+    channel: int,
+    percentiles: tuple[float, float],
+    side: int = _SIGNAL_PX,
+    *,
+    mask_debris: bool = True,
 ) -> ChannelSurvey:
-    """Read one channel once (twice if it is wider than 16 bits) and find its bounds.
+    """Read one channel once and find its bounds.
+
+    It is read a second time if it is wider than 16 bits or has debris, a third time if both.
 
     Parameters
     ----------
@@ -147,6 +173,8 @@ def survey_channel(
         Lower and upper percentile, 0 to 100, over the finite pixels of tissue.
     side
         Of the means in pixels (`signal_side`).
+    mask_debris
+        Whether to look for debris.
 
     Returns
     -------
@@ -161,8 +189,14 @@ def survey_channel(
     name = slide.info.channels[channel]
     reader = _open_reader(slide, channel)
     counts = _count_blocks(reader, side)
-    threshold = _tissue_class(counts.classes)
-    tissue = counts.histogram[threshold:].sum(axis=0)
+    looks, debris = counts.looks, find_debris(counts.looks) if mask_debris else None
+    if debris is not None:
+        looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
+    threshold = _tissue_class(looks.classes)
+    if debris is None:
+        tissue = counts.histogram[threshold:].sum(axis=0)
+    else:
+        tissue = _count_tissue(reader, looks.classes, threshold)
     n_px = int(tissue.sum())
     if n_px == 0:
         bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px)
@@ -172,21 +206,50 @@ def survey_channel(
         # numpy.percentile interpolates between the two pixels that a percentile lies between.
         places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
         ranks = sorted({int(near(place)) for place in places for near in (np.floor, np.ceil)})
-        values = _select_values(reader, counts, threshold, tissue, ranks)
+        values = _select_values(reader, looks.classes, threshold, tissue, ranks)
         low, high = (
             _interpolate(values[int(np.floor(at))], values[int(np.ceil(at))], at - np.floor(at))
             for at in places
         )
-        fraction = float(np.mean(counts.classes >= threshold))
+        where = looks.classes >= threshold
         bounds = ChannelBounds(
-            channel, name, float(low), float(high), fraction, counts.nonfinite_px
+            channel, name, float(low), float(high), float(where.mean()), counts.nonfinite_px,
+            **_describe_debris(debris),
+        )  # fmt: skip
+        found = ChannelSurvey(
+            bounds,
+            *_normalize_extremes(counts, bounds),
+            saturated=bool(high >= looks.most[where].max() > looks.least[where].min()),
+            strewn=debris is None
+            and bool(where.mean() < _STREWN_FRACTION)
+            and measure_density(where) < _STREWN_DENSITY,
+            usual_px=_find_usual(counts, reader.dtype),
         )
-        found = _normalize_extremes(counts, bounds)
     log_event(
         log, "channel surveyed", channel=name, low=bounds.low, high=bounds.high,
         tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
+        debris_fraction=bounds.debris_fraction,
     )  # fmt: skip
     return found
+
+
+def _describe_debris(debris: Debris | None) -> dict[str, Any]:
+    """The fields of `ChannelBounds` that tell of it."""
+    if debris is None:
+        return {}
+    return {
+        "above": debris.above if np.isfinite(debris.above) else None,
+        "dead": debris.dead if np.isfinite(debris.dead) else None,
+        "debris_fraction": float(debris.blocks.mean()),
+        "debris_times": debris.times,
+    }
+
+
+def _find_usual(counts: _Counts, dtype: np.dtype[Any]) -> float:
+    """The 99th percentile of all pixels, as exactly as the first pass tells it."""
+    cumulative = np.cumsum(counts.histogram.sum(axis=0))
+    key = int(np.searchsorted(cumulative, 0.99 * cumulative[-1]))
+    return value_of_key(key if is_narrow(dtype) else (key << 16) | 0xFFFF, dtype)
 
 
 def _open_reader(slide: Slide, channel: int) -> _Reader:
@@ -211,40 +274,62 @@ def _count_blocks(reader: _Reader, side: int) -> _Counts:
     info, dtype = reader.slide.info, reader.dtype
     shape = (-(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX))
     lowest, highest = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    classes = np.zeros(shape, np.uint8)
-    narrow = is_narrow(dtype)
-    n_bins, shift = (256**dtype.itemsize, 0) if narrow else (_N_BINS, 16)
+    classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
+    n_bins, shift = _choose_bins(dtype)
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
         pixels, at = reader.read(index)
-        pixels = np.ascontiguousarray(pixels)
-        if narrow and dtype.kind == "u":
-            values, keys = pixels, pixels  # no copies, which would take as long as all the rest
-        else:
-            values, keys = to_float32(pixels), make_keys(pixels)
+        values, keys = _take_values(pixels)
         return int(
             survey_blocks(
-                values, keys, shift, side, lowest[at], highest[at], classes[at], histogram
+                values, keys, shift, side, lowest[at], highest[at], classes[at], marks[at],
+                histogram,
             )
-        )
+        )  # fmt: skip
 
     histogram, nonfinite_px = count_in_threads(
         count, reader.grid, reader.threads, (N_CLASSES, n_bins)
     )
-    return _Counts(lowest, highest, classes, histogram, nonfinite_px)
+    looks = BlockLooks(classes, *np.moveaxis(marks, -1, 0))
+    return _Counts(lowest, highest, looks, histogram, nonfinite_px)
+
+
+def _choose_bins(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Bins of the first histogram, and the bits by which keys are shifted for it."""
+    return (256**dtype.itemsize, 0) if is_narrow(dtype) else (_N_BINS, 16)
+
+
+def _take_values(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values and keys of pixels, as the kernels take them."""
+    pixels = np.ascontiguousarray(pixels)
+    if is_narrow(pixels.dtype) and pixels.dtype.kind == "u":
+        return pixels, pixels  # no copies, which would take as long as all the rest
+    return to_float32(pixels), make_keys(pixels)
+
+
+def _count_tissue(reader: _Reader, classes: NDArray[np.uint8], threshold: int) -> NDArray[np.int64]:
+    """Count the tissue again, without the blocks whose class was set to 0: `(bins,)`."""
+    n_bins, shift = _choose_bins(reader.dtype)
+
+    def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
+        pixels, at = reader.read(index)
+        count_tissue(*_take_values(pixels), shift, classes[at], threshold, histogram)
+        return 0
+
+    histogram, _ = count_in_threads(count, reader.grid, reader.threads, (1, n_bins))
+    tissue: NDArray[np.int64] = histogram[0]
+    return tissue
 
 
 def _tissue_class(classes: NDArray[np.uint8]) -> int:
     """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
-    ranked = np.sort(classes[classes > 0])
-    if ranked.size == 0:
-        return 0
-    return max(1, int(ranked[int(0.99 * (ranked.size - 1))]) - _TISSUE_CLASSES)
+    reference = reference_class(classes)
+    return max(1, reference - _TISSUE_CLASSES) if reference else 0
 
 
 def _select_values(
     reader: _Reader,
-    counts: _Counts,
+    classes: NDArray[np.uint8],
     threshold: int,
     tissue: NDArray[np.int64],
     ranks: Sequence[int],
@@ -255,8 +340,8 @@ def _select_values(
     ----------
     reader
         For the second pass, which wide values need.
-    counts
-        Of the first pass.
+    classes
+        Contrast class of each block; 0 for those with debris.
     threshold
         Lowest contrast class of tissue.
     tissue
@@ -274,7 +359,7 @@ def _select_values(
     if not is_narrow(reader.dtype):
         upper = keys
         wanted = np.array(sorted(set(upper.values())), np.uint32)
-        low_bits = _count_wanted(reader, counts, threshold, wanted)
+        low_bits = _count_wanted(reader, classes, threshold, wanted)
         keys = {}
         for rank, high_bits in upper.items():
             before = int(cumulative[high_bits - 1]) if high_bits else 0
@@ -284,14 +369,14 @@ def _select_values(
 
 
 def _count_wanted(
-    reader: _Reader, counts: _Counts, threshold: int, wanted: NDArray[np.uint32]
+    reader: _Reader, classes: NDArray[np.uint8], threshold: int, wanted: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
     """Take the second pass: the lower 16 bits of keys with some upper bits, `(n, 65536)`."""
 
     def count(index: tuple[int, int], histograms: NDArray[np.int64]) -> int:
         pixels, at = reader.read(index)
         # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
-        count_low_bits(make_keys(pixels), counts.classes[at], threshold, wanted, histograms)
+        count_low_bits(make_keys(pixels), classes[at], threshold, wanted, histograms)
         return 0
 
     histograms, _ = count_in_threads(count, reader.grid, reader.threads, (wanted.size, _N_BINS))
@@ -304,13 +389,16 @@ def _interpolate(low: float, high: float, fraction: float) -> float:
     return high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
 
 
-def _normalize_extremes(counts: _Counts, bounds: ChannelBounds) -> ChannelSurvey:
+def _normalize_extremes(
+    counts: _Counts, bounds: ChannelBounds
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Normalise the extremes of the means; a block without finite pixels has no contrast."""
+    bounds = replace(bounds, above=None, dead=None)  # of single pixels, and these are means
     empty = ~np.isfinite(counts.lowest)
     low, high = (
         np.where(empty, np.float32(bounds.low), e) for e in (counts.lowest, counts.highest)
     )
-    return ChannelSurvey(bounds, normalize(low, bounds), normalize(high, bounds))
+    return normalize(low, bounds), normalize(high, bounds)
 
 
 def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:

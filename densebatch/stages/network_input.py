@@ -48,7 +48,10 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
     source = Region(rows.start, cols.start, rows.stop, cols.stop)
 
     def read(bounds: ChannelBounds) -> NDArray[np.float32]:
-        return resample(normalize(slide.read(bounds.channel, source), bounds), rows, cols)
+        around = source.expand(bounds.reach_px).clip(plan.slide.height, plan.slide.width)
+        scaled = normalize(slide.read(bounds.channel, around), bounds)
+        part = source.shift(-around.y0, -around.x0).slices
+        return resample(scaled[part], rows, cols)
 
     planes = np.zeros((2, *region.shape), np.float32)
     rest = inside.shift(-region.y0, -region.x0).slices

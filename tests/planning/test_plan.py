@@ -49,6 +49,7 @@ def change(plan):
         "group_y": plan.group_y + 1,
         "group_x": plan.group_x + 1,
         "active": "AA==",
+        "mask_debris": not plan.mask_debris,
         "skip_contrast": 0.5,
         "trace": replace(plan.trace, min_size_px=99),
         "travel_px": plan.travel_px + 16,

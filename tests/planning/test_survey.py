@@ -46,7 +46,7 @@ class ArraySlide:
 
 
 def survey_array(pixels, percentiles=(1.0, 99.0)):
-    return survey_channel(ArraySlide(pixels), 0, percentiles)
+    return survey_channel(ArraySlide(pixels), 0, percentiles, mask_debris=False)
 
 
 def patchwork(dtype, shape=(150, 110), seed=0):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _N_SHOWN = 40
 _MAX_DIGITS = 9
 # Names that number channels: "2", "Channel 2", "ch2", "2: CD3". A marker such as CD2 is none.
-_NUMBERED = re.compile(r"(?:(?:channel|ch|c)[\s:_-]*)?(\d{1,9})(?:\s*[:.)].*)?", re.ASCII | re.DOTALL)
+_NUMBERED = re.compile(r"(?a:(?:(?:channel|ch|c)[\s:_-]*)?(\d{1,9})(?:\s*[:.)].*)?)")
 
 
 @dataclass(frozen=True)

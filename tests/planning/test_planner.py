@@ -80,9 +80,7 @@ def test_channels_that_could_be_others_are_told(tmp_path, labels, settings, chan
 
 
 def test_a_name_in_a_list_is_never_split(tmp_path):
-    slide = write_zarr(
-        tmp_path / "a.zarr", np.zeros((2, 50, 60), np.uint16), labels=["CD3", "CD8"]
-    )
+    slide = write_zarr(tmp_path / "a.zarr", np.zeros((2, 50, 60), np.uint16), labels=["CD3", "CD8"])
     with pytest.raises(InputError, match=r"has no channel 'CD3,CD8'; accepted are 'CD3', 'CD8'"):
         draft_plan(slide, SegmentSettings(membrane=("CD3,CD8",)))
     with pytest.raises(InputError, match="'CD3', 'cd3' name one channel twice"):
@@ -100,7 +98,7 @@ UNKNOWN = "pixel size unknown: taken as 0.5 um/px, that of the model's images"
         (None, {"diameter": 30}, []),
         (0.5, {}, []),
         (0.5, {"pixel_size": 0.5049}, []),
-        (0.5, {"pixel_size": 0.506}, ["0.506 um/px, as stated, is used; the slide's metadata tell"]),
+        (0.5, {"pixel_size": 0.506}, ["0.506 um/px, as stated, is used; the slide's metadata"]),
         (0.5, {"pixel_size": 0.25, "diameter": 30}, ["0.25 um/px, as stated, is used"]),
         (0.1, {}, ["the slide is shrunk 5 times for the network"]),
         (3.0, {}, ["the slide is enlarged 6 times for the network"]),

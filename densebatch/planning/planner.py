@@ -18,6 +18,7 @@ from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale, explain_scale
 from densebatch.planning.survey import ChannelSurvey, contrast_in, signal_side, survey_channel
+from densebatch.slides.brightfield import looks_brightfield
 from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
 from densebatch.tracing.tile import TraceSettings
 
@@ -118,7 +119,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=(*info.notes, *channel_notes, *scale_notes),
+        notes=(*info.notes, *channel_notes, *scale_notes, *_explain_light(slide)),
     )
 
 
@@ -202,6 +203,15 @@ def _choose_channels(
         f"{channels[nuclei]} is measured in the cell table but not given to the network"
     )
     return membrane, None, tuple(notes)
+
+
+def _explain_light(slide: Slide) -> Iterator[str]:
+    if looks_brightfield(slide):
+        yield (
+            "the slide looks like a brightfield picture (light background, dark content): the "
+            "bundled models find bright membranes on a dark background, so that cells are missed "
+            "or wrong"
+        )
 
 
 def find_active_cores(

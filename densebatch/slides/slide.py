@@ -158,10 +158,14 @@ class Slide:
         n = len(self._source.layout.channels)
         if not 0 <= channel < n:
             raise ValueError(f"{self._source.path} has channels 0 to {n - 1}, not {channel}")
-        plane: NDArray[Any] = self._read(channel, channel + 1, region)[0]
+        plane: NDArray[Any] = self.read_planes(channel, channel + 1, region)[0]
         return plane
 
-    def _read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+    def read_planes(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Read a region of the channels `first..stop`, `(stop - first, height, width)`; as `read`.
+
+        Chunks that hold several channels are decoded once.
+        """
         source = self._source
         height, width = source.layout.height, source.layout.width
         if region.clip(height, width) != region:
@@ -260,12 +264,12 @@ class Slide:
         layout = self._source.layout
         n = len(layout.channels)
         alpha = n - 1 if layout.channels[-1] == "alpha" else None
-        corner = self._read(0, n, Region(0, 0, 1, 1))[:, 0, 0]
+        corner = self.read_planes(0, n, Region(0, 0, 1, 1))[:, 0, 0]
         filled = np.zeros(n, bool)
         equal = True
         grid = Grid(layout.height, layout.width, *_scan_step(layout.chunk_px))
         for index in grid:
-            planes = self._read(0, n, grid[index])
+            planes = self.read_planes(0, n, grid[index])
             for plane in range(n):
                 empty = corner[plane] if plane == alpha else 0
                 filled[plane] = filled[plane] or bool((planes[plane] != empty).any())

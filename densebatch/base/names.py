@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 _N_SHOWN = 40
@@ -155,6 +155,30 @@ def explain_choice(names: Sequence[str], wanted: str) -> str | None:
     if len(parts) > 1 and set(parts) <= set(names):
         return f"is the channel of that name, not {' and '.join(map(repr, parts))}"
     return None
+
+
+def join_notes(notes: Iterable[tuple[str, str]], n: int) -> list[str]:
+    """Notes on several things, each note once; a note that is not on all of them names which.
+
+    Parameters
+    ----------
+    notes
+        Name of a thing, and a note on it.
+    n
+        Number of things.
+
+    Examples
+    --------
+    >>> join_notes([("a", "dark"), ("a", "small"), ("b", "dark")], 2)
+    ['dark', "'a': small"]
+    """
+    things: dict[str, list[str]] = {}
+    for name, note in notes:
+        things.setdefault(note, []).append(name)
+    return [
+        note if len(names) == n else f"{quote_names(names)}: {note}"
+        for note, names in things.items()
+    ]
 
 
 def choose_scene(path: Path, scenes: Sequence[Scene], wanted: str | None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
-from densebatch.base.names import quote_names
+from densebatch.base.names import join_notes
 from densebatch.engines.quantization import write_quantised
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
@@ -79,7 +79,7 @@ def store_flows(
     progress = progress or Progress()
     folders = [OutputFolder(path.absolute()) for path in slides]
     runs = prepare(list(zip(slides.values(), folders, strict=True)), settings, restart=restart)
-    for note in join_notes([prepared.plan for prepared in runs]):
+    for note in collect_notes([prepared.plan for prepared in runs]):
         progress.note(note)
     if not restart:
         for prepared in runs:
@@ -109,16 +109,10 @@ def store_flows(
     return fields
 
 
-def join_notes(plans: Sequence[Plan]) -> list[str]:
+def collect_notes(plans: Sequence[Plan]) -> list[str]:
     """Notes of several plans, each once, with the slides' names before it unless it is of all."""
-    slides: dict[str, list[str]] = {}
-    for plan in plans:
-        for note in plan.notes:
-            slides.setdefault(note, []).append(Path(plan.slide.path).name)
-    return [
-        note if len(names) == len(plans) else f"{quote_names(names)}: {note}"
-        for note, names in slides.items()
-    ]
+    notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
+    return join_notes(notes, len(plans))
 
 
 def _has_flows(prepared: Prepared) -> bool:

@@ -132,7 +132,7 @@ class Recipe(BaseModel):
         default=(1.0, 99.0), description="of an image that become 0 and 1"
     )
     um_per_px: Positive | None = Field(
-        default=0.5, description="resolution of the images, if they do not tell"
+        default=0.5, description="resolution of the images; unless stated, what they tell, else 0.5"
     )
     diameter_px: Positive | None = Field(
         default=None, description="rescale every image to this mean cell diameter; default: native"

@@ -119,7 +119,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=(*info.notes, *channel_notes, *scale_notes, *_explain_light(slide)),
+        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes, *_explain_light(slide)),
     )
 
 
@@ -195,12 +195,17 @@ def _choose_channels(
         for role, name in named
         if (remark := explain_choice(channels, name)) is not None
     ]
+    if nuclei is not None and model.nuclei and not model.card.keys() & {"use", "source"}:
+        notes.append(
+            f"model {model.name} does not tell whether it was trained with a nuclear channel: "
+            f"it is taken to be, and given {channels[nuclei]!r}"
+        )
     if nuclei is None or model.nuclei:
         return membrane, nuclei, tuple(notes)
     # An input that a network never saw in training would shift all of its statistics.
     notes.append(
         f"model {model.name} was trained without a nuclear channel: "
-        f"{channels[nuclei]} is measured in the cell table but not given to the network"
+        f"{channels[nuclei]!r} is measured in the cell table but not given to the network"
     )
     return membrane, None, tuple(notes)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.helpers.run_files import call_main, read_report, simulate, write_tiff
-from tests.helpers.slide_files import write_zarr
 
 
 def plan_channels(capsys, slide, *options):
@@ -66,7 +65,7 @@ def test_a_text_of_two_meanings_is_refused(capsys, tmp_path):
 
 def test_what_was_assumed_is_told_and_kept(capsys, tmp_path):
     """By `plan` and `segment`, and by run.json; and again where a run is complete already."""
-    slide = write_zarr(tmp_path / "a.zarr", simulate(90, 120), unit=None, labels=["1", "0"])
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(90, 120), ["1", "0"], um_per_px=None)
     out = tmp_path / "out"
     options = ("--membrane", "0", "--workers", 0, "--model", "dense-tiny")
     notes = [

@@ -15,7 +15,8 @@ from densebatch.planning.planner import draft_plan, find_active_cores, survey_pl
 from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import ChannelSurvey
 from densebatch.planning.survey_kernels import BLOCK_PX
-from tests.helpers.checkpoint_files import make_state
+from tests.helpers.checkpoint_files import make_network, make_state, save
+from tests.helpers.run_files import write_tiff
 from tests.helpers.slide_files import write_zarr
 
 
@@ -109,8 +110,7 @@ UNKNOWN = "pixel size unknown: taken as 0.5 um/px, that of the model's images"
     ],
 )
 def test_an_assumed_or_odd_pixel_size_is_told(tmp_path, told, settings, words):
-    kwargs = {"unit": None} if told is None else {"scale": told}
-    slide = write_zarr(tmp_path / "a.zarr", np.zeros((1, 50, 60), np.uint16), **kwargs)
+    slide = write_tiff(tmp_path / "a.ome.tif", np.zeros((1, 50, 60), np.uint16), ["M"], told)
     notes = draft_plan(slide, SegmentSettings(**settings)).notes
     assert len(notes) == len(words)
     assert all(word in note for word, note in zip(words, notes, strict=True))
@@ -119,14 +119,32 @@ def test_an_assumed_or_odd_pixel_size_is_told(tmp_path, told, settings, words):
 @pytest.mark.parametrize("told", [None, 0.5])
 def test_the_default_diameter_of_a_model_without_pixel_size_is_told(tmp_path, told):
     torch.save(make_state(diam_labels=torch.tensor([17.0])), tmp_path / "stock")
-    kwargs = {"unit": None} if told is None else {"scale": told}
-    slide = write_zarr(tmp_path / "a.zarr", np.zeros((1, 50, 60), np.uint16), **kwargs)
+    slide = write_tiff(tmp_path / "a.ome.tif", np.zeros((1, 50, 60), np.uint16), ["M"], told)
     model = str(tmp_path / "stock")
     [note] = draft_plan(slide, SegmentSettings(model=model, pixel_size=0.5)).notes
     assert note.startswith(
         "model stock tells no pixel size: cells are taken to be 17 px across, its default"
     )
     assert draft_plan(slide, SegmentSettings(model=model, diameter=20)).notes == ()
+
+
+def test_what_a_checkpoint_does_not_tell_is_told(tmp_path):
+    torch.save(make_state(diam_mean=None), tmp_path / "old")
+    torch.save(make_state(), tmp_path / "stock")
+    slide = write_zarr(tmp_path / "a.zarr", np.zeros((2, 50, 60), np.uint16), labels=["M", "N"])
+
+    def notes(model, **settings):
+        settings = SegmentSettings(membrane=("M",), model=str(model), diameter=20, **settings)
+        return draft_plan(slide, settings).notes
+
+    [note] = notes(tmp_path / "old")
+    assert note.startswith(
+        "model old states no diam_mean: its network is taken to know cells of 30"
+    )
+    [note] = notes(tmp_path / "stock", nuclei="N")
+    assert note.startswith("model stock does not tell whether it was trained with a nuclear")
+    save(make_network(), tmp_path / "ours.safetensors")
+    assert notes(tmp_path / "ours.safetensors", nuclei="N") == notes(tmp_path / "stock") == ()
 
 
 def test_cores_are_active_where_their_patch_has_contrast():

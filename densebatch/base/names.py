@@ -6,16 +6,20 @@ an index; `#2` is always the index 2, so that a channel named "2" does not hide 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 _N_SHOWN = 40
+_MAX_DIGITS = 9
+# Names that number channels: "2", "Channel 2", "ch2", "2: CD3". A marker such as CD2 is none.
+_NUMBERED = re.compile(r"(?a:(?:(?:channel|ch|c)[\s:_-]*)?(\d{1,9})(?:\s*[:.)].*)?)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def find_name(names: Sequence[str], wanted: str) -> list[int]:
     names
         In order; any may stand there twice.
     wanted
-        A name, an index, or an index after `#`.
+        A name, an index, or an index after `#`. Spaces around it do not count, unless a name has
+        them.
 
     Examples
     --------
@@ -60,16 +65,120 @@ def find_name(names: Sequence[str], wanted: str) -> list[int]:
     >>> find_name(names, "2"), find_name(names, "#2"), find_name(names, "Cd3")
     ([1], [2], [2, 3])
     """
-    for text, choices in (
-        (wanted, list(names)),
-        (wanted.casefold(), [name.casefold() for name in names]),
-    ):
-        if found := [index for index, name in enumerate(choices) if name == text]:
-            return found
-    digits = wanted.removeprefix("#")
-    if digits.isascii() and digits.isdigit() and int(digits) < len(names):
-        return [int(digits)]
-    return []
+    for text in dict.fromkeys((wanted, wanted.strip())):
+        for key in (str, str.casefold):
+            if found := [i for i, name in enumerate(names) if key(name) == key(text)]:
+                return found
+    index = _read_index(wanted.strip().removeprefix("#"))
+    return [index] if index is not None and index < len(names) else []
+
+
+def _read_index(text: str) -> int | None:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return int(text) if is_number else None
+
+
+def split_names(names: Sequence[str], text: str) -> list[tuple[str, ...]]:
+    """Ways to read a text as names with commas between them; two of them if there are more.
+
+    A text that is a name is read as that name alone. Names may hold commas themselves, so parts
+    between commas are joined to names in every way that leaves none over.
+
+    Parameters
+    ----------
+    names
+        What the parts may be.
+    text
+        Names or indices, see `find_name`.
+
+    Examples
+    --------
+    >>> names = ["CD8, clone 4B", "CD3", "A,B", "A", "B"]
+    >>> split_names(names, "CD8, clone 4B, CD3"), split_names(names, "A,B")
+    ([('CD8, clone 4B', 'CD3')], [('A,B',)])
+    >>> split_names(names, "A,B,CD3"), split_names(names, "CD4,CD3")
+    ([('A', 'B', 'CD3'), ('A,B', 'CD3')], [])
+    """
+    if find_name(names, text):
+        return [(text,)]
+    parts = text.split(",")
+    most = 1 + max((name.count(",") for name in names), default=0)
+    ways: list[list[tuple[str, ...]]] = [[()]]  # of the parts from each one on, the last one first
+    for start in range(len(parts) - 1, -1, -1):
+        found = [] if parts[start].strip() else ways[-1][:]
+        for n in range(1, min(most, len(ways)) + 1):
+            name = ",".join(parts[start : start + n]).strip()
+            if name and find_name(names, name):
+                found += [(name, *rest) for rest in ways[-n]]
+        ways.append(found[:2])
+    return ways[-1]
+
+
+def explain_choice(names: Sequence[str], wanted: str) -> str | None:
+    """What a user ought to know of how a choice was read, where another reading was possible.
+
+    Parameters
+    ----------
+    names
+        As for `find_name`.
+    wanted
+        A name or index that means one of them.
+
+    Returns
+    -------
+    str or None
+        The rest of a sentence that begins with `wanted`.
+
+    Examples
+    --------
+    >>> explain_choice(["DAPI", "CD3", "CD8", "2"], "2")
+    "is the channel labelled '2', at index 3; the one at index 2 is '#2'"
+    >>> explain_choice(["405", "488"], "1")
+    "is taken as an index and is '488': no channel is labelled so, though others are numbered"
+    >>> explain_choice(["DAPI", "CD3"], "1")
+    """
+    [index] = find_name(names, wanted)
+    name, value = names[index], _read_index(wanted.strip())
+    if value is not None and index != value < len(names):
+        return (
+            f"is the channel labelled {name!r}, at index {index}; the one at index {value} is "
+            f"'#{value}'"
+        )
+    if value is not None and name != wanted.strip():
+        numbers = [_NUMBERED.fullmatch(other.casefold()) for other in names]
+        if any(match and int(match[1]) != place for place, match in enumerate(numbers)):
+            return (
+                f"is taken as an index and is {name!r}: no channel is labelled so, though others "
+                "are numbered"
+            )
+    parts = [part.strip() for part in name.split(",")]
+    if len(parts) > 1 and set(parts) <= set(names):
+        return f"is the channel of that name, not {' and '.join(map(repr, parts))}"
+    return None
+
+
+def join_notes(notes: Iterable[tuple[str, str]], n: int) -> list[str]:
+    """Notes on several things, each note once; a note that is not on all of them names which.
+
+    Parameters
+    ----------
+    notes
+        Name of a thing, and a note on it.
+    n
+        Number of things.
+
+    Examples
+    --------
+    >>> join_notes([("a", "dark"), ("a", "small"), ("b", "dark")], 2)
+    ['dark', "'a': small"]
+    """
+    things: dict[str, list[str]] = {}
+    for name, note in notes:
+        things.setdefault(note, []).append(name)
+    return [
+        note if len(names) == n else f"{quote_names(names)}: {note}"
+        for note, names in things.items()
+    ]
 
 
 def choose_scene(path: Path, scenes: Sequence[Scene], wanted: str | None) -> int:

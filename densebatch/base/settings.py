@@ -22,6 +22,11 @@ def refuse_bool(value: object) -> object:
     return value
 
 
+def list_one(value: object) -> object:
+    """One name may be given without a list around it."""
+    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
 # A limit stands inside of "| None" and before the validator: elsewhere the JSON Schema loses it.
 Number = Annotated[float, BeforeValidator(refuse_bool)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(refuse_bool)]
@@ -30,6 +35,7 @@ Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(refuse_bool)]
 Integer = Annotated[int, BeforeValidator(refuse_bool)]
 Count = Annotated[int, Field(ge=0), BeforeValidator(refuse_bool)]
 PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(refuse_bool)]
+Names = Annotated[tuple[str, ...], BeforeValidator(list_one)]
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from densebatch.base.errors import PartialRunError
+from densebatch.base.names import quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
     from densebatch.run.segment import SegmentResult
 
 
-def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = tuple(part.strip() for part in value.split(",") if part.strip())
-    if not names:
-        raise click.BadParameter(f"{value!r} names no channel")
-    return names
+def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    for text in value:
+        if not text.replace(",", "").strip():
+            raise click.BadParameter(f"{text!r} names no channel")
+    return value or None
 
 
 _OPTIONS = [
-    click.option("--membrane", callback=_channels, metavar="A,B,...",
-                 help="Membrane or cytoplasm channels, by name or index; several are combined."),
+    click.option("--membrane", multiple=True, callback=_names, metavar="A,B,...",
+                 help="Membrane or cytoplasm channels, by name or index; several are combined. "
+                 "Repeatable."),
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
     click.option("--scene", metavar="NAME|INDEX", help="Image of a file that holds several."),
     click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
@@ -68,11 +68,23 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def wrapper(*args: Any, config: Path | None, **options: Any) -> Any:  # noqa: ANN401
         known = {k: options.pop(k) for k in list(options) if k in SegmentSettings.model_fields}
-        return command(*args, settings=load_settings(config, **known), **options)
+        settings = load_settings(config, **known)
+        if any("," in text for text in known["membrane"] or ()):
+            settings = _split_membrane(options["slide"], settings)
+        return command(*args, settings=settings, **options)
 
     for option in reversed(_OPTIONS):
         wrapper = option(wrapper)
     return wrapper
+
+
+def _split_membrane(path: Path, settings: SegmentSettings) -> SegmentSettings:
+    """Read commas in `--membrane`, which only the slide's names tell from those between names."""
+    from densebatch.slides.slide import open_slide
+
+    slide = open_slide(path, settings.scene, settings.axes)
+    names = [name for text in settings.membrane for name in slide.split_channels(text)]
+    return settings.model_copy(update={"membrane": tuple(names)})
 
 
 @click.command(cls=LoggedCommand)
@@ -160,7 +172,7 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
     lines = [
         f"slide      {info.path}",
         f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
-        f"channels {', '.join(info.channels)}",
+        f"channels {quote_names(info.channels)}",
         f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
         f"scale      {built.rescale:.4g} ({built.rescale_reason})",
     ]

@@ -49,7 +49,7 @@ def sweep(
         result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)
     for name, text in (
         (_TABLE, format_csv(result.scores)),
-        (_TEXT, format_markdown(result.scores)),
+        (_TEXT, format_markdown(result.scores, result.notes)),
         (_PICTURE, draw_sweep(result.scores)),
     ):
         write_atomic(output / name, text.encode())

@@ -71,6 +71,7 @@ def train(
     """  # noqa: D301  the backspace is click's mark for a paragraph that keeps its lines
     from densebatch.models.model import find_model
     from densebatch.training.annotated import load_annotated
+    from densebatch.training.image_facts import settle_recipe
     from densebatch.training.recipe import load_recipe
     from densebatch.training.train import train as run_training
 
@@ -80,7 +81,10 @@ def train(
     recipe = load_recipe(config, steps=steps, seed=seed)
     origin = find_model(start) if start is not None else None
     masters = [find_model(teacher) for teacher in teachers]
+    recipe, notes = settle_recipe(images, recipe)
     data, held_out = load_annotated(images, recipe, hold_out)
+    for note in notes:
+        click.echo(note, err=True)
     begun = time.monotonic()
     losses: list[float] = []
 
@@ -104,7 +108,7 @@ def train(
             "start": _name(origin) if origin is not None else "random",
             "teachers": [_name(master) for master in masters] or "its average",
         }
-        _write(output, network, curve, recipe, data, held_out, models)
+        _write(output, network, curve, recipe, data, held_out, {**models, "notes": notes})
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
@@ -122,7 +126,7 @@ def _write(
     recipe: Recipe,
     data: list[AnnotatedImage],
     held_out: list[HeldOut],
-    models: dict[str, Any],
+    facts: dict[str, Any],
 ) -> None:
     """The model with its card, and the picture of its training."""
     from densebatch.training.curve import draw_curve
@@ -134,7 +138,7 @@ def _write(
         "data": {image.name: image.sha256 for image in data},
         "held_out": [image.name for image in held_out],
         "validation": curve[-1].scores,
-        **models,
+        **facts,
         "versions": {name: version(name) for name in ("densebatch", "torch", "numpy")},
         "about": recipe.about,
     }

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CELLPOSE_DIAMETER_PX = 30.0
+
 
 @dataclass(frozen=True)
 class Model:
@@ -54,6 +56,7 @@ class Model:
     percentiles : of a slide's tissue that become 0 and 1
     nuclei : whether the network was trained with a nuclear channel
     card : provenance as written by training
+    notes : what was assumed where the file does not tell, a sentence each
     """
 
     name: str
@@ -68,6 +71,7 @@ class Model:
     percentiles: tuple[float, float] = (1.0, 99.0)
     nuclei: bool = True
     card: dict[str, Any] = field(default_factory=dict, hash=False)
+    notes: tuple[str, ...] = ()
 
 
 def list_bundled() -> list[str]:
@@ -160,7 +164,7 @@ def _apply_zoo(model: Model, pin: zoo.Pin) -> Model:
     # Stock ignores what the file of a built-in model states as its scale, and so do we.
     state, _ = read_state(model.path, model.sha256)
     default = model.default_diameter_px if "diam_labels" in state else known.diameter_px
-    return replace(model, diameter_px=known.diameter_px, default_diameter_px=default)
+    return replace(model, diameter_px=known.diameter_px, default_diameter_px=default, notes=())
 
 
 def _read_model(name: str, path: Path, digest: str) -> Model:
@@ -185,7 +189,7 @@ def _make_model(
     for key, value in diameters.items():
         if not 0.1 <= value <= 10_000:
             raise InputError(f"model {path}: {key} is {value:g} px; accepted are 0.1 to 10000")
-    diameter = diameters.get("diam_mean", 30.0)
+    diameter = diameters.get("diam_mean", _CELLPOSE_DIAMETER_PX)
     model = Model(
         name=name,
         path=str(path.resolve()),
@@ -195,6 +199,12 @@ def _make_model(
         um_per_px=None,
         default_diameter_px=diameters.get("diam_labels", diameter),
     )
+    if "diam_mean" not in diameters:
+        note = (
+            f"model {name} states no diam_mean: its network is taken to know cells of "
+            f"{diameter:g} px, as Cellpose takes it"
+        )
+        model = replace(model, notes=(note,))
     return replace(model, **read_use(path, card["use"]), card=card) if "use" in card else model
 
 

@@ -12,12 +12,14 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
+from densebatch.base.names import explain_choice, quote_names
 from densebatch.models.model import Model, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
-from densebatch.planning.scale import choose_rescale
+from densebatch.planning.scale import choose_rescale, explain_scale
 from densebatch.planning.survey import ChannelSurvey, contrast_in, signal_side, survey_channel
 from densebatch.planning.survey_kernels import BLOCK_PX
+from densebatch.slides.brightfield import looks_brightfield
 from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
 from densebatch.tracing.tile import TraceSettings
 
@@ -77,10 +79,11 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     slide = open_slide(path, settings.scene, settings.axes)
     info = slide.info
     model = find_model(settings.model)
-    membrane, nuclei, notes = _choose_channels(slide, settings, model)
+    membrane, nuclei, channel_notes = _choose_channels(slide, settings, model)
     _check_in_place(info, settings)
     um_per_px = settings.pixel_size or info.um_per_px
     rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
+    scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, settings.diameter)
     height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
     lattice = Lattice(
         fit_axis(height, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
@@ -118,7 +121,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=(*info.notes, *notes),
+        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes, *_explain_light(slide)),
     )
 
 
@@ -185,18 +188,40 @@ def _choose_channels(
         membrane = [slide.default_channel()]
     if len(set(membrane)) != len(membrane):
         raise InputError(
-            f"{slide.info.path}: membrane channels {', '.join(settings.membrane)} name one channel "
-            "twice; each is accepted once"
+            f"{slide.info.path}: membrane channels {quote_names(settings.membrane)} name one "
+            "channel twice; each is accepted once"
         )
     nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
+    channels = slide.info.channels
+    named = [("membrane", name) for name in settings.membrane]
+    named += [("nuclei", settings.nuclei)] if settings.nuclei is not None else []
+    notes = [
+        f"--{role} {name} {remark}"
+        for role, name in named
+        if (remark := explain_choice(channels, name)) is not None
+    ]
+    if nuclei is not None and model.nuclei and not model.card.keys() & {"use", "source"}:
+        notes.append(
+            f"model {model.name} does not tell whether it was trained with a nuclear channel: "
+            f"it is taken to be, and given {channels[nuclei]!r}"
+        )
     if nuclei is None or model.nuclei:
-        return membrane, nuclei, ()
+        return membrane, nuclei, tuple(notes)
     # An input that a network never saw in training would shift all of its statistics.
-    note = (
+    notes.append(
         f"model {model.name} was trained without a nuclear channel: "
-        f"{slide.info.channels[nuclei]} is measured in the cell table but not given to the network"
+        f"{channels[nuclei]!r} is measured in the cell table but not given to the network"
     )
-    return membrane, None, (note,)
+    return membrane, None, tuple(notes)
+
+
+def _explain_light(slide: Slide) -> Iterator[str]:
+    if looks_brightfield(slide):
+        yield (
+            "the slide looks like a brightfield picture (light background, dark content): the "
+            "bundled models find bright membranes on a dark background, so that cells are missed "
+            "or wrong"
+        )
 
 
 def find_active_cores(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from densebatch.models.model import Model
+
+_SAME = 0.01  # pixel sizes that differ by less are one size
+_USUAL_UM = (0.01, 10.0)  # of pixels in which cells can be told apart
+_USUAL_RESCALE = 4.0
+_CONSEQUENCE = "cells are missed or merged"
 
 
 def choose_rescale(
@@ -64,3 +71,57 @@ def choose_rescale(
             "check --pixel-size or --diameter"
         )
     return (1.0 if abs(factor - 1) < 0.03 else factor), reason
+
+
+def explain_scale(
+    model: Model, told_um: float | None, stated_um: float | None, diameter_px: float | None
+) -> Iterator[str]:
+    """Say what a user ought to know of the scale: what is assumed, and what looks wrong.
+
+    Parameters
+    ----------
+    model
+        Whose scale is that of the network.
+    told_um
+        um per pixel as the slide's metadata tell it; None if they do not.
+    stated_um, diameter_px
+        um per pixel, and cell diameter in slide pixels, that the user stated; None without.
+
+    Yields
+    ------
+    str
+        A sentence; none for a slide that tells a usual pixel size.
+    """
+    if stated_um is not None and told_um is not None:
+        if abs(stated_um - told_um) > _SAME * told_um:
+            yield (
+                f"pixel size {stated_um:g} um/px, as stated, is used; the slide's metadata tell "
+                f"{told_um:g} um/px"
+            )
+    elif told_um is not None and not _USUAL_UM[0] <= told_um <= _USUAL_UM[1]:
+        yield (
+            f"pixel size {told_um:g} um/px, from the slide's metadata, is unusual for cells: "
+            "sizes in um are wrong if it is; state the right one with --pixel-size"
+        )
+    if diameter_px is not None:
+        return
+    um_per_px = stated_um or told_um
+    factor, _ = choose_rescale(model, um_per_px, None)
+    if model.um_per_px is None:
+        yield (
+            f"model {model.name} tells no pixel size: cells are taken to be "
+            f"{model.default_diameter_px:.3g} px across, its default, whatever the slide's pixel "
+            f"size; if they are not, {_CONSEQUENCE}: state theirs with --diameter"
+        )
+    elif um_per_px is None:
+        taken = model.um_per_px * model.diameter_px / model.default_diameter_px
+        yield (
+            f"pixel size unknown: taken as {taken:g} um/px, that of the model's images; if it is "
+            f"another, {_CONSEQUENCE}: state it with --pixel-size, or the cells' with --diameter"
+        )
+    elif stated_um is None and not 1 / _USUAL_RESCALE <= factor <= _USUAL_RESCALE:
+        change = f"enlarged {factor:.3g}" if factor > 1 else f"shrunk {1 / factor:.3g}"
+        yield (
+            f"pixel size {um_per_px:g} um/px, from the slide's metadata: the slide is {change} "
+            f"times for the network; if it is another, {_CONSEQUENCE}: state it with --pixel-size"
+        )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from densebatch.base.settings import (
     Count,
     Integer,
+    Names,
     Number,
     Positive,
     PositiveCount,
@@ -19,11 +20,6 @@ from densebatch.workers.scheduler import Scheduler
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
 DEFAULT_MODEL = "dense-small"
-
-
-def _name_channels(value: object) -> object:
-    """One channel may be given without a list around it."""
-    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 def _name_version(value: object) -> object:
@@ -49,9 +45,10 @@ class SegmentSettings(BaseModel):
         frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
     )
 
-    membrane: Annotated[tuple[str, ...], BeforeValidator(_name_channels)] = Field(
+    membrane: Names = Field(
         default=(),
-        description="membrane or cytoplasm channels, by name or index; combined by maximum",
+        description="membrane or cytoplasm channels, by name or index (#2: always the index), one "
+        "or a list; combined by maximum",
     )
     nuclei: str | None = Field(default=None, description="nuclear channel, by name or index")
     scene: str | None = Field(

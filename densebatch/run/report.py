@@ -65,6 +65,7 @@ def describe_run(
     document.pop("active")
     return {
         "cells": n_cells,
+        "notes": list(plan.notes),
         "rejected_cells": sum(f["rejected"] for f in trace),
         "dropped_px": sum(f["dropped_px"] for f in trace),
         "max_travel_px": max((f["max_travel_px"] for f in trace), default=0.0),

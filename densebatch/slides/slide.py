@@ -26,6 +26,7 @@ import numpy as np
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
+from densebatch.base.names import find_name, quote_names, split_names
 from densebatch.slides.source import Selection
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _N_KEPT_OPEN = 8
 _SCAN_PX = 2**22
-_N_NAMES_IN_ERROR = 40
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,14 @@ class Slide:
         n = len(self._source.layout.channels)
         if not 0 <= channel < n:
             raise ValueError(f"{self._source.path} has channels 0 to {n - 1}, not {channel}")
-        plane: NDArray[Any] = self._read(channel, channel + 1, region)[0]
+        plane: NDArray[Any] = self.read_planes(channel, channel + 1, region)[0]
         return plane
 
-    def _read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+    def read_planes(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Read a region of the channels `first..stop`, `(stop - first, height, width)`; as `read`.
+
+        Chunks that hold several channels are decoded once.
+        """
         source = self._source
         height, width = source.layout.height, source.layout.width
         if region.clip(height, width) != region:
@@ -176,12 +180,14 @@ class Slide:
             channels = source.layout.channels[first:stop]
             raise InputError(
                 f"{source.path} cannot be read in rows {region.y0} to {region.y1}, columns "
-                f"{region.x0} to {region.x1} of channel {', '.join(channels)} "
+                f"{region.x0} to {region.x1} of channel {quote_names(channels)} "
                 f"({describe_cause(exc)})"
             ) from exc
 
     def channel_index(self, name: str) -> int:
         """Find a channel by name (exact, then regardless of case), else by index.
+
+        `#2` is the index 2 also where a channel is named "2" (`base.names.find_name`).
 
         Raises
         ------
@@ -189,28 +195,48 @@ class Slide:
             If there is no such channel, or several; lists those that there are.
         """
         channels = self._source.layout.channels
-        for wanted, names in (
-            (name, channels),
-            (name.casefold(), tuple(channel.casefold() for channel in channels)),
-        ):
-            if names.count(wanted) > 1:
-                raise InputError(
-                    f"{self._source.path} has {names.count(wanted)} channels named {name!r} "
-                    f"({self._list_channels()}); name one by its index, 0 to {len(channels) - 1}"
-                )
-            if wanted in names:
-                return names.index(wanted)
-        if name.isascii() and name.isdigit() and int(name) < len(channels):
-            return int(name)
+        found = find_name(channels, name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(f"{channels[index]!r} at index {index}" for index in found)
+            raise InputError(
+                f"{self._source.path} has {len(found)} channels named {name!r} ({listed}); name "
+                f"one by its index, such as '#{found[0]}'"
+            )
         raise InputError(
-            f"{self._source.path} has no channel {name!r}; accepted are {self._list_channels()}, "
+            f"{self._source.path} has no channel {name!r}; accepted are {quote_names(channels)}, "
             f"or an index from 0 to {len(channels) - 1}"
         )
 
-    def _list_channels(self) -> str:
+    def split_channels(self, text: str) -> tuple[str, ...]:
+        """Read names of channels with commas between them; the names may hold commas themselves.
+
+        Parameters
+        ----------
+        text
+            Tried as the name of one channel first.
+
+        Returns
+        -------
+        tuple of str
+            Texts for `channel_index`, which refuses those that are no channel.
+
+        Raises
+        ------
+        InputError
+            If there is more than one way to read it.
+        """
         channels = self._source.layout.channels
-        more = len(channels) - _N_NAMES_IN_ERROR
-        return ", ".join(channels[:_N_NAMES_IN_ERROR]) + (f" and {more} more" if more > 0 else "")
+        ways = split_names(channels, text)
+        if len(ways) > 1:
+            raise InputError(
+                f"{self._source.path}: {text!r} may be the channels {quote_names(ways[0])}, or "
+                f"{quote_names(ways[1])}; name them one by one, by repeating the option"
+            )
+        if ways:
+            return ways[0]
+        return tuple(part.strip() for part in text.split(",") if part.strip())
 
     def default_channel(self) -> int:
         """The channel that is meant when none is named.
@@ -229,7 +255,7 @@ class Slide:
         if not layout.colour:
             raise InputError(
                 f"{self._source.path} has {len(layout.channels)} channels and none was named; "
-                f"name with --membrane one or more of {self._list_channels()}"
+                f"name with --membrane one or more of {quote_names(layout.channels)}"
             )
         return self._colour_plane
 
@@ -238,12 +264,12 @@ class Slide:
         layout = self._source.layout
         n = len(layout.channels)
         alpha = n - 1 if layout.channels[-1] == "alpha" else None
-        corner = self._read(0, n, Region(0, 0, 1, 1))[:, 0, 0]
+        corner = self.read_planes(0, n, Region(0, 0, 1, 1))[:, 0, 0]
         filled = np.zeros(n, bool)
         equal = True
         grid = Grid(layout.height, layout.width, *_scan_step(layout.chunk_px))
         for index in grid:
-            planes = self._read(0, n, grid[index])
+            planes = self.read_planes(0, n, grid[index])
             for plane in range(n):
                 empty = corner[plane] if plane == alpha else 0
                 filled[plane] = filled[plane] or bool((planes[plane] != empty).any())

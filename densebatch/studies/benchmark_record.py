@@ -37,6 +37,7 @@ class Row:
     name : of the row, unique in its record
     values : medians of the repeats, by name; None if nobody knows
     repeats : the values of each repeat
+    notes : what a reader should know of how it came about, a sentence each
     """
 
     __pydantic_config__ = _STRICT
@@ -44,6 +45,7 @@ class Row:
     name: str
     values: dict[str, float | None]
     repeats: list[dict[str, float | None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

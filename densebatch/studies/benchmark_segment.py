@@ -149,9 +149,18 @@ def measure_throughput(
         slide, options = _prepare(slide, size_px, options, scratch)
         runs = []
         for repeat in range(repeats):
-            runs.append(_read_values(*_segment(slide, scratch / "out", options)))
+            watched, report = _segment(slide, scratch / "out", options)
+            if repeat == 0:
+                _tell_notes(report, note)
+            runs.append(_read_values(watched, report))
             note(f"run {repeat + 1} of {repeats}: {runs[-1]['wall_s']:.1f} s")
-    return [take_medians("segment", runs)]
+    return [replace(take_medians("segment", runs), notes=report["notes"])]
+
+
+def _tell_notes(report: dict[str, Any], note: Callable[[str], None]) -> None:
+    """Pass on what a run told of how it took slide and settings."""
+    for text in report["notes"]:
+        note(text)
 
 
 def measure_scaling(
@@ -202,9 +211,11 @@ def measure_scaling(
                 watched, report = _segment(
                     slide, scratch / "out", [*options, "--workers", str(n)], cores=n
                 )
+                if not rows and repeat == 0:
+                    _tell_notes(report, note)
                 runs.append({"workers": float(n), **_read_values(watched, report)})
                 note(f"{n} workers, run {repeat + 1} of {repeats}: {watched.wall_s:.1f} s")
-            rows.append(take_medians(f"{n} workers", runs))
+            rows.append(replace(take_medians(f"{n} workers", runs), notes=report["notes"]))
     return [_add_speedup(row, rows[0]) for row in rows]
 
 

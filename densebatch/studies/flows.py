@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
+from densebatch.base.names import join_notes
 from densebatch.engines.quantization import write_quantised
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
@@ -17,8 +19,7 @@ from densebatch.stages.journal import Journal
 from densebatch.stages.predict import create_flows, name_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
@@ -78,7 +79,7 @@ def store_flows(
     progress = progress or Progress()
     folders = [OutputFolder(path.absolute()) for path in slides]
     runs = prepare(list(zip(slides.values(), folders, strict=True)), settings, restart=restart)
-    for note in dict.fromkeys(note for prepared in runs for note in prepared.plan.notes):
+    for note in collect_notes([prepared.plan for prepared in runs]):
         progress.note(note)
     if not restart:
         for prepared in runs:
@@ -106,6 +107,12 @@ def store_flows(
             new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
             fields[path] = FlowField(prepared.plan, session.work.flows, sum(new))
     return fields
+
+
+def collect_notes(plans: Sequence[Plan]) -> list[str]:
+    """Notes of several plans, each once, with the slides' names before it unless it is of all."""
+    notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
+    return join_notes(notes, len(plans))
 
 
 def _has_flows(prepared: Prepared) -> bool:

@@ -35,7 +35,7 @@ from densebatch.scoring.score import score_table
 from densebatch.scoring.settings import ScoreSettings
 from densebatch.slides.slide import open_slide
 from densebatch.stages.trace import read_flows
-from densebatch.studies.flows import store_flows
+from densebatch.studies.flows import collect_notes, store_flows
 from densebatch.tracing.tile import halo_for_travel, trace_tile
 
 if TYPE_CHECKING:
@@ -80,10 +80,12 @@ class SweepResult:
     ----------
     scores : by combination, an `ImageScore` per image, in the order of names
     evaluated : patches that the network was evaluated on in this call; 0 if all flows were there
+    notes : what a user should know of how images and settings were taken
     """
 
     scores: dict[Setting, tuple[ImageScore, ...]]
     evaluated: int
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def run_sweep(
         )
         ap = summarize_images(scores[setting]).ap_by_threshold[0]
         log_event(log, "sweep setting scored", **setting._asdict(), mean_ap=round(ap, 4))
-    return SweepResult(scores, sum(field.evaluated for field in fields.values()))
+    notes = collect_notes([field.plan for field in fields.values()])
+    return SweepResult(scores, sum(field.evaluated for field in fields.values()), notes)
 
 
 def _count_all(

@@ -77,8 +77,16 @@ def _list_numbers(
     return [*ratios, matches.tp, matches.fp, matches.fn, score.n_truth, score.n_pred]
 
 
-def format_markdown(scores: Scores) -> str:
-    """A table with a row per combination; the best mean AP of each IoU is bold."""
+def format_markdown(scores: Scores, notes: Sequence[str] = ()) -> str:
+    """A table with a row per combination; the best mean AP of each IoU is bold.
+
+    Parameters
+    ----------
+    scores
+        By combination, of each image.
+    notes
+        What a reader should know of how images and settings were taken.
+    """
     first = next(iter(scores.values()))
     thresholds = [format_threshold(t) for t in first[0].settings.thresholds]
     summaries = {setting: summarize_images(images) for setting, images in scores.items()}
@@ -103,12 +111,13 @@ def format_markdown(scores: Scores) -> str:
         alone = [format_number(image.by_threshold[0].ap) for image in images if shown]
         values = [f"{value:g}" for value in setting]
         lines.append(_format_row([*values, *means, format_number(summary.ari), *alone]))
-    note = (
+    explained = (
         f"{len(first)} image{'' if len(first) == 1 else 's'}. AP = TP / (TP + FP + FN) at the IoU "
         "given, ARI over all pixels; mean over images. The minimum size acts at scoring: smaller "
         "cells are removed from truth and prediction before matching."
     )
-    return "\n".join([*lines, "", note, ""])
+    told = ["", *(f"- {note}" for note in notes)] if notes else []
+    return "\n".join([*lines, "", explained, *told, ""])
 
 
 def _format_row(cells: Iterable[str]) -> str:

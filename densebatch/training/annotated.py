@@ -137,13 +137,19 @@ def make_annotated(
     Raises
     ------
     InputError
-        If the recipe rescales the image and it holds no cell.
+        If a pixel is NaN or infinite, or the recipe rescales the image and it holds no cell.
     """
     digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
     digest.update(np.ascontiguousarray(labels).tobytes())
     planes = np.zeros((2, *labels.shape), np.float32)
     scaled = []
     for plane in pixels.astype(np.float32):
+        if not np.isfinite(plane).all():
+            n = int((~np.isfinite(plane)).sum())
+            raise InputError(
+                f"image {name}: {n} pixels are NaN, infinite or beyond float32; accepted for "
+                "training are finite values"
+            )
         low, high = np.percentile(plane, recipe.percentiles)
         scaled.append((plane - low) / max(high - low, 1e-6))
     n_membrane = len(scaled) - (recipe.nuclei is not None)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from densebatch.base.settings import (
     Amount,
     Count,
+    Names,
     Positive,
     PositiveCount,
     read_settings,
@@ -28,7 +29,10 @@ class Recipe(BaseModel):
     scaling) interpolates them, and Han et al. 2024 found rotation harmful on dense tissue.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # channels may be numbers in YAML
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     widths: tuple[PositiveCount, ...] = Field(
         default=(2, 16, 32, 64, 128),
@@ -112,8 +116,10 @@ class Recipe(BaseModel):
         "flips and quarter_turns allow; reached in four times the warm-up after it",
     )
 
-    membrane: tuple[str, ...] = Field(
-        default=(), description="channels of multi-channel images, combined by maximum"
+    membrane: Names = Field(
+        default=(),
+        description="channels of multi-channel images, by name or index (#2: always the index), "
+        "one or a list; combined by maximum",
     )
     nuclei: str | None = Field(default=None, description="nuclear channel, fed as second input")
     scene: str | None = Field(
@@ -126,7 +132,7 @@ class Recipe(BaseModel):
         default=(1.0, 99.0), description="of an image that become 0 and 1"
     )
     um_per_px: Positive | None = Field(
-        default=0.5, description="resolution of the images, if they do not tell"
+        default=0.5, description="resolution of the images; unless stated, what they tell, else 0.5"
     )
     diameter_px: Positive | None = Field(
         default=None, description="rescale every image to this mean cell diameter; default: native"

@@ -73,7 +73,7 @@ def colours(tmp_path):
 
 def several_channels(tmp_path):
     path = write_tiff(tmp_path / "a.ome.tif", PIXELS, ["CD3", "DAPI"])
-    return path, "has 2 channels and none was named; name with --membrane one or more of CD3, DAPI"
+    return path, "none was named; name with --membrane one or more of 'CD3', 'DAPI'"
 
 
 def no_pixels(tmp_path):
@@ -109,7 +109,7 @@ def absurd_plane(tmp_path):
 def undecodable(tmp_path):
     path = write_zarr(tmp_path / "a.zarr", PIXELS[:1])
     next((path / "0" / "c").rglob("1/1")).write_bytes(b"nonsense")
-    return path, "cannot be read in rows 0 to 90, columns 0 to 120 of channel 0"
+    return path, "cannot be read in rows 0 to 90, columns 0 to 120 of channel '0'"
 
 
 def not_utf8(tmp_path):
@@ -149,7 +149,7 @@ def test_a_slide_too_large_for_this_machine_is_not_read(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--membrane", "CD4"), "has no channel 'CD4'; accepted are CD3, DAPI, or an index"),
+        (("--membrane", "CD4"), "has no channel 'CD4'; accepted are 'CD3', 'DAPI', or an index"),
         (("--membrane", "CD3,DAPI,2"), "has no channel '2'"),
         (("--membrane", "CD3,cd3"), "name one channel twice"),
         (("--membrane", " , "), "' , ' names no channel"),
@@ -354,7 +354,7 @@ def test_somebody_else_at_the_scheduler_s_address(capsys, tmp_path, slide, monke
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--membrane", "CD4"), "has no channel 'CD4'; accepted are CD3, DAPI"),
+        (("--membrane", "CD4"), "has no channel 'CD4'; accepted are 'CD3', 'DAPI'"),
         (("--membrane", "CD3", "--tile", "10"), "setting 'tile' = 10: "),
         (("--membrane", "CD3", "--scheduler-address", "127.0.0.1:1"), "nobody answers"),
     ],

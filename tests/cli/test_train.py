@@ -37,6 +37,9 @@ def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_p
     assert card["held_out"] == ["t0", "t1"]
     assert set(card["validation"]) == {"map", "map_100"}
     assert card["about"] == {"data": "simulated"}
+    [note] = card["notes"]
+    assert note.startswith("pixel size unknown: the images are taken to be of 0.5 um/px")
+    assert note in result.output
     assert card["start"] == "random"
     assert card["teachers"] == "its average"
     picture = output.with_suffix(".svg").read_text()

@@ -29,7 +29,13 @@ def simulate(height, width, seed=0, **tissue):
 
 
 def write_tiff(path, pixels, channels, um_per_px=0.5):
-    """A tiled OME-TIFF with channel names and pixel size."""
+    """A tiled OME-TIFF with channel names and, unless it is None, pixel size."""
+    size = {
+        "PhysicalSizeX": um_per_px,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": um_per_px,
+        "PhysicalSizeYUnit": "µm",
+    }
     tifffile.imwrite(
         path,
         pixels,
@@ -39,10 +45,7 @@ def write_tiff(path, pixels, channels, um_per_px=0.5):
         metadata={
             "axes": "CYX",
             "Channel": {"Name": list(channels)},
-            "PhysicalSizeX": um_per_px,
-            "PhysicalSizeXUnit": "µm",
-            "PhysicalSizeY": um_per_px,
-            "PhysicalSizeYUnit": "µm",
+            **(size if um_per_px is not None else {}),
         },
     )
     return path

@@ -38,6 +38,8 @@ def test_file_sets_every_setting(path):
         """
         membrane: [CD3, 4]
         nuclei: 0
+        scene: 1
+        axes: CYX
         model: models/cyto3
         pixel_size: 0.25
         diameter: 15
@@ -62,6 +64,8 @@ def test_file_sets_every_setting(path):
     assert loaded == SegmentSettings(
         membrane=("CD3", "4"),
         nuclei="0",
+        scene="1",
+        axes="CYX",
         model="models/cyto3",
         pixel_size=0.25,
         diameter=15.0,

@@ -214,7 +214,7 @@ def test_zarr_chunk_that_does_not_decode(tmp_path, version, damage):
     slide = open_slide(path)
     assert (slide.read(1, Region(0, 0, 32, 96)) == CYX[1, :32]).all()
     with pytest.raises(
-        InputError, match=r"s\.zarr cannot be read in rows 30 to 40, columns 0 to 20 of channel 1"
+        InputError, match=r"s\.zarr cannot be read in rows 30 to 40, columns 0 to 20 of channel '1'"
     ):
         slide.read(1, Region(30, 0, 40, 20))
 

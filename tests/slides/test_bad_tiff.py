@@ -159,7 +159,7 @@ class TestDamagedTiff:
         slide.read(0, Region(0, 0, 16, 96))
         with pytest.raises(
             InputError,
-            match=r"a\.tif cannot be read in rows 16 to 32, columns 0 to 40 of channel 0",
+            match=r"a\.tif cannot be read in rows 16 to 32, columns 0 to 40 of channel '0'",
         ):
             slide.read(0, Region(16, 0, 32, 40))
 

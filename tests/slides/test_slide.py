@@ -124,20 +124,49 @@ class TestChannels:
     @pytest.mark.parametrize("name", ["CD9", "3", "-1", "", "٢"])
     def test_missing(self, slide, name):
         with pytest.raises(
-            InputError, match=r"s\.zarr has no channel .*CD3, cd4, 488, or an index"
+            InputError, match=r"s\.zarr has no channel .*'CD3', 'cd4', '488', or an index"
         ):
             slide.channel_index(name)
 
     def test_ambiguous(self, tmp_path):
         slide = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=["CD3", "cd3", "cd3"]))
         assert slide.channel_index("CD3") == 0
-        with pytest.raises(InputError, match="2 channels named 'cd3'"):
+        with pytest.raises(
+            InputError,
+            match=r"2 channels named 'cd3' \('cd3' at index 1, 'cd3' at index 2\); name one by its "
+            "index, such as '#1'",
+        ):
             slide.channel_index("cd3")
         with pytest.raises(InputError, match="3 channels named 'Cd3'"):
             slide.channel_index("Cd3")
 
+    @pytest.mark.parametrize("labels", [["CD3", "2", "1"], ["0", "2", "x"], ["a", "2", "#1"]])
+    def test_a_label_that_is_a_number_wins_over_the_index(self, tmp_path, labels):
+        slide = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=labels))
+        assert slide.channel_index("2") == 1
+        assert slide.channel_index("#2") == 2
+
+    def test_two_labels_of_one_number_are_refused_not_taken_as_index(self, tmp_path):
+        slide = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=["2", "2", "CD3"]))
+        with pytest.raises(InputError, match=r"'2' at index 0, '2' at index 1.*such as '#0'"):
+            slide.channel_index("2")
+        assert slide.channel_index("#1") == 1
+
+    def test_names_with_commas_are_quoted_and_found(self, tmp_path):
+        labels = ["CD8, clone 4B", "CD8", "clone 4B"]
+        slide = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=labels))
+        assert slide.split_channels("CD8, clone 4B") == ("CD8, clone 4B",)
+        with pytest.raises(
+            InputError,
+            match=r"'CD8, clone 4B,CD8' may be the channels .*; name them one by one, by repeating",
+        ):
+            slide.split_channels("CD8, clone 4B,CD8")
+        with pytest.raises(InputError, match="accepted are 'CD8, clone 4B', 'CD8', 'clone 4B', or"):
+            slide.channel_index("CD4")
+        assert slide.split_channels("CD8,CD4") == ("CD8", "CD4")
+
     def test_several_markers_have_no_default(self, slide):
-        with pytest.raises(InputError, match=r"3 channels and none was named.*CD3, cd4, 488"):
+        with pytest.raises(InputError, match=r"3 channels and none was named.*'CD3', 'cd4', '488'"):
             slide.default_channel()
 
     def test_the_only_channel_is_the_default(self, slides):

@@ -51,10 +51,15 @@ def test_throughput(tmp_path, capsys):
     out = tmp_path / "new.json"
     code, told, err = call_main(
         capsys, "benchmark", "throughput", "--size", 256, "--repeats", 1, "-o", out,
-        "--", "--workers", 0,
+        "--", "--workers", 0, "--pixel-size", 0.506,
     )  # fmt: skip
     assert code == 0, err
-    values = json.loads(out.read_text())["rows"][0]["values"]
+    row = json.loads(out.read_text())["rows"][0]
+    values = row["values"]
+    # What the runs told of their settings reaches the reader of the record.
+    [note] = row["notes"]
+    assert "pixel size 0.506 um/px, as stated, is used" in note
+    assert note in err.splitlines()
     assert values["slide_mpx"] == 0.0655
     assert values["cells"] > 20
     assert values["wall_s"] > values["run_s"] > values["network_s"] > 0

@@ -20,7 +20,7 @@ def test_scaling_over_the_first_number_of_workers(tmp_path, capsys):
     out = tmp_path / "new.json"
     code, told, err = call_main(
         capsys, "benchmark", "scaling", "--slide", tmp_path / "own.ome.zarr", "--workers", "2,1",
-        "--repeats", 1, "-o", out, "--", "--membrane", CHANNELS[0],
+        "--repeats", 1, "-o", out, "--", "--membrane", CHANNELS[0], "--membrane", CHANNELS[1],
     )  # fmt: skip
     assert code == 0, err
     record = json.loads(out.read_text())
@@ -29,6 +29,7 @@ def test_scaling_over_the_first_number_of_workers(tmp_path, capsys):
     assert (two["workers"], two["speedup"], two["efficiency"]) == (2, 1, 1)
     assert one["speedup"] == pytest.approx(one["mpx_per_s"] / two["mpx_per_s"], rel=0.01)
     assert one["efficiency"] == pytest.approx(2 * one["speedup"], abs=2e-4)
+    assert [row["notes"] for row in record["rows"]] == [[], []]
     assert one["cells"] == two["cells"] > 20
     assert record["settings"]["slide"] == str(tmp_path / "own.ome.zarr")
     assert "efficiency" in told

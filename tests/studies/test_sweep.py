@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 from fractions import Fraction
 from xml.etree import ElementTree
 
@@ -269,6 +270,27 @@ def test_labels_inside_an_ome_zarr_score_one_where_they_came_from(images, tmp_pa
     code, told, _ = call_main(capsys, "sweep", slide, "-o", tmp_path / "out", "-c", recipe)
     assert code == 0
     assert "best   mean AP 1.000 at IoU 0.5: flow 0.2, cell probability 0.5" in told
+
+
+def test_notes_name_the_images_that_they_are_of(images, tmp_path, capsys, recipe):
+    """An image that tells its pixel size beside one that does not."""
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    pixels = np.asarray(Image.open(folder / "b_img.png"))
+    (folder / "b_img.png").unlink()
+    write_tiff(folder / "b_img.ome.tif", pixels[np.newaxis], ["CD3"])
+    recipe.write_text(
+        "flow_threshold: [0.4]\ncellprob_threshold: [0]\nmin_size: [0]\nsegment: {workers: 0}\n"
+    )
+    out = tmp_path / "out"
+    code, _, err = call_main(capsys, "sweep", folder, "-o", out, "-c", recipe)
+    assert code == 0, err
+    assert "'a_img.png': pixel size unknown: taken as 0.5 um/px" in err
+    assert "- 'a_img.png': pixel size unknown: taken as" in (out / "sweep.md").read_text()
+    recipe.write_text(recipe.read_text().replace("workers: 0", "workers: 0, pixel_size: 0.506"))
+    code, _, err = call_main(capsys, "sweep", folder, "-o", tmp_path / "again", "-c", recipe)
+    assert code == 0
+    assert "'b_img.ome.tif': pixel size 0.506 um/px, as stated, is used" in err
 
 
 def read_rows(out):

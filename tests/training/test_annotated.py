@@ -184,3 +184,15 @@ def test_what_cannot_be_used_is_named(tmp_path, folder):
         load_annotated(folder, RECIPE, ["y"])
     with pytest.raises(InputError, match="every image is held out"):
         load_annotated(folder, RECIPE, ["t0", "t1", "t2"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
+    """One of them would make the percentiles, and with them the whole image, NaN: empty."""
+    pixels, labels = draw(0)
+    pixels = pixels.astype(np.float32)
+    pixels[5, 7] = value
+    tifffile.imwrite(tmp_path / "a_img.tif", pixels)
+    imsave(tmp_path / "a_masks.png", labels, check_contrast=False)
+    with pytest.raises(InputError, match="image a: 1 pixels are NaN, infinite or beyond float32"):
+        load_annotated(tmp_path, RECIPE)

@@ -1,0 +1,279 @@
+"""Debris moves neither bounds nor the cells beside it; tissue without debris is left alone."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from densebatch.base.geometry import Region
+from densebatch.cells.read import open_labels
+from densebatch.planning.normalization import HALO_PX, ChannelBounds, normalize
+from densebatch.planning.planner import build_plan
+from densebatch.planning.settings import SegmentSettings
+from densebatch.planning.survey import survey_channel
+from densebatch.run.segment import segment
+from densebatch.slides.slide import open_slide
+from densebatch.stages.network_input import read_network_input
+from tests.helpers.debris import (
+    put_area,
+    put_columns,
+    put_dead_area,
+    put_discs,
+    put_saturated_area,
+    put_specks,
+    put_strewn,
+)
+from tests.helpers.real_tissue import FIELDS, needs_data, read_field
+from tests.helpers.run_files import simulate, write_tiff
+
+SIDE = 512
+SETTINGS = SegmentSettings(model="dense-tiny", pixel_size=0.5)
+
+
+def write(folder, pixels, name="a"):
+    return write_tiff(folder / f"{name}.ome.tif", pixels[None], ["CD3"])
+
+
+def survey(folder, pixels, **options):
+    return survey_channel(open_slide(write(folder, pixels)), 0, (1.0, 99.0), **options)
+
+
+def run(folder, pixels, name):
+    slide = write(folder, pixels, name)
+    settings = SETTINGS.model_copy(update={"workers": 0, "image": "none"})
+    result = segment(slide, folder / f"{name}-out", settings, restart=True)
+    return result, open_labels(result.labels)[:, :]
+
+
+def count_found(clean, found, covered):
+    """Cells of the clean image that debris does not touch, and how many are found again."""
+    touched = clean[ndimage.binary_dilation(covered, iterations=HALO_PX)]
+    beside = np.setdiff1d(clean, np.append(touched, 0))
+    pairs, n = np.unique(np.stack([clean.ravel(), found.ravel()]), axis=1, return_counts=True)
+    areas, found_areas = np.bincount(clean.ravel()), np.bincount(found.ravel())
+    iou = n / (areas[pairs[0]] + found_areas[pairs[1]] - n)
+    again = pairs[0][(iou >= 0.5) & (pairs[1] > 0)]
+    return beside.size, np.intersect1d(beside, again).size
+
+
+@cache
+def tissue(seed, offset=0):
+    return simulate(SIDE, SIDE, seed)[0] // 8 + np.uint16(offset)
+
+
+@cache
+def clean_labels(folder, seed, offset):
+    return run(folder, tissue(seed, offset), f"clean-{seed}-{offset}")[1]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("debris")
+
+
+# A tenth of 256 blocks at most; of specks of up to 60 px, which reach into nine blocks, fewer.
+few, many = st.integers(1, 4), st.integers(1, 25)
+times = st.floats(5, 400)
+KINDS = {
+    "specks": (put_specks, st.tuples(times, st.integers(1, 8), many)),
+    "large specks": (put_specks, st.tuples(times, st.integers(9, 60), few)),
+    "discs": (put_discs, st.tuples(times, st.integers(2, 40), few)),
+    "strewn": (put_strewn, st.tuples(times, st.integers(1, 40), st.integers(3, 12))),
+    "columns": (put_columns, st.tuples(times, st.integers(1, 2), st.sampled_from([0, 1]))),
+    "saturated area": (put_saturated_area, st.just(())),
+    "dead area": (put_dead_area, st.just(())),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), seed=st.integers(0, 2), offset=st.sampled_from([0, 2000]))
+@settings(max_examples=4, derandomize=True)
+def test_cells_beside_debris_are_found(shared, kind, data, seed, offset):
+    put, numbers = KINDS[kind]
+    dirty, covered = put(
+        tissue(seed, offset), *data.draw(numbers), seed=data.draw(st.integers(0, 99))
+    )
+    clean = clean_labels(shared, seed, offset)
+    _, labels = run(shared, dirty, "dirty")
+    beside, found = count_found(clean, labels, covered)
+    assert beside > 100
+    assert found >= 0.97 * beside
+
+
+@needs_data
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("kind", ["specks", "large specks", "strewn", "columns"])
+def test_bounds_of_real_fields_stay_beside_debris(tmp_path, name, kind):
+    pixels = read_field(name)[0].astype(np.uint16) * 16 + 100
+    clean = survey(tmp_path, pixels).bounds
+    put, numbers = {
+        "specks": (put_specks, (100, 6, 30)),
+        "large specks": (put_specks, (8, 50, 12)),
+        "strewn": (put_strewn, (200, 30, 30)),
+        "columns": (put_columns, (60, 3)),
+    }[kind]
+    dirty = survey(tmp_path, put(pixels, *numbers)[0]).bounds
+    span = clean.high - clean.low
+    assert (clean.above, clean.dead, clean.debris_fraction) == (None, None, 0)
+    assert clean.high < dirty.above
+    assert dirty.low == pytest.approx(clean.low, abs=0.02 * span)
+    assert dirty.high == pytest.approx(clean.high, abs=0.1 * span)
+    assert dirty.tissue_fraction == pytest.approx(clean.tissue_fraction, abs=0.25)
+
+
+def check_clean(folder, pixels):
+    """No debris is seen, and the survey is what it is without looking for any."""
+    found, plain = survey(folder, pixels), survey(folder, pixels, mask_debris=False)
+    assert found.bounds == plain.bounds
+    assert found.bounds.reach_px == 0
+    np.testing.assert_array_equal(found.highest, plain.highest)
+
+
+@needs_data
+@pytest.mark.parametrize("name", FIELDS)
+def test_real_fields_have_no_debris(tmp_path, name):
+    check_clean(tmp_path, read_field(name)[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("empty", [0, 0.5, 0.9])
+@pytest.mark.parametrize("stained", [0.4, 0.1])
+def test_simulated_tissue_has_no_debris(tmp_path, seed, empty, stained):
+    check_clean(
+        tmp_path,
+        simulate(1024, 1024, seed, empty_fraction=empty, stained_fraction=stained)[0],
+    )
+
+
+@pytest.mark.parametrize("change", [
+    {"brightness": 200.0}, {"cell_diameter_px": 30.0}, {"cell_diameter_px": 8.0},
+    {"stained_fraction": 0.02}, {"stained_fraction": 0.05, "empty_fraction": 0.95},
+])  # fmt: skip
+def test_odd_tissue_has_no_debris(tmp_path, change):
+    check_clean(tmp_path, simulate(1024, 1024, 3, **change)[0])
+
+
+def put_cells(pixels, n, seed=0):
+    """Rare bright cells: rings of 16 px, of a brightness that varies as stain does."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-10:11, -10:11]
+    ring = np.exp(-(((np.hypot(y, x) - 7) / 1.5) ** 2))
+    pixels = pixels.astype(np.float64)
+    for _ in range(n):
+        y0, x0 = rng.integers(0, np.array(pixels.shape) - 21)
+        pixels[y0 : y0 + 21, x0 : x0 + 21] += 6000 * rng.lognormal(0, 0.5) * ring
+    return np.minimum(pixels, 65535).astype(np.uint16)
+
+
+@pytest.mark.parametrize("n", [1, 5, 30, 150])
+@pytest.mark.parametrize("blur", [0, 0.7])
+def test_rare_bright_cells_on_noise_are_cells(tmp_path, n, blur):
+    noise = np.random.default_rng(n).normal(300, 20, (1024, 1024))
+    check_clean(tmp_path, put_cells(ndimage.gaussian_filter(noise, blur), n))
+
+
+def test_a_bright_region_is_tissue(tmp_path):
+    """A follicle thirty times as bright as the tissue around it, a tenth of the field."""
+    pixels = simulate(1024, 1024, 5)[0].astype(np.float64)
+    dim, bright = pixels / 30, pixels
+    y, x = np.mgrid[:1024, :1024]
+    check_clean(tmp_path, np.where(np.hypot(y - 500, x - 400) < 180, bright, dim).astype(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+def test_debris_in_every_type_of_number(tmp_path, dtype):
+    """The same pixels give the same bounds, whether counted by value or in two passes."""
+    pixels = (simulate(SIDE, SIDE, 1)[0] // 256).astype(np.uint8)
+    dirty = put_specks(pixels, 12, 8, 20)[0]
+    expected = survey(tmp_path, dirty.astype(np.uint16)).bounds
+    assert expected.above is not None
+    assert survey(tmp_path, dirty.astype(dtype)).bounds == expected
+
+
+def test_debris_on_mostly_empty_glass(tmp_path):
+    tissue = simulate(1024, 1024, 1, empty_fraction=0.7)[0] // 16
+    clean = survey(tmp_path, tissue).bounds
+    dirty = survey(tmp_path, put_specks(tissue, 100, 6, 50)[0]).bounds
+    assert dirty.above is not None
+    assert dirty.high == pytest.approx(clean.high, rel=0.1)
+
+
+def test_debris_can_be_kept(tmp_path):
+    dirty, _ = put_specks(tissue(0), 160, 6, 20)
+    kept = survey(tmp_path, dirty, mask_debris=False).bounds
+    masked = survey(tmp_path, dirty).bounds
+    assert kept.reach_px == 0
+    assert kept.high > 10 * masked.high
+    slide = write(tmp_path, dirty)
+    noted = [
+        build_plan(slide, SETTINGS.model_copy(update={"mask_debris": mask})).notes
+        for mask in (True, False)
+    ]
+    assert "taken for debris" in noted[0][0]
+    assert f"in {masked.debris_fraction:.2%} of the blocks" in noted[0][0]
+    assert not any("debris" in note for note in noted[1])
+
+
+def test_what_is_masked_is_0_with_what_is_beside_it():
+    pixels = np.full((40, 50), 10, np.uint16)
+    pixels[20, 30], pixels[5, 5] = 1000, 0
+    seen = normalize(pixels, ChannelBounds(0, "M", 5.0, 15.0, 1.0, 0, above=100.0, dead=1.0))
+    expected = np.full(pixels.shape, 0.5, np.float32)
+    expected[18:23, 28:33] = 0
+    expected[3:8, 3:8] = 0
+    np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("pixel_size", [0.5, 0.33, 0.9])
+def test_the_network_sees_the_same_of_debris_whatever_region_is_read(tmp_path, pixel_size):
+    dirty = put_specks(tissue(1), 60, 6, 25)[0][:300, :340]
+    plan = build_plan(
+        write(tmp_path, dirty), SETTINGS.model_copy(update={"pixel_size": pixel_size})
+    )
+    assert plan.membrane[0].above is not None
+    height, width = plan.network_shape
+    whole = read_network_input(plan, Region(0, 0, height, width))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        y, x = sorted(rng.integers(0, height + 1, 2)), sorted(rng.integers(0, width + 1, 2))
+        part = Region(y[0], x[0], y[1], x[1])
+        np.testing.assert_array_equal(read_network_input(plan, part), whole[:, *part.slices])
+
+
+def test_labels_of_a_slide_with_debris_do_not_depend_on_tiles(tmp_path):
+    dirty = put_discs(tissue(2), 80, 12, 10)[0]
+    slide = write(tmp_path, dirty)
+    labels = []
+    for tile, workers in ((64, 0), (300, 0), (2048, 2)):
+        out = tmp_path / f"{tile}"
+        options = {"tile": tile, "workers": workers, "image": "none"}
+        result = segment(slide, out, SETTINGS.model_copy(update=options))
+        labels.append(open_labels(result.labels)[:, :])
+        assert result.cells > 100
+    assert all(np.array_equal(labels[0], other) for other in labels[1:])
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+def test_glass_with_an_odd_area_is_left_as_it_was(tmp_path, value):
+    """Without tissue there is nothing that debris could be told from."""
+    noise = np.random.default_rng(0).normal(300, 20, (SIDE, SIDE)).astype(np.uint16)
+    check_clean(tmp_path, put_area(noise, value)[0])
+
+
+def test_dead_pixels_are_of_one_value_far_below(tmp_path):
+    pixels = tissue(0, 3000)
+    assert survey(tmp_path, put_dead_area(pixels)[0]).bounds.dead == 0
+    # Glass beside bright tissue is dark too, and its pixels differ.
+    glass = np.random.default_rng(0).normal(300, 10, pixels.shape).astype(np.uint16)
+    pixels = np.where(np.arange(SIDE) < 100, glass, pixels).astype(np.uint16)
+    assert survey(tmp_path, pixels).bounds.dead is None
+    assert survey(tmp_path, tissue(0)).bounds.dead is None
+
+
+def test_bounds_of_a_draft_have_no_debris(tmp_path):
+    bounds = ChannelBounds(0, "M", 0.0, 1.0, 1.0, 0)
+    assert (bounds.reach_px, replace(bounds, dead=0.0).reach_px) == (0, HALO_PX)

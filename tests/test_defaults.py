@@ -1,0 +1,172 @@
+"""`docs/defaults.md` says what is told where something is missing: here all of it is brought about.
+
+Words of the document that no case brings about, a case whose words are not in the document, and
+words that the program does not print any more all fail.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from skimage.io import imsave
+
+from tests.helpers.checkpoint_files import make_state
+from tests.helpers.debris import put_dead_area, put_specks
+from tests.helpers.run_files import call_main, simulate, write_tiff
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "defaults.md"
+PIXELS = np.repeat(simulate(90, 120), 2, 0)
+ONE = PIXELS[:1]
+
+
+def list_told(kind):
+    """What the document quotes in its last column as notes, or as errors."""
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    last = [row.rstrip(" |").rsplit(" | ", 1)[-1] for row in rows]
+    return [words for cell in last for words in re.findall(rf"^{kind}[^`|]*: `([^`]+)`", cell)]
+
+
+def as_pattern(words):
+    return ".*".join(map(re.escape, words.split("…")))
+
+
+def plan(write, *options):
+    """Case: what `plan` prints of a slide."""
+
+    def tell(folder, capsys):
+        slide = write(folder)
+        return call_main(capsys, "plan", slide, folder / "out", "--workers", 0, *options)
+
+    return tell
+
+
+def train(sizes, um_per_px=None, value=0.0):
+    """Case: what `train` prints of images of these pixel sizes."""
+
+    def tell(folder, capsys):
+        pixels, labels = (
+            np.random.default_rng(0).random((1, 96, 96), np.float32),
+            np.zeros((96, 96)),
+        )
+        labels[20:40, 20:40] = 1
+        pixels[0, 0, 0] = value
+        for index, size in enumerate(sizes):
+            write_tiff(folder / f"t{index}_img.ome.tif", pixels, ["M"], size)
+            imsave(folder / f"t{index}_masks.png", labels.astype(np.uint8), check_contrast=False)
+        recipe = folder / "r.yaml"
+        stated = f"um_per_px: {um_per_px}\n" if um_per_px is not None else ""
+        recipe.write_text(f"{stated}steps: 1\nbatch: 1\nwarmup_steps: 0\npatch_px: 64\n"
+                          "widths: [2, 4, 8]\nautocast: false\n")  # fmt: skip
+        return call_main(capsys, "train", folder, "-o", folder / "m.safetensors", "-c", recipe)
+
+    return tell
+
+
+def slide(pixels=ONE, names=("M",), um_per_px=0.5):
+    return lambda folder: write_tiff(folder / "a.ome.tif", pixels, names, um_per_px)
+
+
+def odd_float(change):
+    def write(folder):
+        return write_tiff(folder / "a.ome.tif", change(ONE.astype(np.float32)), ["M"])
+
+    return write
+
+
+def with_nan(pixels):
+    pixels[0, 3, 3] = np.nan
+    return pixels
+
+
+def colours(picture):
+    def write(folder):
+        tifffile.imwrite(folder / "a.tif", picture, photometric="rgb")
+        return folder / "a.tif"
+
+    return write
+
+
+def stack(folder):
+    tifffile.imwrite(folder / "a.ome.tif", PIXELS, metadata={"axes": "ZYX"})
+    return folder / "a.ome.tif"
+
+
+def checkpoint(*options, **changes):
+    def tell(folder, capsys):
+        torch.save(make_state(**changes), folder / "stock")
+        write = slide(PIXELS[:2], ["M", "N"])
+        options_of_it = ("--membrane", "M", "--model", folder / "stock", *options)
+        return plan(write, *options_of_it)(folder, capsys)
+
+    return tell
+
+
+rng = np.random.default_rng(0)
+NOISE = rng.integers(0, 255, (90, 120, 3), np.uint8)
+LIGHT = np.where(rng.random((90, 120, 1)) < 0.3, [150, 90, 160], [240, 238, 242]).astype(np.uint8)
+TISSUE = simulate(256, 320)[:1]
+GLASS = rng.normal(300, 10, TISSUE.shape).astype(np.uint16)
+FOUR = ["CD8,4B", "CD8", "4B", "2"]
+
+NOTES = {
+    "pixel size unknown: taken as": plan(slide(um_per_px=None)),
+    "tells no pixel size": checkpoint(),
+    "states no diam_mean": checkpoint("--diameter", 20, diam_mean=None),
+    "as stated, is used": plan(slide(), "--pixel-size", 0.25),
+    "is unusual for cells": plan(slide(um_per_px=20), "--diameter", 15),
+    "times for the network": plan(slide(um_per_px=2.5)),
+    "is the channel labelled": plan(slide(PIXELS, ["a", "b", "0", "d"]), "--membrane", "0"),
+    "is taken as an index": plan(slide(PIXELS, ["405", "488", "a", "b"]), "--membrane", "0"),
+    "is the channel of that name": plan(slide(PIXELS, FOUR), "--membrane", "CD8,4B"),
+    "was trained without": plan(slide(PIXELS, FOUR), "--membrane", "4B", "--nuclei", "CD8"),
+    "does not tell whether": checkpoint("--nuclei", "N", "--diameter", 20),
+    "brightfield": plan(colours(LIGHT), "--membrane", "red"),
+    "NaN or infinite; the network": plan(odd_float(with_nan)),
+    "taken for debris": plan(slide(put_specks(TISSUE, 20, 6)[0])),
+    "taken for dead": plan(slide(put_dead_area(TISSUE + 5000)[0])),
+    "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6)[0])),
+    "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
+    "has no contrast": plan(slide(np.zeros_like(ONE))),
+    "the images are taken to be of": train([None]),
+    "that of the others": train([None, 0.5]),
+    "another is told by": train([0.25], um_per_px=0.5),
+}
+ERRORS = {
+    "would be rescaled": plan(slide(um_per_px=50)),
+    "none was named; name with": plan(slide(PIXELS, FOUR)),
+    "planes differ": plan(colours(NOISE)),
+    "may be the channels": plan(slide(PIXELS, FOUR), "--membrane", "CD8,4B,2"),
+    "such as": plan(slide(PIXELS, ["A", "B", "A", "C"]), "--membrane", "A"),
+    "has axes": plan(stack),
+    "at which the model is to see slides": train([0.25, 0.5]),
+    "NaN, infinite or beyond": train([0.5], value=np.nan),
+}
+
+
+@pytest.mark.parametrize(("kind", "cases"), [("note", NOTES), ("error", ERRORS)])
+def test_every_case_is_in_the_document_and_the_other_way_round(kind, cases):
+    told = list_told(kind)
+    found = {case: [words for words in told if case in words] for case in cases}
+    assert {case: len(words) for case, words in found.items()} == dict.fromkeys(cases, 1)
+    assert {words for one in found.values() for words in one} == set(told)
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_notes_are_those_of_the_document(case, tmp_path, capsys):
+    [words] = [words for words in list_told("note") if case in words]
+    code, out, err = NOTES[case](tmp_path, capsys)
+    assert code == 0, err
+    assert re.search(as_pattern(words), out + err), out + err
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_those_of_the_document(case, tmp_path, capsys):
+    [words] = [words for words in list_told("error") if case in words]
+    code, _, err = ERRORS[case](tmp_path, capsys)
+    assert code == 2
+    assert re.search("^error: .*" + as_pattern(words), err), err

@@ -77,8 +77,26 @@ def _list_numbers(
     return [*ratios, matches.tp, matches.fp, matches.fn, score.n_truth, score.n_pred]
 
 
-def format_markdown(scores: Scores) -> str:
-    """A table with a row per combination; the best mean AP of each IoU is bold."""
+def tell_labelled(names: Sequence[str]) -> str:
+    """Which images' truth was a mask whose pieces became cells; nothing where none was."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _MAX_COLUMNS} more" if len(names) > _MAX_COLUMNS else ""
+    shown = ", ".join(names[:_MAX_COLUMNS])
+    what = "Truth that was a yes/no mask, whose 8-connected pieces were taken for cells"
+    return f"{what}: {shown}{more}."
+
+
+def format_markdown(scores: Scores, labelled: Sequence[str] = ()) -> str:
+    """A table with a row per combination; the best mean AP of each IoU is bold.
+
+    Parameters
+    ----------
+    scores
+        By combination.
+    labelled
+        Images whose truth was a mask; see `SweepResult`.
+    """
     first = next(iter(scores.values()))
     thresholds = [format_threshold(t) for t in first[0].settings.thresholds]
     summaries = {setting: summarize_images(images) for setting, images in scores.items()}
@@ -108,7 +126,8 @@ def format_markdown(scores: Scores) -> str:
         "given, ARI over all pixels; mean over images. The minimum size acts at scoring: smaller "
         "cells are removed from truth and prediction before matching."
     )
-    return "\n".join([*lines, "", note, ""])
+    told = tell_labelled(labelled)
+    return "\n".join([*lines, "", f"{note} {told}" if told else note, ""])
 
 
 def _format_row(cells: Iterable[str]) -> str:

@@ -102,7 +102,7 @@ def test_a_label_beyond_32_bits_is_refused(dtype):
 @pytest.mark.parametrize(
     ("array", "found"),
     [
-        (np.zeros((2, 2)), "values of type float64"),
+        (np.zeros((2, 2), np.complex64), "values of type complex64"),
         (np.zeros((2, 2), bool), r"a yes/no mask \(bool\)"),
         (np.array([["a"]]), "values of type <U1"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ACCEPTED = "PNG, TIFF, .npy, an OME-Zarr label image, or a plain zarr array"
 MAX_LABEL = 2**32 - 1
+UNNAMED = "QI"  # what tifffile calls axes that a file does not name
+_LETTERS = "ABCDEFGHIJKLMNOPQ"
 _WANTED = "a label image has one whole number per cell and 0 for background"
 ADVICE = "label its pieces first (--label-components, or another tool)"
 
@@ -120,8 +123,30 @@ def guess_axes(shape: tuple[int, ...], path: Path) -> str:
     else:
         first = min([*kept, len(shape) - 2])
         named = {first: "Y", first + 1: "X"}
-    others = iter("ABCDEFGHIJKLMNOPQ")
+    others = iter(_LETTERS)
     return "".join(named.get(k) or next(others) for k in range(len(shape)))
+
+
+def complete_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
+    """Axes as a TIFF tells them, and a guess where it does not or where tifffile had to guess.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> complete_axes("QYXQ", (1, 60, 80, 1), Path("a.tif"))
+    'AYXB'
+    >>> complete_axes("ZYX", (60, 80, 1), Path("a.tif")), complete_axes("QYX", (60, 1, 80), Path())
+    ('ZYX', 'YAX')
+    """
+    sizes = [size for axis, size in zip(axes, shape, strict=True) if axis not in "YX"]
+    is_plane = axes.count("Y") == axes.count("X") == 1 and math.prod(sizes) == 1
+    if is_plane:
+        others = iter(_LETTERS)
+        return "".join(axis if axis in "YX" else next(others) for axis in axes)
+    unnamed = 1 in shape and "S" not in axes and set(UNNAMED) & set(axes)
+    if unnamed or not {"Y", "X"} <= set(axes) or len(set(axes)) < len(axes):
+        return guess_axes(shape, path)
+    return axes
 
 
 def as_labels(
@@ -181,13 +206,12 @@ def _check_floats(values: NDArray[Any], where: str) -> None:
     value = values[~good].flat[0]
     if not np.isfinite(value) or value != np.trunc(value):
         raise InputError(f"{where} holds the value {value}; {_WANTED}")
-    if value < 0:
-        raise InputError(
-            f"{where} holds the negative label {int(value)}; labels are 0 to {MAX_LABEL}"
-        )
-    if value > MAX_LABEL:
-        raise InputError(f"{where} holds the label {int(value)}; labels are 0 to {MAX_LABEL}")
+    number = int(value)
+    if number < 0:
+        raise InputError(f"{where} holds the negative label {number}; labels are 0 to {MAX_LABEL}")
+    if number > MAX_LABEL:
+        raise InputError(f"{where} holds the label {number}; labels are 0 to {MAX_LABEL}")
     raise InputError(
-        f"{where} holds the label {int(value)} as {values.dtype}, which from {exact} on cannot "
+        f"{where} holds the label {number} as {values.dtype}, which from {exact} on cannot "
         "tell neighbouring whole numbers apart; write labels as integers"
     )

@@ -26,7 +26,15 @@ from densebatch.base.image_files import (
     open_tiff_file,
     read_png_header,
 )
-from densebatch.cells.pixels import ACCEPTED, ADVICE, Pixels, as_labels, guess_axes
+from densebatch.cells.pixels import (
+    ACCEPTED,
+    ADVICE,
+    UNNAMED,
+    Pixels,
+    as_labels,
+    complete_axes,
+    guess_axes,
+)
 from densebatch.cells.read_zarr import open_zarr
 
 if TYPE_CHECKING:
@@ -219,13 +227,15 @@ def _read_tiff_layout(path: Path, tif: TiffFile) -> Pixels:
     series = tif.series[0]
     check_segments(path, series)
     level = series.levels[0]
-    axes, first = str(level.axes), level.keyframe
-    # Q and I are what tifffile calls axes that the file does not name.
-    untold = 1 in level.shape and "S" not in axes and {"Q", "I"} & set(axes)
-    if untold or not {"Y", "X"} <= set(axes) or len(set(axes)) < len(axes):
-        axes = guess_axes(level.shape, path)
+    told, first = str(level.axes), level.keyframe
+    axes = complete_axes(told, level.shape, path)
     if len(series.levels) == 1 and first.is_memmappable and level.dataoffset is not None:
         return Pixels(path, tifffile.memmap(path, series=0, mode="r"), axes)
     unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
+    # The store fails at unnamed axes of length 1 behind those of a page, which it can leave out.
+    squeeze = 1 in level.shape and bool(set(UNNAMED) & set(told))
+    if squeeze:
+        axes = complete_axes(level.get_axes(squeeze=True), level.get_shape(squeeze=True), path)
     # Unlike a page of tifffile, its store may be read by several threads at once.
-    return Pixels(path, zarr.open_array(series.aszarr(level=0), mode="r"), axes, unit)
+    store = series.aszarr(level=0, squeeze=squeeze or None)
+    return Pixels(path, zarr.open_array(store, mode="r"), axes, unit)

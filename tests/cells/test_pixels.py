@@ -163,7 +163,5 @@ def test_floats_that_are_no_labels_are_refused_with_the_first(array, told):
 def test_booleans_are_read_where_masks_are_meant():
     mask = np.array([[False, True]])
     assert as_labels(mask, masks=True).tolist() == [[0, 1]]
-    with pytest.raises(
-        InputError, match=r"label its pieces first \(--label-components, or an"
-    ):
+    with pytest.raises(InputError, match=r"label its pieces first \(--label-components, or an"):
         as_labels(mask)

@@ -222,9 +222,7 @@ def test_booleans_are_read_where_masks_are_meant(tmp_path, name):
     mask = LABELS % 3 > 0
     path = BOOLEANS[name](tmp_path / "a", mask)
     kind = "bool" if name.startswith(("npy", "zarr")) else "1 bit per pixel"
-    told = (
-        rf"holds a yes/no mask \({kind}\); a label image has one whole number per cell: label"
-    )
+    told = rf"holds a yes/no mask \({kind}\); a label image has one whole number per cell: label"
     with pytest.raises(InputError, match=told):
         open_labels(path)
     labels = open_labels(path, masks=True)

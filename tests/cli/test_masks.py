@@ -166,9 +166,7 @@ def test_an_ignored_region_is_a_mask_by_its_meaning(tmp_path, labels, form, valu
 def test_in_python_too():
     mask = VALUES["0 and 255"]
     for pair, role in (((mask, CELLS), "the truth"), ((CELLS, mask), "the prediction")):
-        with pytest.raises(
-            InputError, match=f"^{role} looks like a yes/no mask: its only label"
-        ):
+        with pytest.raises(InputError, match=f"^{role} looks like a yes/no mask: its only label"):
             score_labels(*pair)
     for values in VALUES.values():
         score = score_labels(values, CELLS, LABEL, boundary_px=1)

@@ -22,7 +22,7 @@ from densebatch.base.log import log_event
 from densebatch.cells.pixels import as_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -87,8 +87,12 @@ def check_masks(source: PixelSource, label_components: bool | None, where: str) 
     """Whether pieces are to become cells; parameters and `InputError` as for `settle_masks`."""
     if label_components is False:
         return False
-    if label_components and list_labels(source, 1, where) is not None:
-        return True
+    if label_components:
+        only = list_labels(source, 1, where)
+        if only is not None:
+            if only.size and int(count_pieces(source, only, where)[0].sum()) == 1:
+                _refuse_net(source, only, where)
+            return bool(only.size) or getattr(source, "dtype", None) == np.dtype(bool)
     refuse_mask(source, where)
     return False
 
@@ -109,7 +113,8 @@ def refuse_mask(source: PixelSource, where: str, labels: NDArray[np.uint32] | No
     ------
     InputError
         For one label in two pieces or more (a yes/no mask: of the two readings of an image with
-        one label and two pieces, one cell cut in two is by far the rarer); for two to 255 labels
+        one label and two pieces, one cell cut in two is by far the rarer), or in one piece around
+        two holes or more (an inverted mask, or cells that all touch); for two to 255 labels
         of which each has two pieces or more, or which have three each on average, 1.5 if they are
         more than 16 (a mask of classes, or one with smoothed edges). Pieces of a few pixels beside
         a large one do not count.
@@ -130,6 +135,8 @@ def refuse_mask(source: PixelSource, where: str, labels: NDArray[np.uint32] | No
             + _KEEP.format("they are")
         )
     allowed = PIECES_PER_LABEL["handful" if labels.size <= HANDFUL else "more"]
+    if labels.size == 1:
+        _refuse_net(source, labels, where)
     if labels.size > 1 and (total >= allowed * labels.size or pieces.min() > 1):
         listed = "".join(f" {label} in {n}," for label, n in zip(labels, pieces, strict=True))
         detail = f" (label{listed[:-1]})" if labels.size <= _N_LISTED else ""
@@ -137,6 +144,17 @@ def refuse_mask(source: PixelSource, where: str, labels: NDArray[np.uint32] | No
             f"{where} looks like a mask of classes: its {labels.size} labels lie in {most}{total} "
             f"separate pieces{detail}; make a mask of the class that is cells, or label the pieces "
             "with another tool, or " + _KEEP.format("each label is")
+        )
+
+
+def _refuse_net(source: PixelSource, labels: NDArray[np.uint32], where: str) -> None:
+    """Refuse one piece around several holes, of which no labelling makes cells."""
+    holes = count_holes(source, labels, where)
+    if holes > 1:
+        raise InputError(
+            f"{where} looks like a yes/no mask that is inverted or whose cells all touch: its only "
+            f"label {labels[0]} lies in one piece around {holes} holes; invert it, or label its "
+            "cells with another tool, or " + _KEEP.format("it is")
         )
 
 
@@ -207,23 +225,39 @@ def count_pieces(
     whole : bool
         False where counting ended early, because there were 1000 pieces.
     """
+    return _count_strips(_read_strips(source, labels, where), source.shape[1], labels.size)
+
+
+def count_holes(source: PixelSource, labels: NDArray[np.uint32], where: str) -> int:
+    """Count the 8-connected pieces of background that no way leads out of; as `count_pieces`."""
+
+    def invert() -> Iterator[NDArray[np.uint8]]:
+        # All background at the image's edge is one piece with the frame.
+        edge = np.ones((1, source.shape[1] + 2), np.uint8)
+        yield edge
+        for strip in _read_strips(source, labels, where):
+            yield np.pad((strip == 0).astype(np.uint8), ((0, 0), (1, 1)), constant_values=1)
+        yield edge
+
+    pieces, _ = _count_strips(invert(), source.shape[1] + 2, 1)
+    return int(pieces[0]) - 1
+
+
+def _count_strips(
+    strips: Iterable[NDArray[np.uint8]], width: int, n_labels: int
+) -> tuple[NDArray[np.int64], bool]:
+    """Count the pieces of codes 1 to `n_labels` in an image that comes in strips of rows."""
     # These are slow to import, and most images never come here.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from skimage.measure import label
 
-    def encode(part: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        codes: NDArray[np.uint8] = np.searchsorted(known, part).astype(np.uint8)
-        return codes
-
-    known = np.concatenate((np.zeros(1, np.uint32), labels))
-    tally = _Tally(labels.size)
-    width = source.shape[1]
+    tally = _Tally(n_labels)
     # The last row that was read, the place of each pixel's piece in the pieces that it touches,
     # and their codes and areas so far. Before the first row there is background.
     row, places = np.zeros(width, np.uint8), np.zeros(width, np.int64)
     open_codes, open_areas = np.zeros(0, np.uint8), np.zeros(0, np.int64)
-    for strip in _read_strips(source, encode, where):
+    for strip in strips:
         pieces, n = label(strip, background=0, return_num=True, connectivity=2)
         codes = np.zeros(n + 1, np.uint8)
         codes[pieces] = strip
@@ -266,9 +300,10 @@ _ALL, _LEFT, _RIGHT = slice(None), slice(None, -1), slice(1, None)
 
 
 def _read_strips(
-    source: PixelSource, encode: Callable[[NDArray[np.uint32]], NDArray[np.uint8]], where: str
+    source: PixelSource, labels: NDArray[np.uint32], where: str
 ) -> Iterator[NDArray[np.uint8]]:
-    """Whole rows from top to bottom, encoded; each chunk is decoded once."""
+    """Whole rows from top to bottom, as places of labels from 1; each chunk is decoded once."""
+    known = np.concatenate((np.zeros(1, np.uint32), labels))
     height, width = source.shape
     unit_y, unit_x = _find_unit(source)
     rows = unit_y * max(1, _STRIP_PX // (width * unit_y))
@@ -278,7 +313,7 @@ def _read_strips(
         strip = np.empty((min(rows, height - y), width), np.uint8)
         for x in range(0, width, cols):
             part = source[y : y + rows, x : x + cols]
-            strip[:, x : x + cols] = encode(as_labels(part, where, masks=True))
+            strip[:, x : x + cols] = np.searchsorted(known, as_labels(part, where, masks=True))
         # A row of chunks of a wide slide is more than is labelled at once.
         for top in range(0, len(strip), thin):
             yield strip[top : top + thin]

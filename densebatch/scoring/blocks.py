@@ -237,6 +237,20 @@ class Part:
         return labels
 
 
+def check_images(truth: PixelSource, pred: PixelSource) -> None:
+    """Refuse images of different shapes, and what is not two-dimensional or empty.
+
+    Raises
+    ------
+    InputError
+        With both shapes.
+    """
+    check_same_shape(truth, pred)
+    if len(truth.shape) != 2 or 0 in truth.shape:
+        where = getattr(truth, "where", "the truth")
+        raise InputError(f"{where} has shape {truth.shape}; a label image has rows and columns")
+
+
 def count_fields(
     truth: PixelSource,
     pred: PixelSource,
@@ -272,12 +286,10 @@ def count_fields(
     InputError
         For different shapes, and for pixels that are no labels or cannot be read.
     """
-    check_same_shape(truth, pred)
-    if len(truth.shape) != 2 or 0 in truth.shape:
-        where = getattr(truth, "where", "the truth")
-        raise InputError(f"{where} has shape {truth.shape}; a label image has rows and columns")
+    check_images(truth, pred)
     role = "the ignored region" if truth_is_region else "the truth"
-    fields = Grid(*truth.shape, field_px, field_px)
+    height, width = truth.shape
+    fields = Grid(height, width, field_px, field_px)
     blocks = plan_blocks(truth, pred, block_px)
     arguments = (
         (

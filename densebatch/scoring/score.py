@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.cells.components import refuse_mask, settle_masks
-from densebatch.scoring.blocks import FIELD_PX, count_fields
+from densebatch.scoring.blocks import FIELD_PX, check_images, count_fields
 from densebatch.scoring.boundary import score_boundaries
-from densebatch.scoring.contingency import check_same_shape
 from densebatch.scoring.matching import Overlaps, find_ignored, match_cells
 from densebatch.scoring.metrics import (
     adjusted_rand_index,
@@ -96,7 +95,7 @@ def score_labels(
     labelled: tuple[str, ...] = ()
     if settings.label_components:
         # Shapes are compared before, because an array of pieces does not know its file.
-        check_same_shape(truth, pred)
+        check_images(truth, pred)
         truth, of_truth = settle_masks(truth, True, _name(truth, "the truth"))
         pred, of_pred = settle_masks(pred, True, _name(pred, "the prediction"))
         labelled = ("truth",) * of_truth + ("pred",) * of_pred

@@ -146,6 +146,29 @@ def test_a_mask_is_refused_with_what_to_do(name):
     assert settle_masks(image, False, "here") == (image, False)
 
 
+GAP = np.where(np.indices((16, 16)).min(0) < 11, 7, 0)
+NETS = {
+    "inverted": ((CELLS == 0) * 255, 255, 42),
+    "cells that touch": (np.pad(np.pad(np.tile(GAP, (2, 2)), 3, constant_values=7), 4), 7, 4),
+    "membranes": (np.pad(CELLS[:43, :27] == 0, 2).astype(np.uint8), 1, 2),
+}
+
+
+@pytest.mark.parametrize("strip_px", [1, 200, 2**22])
+@pytest.mark.parametrize("name", NETS)
+def test_one_piece_around_holes_is_a_mask_that_cannot_be_labelled(monkeypatch, name, strip_px):
+    monkeypatch.setattr(components, "_STRIP_PX", strip_px)
+    image, label, holes = NETS[name]
+    told = (
+        f"^here looks like a yes/no mask that is inverted or whose cells all touch: its only label "
+        f"{label} lies in one piece around {holes} holes; invert it, or label its cells with anoth"
+    )
+    for asked in (None, True):
+        with pytest.raises(InputError, match=told):
+            settle_masks(image, asked, "here")
+    assert settle_masks(image, False, "here") == (image, False)
+
+
 def cut(image, *labels):
     """Cut cells in two by two rows of background."""
     image = image.copy()
@@ -165,6 +188,8 @@ def shatter(image, one):
 
 SPECKS = np.zeros((40, 40), np.uint8)
 SPECKS[5:25, 5:25] = 4
+RING = np.pad(np.ones((30, 30), np.uint8), 3)
+RING[12:20, 12:20] = RING[5, 5] = RING[30, 30] = 0
 SPECKS[30, 8:12] = SPECKS[35, 3] = SPECKS[2, 30:34] = 4
 FEW = lattice(1, 3)
 LABELS = {
@@ -172,6 +197,8 @@ LABELS = {
     "one cell": np.pad(np.ones((9, 9), np.uint8), 4),
     "one cell everywhere": np.full((9, 9), 255, np.uint8),
     "one cell, and slips of the pen": SPECKS,
+    "a ring with pinholes": RING,
+    "one cell across the field": np.tri(40, 40, 8, dtype=np.uint8) - np.tri(40, 40, -8, np.uint8),
     "three cells, one cut in two": cut(FEW, 2),
     "three cells, two cut in two": cut(FEW, 1, 3),
     "three cells, one in four pieces": shatter(FEW, 2),
@@ -226,6 +253,12 @@ def test_pieces_become_cells_numbered_over_the_whole_image(monkeypatch, tmp_path
     assert labels.max() == 41
 
 
+@pytest.mark.parametrize("image", [np.zeros((6, 7), np.uint8), np.zeros((6, 7), bool)])
+def test_a_blank_image_stays_blank(image):
+    blank, labelled = settle_masks(image, True, "here")
+    assert (blank.any(), labelled) == (False, False)
+
+
 def test_only_masks_are_labelled():
     """Cells that touch keep their labels, and of classes nobody said which are cells."""
     for name in ("cells that touch", "three cells, one in four pieces", "cells cut along a seam"):
@@ -233,8 +266,6 @@ def test_only_masks_are_labelled():
     for name in ("membrane and nucleus", "0, 1 and 255", "smoothed edges"):
         with pytest.raises(InputError, match="here looks like a mask of classes"):
             settle_masks(MASKS[name][0], True, "here")
-    blank, labelled = settle_masks(np.zeros((5, 5), bool), True, "here")
-    assert (blank.dtype, blank.any(), labelled) == (np.uint32, False, False)
 
 
 def test_a_mask_beyond_memory_is_refused(monkeypatch):

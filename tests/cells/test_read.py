@@ -151,6 +151,12 @@ def test_axes_of_length_1_are_dropped(tmp_path, name, shape):
     np.testing.assert_array_equal(labels[3:30, 5:41], LABELS[3:30, 5:41])
 
 
+@pytest.mark.parametrize("shape", [(40, 50, 1), (1, 40, 50, 1), (40, 1, 50)], ids=str)
+def test_rows_that_a_tiff_has_as_pages(tmp_path, shape):
+    path = write_tiff(tmp_path / "a", LABELS.reshape(shape), metadata=None)
+    np.testing.assert_array_equal(open_labels(path)[:, :], LABELS)
+
+
 @pytest.mark.parametrize("shape", [(1, 40, 50), (1, 1, 40, 50), (1, 1, 1, 40, 50)], ids=str)
 def test_axes_of_length_1_with_names(tmp_path, shape):
     labels = open_labels(write_ome_zarr_of(tmp_path / "a.ome.zarr", LABELS.reshape(shape)))

@@ -174,6 +174,8 @@ def test_in_python_too():
     assert score_labels(CELLS, CELLS, LABEL).labelled == ()
     with pytest.raises(InputError, match="the prediction is 96x110 px but the truth is 96x112"):
         score_labels(mask, mask[:, :110], LABEL)
+    with pytest.raises(InputError, match=r"the truth has shape .* has rows and columns"):
+        score_labels(mask[None], mask[None], LABEL)
     stored = zarr.array(CELLS > 0, chunks=(7, 9))
     assert score_labels(CELLS, stored, LABEL).at(0.95).ap == 1
     region = zarr.array(CELLS % 2 > 0, chunks=(7, 9))

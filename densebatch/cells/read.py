@@ -229,6 +229,13 @@ def _read_tiff_layout(path: Path, tif: TiffFile) -> Pixels:
     level = series.levels[0]
     told, first = str(level.axes), level.keyframe
     axes = complete_axes(told, level.shape, path)
+    is_inverted = level.dtype == bool and first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    # tifffile says so of every mask, and means 1 by true nevertheless.
+    if is_inverted and not first.software.startswith("tifffile"):
+        raise InputError(
+            f"{path} has one bit per pixel and says that 0 is white, so that it is not clear what "
+            "is inside; save it with 0 as black, or with 8 bits"
+        )
     if len(series.levels) == 1 and first.is_memmappable and level.dataoffset is not None:
         return Pixels(path, tifffile.memmap(path, series=0, mode="r"), axes)
     unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)

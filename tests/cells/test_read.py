@@ -220,6 +220,14 @@ def write_two_colours(path, mask):
     return path.with_suffix(".png")
 
 
+def test_bits_of_which_0_is_white_are_refused(tmp_path):
+    options = {"photometric": "miniswhite", "software": "another"}
+    for more in ({}, {"compression": "zlib"}):
+        path = write_tiff(tmp_path / "a", LABELS % 3 > 0, **options, **more)
+        with pytest.raises(InputError, match="says that 0 is white, so that it is not clear what"):
+            open_labels(path, masks=True)
+
+
 BOOLEANS = {**FORMATS, "png of one bit": write_bits, "png of two colours": write_two_colours}
 
 

@@ -26,7 +26,15 @@ from densebatch.base.image_files import (
     open_tiff_file,
     read_png_header,
 )
-from densebatch.cells.pixels import ACCEPTED, Pixels, as_labels, guess_axes
+from densebatch.cells.pixels import (
+    ACCEPTED,
+    ADVICE,
+    UNNAMED,
+    Pixels,
+    as_labels,
+    complete_axes,
+    guess_axes,
+)
 from densebatch.cells.read_zarr import open_zarr
 
 if TYPE_CHECKING:
@@ -46,14 +54,29 @@ class LabelImage:
     ----------
     pixels
         The open file.
+    masks
+        Whether booleans are read, as 0 and 1.
+
+    Raises
+    ------
+    InputError
+        If it has several planes, or holds booleans and `masks` is false.
     """
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: Pixels, *, masks: bool = False) -> None:
         self.path = pixels.path
         self.where = str(pixels.path)
         self.shape = pixels.shape
         self.chunks = pixels.unit
         self._pixels = pixels
+        self._masks = masks
+        if np.dtype(pixels.array.dtype) == bool and not masks:
+            packed = self.path.suffix.lower() in (".png", ".tif", ".tiff")
+            stored = "1 bit per pixel" if packed else "bool"
+            raise InputError(
+                f"{self.where} holds a yes/no mask ({stored}); a label image has one whole number "
+                f"per cell: {ADVICE}"
+            )
         if pixels.n_planes > 1 and "S" not in pixels.axes:
             raise InputError(
                 f"{self.where} has {pixels.n_planes} planes (shape {pixels.array.shape}); a label "
@@ -69,18 +92,18 @@ class LabelImage:
                     f"{self.where} is a colour picture whose planes differ; a label image has one "
                     "plane with a whole number per cell"
                 )
-        return as_labels(planes[0], self.where)
+        return as_labels(planes[0], self.where, masks=self._masks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path.absolute()),)
+        return _reopen, (str(self.path.absolute()), self._masks)
 
 
 @lru_cache(maxsize=4)
-def _reopen(path: str) -> LabelImage:
-    return open_labels(Path(path))
+def _reopen(path: str, masks: bool) -> LabelImage:
+    return open_labels(Path(path), masks=masks)
 
 
-def open_labels(path: Path) -> LabelImage:
+def open_labels(path: Path, *, masks: bool = False) -> LabelImage:
     """Open a label image.
 
     Parameters
@@ -89,6 +112,8 @@ def open_labels(path: Path) -> LabelImage:
         A PNG, TIFF or .npy file; an OME-Zarr label group (`X.ome.zarr/labels/cells`), an image
         group with exactly one label image, a plain zarr array (zarr 2 and 3), or the output
         folder of `densebatch segment`.
+    masks
+        Whether yes/no masks of bool or one bit per pixel are read too, as 0 and 1.
 
     Raises
     ------
@@ -96,7 +121,7 @@ def open_labels(path: Path) -> LabelImage:
         Where the path does not exist, cannot be read, or is no label image. What only the pixels
         tell (their values, a damaged chunk) is raised when they are read.
     """
-    return LabelImage(open_pixels(path, labels=True))
+    return LabelImage(open_pixels(path, labels=True), masks=masks)
 
 
 def open_pixels(path: Path, *, labels: bool = False) -> Pixels:
@@ -171,20 +196,18 @@ def _open_png(path: Path) -> Pixels:
             f"{path} declares {header.height}x{header.width} px, which needs {needed / 1e9:.1f} "
             f"GB, and half of the free memory is {available / 1e9:.1f} GB"
         )
-    if header.bits == 1:
-        raise InputError(
-            f"{path} is a yes/no mask (1 bit per pixel); a label image has one whole number per "
-            "cell"
-        )
     if header.colour_type == PALETTE:
         # The index into the palette is the label, and its colour is for the eye.
         with Image.open(path) as picture:
-            return Pixels(path, np.asarray(picture), "YX")
+            index = np.asarray(picture)
+            return Pixels(path, index > 0 if header.bits == 1 else index, "YX")
     pixels = decode_png(path, header)
     if header.has_alpha:
         if (pixels[..., -1] != np.iinfo(pixels.dtype).max).any():
             raise InputError(f"{path} is partly transparent; a label image is opaque")
         pixels = pixels[..., :-1]
+    if header.bits == 1:
+        pixels = pixels > 0
     return Pixels(path, pixels, "YX" if pixels.ndim == 2 else "YXS")
 
 
@@ -204,11 +227,22 @@ def _read_tiff_layout(path: Path, tif: TiffFile) -> Pixels:
     series = tif.series[0]
     check_segments(path, series)
     level = series.levels[0]
-    axes, first = str(level.axes), level.keyframe
-    if not {"Y", "X"} <= set(axes) or len(set(axes)) < len(axes):
-        axes = guess_axes(level.shape, path)
+    told, first = str(level.axes), level.keyframe
+    axes = complete_axes(told, level.shape, path)
+    is_inverted = level.dtype == bool and first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    # tifffile says so of every mask, and means 1 by true nevertheless.
+    if is_inverted and not first.software.startswith("tifffile"):
+        raise InputError(
+            f"{path} has one bit per pixel and says that 0 is white, so that it is not clear what "
+            "is inside; save it with 0 as black, or with 8 bits"
+        )
     if len(series.levels) == 1 and first.is_memmappable and level.dataoffset is not None:
         return Pixels(path, tifffile.memmap(path, series=0, mode="r"), axes)
     unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
+    # The store fails at unnamed axes of length 1 behind those of a page, which it can leave out.
+    squeeze = 1 in level.shape and bool(set(UNNAMED) & set(told))
+    if squeeze:
+        axes = complete_axes(level.get_axes(squeeze=True), level.get_shape(squeeze=True), path)
     # Unlike a page of tifffile, its store may be read by several threads at once.
-    return Pixels(path, zarr.open_array(series.aszarr(level=0), mode="r"), axes, unit)
+    store = series.aszarr(level=0, squeeze=squeeze or None)
+    return Pixels(path, zarr.open_array(store, mode="r"), axes, unit)

@@ -12,6 +12,7 @@ import click
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.cli.logs import LoggedCommand, get_console
+from densebatch.cli.options import label_components_option
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -57,8 +58,9 @@ _PIPE_WIDTH = 200
     "--ignore",
     type=_PATH,
     metavar="PATH",
-    help="Image (or folder) that is not zero where nothing is to be counted.",
+    help="Image (or folder), masks too, that is not zero where nothing is to be counted.",
 )
+@label_components_option
 @click.option(
     "--boundary",
     type=click.FloatRange(0, 100),
@@ -86,6 +88,7 @@ def score(
     min_size: int,
     ignore_below: int,
     ignore: Path | None,
+    label_components: bool | None,
     boundary: float | None,
     allow_missing: bool,
     json_path: Path | None,
@@ -115,6 +118,7 @@ def score(
         matching=matching,  # type: ignore[arg-type]
         min_size=min_size,
         ignore_below=ignore_below,
+        label_components=label_components,
     )
     options = ScoreOptions(settings, boundary, ignore, image, allow_missing, field)
     for path in filter(None, (json_path, csv_path, report)):

@@ -9,6 +9,7 @@ import click
 
 from densebatch.base.errors import InputError
 from densebatch.cli.logs import LoggedCommand, get_console
+from densebatch.cli.options import label_components_option
 
 _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 
@@ -26,9 +27,15 @@ _TABLE, _TEXT, _PICTURE, _WORK = "sweep.csv", "sweep.md", "sweep.svg", "work"
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="Label image, where IMAGES is one slide."
 )
+@label_components_option
 @click.option("--restart", is_flag=True, help="Run the network again.")
 def sweep(
-    images: Path, output: Path, config: Path | None, truth: Path | None, restart: bool
+    images: Path,
+    output: Path,
+    config: Path | None,
+    truth: Path | None,
+    label_components: bool | None,
+    restart: bool,
 ) -> None:
     """Score every combination of thresholds on annotated IMAGES.
 
@@ -38,21 +45,35 @@ def sweep(
     from densebatch.base.files import write_atomic
     from densebatch.cli.terminal import TerminalProgress
     from densebatch.studies.sweep import find_images, run_sweep
-    from densebatch.studies.sweep_report import draw_sweep, find_best, format_csv, format_markdown
+    from densebatch.studies.sweep_report import (
+        draw_sweep,
+        find_best,
+        format_csv,
+        format_markdown,
+        tell_labelled,
+    )
     from densebatch.studies.sweep_settings import load_sweep
 
-    settings = load_sweep(config)
+    settings = load_sweep(config, label_components=label_components)
     output = output.absolute()
     _check_output(output)
-    files = find_images(images, truth, settings.segment.scene, settings.segment.axes)
+    files = find_images(
+        images,
+        truth,
+        settings.segment.scene,
+        settings.segment.axes,
+        label_components=settings.label_components,
+    )
     with TerminalProgress(get_console()) as progress:
         result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)
     for name, text in (
         (_TABLE, format_csv(result.scores)),
-        (_TEXT, format_markdown(result.scores, result.notes)),
+        (_TEXT, format_markdown(result.scores, result.notes, result.labelled)),
         (_PICTURE, draw_sweep(result.scores)),
     ):
         write_atomic(output / name, text.encode())
+    if told := tell_labelled(result.labelled):
+        click.echo(told)
     best, ap = find_best(result.scores)
     click.echo(
         f"{len(files)} images, {len(result.scores)} combinations; network evaluated on "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.scoring.contingency import PixelSource
+    from densebatch.cells.pixels import PixelSource
 
 T = TypeVar("T")
 
@@ -206,18 +206,21 @@ class Part:
         Pixels of the source.
     role
         What the image is called where it has no name of its own.
+    is_region
+        Whether booleans are read, as 0 and 1.
     """
 
     source: PixelSource
     region: Region
     role: str
+    is_region: bool = False
 
     @classmethod
-    def cut(cls, source: PixelSource, region: Region, role: str) -> Part:
+    def cut(cls, source: PixelSource, region: Region, role: str, is_region: bool = False) -> Part:
         """A rectangle, without the rest of an array in memory."""
         if isinstance(source, np.ndarray):
-            return cls(source[region.slices], Region(0, 0, *region.shape), role)
-        return cls(source, region, role)
+            return cls(source[region.slices], Region(0, 0, *region.shape), role, is_region)
+        return cls(source, region, role, is_region)
 
     def read(self) -> NDArray[np.uint32]:
         """The labels, contiguous.
@@ -228,10 +231,24 @@ class Part:
             For pixels that are no labels or cannot be read.
         """
         where = getattr(self.source, "where", self.role)
-        labels = as_labels(self.source[self.region.slices], where)
+        labels = as_labels(self.source[self.region.slices], where, masks=self.is_region)
         if labels.shape != self.region.shape:
             raise InputError(f"{where} returned {labels.shape} px for {self.region}")
         return labels
+
+
+def check_images(truth: PixelSource, pred: PixelSource) -> None:
+    """Refuse images of different shapes, and what is not two-dimensional or empty.
+
+    Raises
+    ------
+    InputError
+        With both shapes.
+    """
+    check_same_shape(truth, pred)
+    if len(truth.shape) != 2 or 0 in truth.shape:
+        where = getattr(truth, "where", "the truth")
+        raise InputError(f"{where} has shape {truth.shape}; a label image has rows and columns")
 
 
 def count_fields(
@@ -240,6 +257,7 @@ def count_fields(
     *,
     field_px: int = FIELD_PX,
     block_px: int = BLOCK_PX,
+    truth_is_region: bool = False,
     workers: Workers = 1,
 ) -> FieldCounts:
     """Count the pairs of labels of two images, field by field.
@@ -253,6 +271,8 @@ def count_fields(
         Edge of a field.
     block_px
         Edge of what is read at once, rounded to chunks. Changes no number.
+    truth_is_region
+        Whether `truth` is a region to be ignored, which may be of booleans, and no label image.
     workers
         Threads, an executor or a Dask client; see `open_workers`.
 
@@ -266,15 +286,14 @@ def count_fields(
     InputError
         For different shapes, and for pixels that are no labels or cannot be read.
     """
-    check_same_shape(truth, pred)
-    if len(truth.shape) != 2 or 0 in truth.shape:
-        where = getattr(truth, "where", "the truth")
-        raise InputError(f"{where} has shape {truth.shape}; a label image has rows and columns")
-    fields = Grid(*truth.shape, field_px, field_px)
+    check_images(truth, pred)
+    role = "the ignored region" if truth_is_region else "the truth"
+    height, width = truth.shape
+    fields = Grid(height, width, field_px, field_px)
     blocks = plan_blocks(truth, pred, block_px)
     arguments = (
         (
-            Part.cut(truth, blocks[i], "the truth"),
+            Part.cut(truth, blocks[i], role, truth_is_region),
             Part.cut(pred, blocks[i], "the prediction"),
             blocks[i],
             fields,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.cells.pixels import PixelSource
     from densebatch.scoring.blocks import Workers
-    from densebatch.scoring.contingency import PixelSource
 
 
 def score_boundaries(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
@@ -29,21 +29,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from densebatch.cells.pixels import PixelSource
+
 # 2048 recent pairs take 32 KB: a row of a thousand pixels of dense tissue has about a hundred.
 RECENT_BITS = 11
 # Noise has as many pairs as pixels; counted in pieces, they take no more memory at a time.
 PIECE_PX = 2**22
-
-
-class PixelSource(Protocol):
-    """What can be counted: a NumPy array, a zarr array, a label image of `cells.read`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-
-    def __getitem__(self, index: tuple[slice, slice], /) -> object:
-        """Pixels of a rectangle."""
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

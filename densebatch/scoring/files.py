@@ -11,8 +11,10 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.page import Picture
+from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import find_partners, pair_labels
-from densebatch.cells.read import LabelImage, open_labels, open_pixels
+from densebatch.cells.pixels import as_labels
+from densebatch.cells.read import open_labels, open_pixels
 from densebatch.scoring.blocks import FIELD_PX
 from densebatch.scoring.contingency import check_same_shape
 from densebatch.scoring.overlay import choose_fields, draw_overlay, encode_png
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from densebatch.cells.pairs import Pair, Pairing
-    from densebatch.cells.pixels import Pixels
+    from densebatch.cells.pixels import Pixels, PixelSource
     from densebatch.scoring.blocks import Workers
     from densebatch.scoring.results import FieldScore, ImageScore
 
@@ -125,8 +127,10 @@ def score_files(
 def _score_pair(
     pair: Pair, region: Path | None, options: ScoreOptions, workers: Workers
 ) -> ImageScore:
-    truth, pred = open_labels(pair.truth), open_labels(pair.pred)
-    ignore = None if region is None else open_labels(region)
+    masks = bool(options.settings.label_components)
+    truth, pred = open_labels(pair.truth, masks=masks), open_labels(pair.pred, masks=masks)
+    # An ignored region is a mask by its meaning.
+    ignore = None if region is None else open_labels(region, masks=True)
     check_same_shape(truth, pred)
     if ignore is not None:
         check_same_shape(truth, ignore)
@@ -151,7 +155,14 @@ def _score_pair(
     return score
 
 
-def _is_small(labels: LabelImage) -> bool:
+def _open_side(path: Path, score: ImageScore, side: str) -> PixelSource:
+    """A side as it was scored: a mask's pieces get the same numbers again."""
+    if side not in score.labelled:
+        return open_labels(path, masks=bool(score.settings.label_components))
+    return settle_masks(open_labels(path, masks=True), True, str(path))[0]
+
+
+def _is_small(labels: PixelSource) -> bool:
     return labels.shape[0] * labels.shape[1] <= WHOLE_PX
 
 
@@ -182,7 +193,10 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
     worst = _choose_worst(scores.images)
     pictures: list[Picture] = []
     for k, (pair, score) in enumerate(zip(scores.pairing.pairs, scores.images, strict=True)):
-        truth, pred = open_labels(pair.truth), open_labels(pair.pred)
+        truth, pred = (
+            _open_side(path, score, side)
+            for path, side in ((pair.truth, "truth"), (pair.pred, "pred"))
+        )
         focus = score.settings.focus
         wanted: list[tuple[str, Region | None, float]] = []
         if _is_small(truth) and k < MAX_WHOLE:
@@ -192,6 +206,12 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
             sample = choose_fields(score.fields, N_WORST, N_SAMPLE)[N_WORST:]
             wanted += [(", a field drawn by chance", f.region, f.score.ap) for f in sample]
         background = open_pixels(backgrounds[pair.name]) if pair.name in backgrounds else None
+        if background is not None and background.shape != truth.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (background.shape, truth.shape)]
+            raise InputError(
+                f"{background.path} is {sizes[0]} px but {pair.truth} is {sizes[1]} px; a "
+                "background shows the same pixels"
+            )
         for what, region, ap in wanted:
             caption = f"{pair.name}{what}: AP {ap:.3f} at IoU ≥ {format_threshold(focus)}"
             if region is not None:
@@ -213,8 +233,8 @@ def _choose_worst(images: Sequence[ImageScore]) -> list[list[FieldScore]]:
 
 
 def _draw(
-    truth: LabelImage,
-    pred: LabelImage,
+    truth: PixelSource,
+    pred: PixelSource,
     score: ImageScore,
     background: Pixels | None,
     region: Region | None,
@@ -223,17 +243,10 @@ def _draw(
     part = region or Region(0, 0, *truth.shape)
     grey = None
     if background is not None:
-        if background.shape != truth.shape:
-            sizes = ["x".join(map(str, shape)) for shape in (background.shape, truth.shape)]
-            raise InputError(
-                f"{background.path} is {sizes[0]} px but {truth.where} is {sizes[1]} px; a "
-                "background shows the same pixels"
-            )
         grey = background.read(part).max(axis=0)
     scale = max(1, min(MAX_SCALE, PICTURE_PX // max(part.shape)))
-    return encode_png(
-        draw_overlay(truth[part.slices], pred[part.slices], score.cells, grey, scale=scale)
-    )
+    labels = as_labels(truth[part.slices]), as_labels(pred[part.slices])
+    return encode_png(draw_overlay(*labels, score.cells, grey, scale=scale))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from densebatch.base.charts import STYLE, draw_chart, format_svg, pick_colour
 from densebatch.base.page import render_page
 from densebatch.scoring.compare import compare_predictions
 from densebatch.scoring.overlay import GREEN, GREY, RED, YELLOW
-from densebatch.scoring.report import tabulate_comparisons, tabulate_scores
+from densebatch.scoring.report import tabulate_comparisons, tabulate_scores, tell_masks
 from densebatch.scoring.results import IOU_BINS, ThresholdScore, summarize_images
 from densebatch.scoring.settings import format_threshold
 
@@ -69,7 +69,7 @@ def format_html(
         "score.html",
         title="Segmentation score",
         counted=_tell_settings(settings),
-        note=note,
+        note=" ".join(filter(None, (note, tell_masks(predictions)))),
         comparison=tabulate_comparisons(compared) if compared else None,
         chart_style=STYLE,
         charts=[format_svg(chart) for chart in _draw_charts(predictions, settings)],

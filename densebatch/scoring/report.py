@@ -54,6 +54,7 @@ def build_document(predictions: Mapping[str, Sequence[ImageScore]]) -> dict[str,
             "min_size": settings.min_size,
             "ignore_below": settings.ignore_below,
             "thresholds": [format_threshold(threshold) for threshold in settings.thresholds],
+            **_describe_masks(settings.label_components),
         },
         **described[name],
     }
@@ -64,6 +65,11 @@ def build_document(predictions: Mapping[str, Sequence[ImageScore]]) -> dict[str,
         document["comparison"] = [asdict(c) for c in compare_predictions(predictions)]
     plain: dict[str, Any] = _replace_nan(document)
     return plain
+
+
+def _describe_masks(label_components: bool | None) -> dict[str, bool]:
+    """What was done with masks, where anything was asked for."""
+    return {} if label_components is None else {"label_components": label_components}
 
 
 def _replace_nan(value: Any) -> Any:  # noqa: ANN401
@@ -103,6 +109,8 @@ def _describe_image(image: ImageScore) -> dict[str, Any]:
     }
     if image.boundary is not None:
         described["boundary"] = _describe_boundary(image.boundary)
+    if image.settings.label_components is not None:
+        described["labelled"] = image.labelled
     return described
 
 
@@ -163,17 +171,28 @@ def format_json(predictions: Mapping[str, Sequence[ImageScore]]) -> str:
 
 
 def format_csv(predictions: Mapping[str, Sequence[ImageScore]]) -> str:
-    """A row for each prediction, image and threshold; what is undefined is empty."""
+    """A row for each prediction, image and threshold; what is undefined is empty.
+
+    The last column, `labelled`, is there where it was said what becomes of yes/no masks: the sides
+    whose pieces became cells.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     shared = (*_IMAGE_COLUMNS, *_ERROR_COLUMNS)
-    writer.writerow(["prediction", "image", "iou", *_MATCH_COLUMNS, *shared])
+    told = any(
+        image.settings.label_components is not None
+        for images in predictions.values()
+        for image in images
+    )
+    last = ["labelled"] if told else []
+    writer.writerow(["prediction", "image", "iou", *_MATCH_COLUMNS, *shared, *last])
     for prediction, images in predictions.items():
         for image in images:
             described = _replace_nan(_describe_image(image))
             for threshold, matches in described["iou"].items():
                 values = [matches[name] for name in _MATCH_COLUMNS]
                 values += [described[name] for name in shared]
+                values += [" ".join(image.labelled)] if told else []
                 writer.writerow([prediction, image.name, threshold, *values])
     return text.getvalue()
 
@@ -283,8 +302,25 @@ def tabulate_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[str], 
     return [*headings, "p (Wilcoxon)"], rows
 
 
+def tell_masks(predictions: Mapping[str, Sequence[ImageScore]]) -> str:
+    """What became of yes/no masks, in a sentence; nothing where nothing was asked for."""
+    images = [image for scores in predictions.values() for image in scores]
+    asked = images[0].settings.label_components
+    if asked is None:
+        return ""
+    if not asked:
+        return "Each label was taken for one cell, in however many pieces."
+    first = next(iter(predictions.values()))
+    n_truth = sum("truth" in image.labelled for image in first)
+    n_pred = sum("pred" in image.labelled for image in images)
+    return (
+        "Yes/no masks whose 8-connected pieces were taken for cells: "
+        f"{n_truth} of {len(first)} of the truth, {n_pred} of {len(images)} predicted."
+    )
+
+
 def print_report(predictions: Mapping[str, Sequence[ImageScore]], console: Console) -> None:
-    """Print a table for each prediction, and one that compares them."""
+    """Print a table for each prediction, one that compares them, and what became of masks."""
     for name, images in predictions.items():
         _print_table(console, name, *tabulate_scores(images, full=False))
     if len(predictions) > 1:
@@ -296,6 +332,8 @@ def print_report(predictions: Mapping[str, Sequence[ImageScore]], console: Conso
             "from all cells together.",
             style="dim",
         )
+    if told := tell_masks(predictions):
+        console.print(told, style="dim")
 
 
 def _print_table(console: Console, title: str, headings: list[str], rows: list[list[str]]) -> None:

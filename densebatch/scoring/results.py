@@ -232,6 +232,8 @@ class ImageScore:
         Boundary scores, where asked for.
     fields
         Matches in fields of the image, where it was counted by fields.
+    labelled
+        Sides that were yes/no masks whose pieces became cells: of `truth` and `pred`.
     """
 
     name: str
@@ -249,6 +251,7 @@ class ImageScore:
     cells: CellMatches = field(repr=False, compare=False)
     boundary: BoundaryScore | None = None
     fields: tuple[FieldScore, ...] = field(default=(), repr=False)
+    labelled: tuple[str, ...] = ()
 
     def at(self, threshold: str | float | Fraction) -> ThresholdScore:
         """The matches at one of the thresholds that were asked for.

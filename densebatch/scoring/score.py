@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.scoring.blocks import FIELD_PX, count_fields
+from densebatch.cells.components import refuse_mask, settle_masks
+from densebatch.scoring.blocks import FIELD_PX, check_images, count_fields
 from densebatch.scoring.boundary import score_boundaries
 from densebatch.scoring.matching import Overlaps, find_ignored, match_cells
 from densebatch.scoring.metrics import (
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.cells.pixels import PixelSource
     from densebatch.scoring.blocks import FieldCounts, Workers
-    from densebatch.scoring.contingency import Contingency, PixelSource
+    from densebatch.scoring.contingency import Contingency
     from densebatch.scoring.matching import Matching
 
 
@@ -61,13 +63,15 @@ def score_labels(
     ----------
     truth, pred
         Two-dimensional label images of the same shape: NumPy or zarr arrays, or label images of
-        `cells.read`. Ids may have gaps and go up to 2^32-1; chunks may differ.
+        `cells.read`. Ids may have gaps and go up to 2^32-1; chunks may differ. Yes/no masks are
+        refused unless `settings.label_components` says what to do with them.
     settings
         Thresholds, matching, sizes; the defaults are those of Han et al. 2024.
     name
         Of the image.
     ignore
-        Image of the same shape, not zero where nothing is to be counted; see `find_ignored`.
+        Image of the same shape, bool too, not zero where nothing is to be counted; see
+        `find_ignored`.
     boundary_px
         Tolerance of the boundary F-score; None leaves it out. It reads the pixels once more.
     field_px
@@ -83,11 +87,26 @@ def score_labels(
     Raises
     ------
     InputError
-        For different shapes, and for pixels that are no labels or cannot be read.
+        For different shapes, for pixels that are no labels or cannot be read, and for masks.
+    CapacityError
+        Where the pieces of a mask do not fit into memory.
     """
+    settings = settings or ScoreSettings()
+    labelled: tuple[str, ...] = ()
+    if settings.label_components:
+        # Shapes are compared before, because an array of pieces does not know its file.
+        check_images(truth, pred)
+        truth, of_truth = settle_masks(truth, True, _name(truth, "the truth"))
+        pred, of_pred = settle_masks(pred, True, _name(pred, "the prediction"))
+        labelled = ("truth",) * of_truth + ("pred",) * of_pred
     counts = count_fields(truth, pred, field_px=field_px, workers=workers)
+    if settings.label_components is None:
+        refuse_mask(truth, _name(truth, "the truth"), counts.total.truth_areas[0])
+        refuse_mask(pred, _name(pred, "the prediction"), counts.total.pred_areas[0])
     truth_inside, pred_inside = (
-        None if ignore is None else count_fields(ignore, side, workers=workers).total
+        None
+        if ignore is None
+        else count_fields(ignore, side, truth_is_region=True, workers=workers).total
         for side in (truth, pred)
     )
     score = score_table(
@@ -98,6 +117,7 @@ def score_labels(
         truth_inside=truth_inside,
         pred_inside=pred_inside,
     )
+    score = replace(score, labelled=labelled)
     if boundary_px is None:
         return score
     truth_small, pred_small = (
@@ -113,6 +133,10 @@ def score_labels(
         workers=workers,
     )
     return replace(score, boundary=boundary)
+
+
+def _name(source: PixelSource, role: str) -> str:
+    return str(getattr(source, "where", role))
 
 
 def score_table(

@@ -67,6 +67,9 @@ class ScoreSettings:
         counts of matches only, not on ARI, Dice and AJI.
     size_edges
         Lower bounds of the size bins, px.
+    label_components
+        What becomes of yes/no masks, on both sides: None refuses them, True makes cells of their
+        8-connected pieces, False takes each label for one cell; see `cells.components`.
 
     Raises
     ------
@@ -79,6 +82,7 @@ class ScoreSettings:
     min_size: int = 0
     ignore_below: int = 0
     size_edges: tuple[int, ...] = (0, 50, 100, 200, 400, 800)
+    label_components: bool | None = None
 
     def __post_init__(self) -> None:
         thresholds = tuple(sorted({parse_threshold(value) for value in self.thresholds}))

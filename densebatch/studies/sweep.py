@@ -23,7 +23,9 @@ import psutil
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
+from densebatch.cells.components import check_masks, settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated, name_label_image
+from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
 from densebatch.cells.read_zarr import is_zarr
 from densebatch.planning.capacity import TRACE_BYTES_PER_PX
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
-    from densebatch.cells.read import LabelImage
+    from densebatch.cells.pixels import PixelSource
     from densebatch.planning.settings import SegmentSettings
     from densebatch.scoring.results import ImageScore
     from densebatch.studies.flows import FlowField
@@ -81,11 +83,13 @@ class SweepResult:
     scores : by combination, an `ImageScore` per image, in the order of names
     evaluated : patches that the network was evaluated on in this call; 0 if all flows were there
     notes : what a user should know of how images and settings were taken
+    labelled : names of images whose truth was a yes/no mask whose pieces became cells
     """
 
     scores: dict[Setting, tuple[ImageScore, ...]]
     evaluated: int
     notes: list[str]
+    labelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,12 @@ class _Counted:
 
 
 def find_images(
-    images: Path, truth: Path | None, scene: str | None = None, axes: str | None = None
+    images: Path,
+    truth: Path | None,
+    scene: str | None = None,
+    axes: str | None = None,
+    *,
+    label_components: bool | None = None,
 ) -> list[AnnotatedFile]:
     """What is to be segmented, and the labels that it is to be compared with.
 
@@ -110,6 +119,8 @@ def find_images(
         Label image of the one slide; not needed where it lies inside.
     scene, axes
         Of the slides, as `open_slide` takes them.
+    label_components
+        What becomes of yes/no masks, as `settle_masks` takes it.
 
     Returns
     -------
@@ -119,8 +130,8 @@ def find_images(
     Raises
     ------
     InputError
-        If an image has no labels, labels have no image, or either cannot be opened, or their
-        shapes differ.
+        If an image has no labels, labels have no image, or either cannot be opened, their
+        shapes differ, or labels are a mask that is not to be labelled.
     """
     if truth is not None or is_zarr(images):
         files = [AnnotatedFile(name_label_image(images), images, truth or images)]
@@ -131,13 +142,14 @@ def find_images(
         raise InputError(f"{images}: one slide needs its label image; give it with --truth")
     for file in files:
         info = open_slide(file.image, scene, axes).info
-        labels = open_labels(file.labels)
+        labels = open_labels(file.labels, masks=bool(label_components))
         _ = labels[0:1, 0:1]  # Pixels that are no labels are refused before the network runs.
         if labels.shape != (info.height, info.width):
             raise InputError(
                 f"{file.labels}: labels of {labels.shape[0]} x {labels.shape[1]} px for an image "
                 f"of {info.height} x {info.width} px"
             )
+        check_masks(labels, label_components, labels.where)
     return files
 
 
@@ -182,14 +194,20 @@ def run_sweep(
     # other sizes finds the flow fields of this one.
     plain = settings.segment.model_copy(update={"min_size": 0, "max_size": None})
     fields = store_flows(folders, plain, restart=restart, progress=progress)
-    tables = _count_all(list(fields.values()), files, settings, progress)
+    counted = _count_all(list(fields.values()), files, settings, progress)
+    tables = [table for table, _ in counted]
+    labelled = tuple(
+        file.name for file, (_, is_labelled) in zip(files, counted, strict=True) if is_labelled
+    )
     iou = tuple(Fraction(str(value)) for value in settings.iou)
     scores = {}
     for flow, cellprob, min_size in product(
         settings.flow_threshold, settings.cellprob_threshold, settings.min_size
     ):
         setting = Setting(flow, cellprob, min_size)
-        options = ScoreSettings(thresholds=iou, min_size=min_size)
+        options = ScoreSettings(
+            thresholds=iou, min_size=min_size, label_components=settings.label_components
+        )
         scores[setting] = tuple(
             score_table(table[Thresholds(flow, cellprob)], options, name=file.name)
             for table, file in zip(tables, files, strict=True)
@@ -197,7 +215,8 @@ def run_sweep(
         ap = summarize_images(scores[setting]).ap_by_threshold[0]
         log_event(log, "sweep setting scored", **setting._asdict(), mean_ap=round(ap, 4))
     notes = collect_notes([field.plan for field in fields.values()])
-    return SweepResult(scores, sum(field.evaluated for field in fields.values()), notes)
+    evaluated = sum(field.evaluated for field in fields.values())
+    return SweepResult(scores, evaluated, notes, labelled)
 
 
 def _count_all(
@@ -205,18 +224,27 @@ def _count_all(
     files: Sequence[AnnotatedFile],
     settings: SweepSettings,
     progress: Progress,
-) -> list[dict[Thresholds, Contingency]]:
-    """Per image, the overlaps of truth and cells for each pair of thresholds."""
+) -> list[tuple[dict[Thresholds, Contingency], bool]]:
+    """Per image, the overlaps for each pair of thresholds, and whether its truth was a mask."""
     pairs = [
         Thresholds(*pair) for pair in product(settings.flow_threshold, settings.cellprob_threshold)
     ]
     n_tiles = sum(len(field.plan.tiles(settings.segment.tile)) for field in fields)
     progress.stage(_STAGE, n_tiles * len(pairs), 0)
     with ThreadPoolExecutor(_choose_threads(fields, settings.segment)) as pool:
-        return [
-            _count_image(field, open_labels(file.labels), pairs, settings.segment, pool, progress)
-            for field, file in zip(fields, files, strict=True)
-        ]
+        counted = []
+        for field, file in zip(fields, files, strict=True):
+            truth, is_labelled = _open_truth(file, settings.label_components)
+            tables = _count_image(field, truth, pairs, settings.segment, pool, progress)
+            counted.append((tables, is_labelled))
+        return counted
+
+
+def _open_truth(file: AnnotatedFile, label_components: bool | None) -> tuple[PixelSource, bool]:
+    """The labels, and whether they are the pieces of a mask; `find_images` has refused others."""
+    if not label_components:
+        return open_labels(file.labels), False
+    return settle_masks(open_labels(file.labels, masks=True), True, str(file.labels))
 
 
 def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> int:
@@ -233,7 +261,7 @@ def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> i
 
 def _count_image(
     field: FlowField,
-    truth: LabelImage,
+    truth: PixelSource,
     pairs: Sequence[Thresholds],
     settings: SegmentSettings,
     pool: ThreadPoolExecutor,
@@ -277,7 +305,7 @@ def _count_image(
 
 def _count_tile(
     field: FlowField,
-    truth: LabelImage,
+    truth: PixelSource,
     settings: SegmentSettings,
     travel_px: int,
     task: tuple[Thresholds, Region],
@@ -292,7 +320,7 @@ def _count_tile(
         max_size_px=min(settings.max_size or plan.trace.max_size_px, LARGEST_SIZE_PX),
     )
     traced = trace_tile(read_flows(plan, field.flows, window), window, core, plan.shape, limits)
-    table = Contingency.from_arrays(truth[core.slices], traced.labels)
+    table = Contingency.from_arrays(as_labels(truth[core.slices]), traced.labels)
     return _Counted(table, traced.keys, traced.max_travel_px)
 
 

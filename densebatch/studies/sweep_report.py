@@ -77,7 +77,17 @@ def _list_numbers(
     return [*ratios, matches.tp, matches.fp, matches.fn, score.n_truth, score.n_pred]
 
 
-def format_markdown(scores: Scores, notes: Sequence[str] = ()) -> str:
+def tell_labelled(names: Sequence[str]) -> str:
+    """Which images' truth was a mask whose pieces became cells; nothing where none was."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _MAX_COLUMNS} more" if len(names) > _MAX_COLUMNS else ""
+    shown = ", ".join(names[:_MAX_COLUMNS])
+    what = "Truth that was a yes/no mask, whose 8-connected pieces were taken for cells"
+    return f"{what}: {shown}{more}."
+
+
+def format_markdown(scores: Scores, notes: Sequence[str] = (), labelled: Sequence[str] = ()) -> str:
     """A table with a row per combination; the best mean AP of each IoU is bold.
 
     Parameters
@@ -86,6 +96,8 @@ def format_markdown(scores: Scores, notes: Sequence[str] = ()) -> str:
         By combination, of each image.
     notes
         What a reader should know of how images and settings were taken.
+    labelled
+        Images whose truth was a mask; see `SweepResult`.
     """
     first = next(iter(scores.values()))
     thresholds = [format_threshold(t) for t in first[0].settings.thresholds]
@@ -116,8 +128,10 @@ def format_markdown(scores: Scores, notes: Sequence[str] = ()) -> str:
         "given, ARI over all pixels; mean over images. The minimum size acts at scoring: smaller "
         "cells are removed from truth and prediction before matching."
     )
-    told = ["", *(f"- {note}" for note in notes)] if notes else []
-    return "\n".join([*lines, "", explained, *told, ""])
+    if told := tell_labelled(labelled):
+        explained = f"{explained} {told}"
+    listed = ["", *(f"- {note}" for note in notes)] if notes else []
+    return "\n".join([*lines, "", explained, *listed, ""])
 
 
 def _format_row(cells: Iterable[str]) -> str:

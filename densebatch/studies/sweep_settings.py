@@ -42,6 +42,11 @@ class SweepSettings(BaseModel):
     iou: tuple[Share, ...] = Field(
         default=(0.5,), min_length=1, description="IoU from which a cell counts as found"
     )
+    label_components: bool | None = Field(
+        default=None,
+        description="yes/no masks as truth: true makes cells of their pieces, false takes each "
+        "label for one cell; default: refused",
+    )
     segment: SegmentSettings = Field(
         default_factory=SegmentSettings,
         description="all else, as for `densebatch segment`; its min_size acts when tracing",
@@ -64,6 +69,12 @@ class SweepSettings(BaseModel):
         return segment
 
 
-def load_sweep(path: Path | None) -> SweepSettings:
-    """Settings of a sweep from a YAML file; errors as for `load_settings`."""
-    return read_settings(SweepSettings, path, {})
+def load_sweep(path: Path | None, **overrides: object) -> SweepSettings:
+    """Settings of a sweep from a YAML file, with what was given on the command line on top.
+
+    Raises
+    ------
+    InputError
+        As for `read_settings`.
+    """
+    return read_settings(SweepSettings, path, overrides)

@@ -12,7 +12,9 @@ from skimage.transform import resize
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
+from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
 from densebatch.slides.slide import open_slide
 from densebatch.tracing.diffusion import compute_flows
@@ -84,13 +86,15 @@ def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDA
     if recipe.nuclei is not None:
         names.append(slide.channel_index(recipe.nuclei))
     pixels = np.stack([slide.read(channel, whole) for channel in names])
-    truth = open_labels(file.labels)
+    truth = open_labels(file.labels, masks=bool(recipe.label_components))
     if truth.shape != pixels.shape[1:]:
         raise InputError(
             f"{file.labels}: labels of {truth.shape[0]} x {truth.shape[1]} px for an image of "
             f"{pixels.shape[1]} x {pixels.shape[2]} px"
         )
-    labels = truth[slice(None), slice(None)]
+    whole_truth = truth[slice(None), slice(None)]
+    settled, _ = settle_masks(whole_truth, recipe.label_components, str(file.labels))
+    labels = as_labels(settled, str(file.labels))
     # Ids may be any 32-bit numbers, and are made consecutive so that they can be counted.
     _, compact = np.unique(labels, return_inverse=True)
     has_background = bool((labels == 0).any())
@@ -233,8 +237,8 @@ def load_annotated(
     Raises
     ------
     InputError
-        For what cannot be paired or read, a name that is not there, or an image smaller than a
-        crop.
+        For what cannot be paired or read, a name that is not there, an image smaller than a
+        crop, or a mask that the recipe does not say what to do with.
     """
     files = find_annotated(folder)
     if unknown := sorted(set(exclude) - {file.name for file in files}):

@@ -128,6 +128,11 @@ class Recipe(BaseModel):
     axes: str | None = Field(
         default=None, description="a letter per dimension of the images, if not the metadata's"
     )
+    label_components: bool | None = Field(
+        default=None,
+        description="yes/no masks given for labels: true makes cells of their pieces, false takes "
+        "each label for one cell; default: refused",
+    )
     percentiles: tuple[float, float] = Field(
         default=(1.0, 99.0), description="of an image that become 0 and 1"
     )

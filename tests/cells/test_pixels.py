@@ -57,6 +57,26 @@ def test_a_failure_names_the_file_the_place_and_the_cause(path):
         ((5, 7, 4), "YXS"),
         ((5, 7, 2), "AYX"),
         ((4, 7, 3), "AYX"),
+        # Axes of length 1 are dropped, wherever they stand.
+        ((1, 5, 7), "AYX"),
+        ((5, 7, 1), "YXA"),
+        ((1, 5, 7, 1), "AYXB"),
+        ((1, 1, 5, 7), "ABYX"),
+        ((5, 7, 1, 1), "YXAB"),
+        ((1, 5, 1, 7), "AYBX"),
+        ((5, 1, 7), "YAX"),
+        ((2, 5, 7, 1), "AYXB"),
+        ((1, 5, 7, 3), "AYXS"),
+        ((1, 4, 7, 3), "ABYX"),
+        # An image of one column or row keeps it, and so does a colour picture.
+        ((5, 1), "YX"),
+        ((1, 5), "YX"),
+        ((1, 1), "YX"),
+        ((5, 1, 1), "YXA"),
+        ((1, 5, 1), "AYX"),
+        ((1, 1, 5), "AYX"),
+        ((1, 1, 1), "AYX"),
+        ((5, 1, 3), "YXS"),
     ],
 )
 def test_axes_without_names(path, shape, axes):
@@ -102,7 +122,7 @@ def test_a_label_beyond_32_bits_is_refused(dtype):
 @pytest.mark.parametrize(
     ("array", "found"),
     [
-        (np.zeros((2, 2)), "values of type float64"),
+        (np.zeros((2, 2), np.complex64), "values of type complex64"),
         (np.zeros((2, 2), bool), r"a yes/no mask \(bool\)"),
         (np.array([["a"]]), "values of type <U1"),
     ],
@@ -110,3 +130,38 @@ def test_a_label_beyond_32_bits_is_refused(dtype):
 def test_what_is_no_whole_number_is_refused(array, found):
     with pytest.raises(InputError, match=f"holds {found}; a label image has one whole number"):
         as_labels(array)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", "longdouble"])
+def test_whole_numbers_stored_as_floats_are_labels(dtype):
+    highest = min(2 ** (np.finfo(dtype).nmant + 1) - 1, MAX_LABEL)
+    labels = as_labels(np.array([[0, 1, 17], [-0.0, 100, highest]], dtype))
+    assert labels.dtype == np.uint32
+    assert labels.tolist() == [[0, 1, 17], [0, 100, highest]]
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.array([[0, 1.5, 0.25]]), r"the value 1\.5; a label image has one whole number"),
+        (np.array([[2, np.nan]], np.float32), "the value nan; a label image has one whole"),
+        (np.array([[np.inf, 1]], np.float16), "the value inf; a label image has one whole"),
+        (np.array([[0, -np.inf]]), "the value -inf; a label image has one whole"),
+        (np.array([[4, -3.0]]), f"the negative label -3; labels are 0 to {MAX_LABEL}"),
+        (np.array([[4, -0.5]]), r"the value -0\.5; a label image has one whole"),
+        (np.array([[4, 2.0**32]]), "the label 4294967296; labels are 0 to"),
+        (np.array([[4, 1e9]], np.float32), "the label 1000000000 as float32, which from 16777216"),
+        (np.array([[1, 2.0**24]], np.float32), "the label 16777216 as float32, which from 1677"),
+        (np.array([[1, 2048]], np.float16), "the label 2048 as float16, which from 2048 on cannot"),
+    ],
+)
+def test_floats_that_are_no_labels_are_refused_with_the_first(array, told):
+    with pytest.raises(InputError, match=f"^here holds {told}"):
+        as_labels(array, "here")
+
+
+def test_booleans_are_read_where_masks_are_meant():
+    mask = np.array([[False, True]])
+    assert as_labels(mask, masks=True).tolist() == [[0, 1]]
+    with pytest.raises(InputError, match=r"label its pieces first \(--label-components, or an"):
+        as_labels(mask)

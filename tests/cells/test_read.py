@@ -6,13 +6,14 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from densebatch.base.errors import InputError
 from densebatch.cells.read import open_labels
-from tests.helpers.slide_files import png_chunk, write_png
+from tests.helpers.slide_files import png_chunk, write_png, write_zarr
 
 LABELS = (np.arange(40 * 50).reshape(40, 50) * 13 % 60_000).astype(np.uint16)
 TILED = {"tile": (16, 16), "compression": "zlib"}
@@ -113,3 +114,131 @@ def test_a_tiff_of_several_planes_is_refused(tmp_path):
     path = write_tiff(tmp_path / "a", np.stack([LABELS] * 5), photometric="minisblack")
     with pytest.raises(InputError, match=r"has 5 planes \(shape \(5, 40, 50\)\); a label image"):
         open_labels(path)
+
+
+def write_npy_of(path, pixels):
+    np.save(path.with_suffix(".npy"), pixels)
+    return path.with_suffix(".npy")
+
+
+def write_zarr_of(path, pixels, version=3):
+    array = zarr.create_array(path, shape=pixels.shape, dtype=pixels.dtype, zarr_format=version)
+    array[...] = pixels
+    return path
+
+
+def write_ome_zarr_of(path, pixels):
+    """Labels whose axes are told, as segmentation tools write them inside an image."""
+    axes = {2: "yx", 3: "cyx", 4: "tcyx", 5: "tczyx"}[pixels.ndim]
+    return write_zarr(path / "labels" / "cells", pixels, axes)
+
+
+FORMATS = {
+    "npy": write_npy_of,
+    "zarr 2": lambda path, pixels: write_zarr_of(path, pixels, 2),
+    "zarr 3": write_zarr_of,
+    "tiff": write_tiff,
+    "compressed tiff": lambda path, pixels: write_tiff(path, pixels, compression="zlib"),
+}
+SHAPES = [(1, 40, 50, 1), (40, 50, 1), (1, 1, 40, 50), (40, 50, 1, 1), (1, 40, 50), (1, 40, 1, 50)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_axes_of_length_1_are_dropped(tmp_path, name, shape):
+    labels = open_labels(FORMATS[name](tmp_path / "a", LABELS.reshape(shape)))
+    assert labels.shape == LABELS.shape
+    np.testing.assert_array_equal(labels[3:30, 5:41], LABELS[3:30, 5:41])
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 1), (1, 40, 50, 1), (40, 1, 50)], ids=str)
+def test_rows_that_a_tiff_has_as_pages(tmp_path, shape):
+    path = write_tiff(tmp_path / "a", LABELS.reshape(shape), metadata=None)
+    np.testing.assert_array_equal(open_labels(path)[:, :], LABELS)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 50), (1, 1, 40, 50), (1, 1, 1, 40, 50)], ids=str)
+def test_axes_of_length_1_with_names(tmp_path, shape):
+    labels = open_labels(write_ome_zarr_of(tmp_path / "a.ome.zarr", LABELS.reshape(shape)))
+    np.testing.assert_array_equal(labels[:, :], LABELS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(40, 1), (1, 40)], ids=str)
+def test_an_image_of_one_column_or_row_keeps_it(tmp_path, name, shape):
+    labels = open_labels(FORMATS[name](tmp_path / "a", LABELS[:, 7].reshape(shape)))
+    assert labels.shape == shape
+    np.testing.assert_array_equal(labels[:, :], LABELS[:, 7].reshape(shape))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"metadata": None}])
+@pytest.mark.parametrize("shape", [(40, 1, 1), (1, 40, 1), (1, 1, 40)], ids=str)
+def test_a_tiff_of_one_column_or_row_is_as_its_page(tmp_path, shape, options):
+    path = write_tiff(tmp_path / "a", LABELS[:, 7].reshape(shape), **options)
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[0].shape if len(tif.pages) == 1 else (40, 1)
+    assert open_labels(path).shape == page
+    np.testing.assert_array_equal(open_labels(path)[:, :].ravel(), LABELS[:, 7])
+
+
+def test_a_tiff_that_tells_its_axes_keeps_them(tmp_path):
+    path = write_tiff(tmp_path / "a", LABELS[..., None], metadata={"axes": "ZYX"})
+    with pytest.raises(InputError, match=r"has 40 planes \(shape \(40, 50, 1\)\); a label image"):
+        open_labels(path)
+    path = write_tiff(tmp_path / "a", LABELS[:, None], metadata={"axes": "YCX"})
+    np.testing.assert_array_equal(open_labels(path)[:, :], LABELS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", [*FORMATS, "ome-zarr"])
+def test_whole_numbers_stored_as_floats_are_labels(tmp_path, name, dtype):
+    write = FORMATS.get(name, write_ome_zarr_of)
+    labels = open_labels(write(tmp_path / "a", (LABELS % 2000).astype(dtype)))
+    found = labels[3:30, 5:41]
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(found, LABELS[3:30, 5:41] % 2000)
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "ome-zarr"])
+def test_a_fraction_is_refused_with_the_file(tmp_path, name):
+    pixels = (LABELS % 5).astype(np.float32)
+    pixels[20, 30] = 2.5
+    path = FORMATS.get(name, write_ome_zarr_of)(tmp_path / "a", pixels)
+    with pytest.raises(InputError, match=r"a[./\w]* holds the value 2\.5; a label image has one"):
+        open_labels(path)[:, :]
+
+
+def write_bits(path, mask):
+    Image.fromarray(mask).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+def write_two_colours(path, mask):
+    picture = Image.fromarray(mask.astype(np.uint8), "P")
+    picture.putpalette([9, 9, 9, 200, 0, 0])
+    picture.save(path.with_suffix(".png"), bits=1)
+    return path.with_suffix(".png")
+
+
+def test_bits_of_which_0_is_white_are_refused(tmp_path):
+    options = {"photometric": "miniswhite", "software": "another"}
+    for more in ({}, {"compression": "zlib"}):
+        path = write_tiff(tmp_path / "a", LABELS % 3 > 0, **options, **more)
+        with pytest.raises(InputError, match="says that 0 is white, so that it is not clear what"):
+            open_labels(path, masks=True)
+
+
+BOOLEANS = {**FORMATS, "png of one bit": write_bits, "png of two colours": write_two_colours}
+
+
+@pytest.mark.parametrize("name", BOOLEANS)
+def test_booleans_are_read_where_masks_are_meant(tmp_path, name):
+    mask = LABELS % 3 > 0
+    path = BOOLEANS[name](tmp_path / "a", mask)
+    kind = "bool" if name.startswith(("npy", "zarr")) else "1 bit per pixel"
+    told = rf"holds a yes/no mask \({kind}\); a label image has one whole number per cell: label"
+    with pytest.raises(InputError, match=told):
+        open_labels(path)
+    labels = open_labels(path, masks=True)
+    np.testing.assert_array_equal(labels[:, :], mask)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(labels))[:, :], mask)

@@ -260,7 +260,8 @@ def test_published_mean_over_the_shared_images():
 
 
 BAD_ARRAYS = [
-    (np.zeros((4, 4)), "holds values of type float64; a label image has one whole number"),
+    (np.zeros((4, 4), complex), "holds values of type complex128; a label image has one whole num"),
+    (np.full((4, 4), 0.5), "holds the value 0.5; a label image has one whole number"),
     (np.array([[1, -2]]), "holds the negative label -2; labels are 0 to 4294967295"),
     (np.ones((4, 4), bool), "holds a yes/no mask (bool)"),
     (np.ones((3, 4, 4), int), "has 3 planes (shape (3, 4, 4)); a label image has one"),
@@ -300,7 +301,7 @@ def test_bad_files(tmp_path, pair):
     Image.fromarray(coloured).save(tmp_path / "rgb.png")
     assert "is a colour picture whose planes differ" in complain(tmp_path / "rgb.png", good)
     Image.fromarray(pair[0] > 0).save(tmp_path / "bits.png")
-    assert "is a yes/no mask (1 bit per pixel)" in complain(tmp_path / "bits.png", good)
+    assert "holds a yes/no mask (1 bit per pixel)" in complain(tmp_path / "bits.png", good)
 
 
 def test_damaged_png(tmp_path, pair):

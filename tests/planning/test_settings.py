@@ -48,6 +48,7 @@ def test_file_sets_every_setting(path):
         min_size: 20
         max_size: 4000
         skip_background: no
+        mask_debris: no
         ngff: 0.4
         image: none
         in_place: true
@@ -74,6 +75,7 @@ def test_file_sets_every_setting(path):
         min_size=20,
         max_size=4000,
         skip_background=False,
+        mask_debris=False,
         ngff="0.4",
         image="none",
         in_place=True,

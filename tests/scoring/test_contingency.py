@@ -88,7 +88,6 @@ def test_small_cells_become_background_on_each_side_by_itself(pair, size):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 2)), "values of type float64"),
         (np.zeros((2, 2), np.complex64), "values of type complex64"),
         (np.zeros((2, 2), bool), r"a yes/no mask \(bool\)"),
         (np.array([[0, -3]]), "the negative label -3"),

@@ -20,6 +20,8 @@ from densebatch.scoring.settings import ScoreSettings
 from tests.helpers.label_images import label_pairs, masks
 from tests.helpers.real_tissue import DATA
 
+# Labels of random images lie in several places, as those of masks do.
+SCATTERED = ScoreSettings(label_components=False)
 TENTHS = tuple(Fraction(k, 10) for k in range(1, 11))
 
 
@@ -63,7 +65,8 @@ def test_agreement_with_cellpose_where_ids_have_no_gaps(pair):
     # Without background its IoU of background with background is 0/0.
     with np.errstate(invalid="ignore"):
         ap, tp, fp, fn = metrics.average_precision(truth, pred, threshold=thresholds)
-    score = score_labels(truth, pred, ScoreSettings(tuple(thresholds), "hungarian"))
+    settings = ScoreSettings(tuple(thresholds), "hungarian", label_components=False)
+    score = score_labels(truth, pred, settings)
     for k, threshold in enumerate(thresholds):
         at = score.at(threshold)
         assert (at.tp, at.fp, at.fn) == (tp[k], fp[k], fn[k])
@@ -91,7 +94,7 @@ def test_gaps_and_order_of_ids_change_nothing(pair, random):
 @settings(max_examples=40, deadline=None)
 @given(label_pairs(20), st.integers(1, 12))
 def test_fields_add_up_to_the_image(pair, field_px):
-    score = score_labels(*pair, field_px=field_px)
+    score = score_labels(*pair, SCATTERED, field_px=field_px)
     total = sum((field.score for field in score.fields), ThresholdScore(0, 0, 0))
     focus = score.at("0.50")
     assert (total.tp, total.fp, total.fn, total.n_pairs) == (
@@ -212,7 +215,7 @@ def test_sizes_hold_the_cells_of_their_areas(pair, method, ignore_below):
 @settings(max_examples=60)
 @given(label_pairs(12), st.integers(2, 7))
 def test_fields_hold_the_cells_that_are_mostly_in_them(pair, field_px):
-    score = score_labels(*pair, field_px=field_px)
+    score = score_labels(*pair, SCATTERED, field_px=field_px)
     regions = [*Grid(*pair[0].shape, field_px, field_px)]
     grid = Grid(*pair[0].shape, field_px, field_px)
 

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
+from skimage.segmentation import find_boundaries
 
 from densebatch.base.errors import DensebatchError
 from densebatch.base.geometry import Grid, Region
@@ -314,14 +316,76 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(images, tmp_path, capsys, 
     assert "no image of the name x" in refuse(capsys, bad, "-o", out)
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(bad / "x_img.png")
     assert "labels of 110 x 200 px for an image of 5 x 7 px" in refuse(capsys, bad, "-o", out)
-    np.save(bad / "x.npy", np.zeros((5, 7)))
+    np.save(bad / "x.npy", np.full((5, 7), 0.5))
     told = refuse(capsys, bad / "x_img.png", "--truth", bad / "x.npy", "-o", out)
-    assert "values of type float64" in told
+    assert "holds the value 0.5; a label image has one whole number" in told
     assert "does not exist" in refuse(capsys, tmp_path / "none.png", "-o", out)
     assert not out.exists()
     told = refuse(capsys, images, "-o", bad, "-c", recipe)
     assert told.startswith(f"error: {bad}: holds 'x")
     assert "is a file" in refuse(capsys, images, "-o", bad / "x.npy", "-c", recipe)
+
+
+@pytest.fixture
+def masks(images, tmp_path):
+    """The images with masks for truth: 0 and 1, and bool; and with labels of the masks' pieces."""
+    folders = tmp_path / "masks", tmp_path / "pieces"
+    for folder in folders:
+        folder.mkdir()
+        for name in "ab":
+            pixels = (images / f"{name}_img.png").read_bytes()
+            (folder / f"{name}_img.png").write_bytes(pixels)
+            labels = np.asarray(Image.open(images / f"{name}_masks.png"))
+            # Cells of tissue touch, and are parted here.
+            inside = (labels > 0) & ~find_boundaries(labels, mode="inner")
+            if folder == folders[1]:
+                truth = ndimage.label(inside, np.ones((3, 3)))[0]
+            else:
+                truth = inside if name == "b" else inside.astype(np.uint8)
+            np.save(folder / f"{name}_masks.npy", truth)
+    return folders
+
+
+def test_masks_as_truth_are_refused_before_the_network_runs(
+    masks, tmp_path, capsys, recipe, patches
+):
+    out = tmp_path / "out"
+    told = refuse(capsys, masks[0], "-o", out, "-c", recipe)
+    assert "a_masks.npy looks like a yes/no mask: its only label 1 lies in" in told
+    (masks[0] / "a_masks.npy").write_bytes((masks[1] / "a_masks.npy").read_bytes())
+    told = refuse(capsys, masks[0], "-o", out, "-c", recipe)
+    assert "b_masks.npy holds a yes/no mask (bool)" in told
+    slide = masks[0] / "b_img.png"
+    told = refuse(capsys, slide, "--truth", masks[0] / "b_masks.npy", "-o", out, "-c", recipe)
+    assert "label its pieces first (--label-components, or another tool)" in told
+    assert not patches
+    assert not out.exists()
+
+
+def test_pieces_of_masks_are_scored_as_their_labels_are(masks, tmp_path):
+    few = {"flow_threshold": (0.4,), "cellprob_threshold": (0.5,), "tile": 64}
+    expected = run_sweep(find_images(masks[1], None), tmp_path / "one", settings(**few))
+    asked = settings(**few, label_components=True)
+    files = find_images(masks[0], None, label_components=True)
+    found = run_sweep(files, tmp_path / "two", asked)
+    assert (expected.labelled, found.labelled) == ((), ("a", "b"))
+    for setting, scores in expected.scores.items():
+        assert same(scores, found.scores[setting])
+        assert scores[0].n_truth > 10
+    told = "Truth that was a yes/no mask, whose 8-connected pieces were taken for cells: a, b."
+    assert told in format_markdown(found.scores, labelled=found.labelled)
+    assert "pieces" not in format_markdown(expected.scores, labelled=expected.labelled)
+
+
+def test_command_says_whose_truth_was_a_mask(masks, tmp_path, capsys, recipe):
+    out = tmp_path / "out"
+    (masks[0] / "a_masks.npy").write_bytes((masks[1] / "a_masks.npy").read_bytes())
+    code, told, _ = call_main(
+        capsys, "sweep", masks[0], "-o", out, "-c", recipe, "--label-components"
+    )
+    assert code == 0
+    assert "8-connected pieces were taken for cells: b.\n" in told
+    assert "8-connected pieces were taken for cells: b.\n" in (out / "sweep.md").read_text()
 
 
 def test_reports_hold_every_combination(swept):

@@ -44,3 +44,11 @@ def test_settings_are_strict(tmp_path, text, told):
 def test_defaults_are_what_the_paper_varied():
     assert load_sweep(None) == SweepSettings()
     assert SweepSettings().segment.min_size == SegmentSettings().min_size == 15
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("label_components: true")
+    assert load_sweep(path).label_components is True
+    assert load_sweep(path, label_components=None).label_components is True
+    assert load_sweep(path, label_components=False).label_components is False

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from scipy import ndimage
 from skimage.io import imsave
+from skimage.segmentation import find_boundaries
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
@@ -196,3 +198,61 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
     imsave(tmp_path / "a_masks.png", labels, check_contrast=False)
     with pytest.raises(InputError, match="image a: 1 pixels are NaN, infinite or beyond float32"):
         load_annotated(tmp_path, RECIPE)
+
+
+def write_masks(folder, image, labels):
+    """One annotated image whose labels are as given."""
+    folder.mkdir()
+    imsave(folder / "t_img.png", image, check_contrast=False)
+    np.save(folder / "t_masks.npy", labels)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda labels: labels[None, ..., None],
+        lambda labels: labels[..., None],
+        lambda labels: labels[None, None],
+        lambda labels: labels.astype(np.float32),
+        lambda labels: labels.astype(np.float64)[..., None, None],
+    ],
+)
+def test_labels_with_axes_of_length_1_or_as_floats(tmp_path, change):
+    pixels, labels = draw(0)
+    plain, _ = load_annotated(write_masks(tmp_path / "plain", pixels, labels), RECIPE)
+    found, _ = load_annotated(write_masks(tmp_path / "odd", pixels, change(labels)), RECIPE)
+    assert np.array_equal(found[0].labels, plain[0].labels)
+    assert found[0].sha256 == plain[0].sha256
+
+
+def part_cells(labels):
+    """Inner pixels of cells, which do not touch."""
+    return (labels > 0) & ~find_boundaries(labels, mode="inner")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_masks_are_no_labels_until_their_pieces_are_cells(tmp_path, dtype):
+    pixels, labels = draw(0)
+    inside = part_cells(labels)
+    folder = write_masks(tmp_path / "masks", pixels, inside.astype(dtype))
+    with pytest.raises(InputError, match=r"t_masks\.npy (looks like|holds) a yes/no mask"):
+        load_annotated(folder, RECIPE)
+    recipe = RECIPE.model_copy(update={"label_components": True})
+    (found,), _ = load_annotated(folder, recipe)
+    pieces = ndimage.label(inside, np.ones((3, 3)))[0]
+    assert np.array_equal(found.labels[INSIDE], pieces)
+    (plain,), _ = load_annotated(write_masks(tmp_path / "pieces", pixels, pieces), recipe)
+    assert found.sha256 == plain.sha256
+
+
+def test_masks_of_classes_are_no_labels(tmp_path):
+    pixels, labels = draw(0)
+    classes = (labels > 0) + part_cells(labels).astype(int)
+    folder = write_masks(tmp_path / "classes", pixels, classes)
+    for asked in (None, True):
+        with pytest.raises(InputError, match="looks like a mask of classes: its 2 labels lie in"):
+            load_annotated(folder, RECIPE.model_copy(update={"label_components": asked}))
+    recipe = RECIPE.model_copy(update={"label_components": False})
+    (found,), _ = load_annotated(folder, recipe)
+    assert found.labels.max() == 2

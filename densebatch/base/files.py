@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 import xxhash
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import DensebatchError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,10 +21,66 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "DENSEBATCH_CACHE"
 
 
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO}
+
+
+def is_disk_trouble(error: OSError) -> bool:
+    """Whether a disk is full or fails, which another path or permission does not mend."""
+    return error.errno in _DISK_TROUBLE
+
+
+def describe_trouble(error: OSError, folder: Path) -> DensebatchError:
+    """What to raise when an error of the system ends a run: one sentence, with the file it met.
+
+    Parameters
+    ----------
+    error
+        Of a write or read of this process.
+    folder
+        Of the run, for an error that names no file.
+    """
+    where = error.filename if isinstance(error.filename, str | Path) else folder
+    return DensebatchError(
+        f"{where}: cannot be used any more ({error.strerror or error}); nothing that was done is "
+        "lost, and the same command continues once it can"
+    )
+
+
+@contextmanager
+def sentences_for_disk(folder: Path) -> Iterator[None]:
+    """Within this context, an error of the system becomes a sentence, see `describe_trouble`.
+
+    Errors of connections, which are the system's as well, stay as they are.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+
+    Raises
+    ------
+    DensebatchError
+        Instead of an `OSError` of a file or a disk.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise describe_trouble(error, folder) from error
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either absent, old or whole.
 
     A process that dies on the way may leave `.NAME.*.partial` beside it, which nobody reads.
+
+    Raises
+    ------
+    OSError
+        With the file's name, also where the system names none, as for a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Workers on two hosts may have the same process id, and threads of one process always do.
@@ -35,8 +92,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(path)
         raise
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import is_disk_trouble
 from densebatch.base.log import log_event
 from densebatch.base.ngff import (
     SlidePyramid,
@@ -192,6 +193,8 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
     ------
     InputError
         If something else is in the way or the folder cannot be written.
+    OSError
+        If the disk is full or fails.
     """
     root, label = Path(spec.root), label_path(spec)
     run = json.loads(json.dumps(dict(label_attrs)))
@@ -211,6 +214,8 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
                 settings = array_settings(spec, level, image=True)
                 require_array(level_path(spec, level, image=True), settings)
     except OSError as error:
+        if is_disk_trouble(error):
+            raise
         raise InputError(f"cannot write {root}: {error.strerror or error}.") from error
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from densebatch.base.errors import DensebatchError, PartialRunError
+from densebatch.base.files import is_disk_trouble
 from densebatch.cli.logs import LoggedGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Commands in modules of their own, imported when they are called: `score` must start without
 # torch, and `--help` without anything.
 _COMMANDS = {
     "segment": ("densebatch.cli.segment", "Segment a slide into OME-Zarr labels."),
+    "status": ("densebatch.cli.status", "Say how a run stands, from its files."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
     "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli.score", "Compare label images with ground truth."),
@@ -48,15 +56,35 @@ def cli() -> None:
     """Whole-slide cell segmentation of dense, multiplexed tissue.
 
     \b
-    Exit codes: 0 done; 1 unexpected failure; 2 input or settings that cannot work;
-    3 done except for tiles that failed.
+    Exit codes: 0 done; 1 failure; 2 input or settings that cannot work;
+    3 done except for tiles that failed; 4 a result is damaged; 130 interrupted.
     """  # noqa: D301  the backspace is click's mark for a paragraph that keeps its lines
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    with _terminations_as_interrupts():
+        _run(arguments)
+
+
+@contextmanager
+def _terminations_as_interrupts() -> Iterator[None]:
+    """Within this context, SIGTERM does what Ctrl-C does, as batch systems send it before a kill."""
+    heard = threading.current_thread() is threading.main_thread()
+    if not heard or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(arguments: list[str] | None) -> None:
     try:
         result: Any = cli.main(args=arguments, standalone_mode=False)
+        sys.stdout.flush()  # a full disk there is told here, not by the interpreter as it ends
     except DensebatchError as error:
         kind = "partial" if isinstance(error, PartialRunError) else "error"
         click.echo(f"{kind}: {str(error).rstrip('.')}", err=True)
@@ -68,11 +96,22 @@ def main(arguments: list[str] | None = None) -> None:
         hint = f"; see '{where.command_path} --help'" if where is not None else ""
         click.echo(f"error: {error.format_message().rstrip('.')}{hint}", err=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # of a file that is cut short, say
+            _tell_unexpected(error.__cause__)
+            sys.exit(1)
         click.echo("interrupted; the same command continues the run", err=True)
         sys.exit(130)
     except Exception as error:
-        click.echo(traceback.format_exc(), err=True)
-        click.echo(f"unexpected failure: {type(error).__name__}: {error}", err=True)
+        if isinstance(error, OSError) and (is_disk_trouble(error) or error.filename is not None):
+            where = f"{error.filename}: " if error.filename is not None else ""
+            click.echo(f"error: {where}{error.strerror}", err=True)
+        else:
+            _tell_unexpected(error)
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _tell_unexpected(error: BaseException) -> None:
+    click.echo("".join(traceback.format_exception(error)), err=True)
+    click.echo(f"unexpected failure: {type(error).__name__}: {error}", err=True)

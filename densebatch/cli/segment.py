@@ -93,10 +93,19 @@ def _split_membrane(path: Path, settings: SegmentSettings) -> SegmentSettings:
 @_settings_options
 @click.option("--keep-flows", is_flag=True, default=None, help="Leave the flow field in OUT/work.")
 @click.option("--restart", is_flag=True, help="Remove an earlier run's results from OUT first.")
-def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **kept: Any) -> None:  # noqa: ANN401
+@click.option("--allow-partial", is_flag=True, help="Exit with 0 also where tiles failed.")
+def segment(
+    slide: Path,
+    out: Path,
+    settings: SegmentSettings,
+    restart: bool,
+    allow_partial: bool,
+    **kept: Any,  # noqa: ANN401
+) -> None:
     """Segment SLIDE (OME-Zarr, OME-TIFF, TIFF or PNG) and write results to OUT.
 
-    The same command continues an interrupted run.
+    The same command continues an interrupted run. Ctrl-C (or SIGTERM) finishes the tasks under way
+    and stops; a second Ctrl-C stops at once.
     """
     from densebatch.cli.terminal import TerminalProgress, print_summary
     from densebatch.run.segment import segment as run_segment
@@ -106,8 +115,10 @@ def segment(slide: Path, out: Path, settings: SegmentSettings, restart: bool, **
     with TerminalProgress(get_console()) as progress:
         result = run_segment(slide, out, settings, restart=restart, progress=progress)
     print_summary(result)
-    if result.is_partial:
+    if result.is_partial and not allow_partial:
         raise PartialRunError(_tell_missing(result))
+    if result.is_partial:
+        click.echo(f"partial: {_tell_missing(result)}", err=True)
 
 
 def _tell_missing(result: SegmentResult) -> str:

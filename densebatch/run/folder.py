@@ -10,16 +10,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import xxhash
 from pydantic import ValidationError
 
 from densebatch.base.errors import InputError
-from densebatch.base.files import write_atomic
+from densebatch.base.files import describe_trouble, is_disk_trouble, write_atomic
 from densebatch.cells import labels
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
+
+if TYPE_CHECKING:
+    from densebatch.base.errors import DensebatchError
 
 _ACCEPTED = "accepted is a folder that can be created or written"
 _SEGMENTATION = "segmentation.ome.zarr"
@@ -58,6 +64,16 @@ class OutputFolder:
         """Tells that the folder is ours, and which run's."""
         return self.path / ".densebatch.json"
 
+    @property
+    def owner(self) -> Path:
+        """Tells who writes the folder now, see `run.owner`; absent when nobody does."""
+        return self.path / ".densebatch-owner.json"
+
+    @property
+    def state(self) -> Path:
+        """How the session stands that writes the folder, or did last, see `run.status`."""
+        return self.work / "state.json"
+
     def plan_path(self, plan: Plan) -> Path:
         """Where the tasks read the plan; the name changes with its content."""
         return self.work / f"plan-{plan.fingerprint}.json"
@@ -77,25 +93,79 @@ class OutputFolder:
         try:
             existing = next(p for p in (self.path, *self.path.parents) if p.exists())
             usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-            names = self._names() if existing == self.path and existing.is_dir() else []
+            # What is complete may lie on a disk that is read only, for there is nothing to write.
+            usable = usable or (self.marker.exists() and self.report.exists())
+            if usable and existing == self.path:
+                self.check_foreign()
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         if not usable:
             kind = "is not writable" if existing.is_dir() else "is a file"
             raise InputError(f"{self.path}: cannot be used as output folder, {existing} {kind}; "
                              f"{_ACCEPTED}")  # fmt: skip
-        if names and not self.marker.exists():
+
+    def check_foreign(self) -> bool:
+        """Whether the folder holds a run; False if it is empty.
+
+        Raises
+        ------
+        InputError
+            If it holds somebody's files.
+        OSError
+            If it cannot be listed.
+        """
+        if self.marker.exists():
+            return True
+        names = self._names()
+        if names:
             raise InputError(
                 f"{self.path}: holds {names[0]!r} and is no output of densebatch; "
                 "accepted is a new or empty folder, or one of the same run"
             )
+        return False
 
     def read_marker(self) -> Plan | None:
         """The plan of the run that the folder belongs to, if it can be read."""
         try:
-            return parse_plan(self.marker.read_text())
-        except (OSError, ValueError):  # a marker that cannot be read is refused by `compare`
+            return self.require_marker()
+        except (OSError, InputError):  # a marker that cannot be read is told by `compare`
             return None
+
+    def require_marker(self) -> Plan:
+        """The plan of the run that the folder belongs to, if need be from the work folder's copy.
+
+        Raises
+        ------
+        InputError
+            If the marker is damaged and there is no copy, or it is of another version.
+        OSError
+            If it cannot be read, or there is none.
+        """
+        content = self.marker.read_bytes()
+        told, writer, is_whole = None, "unknown", False
+        with suppress(ValueError, LookupError, TypeError):
+            document = json.loads(content)
+            if not {"plan", "densebatch", "digest"} & set(document):
+                is_whole = True  # but not as this version writes it
+            else:
+                told, writer = document["plan"], document["densebatch"]
+                is_whole = document["digest"] == _digest_plan(told)
+        if not is_whole:
+            copies = [plan for plan in map(_read_copy, self.work.glob("plan-*.json")) if plan]
+            if len(copies) == 1:
+                return copies[0]
+            raise InputError(
+                f"{self.marker}: is damaged (its content does not fit its digest), so that nobody "
+                "knows which run the folder holds; choose another folder or give --restart"
+            )
+        try:
+            return parse_plan(json.dumps(told))
+        except (ValidationError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: holds a run of another version of densebatch ({writer}), whose plan "
+                f"this version ({version('densebatch')}) cannot read; use that version, choose "
+                "another folder or give --restart"
+            ) from error
 
     def compare(self, plan: Plan) -> None:
         """Refuse a folder that another run uses.
@@ -103,24 +173,39 @@ class OutputFolder:
         Raises
         ------
         InputError
-            With the first difference.
+            With the first difference, or why it cannot be told.
         """
         try:
-            earlier = parse_plan(self.marker.read_text())
+            earlier = self.require_marker()
         except FileNotFoundError:
             return
         except OSError as error:
-            raise self._unusable(error) from error
-        except (ValidationError, ValueError) as error:
-            raise InputError(
-                f"{self.path}: holds a run of another version of densebatch; choose another folder "
-                "or give --restart"
-            ) from error
+            raise self.unusable(error) from error
+        except InputError:
+            if self._is_told_by_results(plan):
+                return
+            raise
         if earlier.fingerprint != plan.fingerprint:
             raise InputError(
                 f"{self.path}: holds another run: {describe_difference(earlier, plan)}; "
                 "choose another folder or give --restart"
             )
+
+    def _is_told_by_results(self, plan: Plan) -> bool:
+        """Whether the results say that they are of a plan, where the marker does not any more."""
+        with suppress(OSError, ValueError, InputError, AttributeError):
+            report = json.loads(self.report.read_bytes()).get("fingerprint")
+            made = labels.read_run(self.root(plan)).get("fingerprint")
+            return bool(report == made == plan.fingerprint)
+        return False
+
+    def may_need_workers(self) -> bool:
+        """Whether tasks are likely to be left; False says that workers can wait until one is.
+
+        All cells are numbered by the union of their keys, which is written when all tiles are
+        traced: what is left after it is little, and nothing if the run was killed as it ended.
+        """
+        return not self.report.exists() and not any(self.work.glob("trace-*/keys.npy"))
 
     def read_complete(self, plan: Plan) -> dict[str, Any] | None:
         """The report of a run that left nothing to do, None if there is something."""
@@ -157,26 +242,55 @@ class OutputFolder:
         if not restart:
             self.compare(plan)
         try:
-            self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.make()
             if restart and self.marker.exists():
                 self._clear()
             self._fresh = not self._names()
             for unfinished in self.path.glob(".*.partial"):  # a killed writer leaves such files
-                unfinished.unlink(missing_ok=True)
-            write_atomic(self.marker, plan.to_json().encode())
+                if not unfinished.name.startswith(f".{self.owner.name}"):  # written all the time
+                    unfinished.unlink(missing_ok=True)
+            self.write_marker(plan)
             write_atomic(self.plan_path(plan), plan.to_json().encode())
         except OSError as error:
             self.release()
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
+
+    def write_marker(self, plan: Plan) -> None:
+        """Write whose the folder is, with a digest that tells damage from another version."""
+        told = json.loads(json.dumps(asdict(plan)))
+        document = {"densebatch": version("densebatch"), "digest": _digest_plan(told), "plan": told}
+        write_atomic(self.marker, json.dumps(document, sort_keys=True).encode())
+
+    def mend_marker(self, plan: Plan) -> None:
+        """Write the marker again if it was damaged, unless the disk is read only."""
+        if self.read_marker() is None:
+            with suppress(OSError):
+                self.write_marker(plan)
+
+    def make(self) -> None:
+        """Create the folder, with its parents.
+
+        Raises
+        ------
+        OSError
+            If that cannot be done.
+        """
+        self._created += [p for p in (self.path, *self.path.parents) if not p.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def release(self) -> None:
         """Undo `claim` if nothing of the run was there before: leave nothing behind."""
         if self._fresh:
             self._clear()
+        self.remove_empty()
+
+    def remove_empty(self) -> None:
+        """Remove the folders that `make` created, as far as they are empty."""
         for path in self._created:
             try:
                 path.rmdir()
+            except FileNotFoundError:
+                continue
             except OSError:
                 return
 
@@ -189,10 +303,34 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
-        """What the folder holds, without the leavings of a writer that was killed."""
-        return sorted(p.name for p in self.path.iterdir() if not p.match(".*.partial"))
+        """What the folder holds, without the owner file and the leavings of killed writers."""
+        names = (p.name for p in self.path.iterdir() if not p.match(".*.partial"))
+        return sorted(name for name in names if name != self.owner.name)
 
-    def _unusable(self, error: OSError) -> InputError:
+    def unusable(self, error: OSError) -> DensebatchError:
+        """What to raise if the folder cannot be used: the user's to change, or the disk's trouble.
+
+        Parameters
+        ----------
+        error
+            Of the system.
+        """
+        if is_disk_trouble(error):
+            return describe_trouble(error, self.path)
         return InputError(
             f"{self.path}: cannot be used as output folder ({error.strerror or error}); {_ACCEPTED}"
         )
+
+
+def _digest_plan(plan: Any) -> str:  # noqa: ANN401  as JSON has it
+    """Digest of a plan as JSON, whatever version wrote it."""
+    return xxhash.xxh3_128(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _read_copy(path: Path) -> Plan | None:
+    """The plan in a work folder, None unless it is as its file's name says."""
+    try:
+        plan = parse_plan(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return plan if path.stem == f"plan-{plan.fingerprint}" else None

@@ -93,8 +93,9 @@ def prepare(
     for draft, (_, folder) in zip(drafts, slides, strict=True):
         lanes = count_lanes(draft, settings, workers)
         needs.append(estimate(draft, settings.tile, lanes))
-        check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)
-    if starting is not None and (restart or not all(f.report.exists() for _, f in slides)):
+        if restart or not folder.report.exists():  # else it may be complete, on a full disk
+            check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)
+    if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
     surveyed = [survey_plan(draft) for draft in drafts]
     if starting is not None:
@@ -102,5 +103,7 @@ def prepare(
     prepared = []
     for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
         complete, choice = add_engine(plan, settings, folder, restart=restart)
+        if folder.report.exists() and not restart and folder.read_complete(complete) is None:
+            check_capacity(need, workers, folder.path, remote=settings.is_remote)
         prepared.append(Prepared(folder, complete, choice, workers, need))
     return prepared

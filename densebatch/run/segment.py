@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.base.files import write_atomic
+from densebatch.base.files import sentences_for_disk, write_atomic
 from densebatch.base.log import log_event
 from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.settings import load_settings
+from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.report import describe_costs, describe_lost, describe_run
 from densebatch.run.session import Progress, Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
+from densebatch.slides.slide import check_unchanged
 from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
@@ -119,7 +121,11 @@ def segment(
         For a slide, setting, scheduler or output folder that cannot be used; nothing is left
         behind.
     DensebatchError
-        If no tile could be segmented, or the result could not be written.
+        If no tile could be segmented, the result could not be written, the slide changed meanwhile,
+        or another process took the output over.
+    KeyboardInterrupt
+        For Ctrl-C and SIGTERM, after the tasks that were under way; for a second Ctrl-C at once.
+        The same call continues.
     """
     if settings is not None and options:
         raise TypeError(f"give settings or keyword arguments, not both: {', '.join(options)}")
@@ -127,7 +133,9 @@ def segment(
     progress = progress or Progress()
     folder = OutputFolder(Path(out).absolute())
     started, meter = time.monotonic(), Meter()
-    with ExecutorStart(settings) as starting:
+    # The output is owned until no worker is left that could write to it.
+    with Driver(progress) as driver, ExecutorStart(settings) as starting:
+        driver.refuse_living(folder)
         [prepared] = prepare([(slide, folder)], settings, restart=restart, starting=starting)
         planned_s = time.monotonic() - started - starting.waited_s
         _tell_plan(prepared, progress)
@@ -136,25 +144,35 @@ def segment(
             report = folder.read_complete(prepared.plan)
             if report is not None:
                 progress.note(f"{folder.path}: this run is already complete")
+                folder.mend_marker(prepared.plan)
                 if not settings.keep_flows:
                     shutil.rmtree(folder.work, ignore_errors=True)  # killed as it ended
                 return _result(folder, prepared.plan, report)
-        executor = starting.finish(prepared.workers, [prepared.plan])
         session = Session(
-            prepared.plan, settings, prepared.choice, folder, executor, progress, shuffle
+            prepared.plan,
+            settings,
+            prepared.choice,
+            folder,
+            driver,
+            lambda: starting.finish(prepared.workers, [prepared.plan]),
+            prepared.workers,
+            progress,
+            shuffle,
         )
-        session.seconds |= {"plan": round(planned_s, 3), "start": round(starting.waited_s, 3)}
-        _open_output(session, restart=restart)
-        failed = predict_and_trace(session)
-        if len(failed) == len(session.work.grid):
-            reason = next(iter(failed.values()))
-            raise DensebatchError(
-                f"{prepared.plan.slide.path}: no tile could be segmented: {reason}"
-            )
-        n_cells = number_cells(session, failed)
-        result = _finish(session, n_cells, failed, started, meter)
-    if not settings.keep_flows and not result.is_partial:
-        shutil.rmtree(folder.work, ignore_errors=True)
+        session.seconds |= {"plan": round(planned_s, 3)}
+        with sentences_for_disk(folder.path):
+            _open_output(session, restart=restart)
+            failed = predict_and_trace(session)
+            if len(failed) == len(session.work.grid):
+                reason = next(iter(failed.values()))
+                raise DensebatchError(
+                    f"{prepared.plan.slide.path}: no tile could be segmented: {reason}"
+                )
+            n_cells = number_cells(session, failed)
+            session.seconds["start"] = round(starting.waited_s, 3)
+            result = _finish(session, n_cells, failed, started, meter)
+        if not settings.keep_flows and not result.is_partial:
+            shutil.rmtree(folder.work, ignore_errors=True)
     return result
 
 
@@ -181,6 +199,7 @@ def _tell_plan(prepared: Prepared, progress: Progress) -> None:
 
 def _open_output(session: Session, *, restart: bool) -> None:
     """Make the output folder this run's and create all arrays; or leave nothing behind."""
+    session.driver.own(session.folder, Path(session.root) if session.plan.in_place else None)
     spec = output_spec(session.plan, session.root)
     identity = {"fingerprint": session.plan.fingerprint}
     labels.check_place(spec, label_attrs=identity, restart=restart)
@@ -212,22 +231,27 @@ def _finish(
     meter: Meter,
 ) -> SegmentResult:
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
-    plan = session.plan
+    plan, executor = session.plan, session.executor
+    check_unchanged(plan.slide)
+    session.driver.check()
     spec = output_spec(plan, session.root)
     tiles = describe_lost(session.work.grid, failed)
     labels.finalize(spec, n_cells=n_cells, provenance=describe_origin(plan, tiles))
     _remove_unfinished(session, spec)
     total = time.monotonic() - started
     session.seconds["total"] = round(total, 3)
-    evaluating = session.executor.device_workers or session.executor.workers
+    workers, device_workers = session.workers, 0
+    if executor is not None:
+        workers, device_workers = executor.workers, executor.device_workers
+    evaluating = device_workers or workers
     report = {
         "complete": True,
         **describe_run(
             plan, session.settings, session.choice, session.facts, n_cells, session.seconds
         ),
         **describe_costs(plan, session.facts, session.kept, evaluating, total, meter.read()),
-        "workers": session.executor.workers,
-        "device_workers": session.executor.device_workers,
+        "workers": workers,
+        "device_workers": device_workers,
         "tasks": len(session.facts),
         "tasks_kept": len(session.kept),
         "failed_tiles": tiles,

@@ -14,14 +14,17 @@ from densebatch.stages.work import Work, run_task
 from densebatch.workers.schedule import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.driver import Driver
     from densebatch.run.folder import OutputFolder
+    from densebatch.run.status import RunState
     from densebatch.stages.work import Task
     from densebatch.workers.executors import Executor
+    from densebatch.workers.schedule import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,10 @@ class Session:
 
     Attributes
     ----------
-    plan, settings, choice, folder, executor, progress : of the run
+    plan, settings, choice, folder, progress : of the run
+    driver : owns the folder and hears signals
+    start : starts the executor, which happens when a task needs it
+    workers : that there are or will be on this machine; 0 if this process works, or a cluster
     shuffle : seed of a random task order
     seconds : by stage
     facts : of all finished tasks, from their records; a key that was there stays when its task is
@@ -84,17 +90,25 @@ class Session:
     settings: SegmentSettings
     choice: EngineChoice
     folder: OutputFolder
-    executor: Executor
+    driver: Driver
+    start: Callable[[], Executor]
+    workers: int
     progress: Progress
     shuffle: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[Task, dict[str, Any]] = field(default_factory=dict)
     kept: set[Task] = field(default_factory=set)
+    executor: Executor | None = field(default=None, init=False)
 
     @cached_property
     def work(self) -> Work:
         """What its tasks are told."""
         return Work(str(self.folder.plan_path(self.plan)), self.settings.tile)
+
+    @cached_property
+    def state(self) -> RunState:
+        """What the driver tells of the session."""
+        return self.driver.watch(self.folder, self.settings.tile)
 
     @property
     def root(self) -> str:
@@ -121,31 +135,46 @@ class Session:
         -------
         dict
             Why each task failed that failed.
+
+        Raises
+        ------
+        InterruptedRunError, DensebatchError
+            As `Driver.drive`, after the tasks that were under way.
         """
         done = self._recall(steps)
         for shown in dict.fromkeys(step.shown_as for step in steps):
             tasks = [step.task for step in steps if step.shown_as == shown]
             n_done = sum(task in done for task in tasks)
+            self.state.begin_stage(shown, len(tasks), n_done)
             self.progress.stage(shown, len(tasks), n_done)
             log_event(log, "stage begun", stage=shown, tasks=len(tasks), done=n_done)
         by_name = {step.task.name: step for step in steps}
         jobs = [step.job for step in steps if step.task not in done]
         done_names = frozenset(task.name for task in done)
-        failures = {}
-        for outcome in self.executor.run(jobs, done_names, self.shuffle):
-            step = by_name[outcome.job.name]
-            if outcome.error is not None:
-                failures[step.task] = outcome.error
-                self.facts.pop(step.task, None)
-                self.progress.note(f"{step.task.name} failed: {outcome.error}")
-                log_event(
-                    log, "task failed", logging.WARNING, task=step.task.name, reason=outcome.error
-                )
-            else:
-                self.facts[step.task] = outcome.result
-                self.kept.discard(step.task)  # a tile that is traced again is this session's
-            self.progress.advance(step.shown_as, step.pixels)
+        failures: dict[Task, str] = {}
+        if not jobs:
+            return failures
+        if self.executor is None:
+            self.executor = self.state.executor = self.start()
+        with self.driver.drive(self.executor):
+            for outcome in self.executor.run(jobs, done_names, self.shuffle):
+                self._take(by_name[outcome.job.name], outcome, failures)
         return failures
+
+    def _take(self, step: Step, outcome: Outcome, failures: dict[Task, str]) -> None:
+        """Note how a task ended."""
+        if outcome.error is not None:
+            failures[step.task] = outcome.error
+            self.facts.pop(step.task, None)
+            self.progress.note(f"{step.task.name} failed: {outcome.error}")
+            log_event(
+                log, "task failed", logging.WARNING, task=step.task.name, reason=outcome.error
+            )
+        else:
+            self.facts[step.task] = outcome.result
+            self.kept.discard(step.task)  # a tile that is traced again is this session's
+        self.state.advance(step.shown_as, step.pixels, failed=outcome.error is not None)
+        self.progress.advance(step.shown_as, step.pixels)
 
     def _recall(self, steps: Sequence[Step]) -> set[Task]:
         """The tasks that are done already; what their records say joins `facts`."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def list_predict_steps(session: Session) -> Iterator[Step]:
     """Stage 1: a task for each group of patches."""
-    lanes = count_lanes(session.plan, session.settings, session.executor.workers)
+    lanes = count_lanes(session.plan, session.settings, session.workers)
     for group in session.plan.groups:
         task = PredictGroup(session.work, *group, lanes)
         yield Step(task, "predict", session.plan.groups[group].area, rank=1, on_device=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.errors import DensebatchError, InputError, describe_cause
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
@@ -359,6 +359,24 @@ def open_slide(
 def reopen_slide(info: SlideInfo) -> Slide:
     """Open the slide that was described, as `open_slide` does."""
     return open_slide(info.path, info.scene, info.axes)
+
+
+def check_unchanged(info: SlideInfo) -> None:
+    """Make sure that a slide is still the one that was described.
+
+    Raises
+    ------
+    DensebatchError
+        If its files have changed meanwhile.
+    InputError
+        As `open_slide`.
+    """
+    if reopen_slide(info).info.identity != info.identity:
+        raise DensebatchError(
+            f"{info.path}: has changed since the run began (size or time of its files), so that "
+            "its result would be of two slides; bring the slide back and the same command "
+            "continues, or begin again with --restart"
+        )
 
 
 def _open_source(path: Path, selection: Selection) -> Source:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import DensebatchError
+from densebatch.base.files import sentences_for_disk
 from densebatch.base.names import join_notes
 from densebatch.engines.quantization import write_quantised
 from densebatch.run.folder import OutputFolder
-from densebatch.run.prepare import Prepared, prepare
+from densebatch.run.driver import Driver
+from densebatch.run.prepare import prepare
 from densebatch.run.session import Progress, Session
 from densebatch.run.start import start_executor
 from densebatch.run.steps import list_predict_steps
-from densebatch.stages.journal import Journal
-from densebatch.stages.predict import create_flows, name_prediction
+from densebatch.slides.slide import check_unchanged
+from densebatch.stages.predict import create_flows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.prepare import Prepared
+    from densebatch.workers.executors import Executor
 
 
 @dataclass(frozen=True)
@@ -84,29 +89,43 @@ def store_flows(
     if not restart:
         for prepared in runs:
             prepared.folder.compare(prepared.plan)
-    fields = {}
     with ExitStack() as stack:
-        # Workers are started only if there is something for them to do.
-        workers = 0 if not restart and all(map(_has_flows, runs)) else runs[0].workers
-        executor = start_executor(stack, settings, workers, [prepared.plan for prepared in runs])
-        for path, prepared in zip(slides, runs, strict=True):
-            session = Session(
-                prepared.plan, settings, prepared.choice, prepared.folder, executor, progress
+        # Workers are started when a task needs them.
+        start = cache(
+            lambda: start_executor(stack, settings, runs[0].workers, [run.plan for run in runs])
+        )
+        return {
+            path: _store_field(run, settings, start, progress, restart=restart)
+            for path, run in zip(slides, runs, strict=True)
+        }
+
+
+def _store_field(
+    run: Prepared,
+    settings: SegmentSettings,
+    start: Callable[[], Executor],
+    progress: Progress,
+    *,
+    restart: bool,
+) -> FlowField:
+    """Evaluate the network on one of the slides."""
+    plan, folder = run.plan, run.folder
+    with Driver(progress) as driver, sentences_for_disk(folder.path):
+        session = Session(plan, settings, run.choice, folder, driver, start, run.workers, progress)
+        driver.own(folder)
+        folder.claim(plan, restart=restart)
+        if run.choice.packed is not None:
+            write_quantised(folder.work, run.choice.packed)
+        create_flows(plan, session.work.flows)
+        failures = session.drive(list(list_predict_steps(session)))
+        if failures:
+            task, reason = next(iter(failures.items()))
+            raise DensebatchError(
+                f"{plan.slide.path}: {task.name} failed ({reason}); the same command continues"
             )
-            prepared.folder.claim(prepared.plan, restart=restart)
-            if prepared.choice.packed is not None:
-                write_quantised(prepared.folder.work, prepared.choice.packed)
-            create_flows(prepared.plan, session.work.flows)
-            failures = session.drive(list(list_predict_steps(session)))
-            if failures:
-                task, reason = next(iter(failures.items()))
-                raise DensebatchError(
-                    f"{prepared.plan.slide.path}: {task.name} failed ({reason}); "
-                    "the same command continues"
-                )
-            new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
-            fields[path] = FlowField(prepared.plan, session.work.flows, sum(new))
-    return fields
+        check_unchanged(plan.slide)
+    new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
+    return FlowField(plan, session.work.flows, sum(new))
 
 
 def collect_notes(plans: Sequence[Plan]) -> list[str]:
@@ -114,7 +133,3 @@ def collect_notes(plans: Sequence[Plan]) -> list[str]:
     notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
     return join_notes(notes, len(plans))
 
-
-def _has_flows(prepared: Prepared) -> bool:
-    journal = Journal(prepared.folder.work / "journal")
-    return all(journal.done(name_prediction(*group)) is not None for group in prepared.plan.groups)

@@ -30,10 +30,14 @@ class Executor(Protocol):
     ----------
     workers : processes that do jobs; 0 if this one does
     device_workers : how many of them may use a GPU, where these are some of all; else 0
+    running : jobs that are handed out now, by whatever
+    stopping : set it to have no more jobs handed out; `run` ends once those handed out are done
     """
 
     workers: int
     device_workers: int
+    running: dict[Any, Job]
+    stopping: bool
 
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
@@ -47,6 +51,10 @@ class SerialExecutor:
 
     workers = 0
     device_workers = 0
+
+    def __init__(self) -> None:
+        self.running: dict[Any, Job] = {}
+        self.stopping = False
 
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
@@ -73,7 +81,8 @@ class SerialExecutor:
             If the jobs cannot be done in any order, see `Schedule`.
         """
         schedule = Schedule(jobs, done, shuffle)
-        while (job := schedule.next()) is not None:
+        while not self.stopping and (job := schedule.next()) is not None:
+            self.running = {job.name: job}
             try:
                 result = job.function(*job.args)
             except Exception as error:  # becomes the outcome of a job that is given up
@@ -81,6 +90,7 @@ class SerialExecutor:
             else:
                 schedule.finish(job)
                 yield Outcome(job, result)
+        self.running = {}
 
 
 class DaskExecutor:
@@ -101,6 +111,8 @@ class DaskExecutor:
         self.client = client
         self.workers = workers
         self.device_workers = device_workers
+        self.running: dict[Any, Job] = {}
+        self.stopping = False
 
     def wake(self, function: Callable[[], None]) -> None:
         """Call a function on every worker that may use the device; do not wait for it."""
@@ -136,7 +148,7 @@ class DaskExecutor:
         from distributed.scheduler import NoValidWorkerError
 
         schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
-        running: dict[Any, Job] = {}
+        running = self.running = {}
         completed = as_completed(loop=self.client.loop)
         suspects: set[str] = set()
         present = set(self.client.nthreads())
@@ -157,6 +169,8 @@ class DaskExecutor:
 
         def hand_out(n_workers: int, on_device: bool | None) -> None:
             """Fill the windows of so many workers."""
+            if self.stopping:
+                return
             given = sum(on_device in (None, job.on_device) for job in running.values())
             while given < _WINDOW * n_workers and (job := schedule.next(on_device)) is not None:
                 if job.name in suspects and running:

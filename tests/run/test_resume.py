@@ -366,6 +366,7 @@ def test_a_marker_of_another_version(small_slide, tmp_path):
     segment(slide, tmp_path, workers=0, **SMALL)
     marker = tmp_path / ".densebatch.json"
     marker.write_text('{"version": 0}')
+    (tmp_path / "run.json").unlink()
     with pytest.raises(InputError, match="holds a run of another version of densebatch"):
         segment(slide, tmp_path, workers=0, **SMALL)
     segment(slide, tmp_path, workers=0, restart=True, **SMALL)

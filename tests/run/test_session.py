@@ -12,6 +12,7 @@ from densebatch.engines.backend import Engine
 from densebatch.planning.engine_choice import EngineChoice
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
+from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.session import Session, Step
 from densebatch.stages.work import Task
@@ -48,7 +49,10 @@ def begin(tmp_path):
 
     def begin():
         choice = EngineChoice(Engine(), "default")
-        return Session(plan, settings, choice, folder, SerialExecutor(), Watcher())
+        progress = Watcher()
+        return Session(
+            plan, settings, choice, folder, Driver(progress), SerialExecutor, 0, progress
+        )
 
     return begin
 

@@ -9,6 +9,7 @@ from densebatch.engines.backend import Engine
 from densebatch.planning.engine_choice import EngineChoice
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
+from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.session import Progress, Session
 from densebatch.run.steps import (
@@ -32,7 +33,8 @@ def run(tmp_path):
     plan, folder = draft_plan(slide, settings), OutputFolder(tmp_path / "out")
     folder.claim(plan, restart=False)
     choice = EngineChoice(Engine(), "default")
-    return Session(plan, settings, choice, folder, SerialExecutor(), Progress())
+    progress = Progress()
+    return Session(plan, settings, choice, folder, Driver(progress), SerialExecutor, 0, progress)
 
 
 def test_groups_cover_the_slide_at_the_networks_scale(run):

@@ -1,0 +1,104 @@
+"""`densebatch status`: how a run stands."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from densebatch.cli.logs import LoggedCommand
+
+if TYPE_CHECKING:
+    from densebatch.run.status import RunStatus
+
+_WATCH_S = 2.0
+_STATES = {
+    "empty": "nothing yet",
+    "running": "running",
+    "interrupted": "interrupted; the same command continues the run",
+    "partial": "done except for what failed; the same command tries it again",
+    "complete": "complete",
+    "flows": "its flow field is stored, which is all that was asked for",
+}
+
+
+@click.command(cls=LoggedCommand)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--watch", is_flag=True, help="Say it again every two seconds, as long as it runs.")
+@click.option("--json", "as_json", type=click.Path(path_type=Path, allow_dash=True),
+              metavar="FILE|-", help="Write JSON: with --watch a line each time, or FILE anew.")  # fmt: skip
+def status(out: Path, watch: bool, as_json: Path | None) -> None:
+    """Say how the run in OUT stands: stages, tasks, rate, time left, and who drives it.
+
+    Reads files and writes none in OUT; works on any machine that sees them.
+    """
+    from densebatch.base.files import write_atomic
+    from densebatch.run.folder import OutputFolder
+    from densebatch.run.status import read_status
+
+    folder = OutputFolder(out.absolute())
+    while True:
+        found = read_status(folder)
+        if as_json is None:
+            click.echo("\n".join(_describe(found)))
+        elif str(as_json) == "-":
+            click.echo(json.dumps(found.to_dict(), indent=None if watch else 1))
+        else:
+            write_atomic(as_json, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
+        if not watch or found.state != "running":
+            return
+        time.sleep(_WATCH_S)
+        if as_json is None:
+            click.echo()
+
+
+def _describe(found: RunStatus) -> list[str]:
+    lines = [f"out        {found.out}"]
+    if found.slide is not None:
+        lines.append(f"slide      {found.slide}")
+    said = _STATES[found.state]
+    if found.state == "running" and found.seconds_left is not None:
+        said += f", {_tell_time(found.seconds_left)} left in the stages under way"
+    lines.append(f"run        {said}")
+    if found.reason:
+        lines.append(f"           ended by: {found.reason}")
+    if found.driver is not None:
+        workers = f", {found.workers} workers" if found.workers else ""
+        lines.append(f"driver     {found.driver_state}: {found.driver}{workers}")
+    if found.cells is not None:
+        lines.append(f"cells      {found.cells}")
+    if found.failed_tiles or found.unread:
+        lines.append(f"missing    {found.failed_tiles} tiles, {found.unread} pieces of the slide")
+    lines += [_describe_stage(stage) for stage in found.stages]
+    return lines
+
+
+def _describe_stage(stage: Any) -> str:  # noqa: ANN401
+    total = "?" if stage.tasks is None else stage.tasks
+    parts = [f"{stage.done}/{total} tasks"]
+    if stage.running:
+        parts.append(f"{stage.running} running")
+    if stage.failed:
+        parts.append(f"{stage.failed} failed")
+    if stage.tasks_per_s is not None:
+        parts.append(f"{stage.tasks_per_s:.3g} tasks/s, {stage.mpx_per_s:.3g} Mpx/s")
+    if stage.seconds_left:
+        parts.append(f"{_tell_time(stage.seconds_left)} left")
+    return f"{stage.stage:<10} {', '.join(parts)}"
+
+
+def _tell_time(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Examples
+    --------
+    >>> _tell_time(75), _tell_time(8000)
+    ('1 min 15 s', '2 h 13 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

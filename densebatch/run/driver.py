@@ -1,0 +1,192 @@
+"""The driver of runs: it owns their outputs, can be interrupted, and tells files how it goes.
+
+Between tasks and beside them a thread renews the owner files (`owner`) and writes the state of the
+run (`status`). The first Ctrl-C, or SIGTERM, lets the tasks that are handed out end and hands out
+no more; the second Ctrl-C ends everything at once, and so does the first where no task is under
+way. Either way the journal knows what is done, and the same command continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from densebatch.run.owner import BEAT_S, Ownership
+from densebatch.run.status import RunState, write_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from densebatch.run.folder import OutputFolder
+    from densebatch.run.session import Progress
+    from densebatch.workers.executors import Executor
+
+_END = "end"
+_JOIN_S = 10.0
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the tasks that were under way have ended; the run can continue."""
+
+
+class Driver:
+    """Holds outputs and listens to signals, until the context is left.
+
+    Parameters
+    ----------
+    progress
+        Is told what the user should know.
+
+    Notes
+    -----
+    Signals are heard in the main thread only, and only those that nobody else listens to: a
+    program that has handlers of its own, or ignores a signal, keeps it so.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._owned: dict[Path, Ownership] = {}
+        self._folders: list[OutputFolder] = []
+        self._states: dict[Path, RunState] = {}
+        self._executor: Executor | None = None
+        self._asked: str | None = None
+        self._handlers: dict[int, Any] = {}
+        # A simple queue may be put to in a signal handler; an event may lock up there.
+        self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._pulse, daemon=True)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            heard = {
+                signal.SIGINT: (signal.default_int_handler,),
+                signal.SIGTERM: (signal.SIG_DFL, signal.default_int_handler),
+            }
+            for number, replaced in heard.items():
+                if signal.getsignal(number) in replaced:
+                    self._handlers[number] = signal.signal(number, self._hear)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:  # noqa: ANN401
+        self._wake.put(_END)
+        self._thread.join(_JOIN_S)  # it may hang with a disk that does
+        for state in self._states.values():
+            state.end(error)
+        self._write_states()
+        for owned in self._owned.values():
+            owned.release()
+        for folder in self._folders:
+            folder.remove_empty()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal: ask for a stop, or stop now."""
+        again = self._asked is not None and number == signal.SIGINT
+        if self._executor is None or again:
+            raise KeyboardInterrupt
+        self._asked = signal.Signals(number).name
+        self._executor.stopping = True
+        self._wake.put(self._asked)
+
+    def _pulse(self) -> None:
+        """Beat and write the state, now and then and when a signal came."""
+        while True:
+            try:
+                reason = self._wake.get(timeout=BEAT_S)
+            except queue.Empty:
+                reason = ""
+            if reason == _END:
+                return
+            if reason and self._executor is not None:
+                n = len(self._executor.running)
+                with contextlib.suppress(Exception):  # of a terminal that is gone
+                    self._progress.note(
+                        f"interrupted: {n} tasks under way are finished first; Ctrl-C stops now"
+                    )
+            for owned in list(self._owned.values()):
+                owned.beat()
+                if owned.lost is not None and self._executor is not None:
+                    self._executor.stopping = True
+            self._write_states()
+
+    def _write_states(self) -> None:
+        for folder, state in list(self._states.items()):
+            with contextlib.suppress(OSError):  # of a full disk, which ends no run
+                write_state(folder, state)
+
+    def refuse_living(self, folder: OutputFolder) -> None:
+        """Refuse, before anything is planned, an output that another run is seen to write.
+
+        Raises
+        ------
+        InputError
+            Naming the owner.
+        """
+        try:
+            self._ownership(folder).refuse_living(folder.owner)
+        except OSError as error:
+            raise folder.unusable(error) from error
+
+    def own(self, folder: OutputFolder, slide: Path | None = None) -> None:
+        """Become the owner of an output until the context is left.
+
+        Parameters
+        ----------
+        folder
+            That gets the output; made if need be.
+        slide
+            The OME-Zarr that labels are written into, if they are.
+
+        Raises
+        ------
+        InputError
+            If another run writes it, or it cannot be written.
+        """
+        places = [folder.owner, *([slide / folder.owner.name] if slide is not None else [])]
+        try:
+            folder.make()
+            self._ownership(folder).acquire(places, self._progress.note)
+        except OSError as error:
+            raise folder.unusable(error) from error
+
+    def _ownership(self, folder: OutputFolder) -> Ownership:
+        if folder.path not in self._owned:
+            self._folders.append(folder)
+        return self._owned.setdefault(folder.path, Ownership(folder.path))
+
+    def watch(self, folder: OutputFolder, tile_px: int) -> RunState:
+        """The state of a run, which this thread fills and the other writes into the work folder."""
+        state = self._states[folder.work] = RunState(tile_px)
+        return state
+
+    @contextmanager
+    def drive(self, executor: Executor) -> Iterator[None]:
+        """Within, a signal asks for a stop instead of stopping.
+
+        Raises
+        ------
+        InterruptedRunError
+            At the end, if there was a signal.
+        DensebatchError
+            At the end, if an output has got another owner.
+        """
+        self._executor = executor
+        try:
+            yield
+        finally:
+            self._executor = None
+        if self._asked is not None:
+            raise InterruptedRunError(f"{self._asked}; the same command continues the run")
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that the outputs are still owned; errors as `Ownership.check`."""
+        for owned in self._owned.values():
+            owned.check()

@@ -49,7 +49,7 @@ SILENCE_S = 60.0
 _GLANCE_S = 2.5 * BEAT_S  # after which a living owner must have been seen to beat
 _LOOK_S = 0.2
 _SETTLE_S = 0.3  # between writing one's name and looking whose is left
-_TELL_S = 1.0
+_TELL_S = BEAT_S + 1.0
 
 
 @dataclass(frozen=True)

@@ -86,14 +86,29 @@ def call_main(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def start_command(*arguments, group_px=None, **options):
-    """The command line in a process group of its own; `group_px` makes predict tasks small."""
+# What a shell starts in the background ignores Ctrl-C, the tests and so their commands too.
+_HEEDED = "import signal as s; s.signal(s.SIGINT, s.default_int_handler)"
+
+
+def slow_traces(seconds):
+    """Code for `start_command` that makes each tile of a run in its own process take longer."""
+    return (
+        "import time, densebatch.stages.trace as t; u = t.TraceTile.run\n"
+        f"def slow(task):\n    time.sleep({seconds})\n    return u(task)\n"
+        "t.TraceTile.run = slow"
+    )
+
+
+def start_command(*arguments, group_px=None, before=None, **options):
+    """The command line in a process group of its own.
+
+    `group_px` makes predict tasks small; `before` is Python to run first.
+    """
     start = ["-m", "densebatch"]
-    if group_px is not None:
-        # what a shell starts in the background ignores Ctrl-C, the tests and so their commands too
-        heeded = "import signal as s; s.signal(s.SIGINT, s.default_int_handler)"
-        changed = f"{heeded}; import densebatch.planning.planner as p; p._GROUP_PX = {group_px}"
-        start = ["-c", f"{changed}; from densebatch.cli.main import main; main()"]
+    if group_px is not None or before is not None:
+        changed = "import densebatch.planning.planner as p; p._GROUP_PX = " + str(group_px or 1024)
+        lines = [_HEEDED, changed, before or "", "from densebatch.cli.main import main; main()"]
+        start = ["-c", "\n".join(lines)]
     return subprocess.Popen(
         [sys.executable, *start, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _terminations_as_interrupts() -> Iterator[None]:
-    """Within this context, SIGTERM does what Ctrl-C does, as batch systems send it before a kill."""
+    """Within this context, SIGTERM does what Ctrl-C does: batch systems send it before a kill."""
     heard = threading.current_thread() is threading.main_thread()
     if not heard or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield

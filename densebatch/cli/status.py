@@ -28,8 +28,13 @@ _STATES = {
 @click.command(cls=LoggedCommand)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--watch", is_flag=True, help="Say it again every two seconds, as long as it runs.")
-@click.option("--json", "as_json", type=click.Path(path_type=Path, allow_dash=True),
-              metavar="FILE|-", help="Write JSON: with --watch a line each time, or FILE anew.")  # fmt: skip
+@click.option(
+    "--json",
+    "as_json",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE|-",
+    help="Write JSON: with --watch a line each time, or FILE anew.",
+)
 def status(out: Path, watch: bool, as_json: Path | None) -> None:
     """Say how the run in OUT stands: stages, tasks, rate, time left, and who drives it.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from densebatch.run.folder import OutputFolder
-    from densebatch.run.session import Progress
+    from densebatch.run.progress import Progress
     from densebatch.workers.executors import Executor
 
 _END = "end"
@@ -73,7 +73,7 @@ class Driver:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:  # noqa: ANN401
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
         for state in self._states.values():
@@ -104,16 +104,17 @@ class Driver:
                 reason = ""
             if reason == _END:
                 return
-            if reason and self._executor is not None:
-                n = len(self._executor.running)
+            executor = self._executor
+            if reason and executor is not None:
+                n = len(executor.running)
                 with contextlib.suppress(Exception):  # of a terminal that is gone
                     self._progress.note(
                         f"interrupted: {n} tasks under way are finished first; Ctrl-C stops now"
                     )
             for owned in list(self._owned.values()):
                 owned.beat()
-                if owned.lost is not None and self._executor is not None:
-                    self._executor.stopping = True
+                if owned.lost is not None and executor is not None:
+                    executor.stopping = True
             self._write_states()
 
     def _write_states(self) -> None:

@@ -20,8 +20,9 @@ from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
+from densebatch.run.progress import Progress
 from densebatch.run.report import describe_costs, describe_lost, describe_run
-from densebatch.run.session import Progress, Session
+from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
 from densebatch.slides.slide import check_unchanged

@@ -21,26 +21,13 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.driver import Driver
     from densebatch.run.folder import OutputFolder
+    from densebatch.run.progress import Progress
     from densebatch.run.status import RunState
     from densebatch.stages.work import Task
     from densebatch.workers.executors import Executor
     from densebatch.workers.schedule import Outcome
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """Receives what happens; the command line shows it. Subclass what you need."""
-
-    def stage(self, name: str, total: int, done: int) -> None:
-        """Begin a stage of `total` tasks, `done` of which were finished in an earlier run."""
-
-    def advance(self, name: str, pixels: int) -> None:
-        """One task of a stage is done; it covered `pixels` of the slide."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
 
 
 @dataclass(frozen=True)

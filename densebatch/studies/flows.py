@@ -12,10 +12,11 @@ from densebatch.base.errors import DensebatchError
 from densebatch.base.files import sentences_for_disk
 from densebatch.base.names import join_notes
 from densebatch.engines.quantization import write_quantised
-from densebatch.run.folder import OutputFolder
 from densebatch.run.driver import Driver
+from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import prepare
-from densebatch.run.session import Progress, Session
+from densebatch.run.progress import Progress
+from densebatch.run.session import Session
 from densebatch.run.start import start_executor
 from densebatch.run.steps import list_predict_steps
 from densebatch.slides.slide import check_unchanged
@@ -132,4 +133,3 @@ def collect_notes(plans: Sequence[Plan]) -> list[str]:
     """Notes of several plans, each once, with the slides' names before it unless it is of all."""
     notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
     return join_notes(notes, len(plans))
-

@@ -288,9 +288,7 @@ def test_a_suspended_command_stops_when_it_finds_another_in_its_place(slide, tmp
 
 def test_two_outputs_of_labels_in_one_slide(tmp_path):
     slide = write_zarr(tmp_path / "a.zarr", simulate(200, 260), labels=["CD3", "DAPI"])
-    first = start_command(
-        *command(slide, tmp_path / "one", "--in-place"), before=slow_traces(0.3)
-    )
+    first = start_command(*command(slide, tmp_path / "one", "--in-place"), before=slow_traces(0.3))
     wait_for(slide / NAME, first)
     code, _, err = run_command(*command(slide, tmp_path / "two", "--in-place"))
     assert code == 2

@@ -11,7 +11,8 @@ from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
-from densebatch.run.session import Progress, Session
+from densebatch.run.progress import Progress
+from densebatch.run.session import Session
 from densebatch.run.steps import (
     list_number_steps,
     list_predict_steps,

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -87,25 +87,25 @@ def _run(arguments: list[str] | None) -> None:
         sys.stdout.flush()  # a full disk there is told here, not by the interpreter as it ends
     except DensebatchError as error:
         kind = "partial" if isinstance(error, PartialRunError) else "error"
-        click.echo(f"{kind}: {str(error).rstrip('.')}", err=True)
+        _say(f"{kind}: {str(error).rstrip('.')}")
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         hint = f"; see '{where.command_path} --help'" if where is not None else ""
-        click.echo(f"error: {error.format_message().rstrip('.')}{hint}", err=True)
+        _say(f"error: {error.format_message().rstrip('.')}{hint}")
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # of a file that is cut short, say
             _tell_unexpected(error.__cause__)
             sys.exit(1)
-        click.echo("interrupted; the same command continues the run", err=True)
+        _say("interrupted; the same command continues the run")
         sys.exit(130)
     except Exception as error:
         if isinstance(error, OSError) and (is_disk_trouble(error) or error.filename is not None):
             where = f"{error.filename}: " if error.filename is not None else ""
-            click.echo(f"error: {where}{error.strerror}", err=True)
+            _say(f"error: {where}{error.strerror}")
         else:
             _tell_unexpected(error)
         sys.exit(1)
@@ -113,5 +113,10 @@ def _run(arguments: list[str] | None) -> None:
 
 
 def _tell_unexpected(error: BaseException) -> None:
-    click.echo("".join(traceback.format_exception(error)), err=True)
-    click.echo(f"unexpected failure: {type(error).__name__}: {error}", err=True)
+    _say("".join(traceback.format_exception(error)))
+    _say(f"unexpected failure: {type(error).__name__}: {error}")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # of a log file on a full disk; the exit code tells as much
+        click.echo(text, err=True)

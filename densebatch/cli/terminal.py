@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -59,7 +60,13 @@ class TerminalProgress(Progress):
 
     def __exit__(self, *_: object) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            with suppress(OSError):
+                self._bars.stop()
+
+    def _print(self, text: str, **options: bool) -> None:
+        """Print a line; a log file that is full, or a terminal that is gone, ends no run."""
+        with suppress(OSError):
+            self._console.print(text, soft_wrap=True, **options)
 
     def stage(self, name: str, total: int, done: int) -> None:
         """Begin a stage."""
@@ -67,7 +74,7 @@ class TerminalProgress(Progress):
         if self._bars is not None:
             self._tasks[name] = self._bars.add_task(name, total=total, completed=done, rate="")
         elif done:
-            self._console.print(f"{name}: {done} of {total} tasks were done before", soft_wrap=True)
+            self._print(f"{name}: {done} of {total} tasks were done before")
 
     def advance(self, name: str, pixels: int) -> None:
         """Count a task."""
@@ -81,13 +88,11 @@ class TerminalProgress(Progress):
         now = time.monotonic()
         if counter.done == counter.total or now - counter.shown > _SECONDS_BETWEEN_LINES:
             counter.shown = now
-            self._console.print(
-                f"{name}: {counter.done}/{counter.total} tasks, {rate}", soft_wrap=True
-            )
+            self._print(f"{name}: {counter.done}/{counter.total} tasks, {rate}")
 
     def note(self, text: str) -> None:
         """Print a remark."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self._print(text, highlight=False, markup=False)
 
 
 def print_summary(result: SegmentResult) -> None:

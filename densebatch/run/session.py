@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from densebatch.workers.schedule import Outcome
 
 log = logging.getLogger(__name__)
+
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -165,14 +168,23 @@ class Session:
 
     def _recall(self, steps: Sequence[Step]) -> set[Task]:
         """The tasks that are done already; what their records say joins `facts`."""
-        journal = self.work.journal
         done = set()
-        for step in steps:
-            facts = journal.done(step.task.name)
-            if facts is None or not step.task.is_current(facts):
-                continue
-            done.add(step.task)
-            if step.task not in self.facts:
-                self.kept.add(step.task)
-            self.facts[step.task] = facts
+        # Threads wait for a disk, which on a network takes longer than all the rest.
+        pool = ThreadPoolExecutor(_READERS)
+        try:
+            for step, facts in zip(steps, pool.map(_read_record, steps), strict=True):
+                if facts is None:
+                    continue
+                done.add(step.task)
+                if step.task not in self.facts:
+                    self.kept.add(step.task)
+                self.facts[step.task] = facts
+        finally:
+            pool.shutdown(cancel_futures=True)
         return done
+
+
+def _read_record(step: Step) -> dict[str, Any] | None:
+    """Facts of a task that is done, None if it must be run (again)."""
+    facts = step.task.work.journal.done(step.task.name)
+    return facts if facts is not None and step.task.is_current(facts) else None

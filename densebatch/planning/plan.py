@@ -166,6 +166,20 @@ def load_plan(path: str) -> Plan:
     return parse_plan(Path(path).read_text())
 
 
+def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa: ANN401
+    """A changed setting in words; what nobody can compare by eye is named by what it means."""
+    if name == "slide.identity":
+        return (
+            f"the slide {plan.slide.path} has changed since, or was replaced (size or time of its "
+            "files)"
+        )
+    if name == "model.sha256":
+        return f"model {plan.model.name} had the weights {old[:12]}… and now has {new[:12]}…"
+    if name == "active":
+        return "active patches (those that hold signal) are others"
+    return f"{name} was {old!r} and is now {new!r}"
+
+
 def describe_difference(old: Plan, new: Plan) -> str:
     """The first setting in which two plans differ, in words."""
     before, after = asdict(old), asdict(new)
@@ -183,7 +197,7 @@ def describe_difference(old: Plan, new: Plan) -> str:
                 if found:
                     return found
             return None
-        return None if a == b else f"{name} was {a!r} and is now {b!r}"
+        return None if a == b else _describe_change(name, a, b, new)
 
     # what the user can see comes before what follows from it
     first = (

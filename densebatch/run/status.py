@@ -269,13 +269,16 @@ def _list_stages(
         total = totals.get(name)
         left = None if total is None else total - done - stage.get("failed", 0)
         prefix = _task_prefix(name)
+        running = told.get("running", ()) if live else ()
         stages.append(
             StageStatus(
                 stage=name,
                 tasks=total,
                 done=done,
                 failed=stage.get("failed", 0),
-                running=sum(task.startswith(prefix) for task in told["running"]) if live else 0,
+                running=sum(task.startswith(prefix) for task in told.get("running", ()))
+                if live
+                else 0,
                 tasks_per_s=None if rate is None else round(rate, 3),
                 mpx_per_s=None if rate is None else round(stage["mpx"] / seconds, 3),
                 seconds_left=None if rate is None or left is None else round(left / rate, 1),

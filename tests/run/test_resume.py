@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.planning import planner
 from densebatch.run import segment as segment_module
 from densebatch.run import start
+from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
 from tests.helpers.run_files import (
     Watcher,
@@ -357,7 +358,8 @@ def test_a_changed_slide_is_another_run(tmp_path):
     slide = write_tiff(tmp_path / "a.ome.tif", simulate(100, 120), ["CD3", "DAPI"])
     segment(slide, tmp_path / "out", workers=0, membrane=("CD3",))
     write_tiff(slide, simulate(100, 120, seed=1), ["CD3", "DAPI"])
-    with pytest.raises(InputError, match=r"holds another run: slide\.identity was"):
+    changed = rf"holds another run: the slide {slide} has changed since, or was replaced"
+    with pytest.raises(InputError, match=changed):
         segment(slide, tmp_path / "out", workers=0, membrane=("CD3",))
 
 
@@ -370,6 +372,70 @@ def test_a_marker_of_another_version(small_slide, tmp_path):
     with pytest.raises(InputError, match="holds a run of another version of densebatch"):
         segment(slide, tmp_path, workers=0, **SMALL)
     segment(slide, tmp_path, workers=0, restart=True, **SMALL)
+    assert_same_output(tmp_path, expected)
+
+
+@pytest.mark.parametrize("until", ["number", None], ids=["unfinished", "complete"])
+def test_a_damaged_marker_is_told_by_what_else_there_is(small_slide, tmp_path, until):
+    slide, expected, _ = small_slide
+    if until is None:
+        segment(slide, tmp_path, workers=0, **SMALL)
+    else:
+        stop_at(until, slide, tmp_path, **SMALL)
+    flip(tmp_path / ".densebatch.json")
+    watcher = Watcher()
+    segment(slide, tmp_path, workers=0, progress=watcher, **SMALL)
+    if until is not None:
+        assert watcher.stages["predict"][0] == watcher.stages["predict"][1]
+    assert OutputFolder(tmp_path).read_marker() is not None
+    assert_same_output(tmp_path, expected)
+
+
+def test_a_damaged_marker_of_which_nothing_tells_is_refused(small_slide, tmp_path):
+    slide, _, _ = small_slide
+    segment(slide, tmp_path, workers=0, **SMALL)
+    marker = tmp_path / ".densebatch.json"
+    flip(marker)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InputError) as refused:
+        segment(slide, tmp_path, workers=0, **SMALL)
+    assert str(refused.value) == (
+        f"{marker}: is damaged (its content does not fit its digest), so that nobody knows which "
+        "run the folder holds; choose another folder or give --restart"
+    )
+
+
+def test_a_slide_that_changes_under_a_run_stops_it(tmp_path):
+    """A result of two slides is none; brought back, the slide is gone on with."""
+    pixels = simulate(130, 170, seed=2)
+    slide = write_tiff(tmp_path / "a.ome.tif", pixels, ["CD3", "DAPI"])
+    stat = slide.stat()
+    segment(slide, tmp_path / "clean", workers=0, **SMALL)
+    out, kept = tmp_path / "out", tmp_path / "kept"
+
+    class Changer(Watcher):
+        def advance(self, name, pixels):
+            super().advance(name, pixels)
+            if name == "number":  # all that reads the slide has read it
+                slide.rename(kept)
+                write_tiff(slide, simulate(130, 170, seed=3), ["CD3", "DAPI"])
+
+    with pytest.raises(DensebatchError) as stopped:
+        segment(slide, out, workers=0, progress=Changer(), **SMALL)
+    assert f"{slide}: has changed since the run began" in str(stopped.value)
+    assert "the same command continues" in str(stopped.value)
+    assert not (out / "run.json").exists()
+    kept.replace(slide)
+    assert slide.stat().st_mtime_ns == stat.st_mtime_ns
+    segment(slide, out, workers=0, **SMALL)
+    assert_same_output(out, output_bytes(tmp_path / "clean"))
+
+
+def test_a_run_whose_tasks_are_all_done_needs_no_worker(small_slide, tmp_path, monkeypatch):
+    slide, expected, _ = small_slide
+    stop_at("finish", slide, tmp_path, **SMALL)
+    monkeypatch.setattr(start, "start_executor", None)
+    segment(slide, tmp_path, workers=2, **SMALL)
     assert_same_output(tmp_path, expected)
 
 

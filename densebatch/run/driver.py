@@ -76,15 +76,17 @@ class Driver:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
-        for state in self._states.values():
-            state.end(error)
-        self._write_states()
-        for owned in self._owned.values():
-            owned.release()
-        for folder in self._folders:
-            folder.remove_empty()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        try:
+            for state in self._states.values():
+                state.end(error)
+            self._write_states()
+        finally:
+            for owned in self._owned.values():
+                owned.release()
+            for folder in self._folders:
+                folder.remove_empty()
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         """Handle a signal: ask for a stop, or stop now."""

@@ -276,9 +276,7 @@ def _list_stages(
                 tasks=total,
                 done=done,
                 failed=stage.get("failed", 0),
-                running=sum(task.startswith(prefix) for task in told.get("running", ()))
-                if live
-                else 0,
+                running=sum(task.startswith(prefix) for task in running),
                 tasks_per_s=None if rate is None else round(rate, 3),
                 mpx_per_s=None if rate is None else round(stage["mpx"] / seconds, 3),
                 seconds_left=None if rate is None or left is None else round(left / rate, 1),

@@ -63,10 +63,11 @@ class TerminalProgress(Progress):
             with suppress(OSError):
                 self._bars.stop()
 
-    def _print(self, text: str, **options: bool) -> None:
+    def _print(self, text: str, *, plain: bool = False) -> None:
         """Print a line; a log file that is full, or a terminal that is gone, ends no run."""
         with suppress(OSError):
-            self._console.print(text, soft_wrap=True, **options)
+            marked = None if not plain else False
+            self._console.print(text, soft_wrap=True, highlight=marked, markup=marked)
 
     def stage(self, name: str, total: int, done: int) -> None:
         """Begin a stage."""
@@ -92,7 +93,7 @@ class TerminalProgress(Progress):
 
     def note(self, text: str) -> None:
         """Print a remark."""
-        self._print(text, highlight=False, markup=False)
+        self._print(text, plain=True)
 
 
 def print_summary(result: SegmentResult) -> None:

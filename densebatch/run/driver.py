@@ -9,12 +9,14 @@ way. Either way the journal knows what is done, and the same command continues.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+from densebatch.base.log import log_event
 from densebatch.run.owner import BEAT_S, Ownership
 from densebatch.run.status import RunState, write_state
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from densebatch.run.folder import OutputFolder
     from densebatch.run.progress import Progress
     from densebatch.workers.executors import Executor
+
+log = logging.getLogger(__name__)
 
 _END = "end"
 _JOIN_S = 10.0
@@ -109,6 +113,7 @@ class Driver:
             executor = self._executor
             if reason and executor is not None:
                 n = len(executor.running)
+                log_event(log, "stop asked", signal=reason, running=n)
                 with contextlib.suppress(Exception):  # of a terminal that is gone
                     self._progress.note(
                         f"interrupted: {n} tasks under way are finished first; Ctrl-C stops now"
@@ -158,6 +163,7 @@ class Driver:
             self._ownership(folder).acquire(places, self._progress.note)
         except OSError as error:
             raise folder.unusable(error) from error
+        log_event(log, "output owned", files=[str(place) for place in places])
 
     def _ownership(self, folder: OutputFolder) -> Ownership:
         if folder.path not in self._owned:

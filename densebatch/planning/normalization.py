@@ -30,6 +30,7 @@ class ChannelBounds:
     dead : pixels of this and less are dead and become 0; None if there is none
     debris_fraction : share of the slide's blocks that hold either
     debris_times : brightness of the brightest debris over that of the tissue
+    content : digest of the channel's pixels as the survey read them; empty before it
     """
 
     channel: int
@@ -42,6 +43,7 @@ class ChannelBounds:
     dead: float | None = None
     debris_fraction: float = 0.0
     debris_times: float = 0.0
+    content: str = ""
 
     @property
     def reach_px(self) -> int:

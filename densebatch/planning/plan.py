@@ -141,12 +141,28 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that decides the labels."""
-        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+        """Digest of everything that decides the labels.
+
+        Pixels that were surveyed are told by their digests, so that a slide which was only
+        touched or copied stays the same; before that, by size and time of its files.
+        """
+        document = asdict(self)
+        if all(b.content for b in (*self.membrane, *([self.nuclei] if self.nuclei else []))):
+            document["slide"]["identity"] = ""
+        return _digest(json.dumps(document, sort_keys=True))
+
+    @property
+    def edition(self) -> str:
+        """Digest of all of the plan: it changes with its slide's times as well."""
+        return _digest(self.to_json())
 
     def to_json(self) -> str:
         """Serialise; equal plans give equal text."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 _ADAPTER = TypeAdapter(Plan)
@@ -161,9 +177,18 @@ def parse_plan(text: str) -> Plan:
 def load_plan(path: str) -> Plan:
     """The plan of a work folder, read once per process.
 
-    The file's name carries the fingerprint, so that a cached plan cannot be stale.
+    The file's name carries its edition, so that a cached plan cannot be stale.
     """
     return parse_plan(Path(path).read_text())
+
+
+def _have_equal_content(old: Plan, new: Plan) -> bool:
+    """Whether two plans have surveyed the same channels and found the same pixels."""
+    found = [
+        {b.channel: b.content for b in (*plan.membrane, *([plan.nuclei] if plan.nuclei else []))}
+        for plan in (old, new)
+    ]
+    return found[0] == found[1] and all(found[0].values())
 
 
 def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa: ANN401
@@ -173,6 +198,8 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
             f"the slide {plan.slide.path} has changed since, or was replaced (size or time of its "
             "files)"
         )
+    if name.endswith(".content"):
+        return f"the pixels of the slide {plan.slide.path} have changed since ({name})"
     if name == "model.sha256":
         return f"model {plan.model.name} had the weights {old[:12]}… and now has {new[:12]}…"
     if name == "active":
@@ -204,6 +231,9 @@ def describe_difference(old: Plan, new: Plan) -> str:
         "slide", "model", "engine", "trace", "membrane", "nuclei", "um_per_px", "rescale",
         "versions",
     )  # fmt: skip
+    if old.slide.identity != new.slide.identity and _have_equal_content(old, new):
+        before["slide"].pop("identity")
+        after["slide"].pop("identity")
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
         if found:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from densebatch.base.geometry import Grid
 from densebatch.base.log import log_event
@@ -70,7 +71,7 @@ _TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 # be told which.
 _STREWN_FRACTION, _STREWN_DENSITY = 0.15, 0.3
 _N_BINS = 1 << 16
-_READ_PX = 2048  # a multiple of BLOCK_PX
+_READ_PX = 2048  # a multiple of BLOCK_PX; digests of pixels change with it
 _MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
 _DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
@@ -127,6 +128,7 @@ class _Counts:
     looks : contrast class of each block, and what tells debris from tissue
     histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
     nonfinite_px : pixels that are NaN or infinite
+    content : digest of all pixels
     """
 
     lowest: NDArray[np.float32]
@@ -134,6 +136,7 @@ class _Counts:
     looks: BlockLooks
     histogram: NDArray[np.int64]
     nonfinite_px: int
+    content: str
 
 
 def signal_side(rescale: float) -> int:
@@ -199,7 +202,9 @@ def survey_channel(
         tissue = _count_tissue(reader, looks.classes, threshold)
     n_px = int(tissue.sum())
     if n_px == 0:
-        bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px)
+        bounds = ChannelBounds(
+            channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px, content=counts.content
+        )
         flat = np.zeros_like(counts.lowest)
         found = ChannelSurvey(bounds, flat, flat)
     else:
@@ -214,7 +219,7 @@ def survey_channel(
         where = looks.classes >= threshold
         bounds = ChannelBounds(
             channel, name, float(low), float(high), float(where.mean()), counts.nonfinite_px,
-            **_describe_debris(debris),
+            **_describe_debris(debris), content=counts.content,
         )  # fmt: skip
         found = ChannelSurvey(
             bounds,
@@ -276,9 +281,11 @@ def _count_blocks(reader: _Reader, side: int) -> _Counts:
     lowest, highest = np.empty(shape, np.float32), np.empty(shape, np.float32)
     classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
     n_bins, shift = _choose_bins(dtype)
+    digests: dict[tuple[int, int], bytes] = {}
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
         pixels, at = reader.read(index)
+        digests[index] = xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest()
         values, keys = _take_values(pixels)
         return int(
             survey_blocks(
@@ -291,7 +298,8 @@ def _count_blocks(reader: _Reader, side: int) -> _Counts:
         count, reader.grid, reader.threads, (N_CLASSES, n_bins)
     )
     looks = BlockLooks(classes, *np.moveaxis(marks, -1, 0))
-    return _Counts(lowest, highest, looks, histogram, nonfinite_px)
+    content = xxhash.xxh3_128(b"".join(digests[index] for index in reader.grid)).hexdigest()
+    return _Counts(lowest, highest, looks, histogram, nonfinite_px, content)
 
 
 def _choose_bins(dtype: np.dtype[Any]) -> tuple[int, int]:

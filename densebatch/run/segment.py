@@ -26,6 +26,7 @@ from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
 from densebatch.slides.slide import check_unchanged
+from densebatch.stages.number import NumberShard, find_changed_pixels
 from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
@@ -144,6 +145,7 @@ def segment(
             folder.compare(prepared.plan)
             report = folder.read_complete(prepared.plan)
             if report is not None:
+                _check_slide(folder, prepared.plan, report)
                 progress.note(f"{folder.path}: this run is already complete")
                 folder.mend_marker(prepared.plan)
                 if not settings.keep_flows:
@@ -175,6 +177,25 @@ def segment(
         if not settings.keep_flows and not result.is_partial:
             shutil.rmtree(folder.work, ignore_errors=True)
     return result
+
+
+def _check_slide(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> None:
+    """Refuse a finished run if its slide was touched and not all its pixels are what they were.
+
+    Raises
+    ------
+    InputError
+        With where they are not.
+    """
+    if report["plan"]["slide"]["identity"] == plan.slide.identity:
+        return
+    changed = find_changed_pixels(plan, str(folder.root(plan)), report["slide_pixels"])
+    if changed is not None:
+        raise InputError(
+            f"{folder.path}: holds another run: the slide {plan.slide.path} has changed since, or "
+            f"was replaced (its pixels differ in rows {changed.y0} to {changed.y1}, columns "
+            f"{changed.x0} to {changed.x1}); choose another folder or give --restart"
+        )
 
 
 def _tell_plan(prepared: Prepared, progress: Progress) -> None:
@@ -256,6 +277,11 @@ def _finish(
         "tasks": len(session.facts),
         "tasks_kept": len(session.kept),
         "failed_tiles": tiles,
+        "slide_pixels": {
+            f"{task.row}-{task.col}": facts["pixels"]
+            for task, facts in session.facts.items()
+            if isinstance(task, NumberShard)
+        },
         "labels": str(Path(session.root) / "labels" / spec.label_name),
         "view": str(labels.viewer_path(spec)),
         "view_image": None if spec.image or spec.in_place else _viewable(plan),

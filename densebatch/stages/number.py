@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import xxhash
 import zarr
 
 from densebatch.base.errors import InputError
@@ -98,6 +99,9 @@ class _Shard(Task):
         return (
             facts["inputs"] == self.inputs
             and not facts.get("unread")
+            # Of a slide that was touched, only channels that the network sees are known to be
+            # the same.
+            and facts.get("slide", "") in ("", self.work.plan.slide.identity)
             and verify_shard(
                 self.work.plan, self.root, self.level, self.row, self.col, facts["digests"]
             )
@@ -122,7 +126,10 @@ class NumberShard(_Shard):
     """Write one shard of labels, its cell sums, and the slide's own pixels if they are copied."""
 
     def run(self) -> dict[str, Any]:
-        """Facts: cells with a pixel in the shard, digests, what could not be read, costs."""
+        """Facts: cells with a pixel in the shard, digests, what could not be read, costs.
+
+        `slide` is the identity of the slide that was read, `pixels` the digest of all that was.
+        """
         meter = Meter()
         work, plan = self.work, self.work.plan
         spec = output_spec(plan, self.root)
@@ -137,9 +144,11 @@ class NumberShard(_Shard):
         digests = []
         # Pixels are read only where there is a cell to measure or a copy to write.
         wanted = plan.slide.channels if ids.size or spec.image else ()
+        seen = xxhash.xxh3_128()
         for channel, name in enumerate(wanted):
             with meter.timed("read"):
                 pixels, holes = _read_pixels(plan, channel, region)
+            seen.update(np.ascontiguousarray(pixels).data)
             column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
             with meter.timed("table"):
                 # Half precision is widened, because numba does not have it.
@@ -174,9 +183,41 @@ class NumberShard(_Shard):
             "digests": digests,
             "cells": int(present.sum()),
             "unread": unread,
+            "slide": plan.slide.identity,
+            "pixels": seen.hexdigest() if wanted else "",
             **meter.read(),
         }
         return work.journal.record(self.name, [part], facts)
+
+
+def find_changed_pixels(plan: Plan, root: str, pixels: Mapping[str, str]) -> Region | None:
+    """Read a slide again where numbering read it, and compare.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    root
+        The OME-Zarr image group that has the labels.
+    pixels
+        By shard, `row-col`, the digest of what was read; empty where nothing was.
+
+    Returns
+    -------
+    Region or None
+        The first shard whose pixels have changed; None if none has.
+    """
+    grid = labels.shard_grid(output_spec(plan, root), 0)
+    for row, col in grid:
+        known = pixels.get(f"{row}-{col}")
+        if known == "":
+            continue
+        seen = xxhash.xxh3_128()
+        for channel in range(len(plan.slide.channels)):
+            seen.update(np.ascontiguousarray(_read_pixels(plan, channel, grid[row, col])[0]).data)
+        if seen.hexdigest() != known:
+            return grid[row, col]
+    return None
 
 
 @dataclass(frozen=True)

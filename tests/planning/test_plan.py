@@ -81,3 +81,23 @@ def test_what_the_user_sees_is_told_before_what_follows_from_it(plan):
     )
     told = describe_difference(plan, other)
     assert told == f"trace.min_size_px was {plan.trace.min_size_px} and is now 99"
+
+
+def test_surveyed_pixels_count_and_times_of_files_do_not(plan):
+    """A slide that was only touched is the same; its plan is another edition."""
+    touched = replace(plan, slide=replace(plan.slide, identity="other"))
+    assert touched.fingerprint != plan.fingerprint  # as long as nobody has seen the pixels
+
+    def survey(plan, content):
+        return replace(plan, membrane=tuple(replace(b, content=content) for b in plan.membrane))
+
+    seen, seen_again = survey(plan, "ab"), survey(touched, "ab")
+    if plan.nuclei is not None:
+        nuclei = replace(plan.nuclei, content="cd")
+        seen, seen_again = replace(seen, nuclei=nuclei), replace(seen_again, nuclei=nuclei)
+    assert seen.fingerprint == seen_again.fingerprint
+    assert seen.edition != seen_again.edition
+    assert describe_difference(seen, seen_again) == "nothing"
+    changed = survey(seen_again, "ef")
+    assert changed.fingerprint != seen.fingerprint
+    assert "has changed since" in describe_difference(seen, changed)

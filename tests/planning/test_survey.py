@@ -1,6 +1,7 @@
 """A survey against its definition, computed slowly, and what it makes of odd slides."""
 
 import math
+from dataclasses import replace
 from threading import Lock
 from types import SimpleNamespace
 
@@ -179,7 +180,8 @@ def test_survey_does_not_depend_on_how_the_slide_is_read(dtype, monkeypatch):
     for read_px in (32, 96, 160):
         monkeypatch.setattr(survey, "_READ_PX", read_px)
         found = survey_array(pixels)
-        assert found.bounds == expected.bounds
+        # The digest of the pixels is one over the regions that are read at once.
+        assert replace(found.bounds, content=expected.bounds.content) == expected.bounds
         assert found.lowest.tobytes() == expected.lowest.tobytes()
         assert found.highest.tobytes() == expected.highest.tobytes()
 
@@ -277,7 +279,7 @@ def test_any_scale_of_float_has_a_result(scale):
 def test_constant_slide(dtype):
     pixels = np.full((70, 45), 7, dtype)
     found = survey_array(pixels)
-    assert found.bounds == ChannelBounds(0, "CD3", 7.0, 7.0, 1.0, 0)
+    assert replace(found.bounds, content="") == ChannelBounds(0, "CD3", 7.0, 7.0, 1.0, 0)
     assert not normalize(pixels, found.bounds).any()
     assert contrast_in([found], Region(0, 0, 70, 45)) == 0
 
@@ -287,7 +289,7 @@ def test_constant_slide(dtype):
 def test_slide_without_a_number(dtype, value):
     pixels = np.full((70, 45), value, dtype)
     found = survey_array(pixels)
-    assert found.bounds == ChannelBounds(0, "CD3", 0.0, 0.0, 0.0, 70 * 45)
+    assert replace(found.bounds, content="") == ChannelBounds(0, "CD3", 0.0, 0.0, 0.0, 70 * 45)
     assert not normalize(pixels, found.bounds).any()
     assert contrast_in([found], Region(0, 0, 70, 45)) == 0
 
@@ -379,3 +381,13 @@ def test_means_are_half_a_cell_wide_at_every_scale():
 
 def test_contrast_of_no_channels_is_none():
     assert contrast_in([], Region(0, 0, 64, 64)) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_digest_tells_any_pixel(dtype):
+    pixels = patchwork(dtype, (100, 70), seed=2)
+    content = survey_array(pixels).bounds.content
+    assert survey_array(pixels.copy()).bounds.content == content
+    changed = pixels.copy()
+    changed[99, 69] = 1 if changed[99, 69] != 1 else 0
+    assert survey_array(changed).bounds.content != content

@@ -363,6 +363,58 @@ def test_a_changed_slide_is_another_run(tmp_path):
         segment(slide, tmp_path / "out", workers=0, membrane=("CD3",))
 
 
+@pytest.mark.parametrize("until", ["number", "finish", None])
+@pytest.mark.parametrize("how", ["touched", "copied"])
+def test_a_touched_slide_of_equal_content_continues(small_slide, tmp_path, until, how):
+    """Its times are others, its pixels are not; the table is of channels that no survey reads."""
+    clean_slide, expected, _ = small_slide
+    slide, out = tmp_path / clean_slide.name, tmp_path / "out"
+    slide.write_bytes(clean_slide.read_bytes())
+    if until is None:
+        segment(slide, out, workers=0, **SMALL)
+    else:
+        stop_at(until, slide, out, **SMALL)
+    if how == "touched":
+        os.utime(slide, (1, 1))
+    else:
+        content = slide.read_bytes()
+        slide.unlink()
+        slide.write_bytes(content)
+    watcher = Watcher()
+    result = segment(slide, out, workers=0, progress=watcher, **SMALL)
+    if until is None:
+        assert "this run is already complete" in watcher.notes[-1]
+    else:
+        assert watcher.stages["predict"] == (1, 1)
+        assert watcher.stages["trace"] == (6, 6)
+        assert watcher.stages["number"] == (1, 0)  # it reads channels that no survey has read
+    assert result.report["cells"] == small_slide[2]["cells"]
+    found = output_bytes(out)
+    assert found["cells.parquet"] == expected["cells.parquet"]
+    assert found[LABELS] == expected[LABELS]
+
+
+@pytest.mark.parametrize("channel", [0, 1], ids=["seen by the network", "only measured"])
+@pytest.mark.parametrize("until", ["number", None])
+def test_one_changed_pixel_of_a_slide_is_found(tmp_path, channel, until):
+    pixels = simulate(130, 170, seed=2)
+    slide = write_tiff(tmp_path / "a.ome.tif", pixels, ["CD3", "DAPI"])
+    out = tmp_path / "out"
+    if until is None:
+        segment(slide, out, workers=0, **SMALL)
+    else:
+        stop_at(until, slide, out, **SMALL)
+    pixels[channel, 70, 80] ^= 1
+    write_tiff(slide, pixels, ["CD3", "DAPI"])
+    if channel == 1 and until is not None:  # nothing of the run has read it yet
+        segment(slide, out, workers=0, **SMALL)
+        segment(slide, tmp_path / "clean", workers=0, **SMALL)
+        assert_same_output(out, output_bytes(tmp_path / "clean"))
+        return
+    with pytest.raises(InputError, match=f"holds another run: the slide {slide} has changed since"):
+        segment(slide, out, workers=0, **SMALL)
+
+
 def test_a_marker_of_another_version(small_slide, tmp_path):
     slide, expected, _ = small_slide
     segment(slide, tmp_path, workers=0, **SMALL)

@@ -200,4 +200,4 @@ def test_no_order_of_events_makes_a_run_complete_that_is_not():
 
 @pytest.mark.slow
 def test_no_long_order_of_events_makes_a_run_complete_that_is_not():
-    run_machine(150, 20)
+    run_machine(80, 20)

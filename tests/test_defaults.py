@@ -45,7 +45,7 @@ def plan(write, *options):
     return tell
 
 
-def train(sizes, um_per_px=None, value=0.0):
+def train(sizes, um_per_px=None, value=0.0, specks=False):
     """Case: what `train` prints of images of these pixel sizes."""
 
     def tell(folder, capsys):
@@ -55,6 +55,9 @@ def train(sizes, um_per_px=None, value=0.0):
         )
         labels[20:40, 20:40] = 1
         pixels[0, 0, 0] = value
+        if specks:
+            pixels, labels = put_specks(TISSUE, 100, 10)[0], np.zeros(TISSUE.shape[1:])
+            labels[20:40, 20:40] = 1
         for index, size in enumerate(sizes):
             write_tiff(folder / f"t{index}_img.ome.tif", pixels, ["M"], size)
             imsave(folder / f"t{index}_masks.png", labels.astype(np.uint8), check_contrast=False)
@@ -127,13 +130,14 @@ NOTES = {
     "does not tell whether": checkpoint("--nuclei", "N", "--diameter", 20),
     "brightfield": plan(colours(LIGHT), "--membrane", "red"),
     "NaN or infinite; the network": plan(odd_float(with_nan)),
-    "taken for debris": plan(slide(put_specks(TISSUE, 20, 6)[0])),
+    "if they are cells": plan(slide(put_specks(TISSUE, 20, 6)[0])),
     "taken for dead": plan(slide(put_dead_area(TISSUE + 5000)[0])),
     "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6)[0])),
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
     "has no contrast": plan(slide(np.zeros_like(ONE))),
     "the images are taken to be of": train([None]),
     "that of the others": train([None, 0.5]),
+    "its percentiles leave them out": train([0.5], specks=True),
     "another is told by": train([0.25], um_per_px=0.5),
 }
 ERRORS = {

@@ -84,14 +84,14 @@ class Debris:
 
     Attributes
     ----------
-    above : debris are pixels of more than this; infinite where none is too bright
-    dead : dead are pixels of this and less; minus infinite where none is dead
+    above : debris are pixels of more than this; None where none is too bright
+    dead : dead are pixels of this and less; None where none is dead
     blocks : `(rows, cols)` bool, the blocks that hold such pixels
     times : brightness of the brightest over that of the tissue; 0 where none is too bright
     """
 
-    above: float
-    dead: float
+    above: float | None
+    dead: float | None
     blocks: NDArray[np.bool_]
     times: float
 
@@ -122,9 +122,10 @@ def find_debris(looks: BlockLooks) -> Debris | None:
     if darkest.sum() > _MAX_SHARE * lit.sum():
         darkest = np.zeros_like(lit)
     found = _find_bright(looks, lit & ~darkest)
-    above, times = (np.inf, 0.0) if found is None else found
-    dead = _find_dead(looks, lit & ~(looks.most > above), darkest)
-    blocks = (looks.most > above) | (looks.least <= dead)
+    above, times = (None, 0.0) if found is None else found
+    bright = np.zeros_like(lit) if above is None else looks.most > above
+    dead = _find_dead(looks, lit & ~bright, darkest)
+    blocks = bright if dead is None else bright | (looks.least <= dead)
     return Debris(above, dead, blocks, times) if blocks.any() else None
 
 
@@ -161,15 +162,17 @@ def _find_bright(looks: BlockLooks, lit: NDArray[np.bool_]) -> tuple[float, floa
     return None
 
 
-def _find_dead(looks: BlockLooks, lit: NDArray[np.bool_], darkest: NDArray[np.bool_]) -> float:
+def _find_dead(
+    looks: BlockLooks, lit: NDArray[np.bool_], darkest: NDArray[np.bool_]
+) -> float | None:
     """The value of dead pixels: one and the same, and far below all others."""
     core = looks.core(lit & ~darkest)
     if not (darkest & lit).any() or not looks.look_like_tissue(core):
-        return -np.inf
+        return None
     value = float(looks.least[darkest].min())
     ground = float(np.quantile(looks.least[core], _STRAGGLERS))
     tissue = float(np.quantile(looks.most[core], 1 - _STRAGGLERS))
-    return value if value < ground - _DEAD_DEPTH * (tissue - ground) else -np.inf
+    return value if value < ground - _DEAD_DEPTH * (tissue - ground) else None
 
 
 def measure_density(where: NDArray[np.bool_]) -> float:

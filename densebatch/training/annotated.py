@@ -16,6 +16,9 @@ from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
+from densebatch.planning.debris import find_debris
+from densebatch.planning.normalization import find_masked
+from densebatch.planning.passes import look_at_blocks
 from densebatch.slides.slide import open_slide
 from densebatch.tracing.diffusion import compute_flows
 
@@ -47,6 +50,7 @@ class AnnotatedImage:
     flows : `(2, h, w)` float32, unit vectors towards each cell's centre
     sha256 : of pixels and labels as they were read
     scale : pixels of it for one of the image as it was read, along an axis
+    masked_fraction : largest share of a channel's pixels that are taken for debris
     """
 
     name: str
@@ -55,6 +59,7 @@ class AnnotatedImage:
     flows: NDArray[np.float32]
     sha256: str
     scale: float = 1.0
+    masked_fraction: float = 0.0
 
     @cached_property
     def areas(self) -> NDArray[np.intp]:
@@ -147,15 +152,24 @@ def make_annotated(
     digest.update(np.ascontiguousarray(labels).tobytes())
     planes = np.zeros((2, *labels.shape), np.float32)
     scaled = []
-    for plane in pixels.astype(np.float32):
+    masked_fractions = []
+    for raw in pixels:
+        plane = raw.astype(np.float32)
         if not np.isfinite(plane).all():
             n = int((~np.isfinite(plane)).sum())
             raise InputError(
                 f"image {name}: {n} pixels are NaN, infinite or beyond float32; accepted for "
                 "training are finite values"
             )
-        low, high = np.percentile(plane, recipe.percentiles)
+        # A slide's debris is left out of its bounds and shown as 0, and so is that of images.
+        debris = find_debris(look_at_blocks(raw))
+        masked = None if debris is None else find_masked(raw, debris.above, debris.dead)
+        counted = plane if masked is None else plane[~masked]
+        low, high = np.percentile(counted, recipe.percentiles)
         scaled.append((plane - low) / max(high - low, 1e-6))
+        if masked is not None:
+            scaled[-1][masked] = 0
+            masked_fractions.append(float(masked.mean()))
     n_membrane = len(scaled) - (recipe.nuclei is not None)
     planes[0] = np.maximum.reduce(scaled[:n_membrane])
     if recipe.nuclei is not None:
@@ -175,7 +189,9 @@ def make_annotated(
     planes = np.pad(planes, ((0, 0), *edge), constant_values=np.nan)
     flows = np.pad(flows, ((0, 0), *edge))
     labels = np.pad(labels, edge)
-    return AnnotatedImage(name, planes, labels, flows, digest.hexdigest(), factor)
+    return AnnotatedImage(
+        name, planes, labels, flows, digest.hexdigest(), factor, max(masked_fractions, default=0.0)
+    )
 
 
 def _collate(

@@ -15,8 +15,15 @@ from densebatch.base.geometry import Region
 from densebatch.cells.pairs import find_annotated
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
-from densebatch.training.annotated import EDGE_PX, load_annotated, measure_diameters
+from densebatch.training.annotated import (
+    EDGE_PX,
+    load_annotated,
+    make_annotated,
+    measure_diameters,
+)
 from densebatch.training.recipe import Recipe
+from tests.helpers.debris import put_specks
+from tests.helpers.run_files import simulate
 
 RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)
 INSIDE = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
@@ -198,6 +205,22 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
     imsave(tmp_path / "a_masks.png", labels, check_contrast=False)
     with pytest.raises(InputError, match="image a: 1 pixels are NaN, infinite or beyond float32"):
         load_annotated(tmp_path, RECIPE)
+
+
+@pytest.mark.parametrize("membrane", [("M",), ("M", "N")])
+def test_debris_of_images_moves_nothing_beside_it(tmp_path, membrane):
+    """Its percentiles leave debris out, and the network is trained to see 0 there, as in slides."""
+    clean = simulate(512, 512, 1) // 8
+    pixels, covered = put_specks(clean, 100, 40, 6)
+    recipe = RECIPE.model_copy(update={"membrane": membrane})
+    labels = np.zeros(covered.shape, np.int32)
+    plain = make_annotated("a", clean[: len(membrane)], labels, recipe)
+    found = make_annotated("a", pixels[: len(membrane)], labels, recipe)
+    beside = ~ndimage.binary_dilation(covered, np.ones((5, 5)))
+    assert (plain.masked_fraction, found.masked_fraction > 0.02) == (0, True)
+    assert not found.image[0][INSIDE][covered].any()
+    difference = found.image[0][INSIDE][beside] - plain.image[0][INSIDE][beside]
+    assert np.abs(difference).max() < 0.1
 
 
 def write_masks(folder, image, labels):

@@ -1,0 +1,152 @@
+"""Which images a TIFF holds: the series of tifffile, and what each of them is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.image_files import open_tiff_file
+from densebatch.tiff.beside import tell_alone, tell_together
+from densebatch.tiff.image import UNNAMED_KINDS, TiffImage
+from densebatch.tiff.makers import name_series, regroup
+from densebatch.tiff.ome import settle_ome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tifffile import TiffFile, TiffPageSeries
+
+    from densebatch.tiff.ome import Ome
+
+
+@dataclass(frozen=True, eq=False)
+class OpenTiff:
+    """An open TIFF file and the images that it holds.
+
+    Attributes
+    ----------
+    path : of the file
+    tif : open; whoever holds this closes it
+    images : in the order of the file, pictures beside the slide included
+    ome : its OME-XML, None if it has none
+    notes : a sentence for each thing that is taken to be other than the file says
+    """
+
+    path: Path
+    tif: TiffFile
+    images: tuple[TiffImage, ...]
+    ome: Ome | None
+    notes: tuple[str, ...]
+
+    @property
+    def real(self) -> list[TiffImage]:
+        """The images that are no pictures beside one."""
+        return [image for image in self.images if not image.beside]
+
+
+def open_tiff_images(path: Path, *, for_cells: bool = False) -> OpenTiff:
+    """Open a TIFF file and list its images.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    for_cells
+        Whether a label image of cells is sought, so that an image named "label" is none of the
+        glass.
+
+    Raises
+    ------
+    InputError
+        If it is damaged or truncated, holds no image, or keeps its metadata in a file that is
+        missing.
+    """
+    tif, ome = open_tiff_file(path), None
+    try:
+        tif, ome = settle_ome(path, tif)
+        images = _list_images(path, tif, ome, for_cells=for_cells)
+    except (InputError, MemoryError):
+        tif.close()
+        raise
+    # A damaged file makes tifffile fail in any way.
+    except Exception as exc:
+        tif.close()
+        missing = f"; {ome.say_missing()}" if ome is not None and ome.missing else ""
+        raise InputError(
+            f"{path} cannot be read as a TIFF file ({describe_cause(exc)}){missing}"
+        ) from exc
+    if not any(image.series is not None for image in images):
+        tif.close()
+        raise InputError(f"{path} is a TIFF file without an image; accepted is one with pixels")
+    return OpenTiff(path, tif, tuple(images), ome, ome.notes if ome else ())
+
+
+def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool) -> list[TiffImage]:
+    all_series = regroup(tif)
+    _refuse_lost_metadata(path, tif, all_series, ome)
+    is_ome = ome is not None and bool(all_series) and all_series[0].kind == "ome"
+    told = ome.find(path, tif) if ome is not None and is_ome else [None] * len(all_series)
+    images = []
+    for series, of_series in zip(all_series, told, strict=True):
+        if not series.shape:
+            continue
+        top = max(series.levels, key=lambda level: math.prod(level.shape))
+        name = of_series.name if of_series else name_series(series)
+        image = TiffImage(top, name, "", len(series.levels), of_series)
+        images.append(replace(image, beside=tell_alone(image)))
+    if ome is not None and is_ome:
+        images = _add_lost(path, images, ome)
+    images = tell_together(images, for_cells=for_cells)
+    if not any(image.series is not None and not image.beside for image in images):
+        # What is there is what is meant, whatever it calls itself.
+        images = [replace(image, beside="") for image in images]
+    return images
+
+
+def _add_lost(path: Path, images: list[TiffImage], ome: Ome) -> list[TiffImage]:
+    """Add images that OME-XML describes and tifffile made no series of; set others' files aside."""
+    own = path.name.lower()
+    result = []
+    in_file = [
+        image.series is not None
+        and any(page is not None and page.parent.filename.lower() == own for page in image.series)
+        for image in images
+    ]
+    for image, is_here in zip(images, in_file, strict=True):
+        aside = "" if is_here or not any(in_file) else "in other files"
+        result.append(replace(image, beside=image.beside or aside))
+    if len(images) < len(ome.images):
+        found = [image.ome for image in images]
+        if None in found:
+            return result
+        for described in ome.images:
+            if described not in found:
+                is_here = any(file == "" for file, _, _ in described.pages)
+                what = "" if is_here else "in other files"
+                result.append(TiffImage(None, described.name, what, 1, described))
+    return result
+
+
+def _refuse_lost_metadata(
+    path: Path, tif: TiffFile, all_series: Sequence[TiffPageSeries], ome: Ome | None
+) -> None:
+    """Refuse a file whose own description of its planes tifffile had to give up.
+
+    It then presents the pages as they come, which may be fewer, or channels as something else.
+    """
+    descriptions = {
+        "OME-XML": tif.is_ome,
+        "ImageJ metadata": tif.is_imagej,
+        "tifffile metadata": tif.is_shaped,
+    }
+    found = " and ".join(name for name, is_there in descriptions.items() if is_there)
+    if found and all_series and all_series[0].kind in UNNAMED_KINDS:
+        if ome is not None and ome.missing:
+            raise InputError(f"{path} is one of several files of one image; {ome.say_missing()}")
+        raise InputError(
+            f"{path} is truncated, damaged or one of several files: its {found} cannot be "
+            f"followed with the {len(tif.pages)} pages that it has"
+        )

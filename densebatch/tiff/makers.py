@@ -1,0 +1,98 @@
+"""What makers of scanners write into TIFF files to tell the slide from pictures beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tifffile import TiffPageSeries
+
+from densebatch.tiff.markup import child_text, children, descendants, parse_xml
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+# How tifffile calls what is no slide in the formats of these kinds.
+_KINDS = ("svs", "qpi", "bif", "philips", "ndpi", "avs")
+_PICTURES = {"thumbnail", "label", "macro", "map", "other", "overview", "unknown"}
+_PAGE_NAME = 285
+_MAX_NAME = 60
+
+
+def name_series(series: TiffPageSeries) -> str:
+    """Name of an image: of its metadata, of the tag for it, or a description that is a name."""
+    if series.name and series.name not in ("Baseline", "Unknown"):
+        return str(series.name)
+    if series.kind not in ("generic", "uniform", "shaped"):
+        return str(series.name)
+    keyframe = series.keyframe
+    names = [keyframe.tags.valueof(_PAGE_NAME)] if len(series) == 1 else []
+    if series.kind != "shaped":
+        names.append(keyframe.description)
+    for name in names:
+        if isinstance(name, str) and 0 < len(name.strip()) <= _MAX_NAME and name.isprintable():
+            return name.strip()
+    return ""
+
+
+def name_pages(series: TiffPageSeries) -> str:
+    """What an image is besides the slide, as its maker's format says; "" if it is the slide."""
+    name = str(series.name).lower()
+    if series.kind in _KINDS and name in _PICTURES:
+        return name
+    if series.kind == "scn" and series.parent is not None:
+        return _read_scn(series)
+    return ""
+
+
+def _read_scn(series: TiffPageSeries) -> str:
+    """Of a Leica SCN the macro is the image as large as the whole collection."""
+    index = series.keyframe.index
+    for collection in children(parse_xml(series.parent.pages.first.description), "collection"):
+        size = collection.get("sizeX"), collection.get("sizeY")
+        for image in children(collection, "image"):
+            ifds = {e.get("ifd") for e in descendants(image, "dimension")}
+            view = next(children(image, "view"), None)
+            if str(index) in ifds and view is not None and None not in size:
+                is_all = (view.get("sizeX"), view.get("sizeY")) == size
+                return "macro" if is_all else ""
+    return ""
+
+
+def read_qpi(page: TiffPage) -> dict[str, str]:
+    """What a page of a QPTIFF tells: `ImageType`, `Name`, `Biomarker`; "" for what it does not."""
+    try:
+        root = parse_xml(page.description)
+    except ValueError:
+        return {}
+    return {key: child_text(root, key) for key in ("ImageType", "Name", "Biomarker")}
+
+
+def regroup(tif: TiffFile) -> list[TiffPageSeries]:
+    """Series of a file, those of a QPTIFF by the type that its pages tell.
+
+    tifffile goes by the order that these files usually have, and would take a thumbnail that comes
+    first for the slide.
+    """
+    all_series = list(tif.series)
+    if not all_series or all_series[0].kind != "qpi":
+        return all_series
+    groups: dict[tuple[str, tuple[int, ...]], list[TiffPage]] = {}
+    for page in tif.pages:
+        groups.setdefault((read_qpi(page).get("ImageType", ""), page.shape), []).append(page)
+    full = [pages for (kind, _), pages in groups.items() if kind == "FullResolution"]
+    indices = [page.index for page in all_series[0]]
+    if not full or (len(full) == 1 and [page.index for page in full[0]] == indices):
+        return all_series
+    result = []
+    for (kind, shape), pages in groups.items():
+        if kind != "ReducedResolution":
+            series = TiffPageSeries(
+                pages,
+                (len(pages), *shape),
+                pages[0].dtype,
+                "C" + pages[0].axes,
+                name="Baseline" if kind == "FullResolution" else kind or "Unknown",
+                kind="qpi",
+            )
+            result.append(series)
+    return result

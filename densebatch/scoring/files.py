@@ -58,6 +58,8 @@ class ScoreOptions:
         Leave out label images without a partner.
     field_px
         Edge of the fields; None takes 256 for images up to 4 Mpx and 1024 for larger ones.
+    scene
+        Which image of files that hold several, by name or index; the only one of others is taken.
     """
 
     settings: ScoreSettings = field(default_factory=ScoreSettings)
@@ -66,14 +68,16 @@ class ScoreOptions:
     image: Path | None = None
     allow_missing: bool = False
     field_px: int | None = None
+    scene: str | None = None
 
 
 @dataclass(frozen=True)
 class FileScores:
-    """Scores of one prediction, in the order of its pairs."""
+    """Scores of one prediction, in the order of its pairs, and what is to be known of its files."""
 
     pairing: Pairing
     images: tuple[ImageScore, ...]
+    notes: tuple[str, ...] = ()
 
 
 def score_files(
@@ -115,18 +119,26 @@ def score_files(
     if options.ignore is not None and (missing := sorted(set(names) - regions.keys())):
         raise InputError(f"{options.ignore} has no ignored region for {missing[0]}")
     images = []
+    # A dictionary, because the files of a folder often have the same to tell.
+    notes: dict[str, None] = {}
     for k, pair in enumerate(pairing.pairs):
         show_progress(k, len(names))
-        images.append(_score_pair(pair, regions.get(pair.name), options, workers))
+        images.append(_score_pair(pair, regions.get(pair.name), options, workers, notes))
     show_progress(len(names), len(names))
-    return FileScores(pairing, tuple(images))
+    return FileScores(pairing, tuple(images), tuple(notes))
 
 
 def _score_pair(
-    pair: Pair, region: Path | None, options: ScoreOptions, workers: Workers
+    pair: Pair,
+    region: Path | None,
+    options: ScoreOptions,
+    workers: Workers,
+    notes: dict[str, None],
 ) -> ImageScore:
-    truth, pred = open_labels(pair.truth), open_labels(pair.pred)
-    ignore = None if region is None else open_labels(region)
+    truth, pred = open_labels(pair.truth, options.scene), open_labels(pair.pred, options.scene)
+    ignore = None if region is None else open_labels(region, options.scene)
+    for labels in filter(None, (truth, pred, ignore)):
+        notes.update(dict.fromkeys(f"{labels.path.name}: {note}" for note in labels.notes))
     check_same_shape(truth, pred)
     if ignore is not None:
         check_same_shape(truth, ignore)
@@ -182,7 +194,7 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
     worst = _choose_worst(scores.images)
     pictures: list[Picture] = []
     for k, (pair, score) in enumerate(zip(scores.pairing.pairs, scores.images, strict=True)):
-        truth, pred = open_labels(pair.truth), open_labels(pair.pred)
+        truth, pred = open_labels(pair.truth, options.scene), open_labels(pair.pred, options.scene)
         focus = score.settings.focus
         wanted: list[tuple[str, Region | None, float]] = []
         if _is_small(truth) and k < MAX_WHOLE:
@@ -191,7 +203,9 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
         if not _is_small(truth):
             sample = choose_fields(score.fields, N_WORST, N_SAMPLE)[N_WORST:]
             wanted += [(", a field drawn by chance", f.region, f.score.ap) for f in sample]
-        background = open_pixels(backgrounds[pair.name]) if pair.name in backgrounds else None
+        background = None
+        if pair.name in backgrounds:
+            background = open_pixels(backgrounds[pair.name], scene=options.scene)
         for what, region, ap in wanted:
             caption = f"{pair.name}{what}: AP {ap:.3f} at IoU ≥ {format_threshold(focus)}"
             if region is not None:

@@ -129,7 +129,7 @@ def find_images(
         raise InputError(f"{images}: one slide needs its label image; give it with --truth")
     for file in files:
         info = open_slide(file.image, scene, axes).info
-        labels = open_labels(file.labels)
+        labels = open_labels(file.labels, scene)
         _ = labels[0:1, 0:1]  # Pixels that are no labels are refused before the network runs.
         if labels.shape != (info.height, info.width):
             raise InputError(
@@ -211,7 +211,14 @@ def _count_all(
     progress.stage(_STAGE, n_tiles * len(pairs), 0)
     with ThreadPoolExecutor(_choose_threads(fields, settings.segment)) as pool:
         return [
-            _count_image(field, open_labels(file.labels), pairs, settings.segment, pool, progress)
+            _count_image(
+                field,
+                open_labels(file.labels, settings.segment.scene),
+                pairs,
+                settings.segment,
+                pool,
+                progress,
+            )
             for field, file in zip(fields, files, strict=True)
         ]
 

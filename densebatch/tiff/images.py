@@ -86,7 +86,9 @@ def open_tiff_images(path: Path, *, for_cells: bool = False) -> OpenTiff:
 
 def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool) -> list[TiffImage]:
     all_series = regroup(tif)
-    _refuse_lost_metadata(path, tif, all_series, ome)
+    if not (for_cells and len(tif.pages) == 1):
+        # A program that drew labels may have kept the description of the slide.
+        _refuse_lost_metadata(path, tif, all_series, ome)
     is_ome = ome is not None and bool(all_series) and all_series[0].kind == "ome"
     told = ome.find(path, tif) if ome is not None and is_ome else [None] * len(all_series)
     images = []

@@ -213,7 +213,8 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         notes=(*chosen.notes, *metadata.notes),
     )
     # Two images of a file may agree in all that their layouts tell.
-    part: list[object] = [] if len(opened.images) == 1 else [chosen.number]
+    is_only = len(opened.real) == 1 and chosen.image is opened.real[0]
+    part: list[object] = [] if is_only else [chosen.number]
     part += [] if selection.axes is None else [letters]
     if rows is not None:
         return RowSource(path, layout, stamps, part, rows)

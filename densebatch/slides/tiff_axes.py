@@ -49,8 +49,8 @@ def find_tiff_axes(path: Path, series: TiffPageSeries, given: str | None) -> tup
     shape = tuple(int(n) for n in series.shape)
     if given is not None:
         letters = _place_letters(path, given, str(series.axes), shape)
-        return find_axes(path, list(letters), shape, CHANNEL_AXES, _OTHER_AXES), letters
-    letters = str(series.axes)
+    else:
+        letters = str(series.axes)
     _refuse_stacks(path, letters, shape)
     return find_axes(path, list(letters), shape, CHANNEL_AXES, _OTHER_AXES), letters
 

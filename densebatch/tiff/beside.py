@@ -15,57 +15,83 @@ from densebatch.tiff.image import UNNAMED_KINDS
 from densebatch.tiff.makers import name_pages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from densebatch.tiff.image import TiffImage
 
 # Names of pictures beside a slide, as words of a name. A label image is something else for cells.
 _PICTURES = "thumbnail|thumb|macro|overview|preview|barcode|navigation"
 _LABELS = "label|slide label|label image"
+REDUCED, LEVEL, COPY = "reduced image", "lower resolution", "smaller copy"
 
 
-def tell_alone(image: TiffImage) -> str:
-    """What an image is if it says itself that it is no image of its own."""
-    keyframe = image.series.keyframe  # type: ignore[union-attr]
-    if keyframe.is_mask:
-        return "transparency mask"
-    if keyframe.is_reduced:
-        return "reduced image"
-    return ""
+def tell_beside(images: Sequence[TiffImage], *, for_cells: bool) -> list[TiffImage]:
+    """Say of each image what it is if it is no image of its own, and count resolutions.
 
-
-def tell_together(images: list[TiffImage], *, for_cells: bool) -> list[TiffImage]:
-    """Say of small images beside a larger one what they are."""
-    words = _PICTURES if for_cells else f"{_PICTURES}|{_LABELS}"
-    pattern = re.compile(rf"(?:^|[^a-z])({words})(?:$|[^a-z])")
-
-    def read_name(image: TiffImage) -> str:
-        names = [image.name.lower(), *_only_channel(image)]
-        found = next((m for m in map(pattern.search, names) if m), None)
-        if found is None and image.series is not None:
-            maker = name_pages(image.series)
-            return "" if for_cells and maker == "label" else maker
-        return found[1] if found else ""
-
-    candidates = [image for image in images if not image.beside and image.series is not None]
-    named = {id(image): read_name(image) for image in candidates}
-    plain = [image for image in candidates if not named[id(image)]]
+    Parameters
+    ----------
+    images
+        Of one file, in order.
+    for_cells
+        Whether a label image of cells is sought, so that an image named "label" is none of the
+        glass.
+    """
+    told = {id(image): _tell_alone(image) for image in images}
+    names = {id(image): _read_name(image, for_cells=for_cells) for image in images}
+    plain = [
+        image
+        for image in images
+        if not (image.beside or told[id(image)] or names[id(image)]) and image.series is not None
+    ]
     if not plain:
-        return images
+        marked = [told[id(image)] or image.beside for image in images]
+        return [replace(i, beside=beside) for i, beside in zip(images, marked, strict=True)]
     main = max(plain, key=lambda image: image.area)
     result = []
     for image in images:
-        beside = image.beside
-        if not beside and image is not main and image.series is not None:
-            if named[id(image)] and image.area < main.area:
-                beside = named[id(image)]
-            elif _is_copy(image, main):
-                beside = "smaller copy"
-        result.append(replace(image, beside=beside) if beside != image.beside else image)
-    n_copies = sum(
-        image.beside == "smaller copy" and image.is_colour == main.is_colour for image in result
-    )
-    at = result.index(main)
-    result[at] = replace(main, n_levels=main.n_levels + n_copies)
+        beside, name = image.beside or told[id(image)], names[id(image)]
+        if image.series is not None and image is not main and image.beside == "":
+            is_level = _is_copy(image, main, is_marked=bool(beside)) and _has_planes_of(image, main)
+            if name and image.area < main.area:
+                beside = name
+            elif is_level and (beside == REDUCED or image.series.keyframe.is_subifd):
+                beside = LEVEL
+            elif not beside and _is_copy(image, main):
+                beside = COPY if image.is_colour == main.is_colour else "smaller colour copy"
+        result.append(replace(image, beside=beside))
+    n_levels = sum(image.beside in (LEVEL, COPY) for image in result)
+    at = next(i for i, image in enumerate(images) if image is main)
+    result[at] = replace(main, n_levels=main.n_levels + n_levels)
     return result
+
+
+def _tell_alone(image: TiffImage) -> str:
+    """What an image is if a tag says that it is no image of its own."""
+    if image.series is None:
+        return ""
+    keyframe = image.series.keyframe
+    if keyframe.is_mask:
+        return "transparency mask"
+    return REDUCED if keyframe.is_reduced else ""
+
+
+def _read_name(image: TiffImage, *, for_cells: bool) -> str:
+    """What an image is by its maker's format, or by words of its name or of its only channel's."""
+    maker = "" if image.series is None else name_pages(image.series)
+    if maker and not (for_cells and maker == "label"):
+        return maker
+    words = _PICTURES if for_cells else f"{_PICTURES}|{_LABELS}"
+    pattern = re.compile(rf"(?:^|[^a-z])({words})(?:$|[^a-z])")
+    found = (pattern.search(name) for name in (image.name.lower(), *_only_channel(image)))
+    return next((match[1] for match in found if match), "")
+
+
+def _has_planes_of(small: TiffImage, large: TiffImage) -> bool:
+    counts = [
+        0 if image.series is None else math.prod(image.series.shape) // max(1, image.area)
+        for image in (small, large)
+    ]
+    return counts[0] == counts[1] and small.is_colour == large.is_colour
 
 
 def _only_channel(image: TiffImage) -> list[str]:
@@ -76,7 +102,7 @@ def _only_channel(image: TiffImage) -> list[str]:
     return [names[0].lower()] if len(names) == 1 else []
 
 
-def _is_copy(small: TiffImage, large: TiffImage) -> bool:
+def _is_copy(small: TiffImage, large: TiffImage, *, is_marked: bool = False) -> bool:
     """Whether an image seems to be a smaller one of another.
 
     Images that a file describes one by one may well be several fields, one smaller than the other,
@@ -88,7 +114,7 @@ def _is_copy(small: TiffImage, large: TiffImage) -> bool:
         return False
     if small.series is None or large.series is None:
         return False
-    if small.is_colour and not large.is_colour:
+    if is_marked or (small.is_colour and not large.is_colour):
         return True
     if small.series.keyframe.is_subifd or small.series.kind in (*UNNAMED_KINDS, "ndpi"):
         return True

@@ -12,6 +12,7 @@ from tifffile import TiffPageSeries
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import Scene, choose_scene, quote_names
+from densebatch.tiff.beside import LEVEL
 from densebatch.tiff.image import UNNAMED_KINDS, TiffImage
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def choose_image(
     beside = [image for image in opened.images if image.beside and image.name == scene]
     if scene is not None and not is_named and len(beside) == 1:
         image = beside[0]
-        return ChosenImage(_check(opened, image), opened.images.index(image), opened.notes)
+        notes = (*opened.notes, *_tell_elsewhere(opened, image))
+        return ChosenImage(_check(opened, image), opened.images.index(image), notes)
     if scene is None and is_stack and len(real) > 1:
         return ChosenImage(_stack(opened), None, (*opened.notes, *_tell_left_out(opened)))
     if only_if_several and len(real) == 1:
@@ -85,12 +87,14 @@ def choose_image(
             ) from exc
         raise
     notes = [*opened.notes, *_tell_left_out(opened), *_tell_levels(image)]
+    notes += _tell_elsewhere(opened, image)
     return ChosenImage(_check(opened, image), opened.images.index(image), tuple(notes))
 
 
 def _check(opened: OpenTiff, image: TiffImage) -> TiffImage:
     """Refuse an image that tifffile made nothing of, or that lacks planes."""
-    missing = f"; {opened.ome.say_missing()}" if opened.ome and opened.ome.missing else ""
+    missing = "" if opened.ome is None else opened.ome.say_missing(image.ome)
+    missing = f"; {missing}" if missing else ""
     if image.series is None:
         raise InputError(
             f"{opened.path} describes the image {image.name!r} in a way that contradicts the pages "
@@ -107,20 +111,31 @@ def _check(opened: OpenTiff, image: TiffImage) -> TiffImage:
 
 
 def _tell_left_out(opened: OpenTiff) -> list[str]:
-    beside = [image for image in opened.images if image.beside]
+    images = [image for image in opened.images if image.beside != LEVEL]
+    beside = [image for image in images if image.beside]
     if not beside:
         return []
     listed = [
-        f"{repr(image.name) + ', ' if image.name else ''}{image.beside} of "
-        f"{image.size[0]} x {image.size[1]} px"
+        f"{repr(image.name) + ', ' if image.name else ''}{image.size[0]} x {image.size[1]} px "
+        f"({image.beside})"
         for image in beside[:_N_LISTED]
     ]
     more = len(beside) - _N_LISTED
     return [
-        f"the file holds {len(opened.images)} images, of which {len(beside)} "
+        f"the file holds {len(images)} images, of which {len(beside)} "
         f"{'is' if len(beside) == 1 else 'are'} left out: {'; '.join(listed)}"
         + (f"; and {more} more" if more > 0 else "")
     ]
+
+
+def _tell_elsewhere(opened: OpenTiff, image: TiffImage) -> list[str]:
+    """Say that no plane of an image lies in the file itself."""
+    if image.series is None:
+        return []
+    files = {page.parent.filename for page in image.series if page is not None}
+    if opened.path.name in files or opened.tif.filename in files:
+        return []
+    return [f"all planes of the image lie in other files: {quote_names(sorted(files))}"]
 
 
 def _tell_levels(image: TiffImage) -> list[str]:

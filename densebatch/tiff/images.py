@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.image_files import open_tiff_file
-from densebatch.tiff.beside import tell_alone, tell_together
+from densebatch.tiff.beside import tell_beside
 from densebatch.tiff.image import UNNAMED_KINDS, TiffImage
 from densebatch.tiff.makers import name_series, regroup
 from densebatch.tiff.ome import settle_ome
@@ -75,13 +75,31 @@ def open_tiff_images(path: Path, *, for_cells: bool = False) -> OpenTiff:
     except Exception as exc:
         tif.close()
         missing = f"; {ome.say_missing()}" if ome is not None and ome.missing else ""
-        raise InputError(
-            f"{path} cannot be read as a TIFF file ({describe_cause(exc)}){missing}"
-        ) from exc
+        what = "by its OME-XML" if ome is not None else "as a TIFF file"
+        raise InputError(f"{path} cannot be read {what} ({describe_cause(exc)}){missing}") from exc
     if not any(image.series is not None for image in images):
         tif.close()
         raise InputError(f"{path} is a TIFF file without an image; accepted is one with pixels")
-    return OpenTiff(path, tif, tuple(images), ome, ome.notes if ome else ())
+    notes = () if ome is None else (*ome.notes, *_tell_unclaimed(tif, images))
+    return OpenTiff(path, tif, tuple(images), ome, notes)
+
+
+def _tell_unclaimed(tif: TiffFile, images: Sequence[TiffImage]) -> list[str]:
+    """Say that pages of the file belong to no image of its OME-XML."""
+    if any(image.series is None or image.series.kind != "ome" for image in images):
+        return []
+    claimed = {
+        page.index
+        for image in images
+        if image.series is not None
+        for level in (image.series, *image.series.levels)
+        for page in level
+        if page is not None and page.parent is tif
+    }
+    n = len(set(range(len(tif.pages))) - claimed)
+    if not n or not claimed:
+        return []
+    return [f"the OME-XML describes all but {n} of the {len(tif.pages)} pages: those are left out"]
 
 
 def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool) -> list[TiffImage]:
@@ -97,11 +115,10 @@ def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool)
             continue
         top = max(series.levels, key=lambda level: math.prod(level.shape))
         name = of_series.name if of_series else name_series(series)
-        image = TiffImage(top, name, "", len(series.levels), of_series)
-        images.append(replace(image, beside=tell_alone(image)))
+        images.append(TiffImage(top, name, "", len(series.levels), of_series))
     if ome is not None and is_ome:
         images = _add_lost(path, images, ome)
-    images = tell_together(images, for_cells=for_cells)
+    images = tell_beside(images, for_cells=for_cells)
     if not any(image.series is not None and not image.beside for image in images):
         # What is there is what is meant, whatever it calls itself.
         images = [replace(image, beside="") for image in images]
@@ -126,9 +143,9 @@ def _add_lost(path: Path, images: list[TiffImage], ome: Ome) -> list[TiffImage]:
             return result
         for described in ome.images:
             if described not in found:
-                is_here = any(file == "" for file, _, _ in described.pages)
-                what = "" if is_here else "in other files"
+                what = "" if described.is_in("") else "in other files"
                 result.append(TiffImage(None, described.name, what, 1, described))
+        result.sort(key=lambda image: ome.images.index(image.ome))  # type: ignore[arg-type]
     return result
 
 

@@ -7,6 +7,7 @@ numbers of series and images may differ. They are matched by the pages that both
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
 _MAX_COMPANION_BYTES = 2**28
+_MAX_PLANES = 2**20
 _N_SHOWN = 5
 
 
@@ -42,6 +44,10 @@ class OmeImage:
     name: str
     pixels: ET.Element
     pages: tuple[tuple[str, int, int | None], ...]
+
+    def is_in(self, file: str) -> bool:
+        """Whether any of its planes lies in a file; "" for the file itself."""
+        return any(name == file for name, _, _ in self.pages)
 
     def holds(self, file: str, page: int) -> bool:
         """Whether a page is one of its planes."""
@@ -99,13 +105,16 @@ class Ome:
             found.append(left[0] if left and len(same) == len(fitting) else None)
         return found
 
-    def say_missing(self) -> str:
-        """Which files are missing, "" if none."""
-        if not self.missing:
+    def say_missing(self, image: OmeImage | None = None) -> str:
+        """Which files are missing, of an image or of any; "" if none."""
+        missing = [
+            name for name in self.missing if image is None or image.is_in(_last_part(name).lower())
+        ]
+        if not missing:
             return ""
-        more = len(self.missing) - _N_SHOWN
-        names = ", ".join(self.missing[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        return f"{names} {'is' if len(self.missing) == 1 else 'are'} missing beside it"
+        more = len(missing) - _N_SHOWN
+        names = ", ".join(missing[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        return f"{names} {'is' if len(missing) == 1 else 'are'} missing beside it"
 
 
 def settle_ome(path: Path, tif: TiffFile) -> tuple[TiffFile, Ome | None]:
@@ -144,7 +153,10 @@ def settle_ome(path: Path, tif: TiffFile) -> tuple[TiffFile, Ome | None]:
     own_uuid = root.get("UUID")
     if (binary := next(children(root, "BinaryOnly"), None)) is not None:
         companion = _find_companion(path, binary)
-        root, own_uuid = _read_companion(path, companion), binary.get("UUID")
+        root = _read_companion(path, companion)
+        # Else tifffile would take planes of the file that the XML came from for this one's.
+        root.attrib.pop("UUID", None)
+    _refuse_absurd(path, root)
     mending = _Mending(path, tif, root, own_uuid)
     is_changed = mending.mend()
     if companion is not None or is_changed:
@@ -152,8 +164,29 @@ def settle_ome(path: Path, tif: TiffFile) -> tuple[TiffFile, Ome | None]:
         # Opened for the second time, because tifffile takes other XML than its own only then.
         tif = tifffile.TiffFile(path, omexml=ET.tostring(root, encoding="unicode"))
     images = tuple(_list_images(path, root))
+    if companion is not None and not any(image.is_in("") for image in images):
+        tif.close()
+        raise InputError(
+            f"{path} keeps its OME-XML in the companion file {companion.name}, which does not list "
+            "it (FileName of UUID)"
+        )
     ome = Ome(root, images, tuple(mending.missing), companion, tuple(mending.notes))
     return tif, ome
+
+
+def _refuse_absurd(path: Path, root: ET.Element) -> None:
+    """Refuse numbers of planes for which tifffile would make a list larger than memory."""
+    for pixels in descendants(root, "Pixels"):
+        n = math.prod(max(1, read_int(pixels.get(f"Size{axis}"), 1)) for axis in "CZT")
+        counts = [
+            read_int(data.get(key), 0)
+            for data in children(pixels, "TiffData")
+            for key in ("NumPlanes", "PlaneCount")
+        ]
+        if (most := max(n, *counts, 0)) > _MAX_PLANES:
+            raise InputError(
+                f"{path} declares {most} planes in its OME-XML; at most {_MAX_PLANES} are accepted"
+            )
 
 
 def _find_companion(path: Path, binary: ET.Element) -> Path:
@@ -206,7 +239,8 @@ class _Mending:
             for data in descendants(self.root, "TiffData")
             for uuid in list(children(data, "UUID"))[:1]
         ]
-        is_foreign = self.root.get("UUID") not in (None, self.own_uuid)
+        # tifffile knows the file by its name and UUID where both are as the file has them.
+        is_odd = self.root.get("UUID") != self.own_uuid
         strangers = {
             (uuid.get("FileName"), _text(uuid)) for _, uuid in places if not self._is_own(uuid)
         }
@@ -223,7 +257,8 @@ class _Mending:
                 )
             self.notes.append("its OME-XML names no file: all planes are taken from this one")
             return _strip(places)
-        if self.own_uuid is None and len(strangers) == 1 and self.missing and self._has_all():
+        is_alone = len(strangers) == 1 and not any(self._is_own(uuid) for _, uuid in places)
+        if self.own_uuid is None and is_alone and self.missing and self._has_all():
             self.notes.append(
                 f"its OME-XML calls the file {self.missing[0]}, which is not there: this one is "
                 "taken for it, renamed"
@@ -231,8 +266,10 @@ class _Mending:
             self.missing = []
             return _strip(places)
         is_changed = False
-        if is_foreign or any(not uuid.get("FileName") for _, uuid in places):
-            is_changed = _strip([place for place in places if self._is_own(place[1])])
+        own = [(data, uuid) for data, uuid in places if self._is_own(uuid)]
+        own_name = self.path.name.lower()
+        if is_odd or any((uuid.get("FileName") or "").lower() != own_name for _, uuid in own):
+            is_changed = _strip(own)
         for _, uuid in places:
             name = uuid.get("FileName") or ""
             found = self._find(name) if name and not self._is_own(uuid) else None

@@ -218,7 +218,8 @@ def _read_tiff_layout(opened: OpenTiff, scene: str | None) -> Pixels:
     unit = (1, 1)
     if chosen.image.n_levels == 1 and first.is_memmappable and level.dataoffset is not None:
         dtype = np.dtype(level.dtype).newbyteorder(opened.tif.byteorder)
-        array: Any = np.memmap(path, dtype, "r", level.dataoffset, level.shape)
+        file = level.keyframe.parent.filehandle.path
+        array: Any = np.memmap(file, dtype, "r", level.dataoffset, level.shape)
     else:
         unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
         # Unlike a page of tifffile, its store may be read by several threads at once.

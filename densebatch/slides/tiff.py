@@ -27,7 +27,7 @@ from densebatch.slides.source import (
     name_colours,
     stamp_file,
 )
-from densebatch.slides.tiff_axes import find_tiff_axes
+from densebatch.slides.tiff_axes import find_tiff_axes, tell_odd_shape
 from densebatch.slides.tiff_metadata import is_colour, read_metadata, refuse_photometric
 from densebatch.slides.tiff_rows import RowReader
 from densebatch.tiff.choice import choose_image
@@ -210,7 +210,7 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         chunk_planes=planes,
         n_levels=chosen.image.n_levels,
         selection=selection,
-        notes=(*chosen.notes, *metadata.notes),
+        notes=(*chosen.notes, *tell_odd_shape(series, axes, letters), *metadata.notes),
     )
     # Two images of a file may agree in all that their layouts tell.
     is_only = len(opened.real) == 1 and chosen.image is opened.real[0]

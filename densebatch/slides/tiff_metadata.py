@@ -136,7 +136,9 @@ def _fit(names: Iterable[str | None], n: int) -> tuple[str | None, ...]:
 
 
 def _page_names(series: TiffPageSeries, n: int) -> tuple[str | None, ...]:
-    return _fit(read_page_names(series), n) if len(series) == n else ()
+    names = _fit(read_page_names(series), n) if len(series) == n else ()
+    # Some programs write the name of the file on every page.
+    return names if n == 1 or len(set(names)) > 1 else ()
 
 
 def _read_stack(opened: OpenTiff, n: int) -> Told:

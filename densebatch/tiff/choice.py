@@ -14,6 +14,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.names import Scene, choose_scene, quote_names
 from densebatch.tiff.beside import LEVEL
 from densebatch.tiff.image import UNNAMED_KINDS, TiffImage
+from densebatch.tiff.makers import say_partial
 
 if TYPE_CHECKING:
     from densebatch.tiff.images import OpenTiff
@@ -70,8 +71,8 @@ def choose_image(
     beside = [image for image in opened.images if image.beside and image.name == scene]
     if scene is not None and not is_named and len(beside) == 1:
         image = beside[0]
-        notes = (*opened.notes, *_tell_elsewhere(opened, image))
-        return ChosenImage(_check(opened, image), opened.images.index(image), notes)
+        told = (*opened.notes, *_tell_elsewhere(opened, image))
+        return ChosenImage(_check(opened, image), opened.images.index(image), told)
     if scene is None and is_stack and len(real) > 1:
         return ChosenImage(_stack(opened), None, (*opened.notes, *_tell_left_out(opened)))
     if only_if_several and len(real) == 1:
@@ -80,10 +81,9 @@ def choose_image(
         image = real[choose_scene(path, [Scene(i.name, i.what) for i in real], scene)]
     except InputError as exc:
         same = len(real) > 1 and len({_stacking(image) for image in real}) == 1
-        if scene is None and same and real[0].series is not None:
-            axes = "".join(axis for axis in real[0].series.axes if axis in "YX")
+        if scene is None and same and real[0].series is not None and real[0].series.axes == "YX":
             raise InputError(
-                f"{exc}; if they are the channels of one image, say so with --axes C{axes}"
+                f"{exc}; if they are the channels of one image, say so with --axes CYX"
             ) from exc
         raise
     notes = [*opened.notes, *_tell_left_out(opened), *_tell_levels(image)]
@@ -95,11 +95,15 @@ def _check(opened: OpenTiff, image: TiffImage) -> TiffImage:
     """Refuse an image that tifffile made nothing of, or that lacks planes."""
     missing = "" if opened.ome is None else opened.ome.say_missing(image.ome)
     missing = f"; {missing}" if missing else ""
+    if image.series is None and missing:
+        raise InputError(f"{opened.path} has no pixels of the image {image.name!r}{missing}")
     if image.series is None:
         raise InputError(
             f"{opened.path} describes the image {image.name!r} in a way that contradicts the pages "
-            f"that it has{missing}"
+            "that it has"
         )
+    if partial := say_partial(opened.tif, image.series):
+        raise InputError(f"{opened.path} {partial}")
     pages = list(image.series)
     lacking = sum(page is None for page in pages)
     if lacking:
@@ -115,11 +119,11 @@ def _tell_left_out(opened: OpenTiff) -> list[str]:
     beside = [image for image in images if image.beside]
     if not beside:
         return []
-    listed = [
-        f"{repr(image.name) + ', ' if image.name else ''}{image.size[0]} x {image.size[1]} px "
-        f"({image.beside})"
-        for image in beside[:_N_LISTED]
-    ]
+    listed = []
+    for image in beside[:_N_LISTED]:
+        name = f"{image.name!r}, " if image.name else ""
+        size = f"{image.size[0]} x {image.size[1]} px " if image.area else ""
+        listed.append(f"{name}{size}({image.beside})")
     more = len(beside) - _N_LISTED
     return [
         f"the file holds {len(images)} images, of which {len(beside)} "

@@ -145,7 +145,7 @@ def _add_lost(path: Path, images: list[TiffImage], ome: Ome) -> list[TiffImage]:
             if described not in found:
                 what = "" if described.is_in("") else "in other files"
                 result.append(TiffImage(None, described.name, what, 1, described))
-        result.sort(key=lambda image: ome.images.index(image.ome))  # type: ignore[arg-type]
+        result.sort(key=lambda image: ome.images.index(image.ome))
     return result
 
 

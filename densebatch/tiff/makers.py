@@ -16,6 +16,7 @@ _KINDS = ("svs", "qpi", "bif", "philips", "ndpi", "avs")
 _PICTURES = {"thumbnail", "label", "macro", "map", "other", "overview", "unknown"}
 _PAGE_NAME = 285
 _MAX_NAME = 60
+_FULL = "FullResolution"
 
 
 def name_series(series: TiffPageSeries) -> str:
@@ -67,11 +68,31 @@ def read_qpi(page: TiffPage) -> dict[str, str]:
     return {key: child_text(root, key) for key in ("ImageType", "Name", "Biomarker")}
 
 
+def say_partial(tif: TiffFile, series: TiffPageSeries) -> str:
+    """What a Micro-Manager file lacks of the channels that its summary lists; "" if nothing.
+
+    tifffile makes a smaller image of a file whose siblings are missing.
+    """
+    if series.kind != "mmstack":
+        return ""
+    try:
+        listed = int(tif.micromanager_metadata["Summary"].get("Channels", 1))
+    except (TypeError, ValueError, KeyError):
+        return ""
+    sizes = dict(zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True))
+    if sizes.get("C", 1) >= listed:
+        return ""
+    return (
+        f"holds {sizes.get('C', 1)} of the {listed} channels that its summary lists; the files of "
+        "the others (_MMStack) must be beside it"
+    )
+
+
 def regroup(tif: TiffFile) -> list[TiffPageSeries]:
     """Series of a file, those of a QPTIFF by the type that its pages tell.
 
     tifffile goes by the order that these files usually have, and would take a thumbnail that comes
-    first for the slide.
+    first for the slide, or an overview for a thumbnail.
     """
     all_series = list(tif.series)
     if not all_series or all_series[0].kind != "qpi":
@@ -79,20 +100,26 @@ def regroup(tif: TiffFile) -> list[TiffPageSeries]:
     groups: dict[tuple[str, tuple[int, ...]], list[TiffPage]] = {}
     for page in tif.pages:
         groups.setdefault((read_qpi(page).get("ImageType", ""), page.shape), []).append(page)
-    full = [pages for (kind, _), pages in groups.items() if kind == "FullResolution"]
-    indices = [page.index for page in all_series[0]]
-    if not full or (len(full) == 1 and [page.index for page in full[0]] == indices):
+    kinds = [kind for kind, _ in groups]
+    if "" in kinds or _FULL not in kinds:
         return all_series
     result = []
-    for (kind, shape), pages in groups.items():
-        if kind != "ReducedResolution":
-            series = TiffPageSeries(
-                pages,
-                (len(pages), *shape),
-                pages[0].dtype,
-                "C" + pages[0].axes,
-                name="Baseline" if kind == "FullResolution" else kind or "Unknown",
-                kind="qpi",
-            )
+    for (kind, _), pages in groups.items():
+        if kind == _FULL:
+            levels = [
+                _make_series(smaller, "Resolution")
+                for (other, _), smaller in groups.items()
+                if other == "ReducedResolution" and len(smaller) == len(pages)
+            ]
+            series = _make_series(pages, "Baseline")
+            series.levels.extend(levels if kinds.count(_FULL) == 1 else [])
             result.append(series)
+        elif kind != "ReducedResolution":
+            result += [_make_series([page], kind) for page in pages]
     return result
+
+
+def _make_series(pages: list[TiffPage], name: str) -> TiffPageSeries:
+    first = pages[0]
+    shape, axes = (len(pages), *first.shape), "C" + first.axes
+    return TiffPageSeries(pages, shape, first.dtype, axes, name=name, kind="qpi")

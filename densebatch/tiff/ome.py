@@ -158,7 +158,7 @@ def settle_ome(path: Path, tif: TiffFile) -> tuple[TiffFile, Ome | None]:
         root.attrib.pop("UUID", None)
     _refuse_absurd(path, root)
     mending = _Mending(path, tif, root, own_uuid)
-    is_changed = mending.mend()
+    is_changed = _drop_empty(root) | mending.mend()
     if companion is not None or is_changed:
         tif.close()
         # Opened for the second time, because tifffile takes other XML than its own only then.
@@ -172,6 +172,20 @@ def settle_ome(path: Path, tif: TiffFile) -> tuple[TiffFile, Ome | None]:
         )
     ome = Ome(root, images, tuple(mending.missing), companion, tuple(mending.notes))
     return tif, ome
+
+
+def _drop_empty(root: ET.Element) -> bool:
+    """Remove images without planes whose sizes tifffile would want all the same; whether any."""
+    needed = {"DimensionOrder", *(f"Size{axis}" for axis in "XYCZT")}
+    empty = [
+        image
+        for image in children(root, "Image")
+        if any(needed - pixels.attrib.keys() for pixels in children(image, "Pixels"))
+        and not any(True for _ in descendants(image, "TiffData"))
+    ]
+    for image in empty:
+        root.remove(image)
+    return bool(empty)
 
 
 def _refuse_absurd(path: Path, root: ET.Element) -> None:

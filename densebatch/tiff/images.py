@@ -117,7 +117,8 @@ def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool)
         name = of_series.name if of_series else name_series(series)
         images.append(TiffImage(top, name, "", len(series.levels), of_series))
     if ome is not None and is_ome:
-        images = _add_lost(path, images, ome)
+        images = _add_lost(images, ome)
+    images = _set_others_aside(path, images)
     images = tell_beside(images, for_cells=for_cells)
     if not any(image.series is not None and not image.beside for image in images):
         # What is there is what is meant, whatever it calls itself.
@@ -125,28 +126,32 @@ def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool)
     return images
 
 
-def _add_lost(path: Path, images: list[TiffImage], ome: Ome) -> list[TiffImage]:
-    """Add images that OME-XML describes and tifffile made no series of; set others' files aside."""
+def _add_lost(images: list[TiffImage], ome: Ome) -> list[TiffImage]:
+    """Add images that OME-XML describes and tifffile made no series of."""
+    found = [image.ome for image in images]
+    if len(images) >= len(ome.images) or None in found:
+        return images
+    lost = [TiffImage(None, of.name, "", 1, of) for of in ome.images if of not in found]
+    return sorted([*images, *lost], key=lambda image: ome.images.index(image.ome))
+
+
+def _set_others_aside(path: Path, images: list[TiffImage]) -> list[TiffImage]:
+    """Say of images that lie in other files alone that they do, if any lies in this one."""
     own = path.name.lower()
-    result = []
-    in_file = [
-        image.series is not None
-        and any(page is not None and page.parent.filename.lower() == own for page in image.series)
-        for image in images
+
+    def is_here(image: TiffImage) -> bool:
+        if image.series is None:
+            return image.ome is not None and image.ome.is_in("")
+        files = {page.parent.filename.lower() for page in image.series if page is not None}
+        return own in files
+
+    here = [is_here(image) for image in images]
+    if all(here) or not any(here):
+        return images
+    return [
+        image if is_there else replace(image, beside="in other files")
+        for image, is_there in zip(images, here, strict=True)
     ]
-    for image, is_here in zip(images, in_file, strict=True):
-        aside = "" if is_here or not any(in_file) else "in other files"
-        result.append(replace(image, beside=image.beside or aside))
-    if len(images) < len(ome.images):
-        found = [image.ome for image in images]
-        if None in found:
-            return result
-        for described in ome.images:
-            if described not in found:
-                what = "" if described.is_in("") else "in other files"
-                result.append(TiffImage(None, described.name, what, 1, described))
-        result.sort(key=lambda image: ome.images.index(image.ome))
-    return result
 
 
 def _refuse_lost_metadata(

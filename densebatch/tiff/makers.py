@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tifffile import TiffPageSeries
 
 from densebatch.tiff.markup import child_text, children, descendants, parse_xml
@@ -89,14 +91,46 @@ def say_partial(tif: TiffFile, series: TiffPageSeries) -> str:
 
 
 def regroup(tif: TiffFile) -> list[TiffPageSeries]:
-    """Series of a file, those of a QPTIFF by the type that its pages tell.
+    """Series of a file, in which each is an image.
 
-    tifffile goes by the order that these files usually have, and would take a thumbnail that comes
-    first for the slide, or an overview for a thumbnail.
+    Those of a QPTIFF go by the type that its pages tell: tifffile goes by the order that these
+    files usually have, and would take a thumbnail that comes first for the slide, or an overview
+    for a thumbnail. Positions of Micro-Manager are images, of which each mostly has a file.
     """
     all_series = list(tif.series)
-    if not all_series or all_series[0].kind != "qpi":
-        return all_series
+    kind = all_series[0].kind if all_series else ""
+    if kind == "mmstack":
+        return _split_positions(tif, all_series[0])
+    return _group_by_type(tif, all_series) if kind == "qpi" else all_series
+
+
+def _split_positions(tif: TiffFile, series: TiffPageSeries) -> list[TiffPageSeries]:
+    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    if "R" not in axes or shape[axes.index("R")] == 1:
+        return [series]
+    at, n_stacked = axes.index("R"), len(axes) - len(series.keyframe.axes)
+    pages = np.empty(math.prod(shape[:n_stacked]), object)
+    pages[:] = list(series)
+    pages = pages.reshape(shape[:n_stacked])
+    result = []
+    for r in range(shape[at]):
+        of_position = pages.take(r, at).ravel().tolist()
+        if any(page is not None for page in of_position):
+            result.append(
+                TiffPageSeries(
+                    of_position,
+                    (*shape[:at], *shape[at + 1 :]),
+                    series.dtype,
+                    axes.replace("R", ""),
+                    parent=tif,
+                    name=f"Pos{r}",
+                    kind="mmstack",
+                )
+            )
+    return result
+
+
+def _group_by_type(tif: TiffFile, all_series: list[TiffPageSeries]) -> list[TiffPageSeries]:
     groups: dict[tuple[str, tuple[int, ...]], list[TiffPage]] = {}
     for page in tif.pages:
         groups.setdefault((read_qpi(page).get("ImageType", ""), page.shape), []).append(page)

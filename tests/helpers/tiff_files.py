@@ -99,7 +99,7 @@ def write_scn(path, images, *pages):
     return write_pages(path, *pages, description=xml, tile=(32, 32))
 
 
-def write_mmstack(path, planes, *, xml=None, **summary):
+def write_mmstack(path, planes, *, xml=None, position=0, **summary):
     """A stack as Micro-Manager lays it out byte by byte: summary, pages, then indices."""
     n, height, width = planes.shape
     told = {
@@ -134,7 +134,7 @@ def write_mmstack(path, planes, *, xml=None, **summary):
         body += struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags)
         body += struct.pack("<I", 0 if k == n - 1 else offsets[k + 1])
         body += planes[k].astype("<u2").tobytes()
-    rows = b"".join(struct.pack("<IIIII", k, 0, 0, 0, offsets[k]) for k in range(n))
+    rows = b"".join(struct.pack("<IIIII", k, 0, 0, position, offsets[k]) for k in range(n))
     index = put(struct.pack("<II", 3453623, n) + rows)
     display = put(struct.pack("<II", 347834724, 2) + b"{}")
     comments = put(struct.pack("<II", 84720485, 2) + b"{}")

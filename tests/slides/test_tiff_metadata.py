@@ -220,6 +220,28 @@ class TestMicroManager:
         with pytest.raises(InputError, match="holds 3 of the 5 channels that its summary lists"):
             open_slide(path)
 
+    def test_each_position_has_a_file(self, tmp_path):
+        paths = [
+            write_mmstack(
+                tmp_path / f"x_MMStack_Pos{k}.ome.tif",
+                PLANES if k == 0 else PLANES[::-1],
+                position=k,
+                Positions=2,
+                **SUMMARY,
+            )
+            for k in range(2)
+        ]
+        for k, path in enumerate(paths):
+            slide = open_slide(path)
+            np.testing.assert_array_equal(read_all(slide), PLANES if k == 0 else PLANES[::-1])
+            assert (slide.info.channels, slide.info.um_per_px) == (NAMES, 0.325)
+            assert f"'Pos{1 - k}', 64 x 96 px (in other files)" in slide.info.notes[0]
+        slide = open_slide(paths[0], "Pos1")
+        np.testing.assert_array_equal(read_all(slide), PLANES[::-1])
+        paths[1].unlink()
+        paths[0].touch()
+        np.testing.assert_array_equal(read_all(open_slide(paths[0])), PLANES)
+
 
 class TestLeica:
     def test_names_and_view(self, tmp_path):

@@ -10,7 +10,7 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.image_files import open_tiff_file
 from densebatch.tiff.beside import tell_beside
 from densebatch.tiff.image import UNNAMED_KINDS, TiffImage
-from densebatch.tiff.makers import name_series, regroup
+from densebatch.tiff.makers import name_series, refuse_absurd_stack, regroup
 from densebatch.tiff.ome import settle_ome
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def open_tiff_images(path: Path, *, for_cells: bool = False) -> OpenTiff:
     """
     tif, ome = open_tiff_file(path), None
     try:
+        refuse_absurd_stack(path, tif)
         tif, ome = settle_ome(path, tif)
         images = _list_images(path, tif, ome, for_cells=for_cells)
     except (InputError, MemoryError):

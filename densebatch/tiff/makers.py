@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tifffile import TiffPageSeries
 
+from densebatch.base.errors import InputError
 from densebatch.tiff.markup import child_text, children, descendants, parse_xml
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tifffile import TiffFile, TiffPage
 
 # How tifffile calls what is no slide in the formats of these kinds.
@@ -19,6 +22,8 @@ _PICTURES = {"thumbnail", "label", "macro", "map", "other", "overview", "unknown
 _PAGE_NAME = 285
 _MAX_NAME = 60
 _FULL = "FullResolution"
+# No slide has as many, and tifffile makes a list of them before it looks for any.
+MAX_PLANES = 2**20
 
 
 def name_series(series: TiffPageSeries) -> str:
@@ -68,6 +73,28 @@ def read_qpi(page: TiffPage) -> dict[str, str]:
     except ValueError:
         return {}
     return {key: child_text(root, key) for key in ("ImageType", "Name", "Biomarker")}
+
+
+def refuse_absurd_stack(path: Path, tif: TiffFile) -> None:
+    """Refuse a Micro-Manager file of more planes than tifffile can list in memory.
+
+    Raises
+    ------
+    InputError
+        With the number that it declares.
+    """
+    if not tif.is_mmstack:
+        return
+    meta = tif.micromanager_metadata
+    summary = meta["Summary"] if isinstance(meta["Summary"], dict) else {}
+    found = meta["IndexMap"][:, :4].max(axis=0).tolist()
+    listed = [summary.get(key, 1) for key in ("Channels", "Slices", "Frames", "Positions")]
+    n = math.prod(
+        max(1 + index, count if isinstance(count, int) else 1)
+        for index, count in zip(found, listed, strict=True)
+    )
+    if n > MAX_PLANES:
+        raise InputError(f"{path} declares {n} planes; at most {MAX_PLANES} are accepted")
 
 
 def say_partial(tif: TiffFile, series: TiffPageSeries) -> str:

@@ -17,6 +17,7 @@ import tifffile
 
 from densebatch.base.errors import InputError
 from densebatch.base.image_files import open_tiff_file
+from densebatch.tiff.makers import MAX_PLANES
 from densebatch.tiff.markup import children, descendants, parse_xml, read_int
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
 _MAX_COMPANION_BYTES = 2**28
-_MAX_PLANES = 2**20
 _N_SHOWN = 5
 
 
@@ -197,9 +197,9 @@ def _refuse_absurd(path: Path, root: ET.Element) -> None:
             for data in children(pixels, "TiffData")
             for key in ("NumPlanes", "PlaneCount")
         ]
-        if (most := max(n, *counts, 0)) > _MAX_PLANES:
+        if (most := max(n, *counts, 0)) > MAX_PLANES:
             raise InputError(
-                f"{path} declares {most} planes in its OME-XML; at most {_MAX_PLANES} are accepted"
+                f"{path} declares {most} planes in its OME-XML; at most {MAX_PLANES} are accepted"
             )
 
 

@@ -12,6 +12,7 @@ from densebatch.slides import source
 from densebatch.slides.slide import open_slide
 from tests.helpers.bad_slides import CYX, GREY, refused
 from tests.helpers.slide_files import random_pixels
+from tests.helpers.tiff_files import PLANES, ome_image, ome_xml, write_mmstack, write_pages
 
 TILED = {"tile": (16, 16), "compression": "zlib"}
 
@@ -207,6 +208,21 @@ class TestAbsurdTiff:
         monkeypatch.setattr(source, "MAX_CHANNELS", 2)
         path = write_tiff(tmp_path / "a.tif", CYX)
         refused(path, "declares 3 channels; at most 2 are accepted")
+
+    @pytest.mark.parametrize(
+        ("planes", "counts"), [(f'<TiffData PlaneCount="{10**11}"/>', ""), ("<TiffData/>", "T")]
+    )
+    def test_planes_of_ome_xml(self, tmp_path, planes, counts):
+        xml = ome_xml(ome_image("a", "abc", planes=planes))
+        if counts:
+            xml = xml.replace('SizeT="1"', f'SizeT="{10**9}"')
+        path = write_pages(tmp_path / "a.ome.tif", *PLANES, description=xml)
+        refused(path, rf"declares \d+ planes in its OME-XML; at most {2**20} are accepted")
+
+    @pytest.mark.parametrize("summary", [{"Frames": 10**9}, {"Slices": 2**20, "Channels": 3}])
+    def test_planes_of_micro_manager(self, tmp_path, summary):
+        path = write_mmstack(tmp_path / "a.tif", PLANES, **summary)
+        refused(path, rf"declares \d+ planes; at most {2**20} are accepted")
 
     def test_one_strip_below_a_gigabyte_is_fine(self, tmp_path):
         path = write_tiff(tmp_path / "a.tif", GREY, compression="zlib", rowsperstrip=64)

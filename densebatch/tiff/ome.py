@@ -49,6 +49,13 @@ class OmeImage:
         """Whether any of its planes lies in a file; "" for the file itself."""
         return any(name == file for name, _, _ in self.pages)
 
+    @property
+    def n_pages(self) -> int:
+        """Number of planes that are listed; 0 if any entry takes all pages of its file."""
+        if any(stop is None for _, _, stop in self.pages):
+            return 0
+        return sum((stop or 0) - first for _, first, stop in self.pages)
+
     def holds(self, file: str, page: int) -> bool:
         """Whether a page is one of its planes."""
         return any(
@@ -56,16 +63,11 @@ class OmeImage:
             for name, first, stop in self.pages
         )
 
-    def describes(self, series: TiffPageSeries, own: str) -> bool:
-        """Whether a series has its size and none but its pages; `own` is the file's name."""
-        size = [str(series.shape[series.axes.index(axis)]) for axis in "YX"]
-        if [self.pixels.get("SizeY"), self.pixels.get("SizeX")] != size:
+    def describes(self, size: tuple[str, str], pages: Sequence[tuple[str, int]]) -> bool:
+        """Whether it is of a size (rows and columns, as XML has them) and has all of the pages."""
+        if (self.pixels.get("SizeY"), self.pixels.get("SizeX")) != size:
             return False
-        return all(
-            self.holds("" if (name := page.parent.filename.lower()) == own else name, page.index)
-            for page in series
-            if page is not None
-        )
+        return all(self.holds(file, page) for file, page in pages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,19 +91,21 @@ class Ome:
 
     def find(self, path: Path, tif: TiffFile) -> list[OmeImage | None]:
         """The image that each series of a file is; None where that cannot be told."""
-        own = path.name.lower()
+        facts = [_tell_series(series, path.name.lower()) for series in tif.series]
         found: list[OmeImage | None] = []
-        for series in tif.series:
-            fitting = [image for image in self.images if image.describes(series, own)]
+        for series, fact in zip(tif.series, facts, strict=True):
+            fitting = [image for image in self.images if image.describes(*fact)]
             named = [image for image in fitting if image.name and image.name == series.name]
             fitting = named or fitting
+            # One that lists no more pages is nearer than one that takes all of the file.
+            fitting = [image for image in fitting if image.n_pages == len(fact[1])] or fitting
             # Images that name the same pages become series in the same order.
             left = [image for image in fitting if image not in found]
             same = [
-                other for other in tif.series
-                if all(image.describes(other, own) for image in fitting)
-                and (not named or other.name == series.name)
-            ]  # fmt: skip
+                other
+                for other, other_fact in zip(tif.series, facts, strict=True)
+                if other_fact == fact and (not named or other.name == series.name)
+            ]
             found.append(left[0] if left and len(same) == len(fitting) else None)
         return found
 
@@ -115,6 +119,15 @@ class Ome:
         more = len(missing) - _N_SHOWN
         names = ", ".join(missing[:_N_SHOWN]) + (f" and {more} more" if more > 0 else "")
         return f"{names} {'is' if len(missing) == 1 else 'are'} missing beside it"
+
+
+def _tell_series(
+    series: TiffPageSeries, own: str
+) -> tuple[tuple[str, str], tuple[tuple[str, int], ...]]:
+    """Size of a series as XML has it, and its pages; `own` is the name of the file."""
+    height, width = (str(series.shape[series.axes.index(axis)]) for axis in "YX")
+    names = ((page.parent.filename.lower(), page.index) for page in series if page is not None)
+    return (height, width), tuple(("" if name == own else name, index) for name, index in names)
 
 
 def settle_ome(path: Path, tif: TiffFile) -> tuple[TiffFile, Ome | None]:

@@ -132,6 +132,16 @@ class TestOmeImages:
         assert open_slide(path, "b").info.channels == ("CD8",)
         assert open_slide(path, "a").info.um_per_px == 0.3
 
+    def test_an_image_that_takes_all_pages_hides_no_other(self, tmp_path):
+        xml = ome_xml(
+            ome_image("all", NAMES[:2], planes="<TiffData/>"), ome_image("one", ["DAPI"], ifd=1)
+        )
+        path = write_pages(tmp_path / "a.ome.tif", *PLANES[:2], description=xml)
+        assert open_slide(path, "all").info.channels == NAMES[:2]
+        slide = open_slide(path, "one")
+        assert slide.info.channels == ("DAPI",)
+        np.testing.assert_array_equal(read_all(slide)[0], PLANES[1])
+
     def test_what_cannot_be_told_is_unknown_and_told(self, tmp_path):
         xml = ome_xml(ome_image("a", ["CD3"], um=0.3, ifd=-1))
         path = write_pages(tmp_path / "a.ome.tif", PLANES[0], description=xml)

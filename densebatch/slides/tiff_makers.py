@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tifffile import TiffPage
 
@@ -17,7 +17,7 @@ from densebatch.tiff.makers import read_qpi
 from densebatch.tiff.markup import children, descendants, parse_xml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from xml.etree.ElementTree import Element
 
     from tifffile import TiffFile, TiffFrame, TiffPageSeries
@@ -179,16 +179,6 @@ def _read_bif(tif: TiffFile, series: TiffPageSeries) -> Told:
     return Told()
 
 
-def _read_lsm(tif: TiffFile, series: TiffPageSeries) -> Told:
-    """Zeiss LSM: metres."""
-    del series
-    meta: Mapping[str, Any] = tif.lsm_metadata or {}
-    um = [to_um(meta.get(f"VoxelSize{axis}"), "m") for axis in "YX"]
-    colours = meta.get("ChannelColors")
-    names = colours.get("ColorNames") if isinstance(colours, dict) else None
-    return Told(tuple(map(str, names)) if isinstance(names, list) else (), square_pixel(*um))
-
-
 def _read_plain(tif: TiffFile, series: TiffPageSeries) -> Told:
     """Indica Labs, which write names into XML of the first page of a plain TIFF."""
     del series
@@ -209,7 +199,6 @@ READERS: dict[str, Callable[[TiffFile, TiffPageSeries], Told]] = {
     "shaped": _read_shaped,
     "philips": _read_philips,
     "bif": _read_bif,
-    "lsm": _read_lsm,
     "generic": _read_plain,
     "uniform": _read_plain,
 }

@@ -143,7 +143,10 @@ def _tell_elsewhere(opened: OpenTiff, image: TiffImage) -> list[str]:
 
 
 def _tell_levels(image: TiffImage) -> list[str]:
+    """Say what tifffile made of tiles and resolutions that the file does not say itself."""
     series = image.series
+    if series is not None and series.kind == "bif":
+        return ["tiles of this format overlap, and are read side by side without being stitched"]
     if series is None or series.kind not in UNNAMED_KINDS:
         return []
     others = [level for level in series.levels if level is not series]

@@ -292,6 +292,45 @@ def test_aperio(tmp_path, told, um_per_px):
     assert open_slide(path).info.um_per_px == um_per_px
 
 
+def test_roche(tmp_path):
+    xmp = b'<?xml version="1.0"?><iScan Magnification="20" ScanRes="0.465"/>'
+    label = {
+        "description": "Label Image",
+        "software": "ScanOutputManager 1.1",
+        "extratags": [(700, "B", len(xmp), xmp, True)],
+    }
+    path = write_pages(
+        tmp_path / "a.bif",
+        (COLOURS[:20, :30].copy(), label),
+        (COLOURS, {"description": "level=0 mag=20 quality=95", "tile": (32, 32)}),
+        (COLOURS[::2, ::2].copy(), {"description": "level=1 mag=10", "tile": (32, 32)}),
+    )
+    slide = open_slide(path)
+    np.testing.assert_array_equal(read_all(slide), COLOURS.transpose(2, 0, 1))
+    assert (slide.info.um_per_px, slide.info.n_levels) == (0.465, 2)
+    assert "'Label', 20 x 30 px (label)" in slide.info.notes[0]
+    assert "without being stitched" in slide.info.notes[1]
+
+
+def test_philips(tmp_path):
+    levels = "".join(
+        '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING">'
+        f'"{mm}" "{mm}"</Attribute></DataObject>'
+        for mm in (0.00025, 0.0005)
+    )
+    xml = f'<DataObject ObjectType="DPUfsImport"><Array>{levels}</Array></DataObject>'
+    path = write_pages(
+        tmp_path / "a.tiff",
+        (COLOURS, {"description": xml, "software": "Philips DP v1.0", "tile": (32, 32)}),
+        (COLOURS[::2, ::2].copy(), {"tile": (32, 32), "subfiletype": 1}),
+        (COLOURS[:20, :30].copy(), {"description": "Macro"}),
+    )
+    slide = open_slide(path)
+    np.testing.assert_array_equal(read_all(slide), COLOURS.transpose(2, 0, 1))
+    assert slide.info.um_per_px == pytest.approx(0.25)
+    assert "'Macro', 20 x 30 px (macro)" in slide.info.notes[0]
+
+
 class TestPageNames:
     @pytest.mark.parametrize("n", [3, 12])
     def test_each_page_has_its_own(self, tmp_path, n):

@@ -146,7 +146,7 @@ ERRORS = {
     "planes differ": plan(colours(NOISE)),
     "may be the channels": plan(slide(PIXELS, FOUR), "--membrane", "CD8,4B,2"),
     "such as": plan(slide(PIXELS, ["A", "B", "A", "C"]), "--membrane", "A"),
-    "has axes": plan(stack),
+    "say so with --axes": plan(stack),
     "at which the model is to see slides": train([0.25, 0.5]),
     "NaN, infinite or beyond": train([0.5], value=np.nan),
 }

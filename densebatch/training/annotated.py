@@ -91,7 +91,7 @@ def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDA
     if recipe.nuclei is not None:
         names.append(slide.channel_index(recipe.nuclei))
     pixels = np.stack([slide.read(channel, whole) for channel in names])
-    truth = open_labels(file.labels, masks=bool(recipe.label_components))
+    truth = open_labels(file.labels, recipe.scene, masks=bool(recipe.label_components))
     if truth.shape != pixels.shape[1:]:
         raise InputError(
             f"{file.labels}: labels of {truth.shape[0]} x {truth.shape[1]} px for an image of "

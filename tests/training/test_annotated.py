@@ -279,3 +279,15 @@ def test_masks_of_classes_are_no_labels(tmp_path):
     recipe = RECIPE.model_copy(update={"label_components": False})
     (found,), _ = load_annotated(folder, recipe)
     assert found.labels.max() == 2
+
+
+def test_a_scene_is_that_of_images_and_labels(tmp_path):
+    drawn = [draw(seed) for seed in (0, 1)]
+    for pixels, labels in drawn:
+        tifffile.imwrite(tmp_path / "t0_img.tif", pixels, append=True)
+        tifffile.imwrite(tmp_path / "t0_masks.tif", labels, append=True)
+    with pytest.raises(InputError, match=r"t0_img\.tif holds 2 images and none was chosen"):
+        load_annotated(tmp_path, RECIPE)
+    recipe = RECIPE.model_copy(update={"scene": "1"})
+    (image,), _ = load_annotated(tmp_path, recipe)
+    np.testing.assert_array_equal(image.labels[INSIDE] > 0, drawn[1][1] > 0)

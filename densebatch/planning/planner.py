@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.base.ngff import Version
+    from densebatch.ngff.metadata import Version
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 

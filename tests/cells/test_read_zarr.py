@@ -133,7 +133,7 @@ def test_a_level_that_is_a_group_is_refused(tmp_path):
     path = write_zarr(tmp_path / "a.zarr", LABELS, "yx", document=document)
     zarr.open_group(path / "labels", mode="w")
     with pytest.raises(
-        InputError, match="lists /labels as its highest resolution, which is no arr"
+        InputError, match=r"lists .*a\.zarr/labels as a resolution, which is no array"
     ):
         open_zarr(path, labels=False)
 

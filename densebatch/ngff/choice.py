@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+_IN_STORE = "images/"
 _N_DESCRIBED = 40  # images whose arrays are looked at for a list
 
 
@@ -54,7 +55,7 @@ def list_images(node: Node, look: Callable[[Path], object] | None = None) -> lis
             return series
         return _list_children(node.path, look)
     if "spatialdata_attrs" in node.document and (node.path / "images").is_dir():
-        return [f"images/{name}" for name in _list_children(node.path / "images", look)]
+        return [f"{_IN_STORE}{name}" for name in _list_children(node.path / "images", look)]
     return None
 
 
@@ -114,7 +115,12 @@ def choose_image(
     if not paths:
         raise InputError(f"{node.path} is {describe_node(node)} that holds no images")
     path = wanted.strip().strip("/") if wanted is not None else None
-    if path is None or not find_name(paths, path):
+    names = paths
+    if all(each.startswith(_IN_STORE) for each in paths):
+        # An element of a SpatialData store is known by its name alone.
+        names = [each.removeprefix(_IN_STORE) for each in paths]
+        path = None if path is None else path.removeprefix(_IN_STORE)
+    if path is None or not find_name(names, path):
         # Without a choice there will be a list, of which the first images are enough.
         read = paths if path is not None else paths[:_N_DESCRIBED]
         nodes = [read_node(node.path / each, look) for each in read]
@@ -122,7 +128,7 @@ def choose_image(
         titles = [_title(found) for found in nodes]
         whats = [_describe_image(found) for found in nodes[:_N_DESCRIBED]]
         whats += [""] * (len(paths) - len(whats))
-        of_images = list(zip(paths, titles, whats, strict=True))
+        of_images = list(zip(names, titles, whats, strict=True))
         if path is not None and find_name(titles, path):  # the name in the image's own metadata
             scenes = [Scene(title, f"in {each}, {what}") for each, title, what in of_images]
         else:
@@ -131,7 +137,7 @@ def choose_image(
                 for each, title, what in of_images
             ]
     else:
-        scenes = [Scene(each, "") for each in paths]
+        scenes = [Scene(each, "") for each in names]
     chosen = node.path / paths[choose_scene(node.path, scenes, path)]
     image = read_node(chosen, look)
     if image is None or not image.is_image:

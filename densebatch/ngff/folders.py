@@ -216,18 +216,24 @@ def suggest_paths(path: Path, *, labels: bool = False) -> str:
         Empty if there are none; else it begins with a semicolon.
     """
     what = "label image" if labels else "image"
-    below = [str(node.path) for node in _search_below(path, labels=labels)]
-    if len(below) == 1:
-        return f"; give the {what} in it, {below[0]}"
-    if below:
-        more = len(below) - _N_NAMED
-        named = ", ".join(below[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")
-        return f"; give one of the {len(below)} {what}s in it: {named}"
+    if inside := _list_below(path, what, "it", labels=labels):
+        return inside
+    top = None
     for parent in path.parents:
         node = _try_node(parent)
         if node is not None and (node.is_label if labels else node.is_image):
             return f"; give the {what} above it, {parent}"
-    return ""
+        top = parent if node is not None else top
+    return "" if top is None else _list_below(top, what, str(top), labels=labels)
+
+
+def _list_below(path: Path, what: str, where: str, *, labels: bool) -> str:
+    below = [str(node.path) for node in _search_below(path, labels=labels)]
+    if len(below) <= 1:
+        return f"; give the {what} in {where}, {below[0]}" if below else ""
+    more = len(below) - _N_NAMED
+    named = ", ".join(below[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"; give one of the {len(below)} {what}s in {where}: {named}"
 
 
 def _try_node(path: Path) -> Node | None:

@@ -102,7 +102,7 @@ class TestZarrGroup:
     @pytest.mark.parametrize(
         ("axes", "shape", "found"),
         [
-.* with --axes CYX"),
+            ("zyx", (3, 64, 96), r"3 images along z \(focal planes\), .* with --axes CYX"),
             ("tyx", (2, 64, 96), r"2 images along t \(time\), .* channels, say so with --axes CYX"),
             ("qyx", (3, 64, 96), "3 images along q, .* with --axes CYX"),
             ("yxt", (64, 96, 5), r"5 images along t \(time\), .* with --axes YXC"),

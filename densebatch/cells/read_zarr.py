@@ -159,6 +159,8 @@ def _find_label_group(node: Node, scene: str | None) -> Node:
     if holder is not None and not holder.is_array:
         path = path / "labels"
         listed = list_labels(holder.ome) or _list_groups(path)
+    elif path.name == "labels" and not listed:
+        listed = _list_groups(path)
     elif node.ome.get("labels") is None:
         raise InputError(
             f"{path} is a zarr group without a label image; accepted are a label image "

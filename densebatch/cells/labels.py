@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-    from densebatch.ngff.metadata import Version
+    from densebatch.ngff.metadata import Json, Version
 
 __all__ = [
     "PyramidSpec",
@@ -148,11 +148,14 @@ def _read_layout(
     """Version and layout of an image; see `parse_pyramid` for `bare`."""
     attributes = read_attributes(root)
     node = Node(root, find_format(root) or 3, False, attributes)
-    multiscale = require_multiscale(node, scene)
-    shapes = [open_array(root / dataset["path"]).shape for dataset in multiscale["datasets"]]
-    multiscale = order_levels(multiscale, shapes)
-    shapes = sorted(shapes, key=math.prod, reverse=True)
+    multiscale, shapes = _order_levels(root, require_multiscale(node, scene))
     return parse_pyramid(attributes, multiscale, shapes, str(root), axes=axes, bare=bare)
+
+
+def _order_levels(root: Path, multiscale: Json) -> tuple[Json, list[tuple[int, ...]]]:
+    """An image whose levels are listed from the largest on, and their shapes."""
+    shapes = [open_array(root / dataset["path"]).shape for dataset in multiscale["datasets"]]
+    return order_levels(multiscale, shapes), sorted(shapes, key=math.prod, reverse=True)
 
 
 def slide_layout(
@@ -312,9 +315,10 @@ def read_labels(path: str | Path, level: int = 0) -> zarr.Array[Any]:
     if attributes.get(OWNER, {}).get("complete") is False:
         raise InputError(f"{label} is not finished; run the same command again to finish it.")
     node = Node(label, find_format(label) or 3, False, attributes)
-    datasets = require_multiscale(node)["datasets"]
+    multiscale = require_multiscale(node)
     if "image-label" not in ome_attributes(attributes):
         raise InputError(f"{label} is an OME-Zarr image but not a label image.")
+    datasets = _order_levels(label, multiscale)[0]["datasets"]
     if not 0 <= level < len(datasets):
         raise InputError(f"{label} has levels 0 to {len(datasets) - 1}, not {level}.")
     return open_array(label / datasets[level]["path"])

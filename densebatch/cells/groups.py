@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zarr
@@ -141,14 +144,27 @@ def refresh_consolidated(folder: Path) -> None:
         return
     for holder in list_consolidated(folder):
         path = holder.path / holder.document
-        document = json.loads(path.read_bytes())
-        known = _list_known(document, zarr_format)
-        within = f"{holder.inside}/" if holder.inside else ""
-        for key in [key for key in known if key == holder.inside or key.startswith(within)]:
-            del known[key]
-        known |= dict(_list_documents(folder, holder.inside, zarr_format))
-        known.pop("", None)  # in format 3 a group does not list itself
-        write_atomic(path, json.dumps(document, indent=2).encode())
+        with _locked(holder.path):
+            document = json.loads(path.read_bytes())
+            known = _list_known(document, zarr_format)
+            within = f"{holder.inside}/" if holder.inside else ""
+            for key in [key for key in known if key == holder.inside or key.startswith(within)]:
+                del known[key]
+            known |= dict(_list_documents(folder, holder.inside, zarr_format))
+            known.pop("", None)  # in format 3 a group does not list itself
+            write_atomic(path, json.dumps(document, indent=2).encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out: those of two images of a plate must not undo what the other wrote."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _list_known(document: dict[str, Any], zarr_format: ZarrFormat) -> dict[str, Any]:

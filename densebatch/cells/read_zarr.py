@@ -10,7 +10,7 @@ from densebatch.base.names import Scene, choose_scene
 from densebatch.cells.groups import open_array
 from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes
 from densebatch.ngff.choice import choose_image, choose_multiscale, list_images
-from densebatch.ngff.folders import read_node, read_shape, suggest_paths
+from densebatch.ngff.folders import list_folders, read_node, read_shape, suggest_paths
 from densebatch.ngff.metadata import (
     find_multiscale,
     is_inside,
@@ -183,5 +183,5 @@ def _find_label_group(node: Node, scene: str | None) -> Node:
 
 
 def _list_groups(path: Path) -> list[str]:
-    nodes = {child.name: read_node(child) for child in path.iterdir() if child.is_dir()}
+    nodes = {child.name: read_node(child) for child in list_folders(path)}
     return sorted(name for name, node in nodes.items() if node is not None and not node.is_array)

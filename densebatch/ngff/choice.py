@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import Scene, choose_scene, find_name
-from densebatch.ngff.folders import Node, describe_node, read_node
+from densebatch.ngff.folders import Node, describe_node, list_folders, read_node
 from densebatch.ngff.metadata import Json, find_multiscale, is_inside, list_axis_names
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _list_children(folder: Path, look: Callable[[Path], object] | None) -> list[
     def place(name: str) -> tuple[bool, int, str]:
         return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
-    nodes = ((path.name, read_node(path, look)) for path in folder.iterdir() if path.is_dir())
+    nodes = ((path.name, read_node(path, look)) for path in list_folders(folder))
     return sorted((name for name, node in nodes if node is not None and node.is_image), key=place)
 
 
@@ -126,9 +126,9 @@ def choose_image(
         nodes = [read_node(node.path / each, look) for each in read]
         nodes += [None] * (len(paths) - len(read))
         titles = [_title(found) for found in nodes]
-        whats = [_describe_image(found) for found in nodes[:_N_DESCRIBED]]
-        whats += [""] * (len(paths) - len(whats))
-        of_images = list(zip(names, titles, whats, strict=True))
+        described = [_describe_image(found) for found in nodes[:_N_DESCRIBED]]
+        described += [""] * (len(paths) - len(described))
+        of_images = list(zip(names, titles, described, strict=True))
         if path is not None and find_name(titles, path):  # the name in the image's own metadata
             scenes = [Scene(title, f"in {each}, {what}") for each, title, what in of_images]
         else:

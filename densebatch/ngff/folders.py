@@ -7,6 +7,7 @@ the two Zarr formats disagree.
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,8 +47,11 @@ class Node(NamedTuple):
 
     @property
     def ome(self) -> Json:
-        """OME attributes of a group."""
-        return {} if self.is_array else ome_attributes(self.document, self.zarr_format)
+        """OME attributes of a group: where its format keeps them, else where they are."""
+        if self.is_array:
+            return {}
+        found = ome_attributes(self.document, self.zarr_format)
+        return found if found.keys() & _COMPARED else ome_attributes(self.document)
 
     @property
     def is_label(self) -> bool:
@@ -179,6 +183,21 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
+def list_folders(path: Path) -> list[Path]:
+    """The folders right inside a folder, sorted by name.
+
+    Raises
+    ------
+    InputError
+        If it cannot be listed.
+    """
+    try:
+        with os.scandir(path) as entries:
+            return [path / name for name in sorted(e.name for e in entries if e.is_dir())]
+    except OSError as exc:
+        raise InputError(f"{path} cannot be listed: {exc.strerror}") from exc
+
+
 def describe_node(node: Node | None) -> str:
     """What a folder is, with an article."""
     if node is None:
@@ -250,8 +269,8 @@ def _search_below(path: Path, *, labels: bool) -> Iterator[Node]:
     while queue and looked < _MAX_FOLDERS:
         folder, depth = queue.popleft()
         try:
-            children = sorted(child for child in folder.iterdir() if child.is_dir())
-        except OSError:
+            children = list_folders(folder)
+        except InputError:
             continue
         for child in children:
             looked += 1

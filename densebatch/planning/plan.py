@@ -19,10 +19,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from densebatch.base.geometry import Grid, Lattice
-from densebatch.engines.backend import Engine
-from densebatch.models.model import Model  # noqa: TC001
 
 # pydantic looks these annotations up at run time
+from densebatch.engines.backend import Engine
+from densebatch.models.model import Model  # noqa: TC001
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001

@@ -21,7 +21,7 @@ from densebatch.ngff.folders import (
     read_shape,
     suggest_paths,
 )
-from densebatch.ngff.metadata import Json, list_level_paths, order_levels
+from densebatch.ngff.metadata import Json, list_level_paths, ome_attributes, order_levels
 from densebatch.slides.source import Stamp, check_dtype, stamp_file
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def find_image(path: Path, scene: str | None, stamps: dict[Path, Stamp]) -> Foun
                 f"image groups{suggest_paths(path)}"
             )
         node, scene = inside, None
+    if "multiscales" not in ome_attributes(node.document, node.zarr_format):
+        raise InputError(
+            f"{node.path} keeps its multiscales metadata where Zarr format {node.zarr_format} does "
+            "not have them; accepted are OME-Zarr 0.4 in Zarr format 2 and 0.5 in Zarr format 3"
+        )
     index = choose_multiscale(node, scene)
     images = node.ome["multiscales"]
     return FoundImage(

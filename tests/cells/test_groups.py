@@ -1,6 +1,7 @@
 """Zarr groups and arrays on disk."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zarr
@@ -178,3 +179,23 @@ def test_a_row_without_a_group_of_its_own(tmp_path):
         *found
     }
     assert known.keys() <= found.keys()
+
+
+@pytest.mark.parametrize("zarr_format", FORMATS)
+@pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated metadata.*:UserWarning")
+def test_runs_of_images_of_one_plate_do_not_undo_each_other(tmp_path, zarr_format):
+    names = [str(k) for k in range(12)]
+    plate = groups.require_group(tmp_path / "plate", zarr_format)
+    for name in names:
+        plate.create_group(name)
+    zarr.consolidate_metadata(tmp_path / "plate", zarr_format=zarr_format)
+    for name in names:
+        plate.create_group(f"{name}/labels/cells")
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(
+            pool.map(
+                groups.refresh_consolidated, [tmp_path / "plate" / n / "labels" for n in names]
+            )
+        )
+    found = zarr.open_consolidated(tmp_path / "plate")
+    assert all(f"{name}/labels/cells" in found for name in names)

@@ -246,3 +246,13 @@ def test_metadata_of_both_formats_that_disagree(tmp_path):
     (path / ".zattrs").write_text("{}")
     with pytest.raises(InputError, match="cells has metadata of both Zarr formats that disagree"):
         open_zarr(path, labels=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_metadata_where_the_other_format_keeps_them(tmp_path, version):
+    path = write_image(tmp_path / "a.zarr", version) / "labels" / "cells"
+    group = zarr.open_group(path, mode="r+")
+    attributes = dict(group.attrs)
+    group.attrs.put(attributes["ome"] if version == "0.5" else {"ome": attributes})
+    for place in (path, tmp_path / "a.zarr"):
+        np.testing.assert_array_equal(open_zarr(place, labels=True).read(WHOLE)[0], LABELS)

@@ -20,6 +20,14 @@ class TestZarrGroup:
         zarr.open_group(str(tmp_path / "s.zarr"), mode="w", zarr_format=zarr_format)
         refused(tmp_path / "s.zarr", "without multiscales metadata, so no image; accepted")
 
+    @pytest.mark.parametrize("version", ["0.4", "0.5"])
+    def test_metadata_of_the_other_format(self, tmp_path, version):
+        path = write_zarr(tmp_path / "s.zarr", CYX, "cyx", version)
+        group = zarr.open_group(path, mode="r+")
+        attributes = dict(group.attrs)
+        group.attrs.put(attributes["ome"] if version == "0.5" else {"ome": attributes})
+        refused(path, r"keeps its multiscales metadata where Zarr format . does not have them; acc")
+
     def test_plate(self, tmp_path):
         group = zarr.open_group(str(tmp_path / "s.zarr"), mode="w", zarr_format=3)
         group.attrs["ome"] = {"version": "0.5", "plate": {}}

@@ -49,6 +49,7 @@ ZarrFormat = Literal[2, 3]
 # One step: its kind and its numbers along y and x.
 Transform = tuple[Literal["scale", "translation"], float, float]
 
+_OLDER = ("0.1", "0.2", "0.3")
 ZARR_FORMATS: dict[str, ZarrFormat] = {"0.4": 2, "0.5": 3}
 
 
@@ -121,7 +122,9 @@ def find_version(ome: Json, multiscale: Json, zarr_format: int) -> Any:  # noqa:
     return (multiscale if zarr_format == 2 else ome).get("version")
 
 
-def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) -> str:
+def check_version(
+    ome: Json, multiscale: Json, zarr_format: int, where: Path, *, older: bool = False
+) -> str:
     """Check that a version, where it is stated, belongs to the Zarr format; the version it is.
 
     Parameters
@@ -132,11 +135,13 @@ def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) ->
         Of the group.
     where
         Named in the error.
+    older
+        Whether 0.1 to 0.3 are accepted, which store arrays as 0.4 does and describe axes otherwise.
 
     Returns
     -------
     str
-        The version; that of the format where none is stated.
+        The version that it is read as; that of the format where none is stated.
 
     Raises
     ------
@@ -145,10 +150,12 @@ def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) ->
     """
     expected = "0.4" if zarr_format == 2 else "0.5"
     found = find_version(ome, multiscale, zarr_format)
-    if found is not None and str(found) != expected:
+    accepted = {expected, *(_OLDER if older and zarr_format == 2 else ())}
+    if found is not None and str(found) not in accepted:
+        with_axes = ", and 0.1 to 0.3 if --axes says what the dimensions are, such as CYX"
         raise InputError(
             f"{where} is OME-Zarr {found} in Zarr format {zarr_format}; accepted are 0.4 in "
-            "Zarr format 2 and 0.5 in Zarr format 3"
+            f"Zarr format 2 and 0.5 in Zarr format 3{with_axes if str(found) in _OLDER else ''}"
         )
     return expected
 

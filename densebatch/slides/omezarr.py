@@ -126,7 +126,13 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
     stamps: dict[Path, Stamp] = {}
     found = find_image(path, selection.scene, stamps)
     path, attributes = found.path, found.attributes
-    ngff = check_version(attributes, found.multiscale, found.zarr_format, path)
+    ngff = check_version(
+        attributes,
+        found.multiscale,
+        found.zarr_format,
+        path,
+        older=selection.axes is not None,
+    )
     image, level_0, document = find_levels(found, stamps)
     array = _open_array(path, level_0, found.zarr_format, document)
     axes, letters = find_omezarr_axes(path, image, array.shape, selection.axes)

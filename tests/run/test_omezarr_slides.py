@@ -134,6 +134,24 @@ def test_a_scale_that_is_absent_is_told_and_given(tmp_path, capsys, expected, in
     assert label["axes"][0].get("unit") == (None if in_place else "micrometer")
 
 
+def affine(attributes):
+    step = {"type": "affine", "affine": [[0.5, 0, 0], [0, 0.5, 0]]}
+    for dataset in attributes["multiscales"][0]["datasets"]:
+        dataset["coordinateTransformations"] = [step]
+
+
+@pytest.mark.parametrize("command", ["plan", "segment"])
+def test_a_scale_that_labels_cannot_copy_is_refused_in_place(tmp_path, capsys, expected, command):
+    slide = write_slide(tmp_path / "s.zarr", document=affine)
+    options = (tmp_path / "out", *HOW, "--pixel-size", 0.5)
+    code, _, err = call_main(capsys, command, slide, *options, "--in-place")
+    assert (code, "type 'affine', which labels cannot copy; accepted are" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    assert not (slide / "labels").exists()
+    run(capsys, "segment", slide, *options)
+    np.testing.assert_array_equal(read_result(tmp_path / "out")[0], expected)
+
+
 def test_the_second_image_of_a_group(tmp_path, capsys, expected):
     def document(attributes):
         (first,) = attributes["multiscales"]

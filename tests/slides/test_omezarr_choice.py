@@ -252,6 +252,21 @@ class TestAxes:
         assert slide.info.um_per_px is None
         assert "a scale of 0.5 without a unit" in slide.info.notes[0]
 
+    @pytest.mark.parametrize("version", ["0.1", "0.2", "0.3"])
+    @pytest.mark.parametrize("axes", [["t", "c", "z", "y", "x"], None])
+    def test_versions_before_0_4(self, tmp_path, version, axes):
+        def document(attributes):
+            (image,) = attributes["multiscales"]
+            image |= {"version": version, "datasets": [{"path": "0"}]}
+            image.pop("axes") if axes is None else image.update(axes=axes)
+
+        pixels = CYX[None, :, None]
+        path = write_zarr(tmp_path / "s.zarr", pixels, "tczyx", "0.4", document=document)
+        refused(path, f"is OME-Zarr {version} in Zarr format 2; .* 0.1 to 0.3 if --axes says what")
+        slide = open_slide(path, axes="TCZYX")
+        np.testing.assert_array_equal(read_all(slide), CYX)
+        assert "no scale of the highest resolution" in slide.info.notes[0]
+
     @pytest.mark.parametrize(
         ("axes", "expected"),
         [

@@ -174,7 +174,7 @@ def _open(path: Path, *, labels: bool, scene: str | None) -> Pixels:
     if not path.exists():
         raise InputError(f"{path} does not exist; accepted are {ACCEPTED}")
     if path.is_dir():
-        return open_zarr(path, labels=labels)
+        return open_zarr(path, labels=labels, scene=scene)
     suffix = path.suffix.lower()
     if suffix == ".png":
         return _open_png(path)

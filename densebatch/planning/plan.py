@@ -21,9 +21,9 @@ from pydantic import TypeAdapter
 from densebatch.base.geometry import Grid, Lattice
 
 # pydantic looks these annotations up at run time
-from densebatch.base.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
 from densebatch.models.model import Model  # noqa: TC001
+from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001

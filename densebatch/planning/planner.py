@@ -13,6 +13,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.base.names import explain_choice, quote_names
+from densebatch.cells.labels import in_place_spec
 from densebatch.models.model import Model, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.base.ngff import Version
+    from densebatch.ngff.metadata import Version
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
@@ -176,6 +177,8 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
             f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
             f"--ngff {settings.ngff} is not accepted with --in-place"
         )
+    if settings.in_place:
+        in_place_spec(info.path, info.scene, info.axes)  # refuses scales that labels cannot copy
 
 
 def _choose_channels(

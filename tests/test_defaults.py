@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from skimage.io import imsave
 
 from tests.helpers.checkpoint_files import make_state
 from tests.helpers.debris import put_dead_area, put_specks
 from tests.helpers.run_files import call_main, simulate, write_tiff
+from tests.helpers.tiff_files import ome_image, ome_xml, write_pages
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "defaults.md"
 PIXELS = np.repeat(simulate(90, 120), 2, 0)
@@ -116,7 +118,68 @@ TISSUE = simulate(256, 320)[:1]
 GLASS = rng.normal(300, 10, TISSUE.shape).astype(np.uint16)
 FOUR = ["CD8,4B", "CD8", "4B", "2"]
 
+
+def write_store(*transformations, of_image=(), labels=None):
+    def write(folder):
+        pixels = PIXELS[:2, None]
+        group = zarr.open_group(folder / "a.zarr", mode="w", zarr_format=2)
+        group.create_array("0", data=pixels, chunks=(1, 1, 64, 64))
+        axes = [{"name": name, "unit": "micrometer"} for name in "czyx"]
+        image = {"axes": axes, "coordinateTransformations": list(of_image)}
+        image["datasets"] = [{"path": "0", "coordinateTransformations": list(transformations)}]
+        group.attrs["multiscales"] = [image]
+        if labels is not None:
+            group.attrs["omero"] = {"channels": [{"label": label} for label in labels]}
+        return folder / "a.zarr"
+
+    return write
+
+
+def scale(*numbers):
+    return {"type": "scale", "scale": list(numbers)}
+
+
+def physical(**size):
+    def write(folder):
+        metadata = {"axes": "CYX", **size}
+        tifffile.imwrite(folder / "a.ome.tif", PIXELS[:1], metadata=metadata)
+        return folder / "a.ome.tif"
+
+    return write
+
+
+def with_thumbnail(folder):
+    with tifffile.TiffWriter(folder / "a.tif") as writer:
+        writer.write(PIXELS[0, :9, :20], subfiletype=1, metadata=None)
+        writer.write(PIXELS[0], metadata=None, resolution=(20000, 20000), resolutionunit=3)
+    return folder / "a.tif"
+
+
+def without_planes(folder):
+    """OME-XML of an image whose planes lie nowhere."""
+    description = ome_xml(ome_image("a", ["A"], ifd=-1, size=PIXELS.shape[1:]))
+    return write_pages(folder / "a.ome.tif", PIXELS[0], description=description)
+
+
+def inverted(folder):
+    tifffile.imwrite(folder / "a.tif", PIXELS[0], photometric="miniswhite", metadata=None)
+    return folder / "a.tif"
+
+
 NOTES = {
+    "the pixel size counts as unknown, unless": plan(write_store(), "--membrane", "0"),
+    "the last two are taken": plan(write_store(scale(1, 0.5, 0.5)), "--membrane", "0"),
+    "that of the whole image": plan(
+        write_store(of_image=[scale(1, 1, 0.5, 0.5)]), "--membrane", "0"
+    ),
+    "which are not square": plan(physical(PhysicalSizeX=0.5, PhysicalSizeY=0.7)),
+    "taken for its height too": plan(physical(PhysicalSizeX=0.5)),
+    "do not count and channels": plan(
+        write_store(scale(1, 1, 0.5, 0.5), labels=["a", "b", "c"]), "--membrane", "0"
+    ),
+    "of which": plan(with_thumbnail),
+    "which image of its OME-XML": plan(without_planes),
+    "0 is white": plan(inverted),
     "pixel size unknown: taken as": plan(slide(um_per_px=None)),
     "tells no pixel size": checkpoint(),
     "states no diam_mean": checkpoint("--diameter", 20, diam_mean=None),

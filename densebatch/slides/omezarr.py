@@ -34,6 +34,7 @@ from densebatch.slides.source import (
     check_size,
     name_channels,
     square_pixel,
+    tell_oblong,
     to_um,
 )
 
@@ -178,7 +179,7 @@ def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, 
             units = " and ".join(map(_quote_unit, dict.fromkeys(map(str, found.units))))
             problem = f"a scale of {scale} {units}, which is no length"
         elif um_per_px is None:
-            problem = f"pixels of {um_y:g} x {um_x:g} um, which are not square"
+            return None, tell_oblong(um_y, um_x)
     if problem is not None:
         return None, (
             f"the metadata give {problem}: the pixel size counts as unknown, unless --pixel-size "

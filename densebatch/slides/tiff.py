@@ -28,7 +28,12 @@ from densebatch.slides.source import (
     stamp_file,
 )
 from densebatch.slides.tiff_axes import find_tiff_axes, tell_odd_shape
-from densebatch.slides.tiff_metadata import is_colour, read_metadata, refuse_photometric
+from densebatch.slides.tiff_metadata import (
+    is_colour,
+    read_metadata,
+    refuse_photometric,
+    tell_inverted,
+)
 from densebatch.slides.tiff_rows import RowReader
 from densebatch.tiff.choice import choose_image
 from densebatch.tiff.images import open_tiff_images
@@ -210,7 +215,12 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         chunk_planes=planes,
         n_levels=chosen.image.n_levels,
         selection=selection,
-        notes=(*chosen.notes, *tell_odd_shape(series, axes, letters), *metadata.notes),
+        notes=(
+            *chosen.notes,
+            *tell_odd_shape(series, axes, letters),
+            *metadata.notes,
+            *tell_inverted(keyframe),
+        ),
     )
     # Two images of a file may agree in all that their layouts tell.
     is_only = len(opened.real) == 1 and chosen.image is opened.real[0]

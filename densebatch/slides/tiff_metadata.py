@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from tifffile import PHOTOMETRIC
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.slides.source import square_pixel, to_um
+from densebatch.slides.source import square_pixel, tell_oblong, to_um
 from densebatch.slides.tiff_makers import READERS, Told, read_page_names
 from densebatch.tiff.markup import children
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from xml.etree.ElementTree import Element
 
@@ -118,15 +118,45 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
             )
             return TiffMetadata((), None, tuple(notes))
         names = [e.get("Name") for e in children(ome.pixels, "Channel")]
+        notes += _tell_misfit(names, n)
         if "PhysicalSizeX" in ome.pixels.attrib:
-            um = _read_physical_size(ome.pixels)
+            lengths = _read_physical_size(ome.pixels)
+            notes += tell_oblong(*lengths)
+            if "PhysicalSizeY" not in ome.pixels.attrib:
+                notes.append(
+                    "the metadata give the width of a pixel, which is taken for its height too"
+                )
+            um = square_pixel(*lengths)
             return TiffMetadata(_fit(names, n) or _page_names(series, n), um, tuple(notes))
         told = Told(_fit(names, n)).or_else(told)
+    notes += _tell_misfit(told.names, n)
     names_told = _fit(told.names, n) or _page_names(series, n)
     um = told.um_per_px
     if um is None:
-        um = _read_resolution(tif, series)
+        lengths = _read_resolution(tif, series)
+        um = square_pixel(*lengths)
+        notes += tell_oblong(*lengths)
     return TiffMetadata(names_told, um, tuple(notes))
+
+
+def tell_inverted(keyframe: TiffPage) -> tuple[str, ...]:
+    """A note on grey values of which the file says that 0 is white."""
+    if keyframe.photometric != PHOTOMETRIC.MINISWHITE:
+        return ()
+    return (
+        "the file says that 0 is white; its values are taken as they are stored, so that the "
+        "largest are the brightest",
+    )
+
+
+def _tell_misfit(names: Sequence[str | None], n: int) -> tuple[str, ...]:
+    """A note on names that are told and cannot be given to the planes."""
+    if len(names) == n or not any((name or "").strip() for name in names):
+        return ()
+    return (
+        f"the metadata have names for {len(names)} channels and there are {n}, so the names do not "
+        "count and channels are numbered from 0",
+    )
 
 
 def _fit(names: Iterable[str | None], n: int) -> tuple[str | None, ...]:
@@ -150,30 +180,30 @@ def _read_stack(opened: OpenTiff, n: int) -> Told:
         name = (elements[0].get("Name") or "") if len(elements) == 1 else ""
         channels.append(name.strip() or image.name)
     sizes = [_read_physical_size(image.ome.pixels) for image in real if image.ome is not None]
-    um = sizes[0] if len(sizes) == n and len(set(sizes)) == 1 else None
+    um = square_pixel(*sizes[0]) if len(sizes) == n and len(set(sizes)) == 1 else None
     return Told(tuple(channels) if len(set(channels)) == len(channels) else (), um)
 
 
-def _read_physical_size(pixels: Element) -> float | None:
+def _read_physical_size(pixels: Element) -> tuple[float | None, float | None]:
+    """Height and width of a pixel in um, as far as they are told; a lone width is both."""
     if pixels.get("PhysicalSizeX") is None:
-        return None
+        return None, None
     um_x = to_um(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit", "um"))
     if pixels.get("PhysicalSizeY") is None:
-        return um_x
-    um_y = to_um(pixels.get("PhysicalSizeY"), pixels.get("PhysicalSizeYUnit", "um"))
-    return square_pixel(um_y, um_x)
+        return um_x, um_x
+    return to_um(pixels.get("PhysicalSizeY"), pixels.get("PhysicalSizeYUnit", "um")), um_x
 
 
-def _read_resolution(tif: TiffFile, series: TiffPageSeries) -> float | None:
-    """From the tags of the first page."""
+def _read_resolution(tif: TiffFile, series: TiffPageSeries) -> tuple[float | None, float | None]:
+    """Height and width of a pixel in um from the tags of the first page, if a lens made it so."""
     tags = series.keyframe.tags
     unit: object = _RESOLUTION_UNITS.get(tags.valueof(296, default=2))
     if series.kind == "imagej":
         unit = (tif.imagej_metadata or {}).get("unit", unit)
-    um = [_um_from_tag(tags.valueof(code), unit) for code in (_YRESOLUTION, _XRESOLUTION)]
-    size = square_pixel(um[0], um[1])
+    um_y, um_x = (_um_from_tag(tags.valueof(code), unit) for code in (_YRESOLUTION, _XRESOLUTION))
     low, high = _PLAUSIBLE_UM
-    return size if size is not None and low <= size <= high else None
+    is_plausible = um_x is not None and low <= um_x <= high
+    return (um_y, um_x) if is_plausible else (None, None)
 
 
 def _um_from_tag(resolution: tuple[int, int] | None, unit: object) -> float | None:

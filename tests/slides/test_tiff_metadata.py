@@ -5,6 +5,7 @@ import pytest
 import tifffile
 
 from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.slides.slide import open_slide
 from tests.helpers.slide_formats import CYX, GREY, read_all
 from tests.helpers.tiff_files import (
@@ -386,3 +387,63 @@ def test_junk_hides_no_pixel(tmp_path, name, options):
     else:
         np.testing.assert_array_equal(read_all(slide)[0], PLANES[0])
         assert (slide.info.channels, slide.info.um_per_px) == (("0",), None)
+
+
+class TestWhatIsTold:
+    def notes(self, tmp_path, **metadata):
+        path = tmp_path / "a.ome.tif"
+        tifffile.imwrite(
+            path, PLANES, metadata={"axes": "CYX", **metadata}, photometric="minisblack"
+        )
+        return open_slide(path).info
+
+    def test_an_ordinary_file_gives_no_note(self, tmp_path):
+        size = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+        info = self.notes(tmp_path, Channel={"Name": list(NAMES)}, **size)
+        assert (info.notes, info.channels, info.um_per_px) == ((), NAMES, 0.5)
+
+    def test_oblong_pixels(self, tmp_path):
+        info = self.notes(tmp_path, PhysicalSizeX=0.5, PhysicalSizeY=0.6)
+        assert info.um_per_px is None
+        assert info.notes == (
+            "the metadata give pixels of 0.6 x 0.5 um, which are not square: the pixel size counts "
+            "as unknown, unless --pixel-size gives it",
+        )
+
+    def test_oblong_pixels_in_tags(self, tmp_path):
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(
+            path, PLANES[0], resolution=(20000, 10000), resolutionunit=3, metadata=None
+        )
+        info = open_slide(path).info
+        assert info.um_per_px is None
+        assert "which are not square" in info.notes[0]
+
+    def test_the_resolution_of_a_printer_is_no_note(self, tmp_path):
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(path, PLANES[0], resolution=(72, 300), resolutionunit=2, metadata=None)
+        assert (open_slide(path).info.um_per_px, open_slide(path).info.notes) == (None, ())
+
+    def test_a_width_alone(self, tmp_path):
+        info = self.notes(tmp_path, PhysicalSizeX=0.5)
+        assert info.um_per_px == 0.5
+        assert info.notes == (
+            "the metadata give the width of a pixel, which is taken for its height too",
+        )
+
+    def test_names_of_another_number(self, tmp_path):
+        path = tmp_path / "a.tif"
+        labels = ["CD3", "CD8"]
+        tifffile.imwrite(path, PLANES, imagej=True, metadata={"axes": "CYX", "Labels": labels})
+        info = open_slide(path).info
+        assert info.channels == ("0", "1", "2")
+        assert info.notes == (
+            "the metadata have names for 2 channels and there are 3, so the names do not count and "
+            "channels are numbered from 0",
+        )
+
+    def test_zero_is_white(self, tmp_path):
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(path, PLANES[0], photometric="miniswhite", metadata=None)
+        assert "the file says that 0 is white" in open_slide(path).info.notes[0]
+        assert np.array_equal(open_slide(path).read(0, Region(0, 0, 64, 96)), PLANES[0])

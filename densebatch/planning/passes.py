@@ -14,7 +14,7 @@ import numpy as np
 
 from densebatch.base.geometry import Grid
 from densebatch.base.machine import count_cores
-from densebatch.planning.debris import BlockLooks
+from densebatch.planning.debris import BlockLooks, measure_enclosed
 from densebatch.planning.normalization import to_float32
 from densebatch.planning.survey_kernels import (
     BLOCK_PX,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX
+_N_LOOKED_AT = 16  # regions that show whether something bright is debris
 _MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
 _DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
@@ -133,6 +134,25 @@ def look_at_blocks(pixels: NDArray[Any]) -> BlockLooks:
     unused = np.zeros((N_CLASSES, n_bins), np.int64)
     survey_blocks(*_take_values(pixels), shift, CELL_PX, *extremes, classes, marks, unused)
     return BlockLooks(classes, *np.moveaxis(marks, -1, 0))
+
+
+def measure_in_blocks(reader: Reader, above: float, blocks: NDArray[np.bool_]) -> tuple[int, int]:
+    """Sum `measure_enclosed` over the regions with the most of some blocks.
+
+    Parameters
+    ----------
+    reader
+        Of a channel.
+    above
+        The level.
+    blocks
+        `(rows, cols)` of the slide.
+    """
+    n_blocks = {index: int(blocks[blocks_of(reader.grid[index])].sum()) for index in reader.grid}
+    chosen = sorted(filter(n_blocks.get, reader.grid), key=lambda index: -n_blocks[index])
+    sums = [measure_enclosed(reader.read(index)[0], above) for index in chosen[:_N_LOOKED_AT]]
+    enclosed, bright = map(sum, zip(*sums, strict=True))
+    return enclosed, bright
 
 
 def count_tissue_again(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from densebatch.planning.passes import (
     count_blocks,
     count_tissue_again,
     count_wanted,
+    measure_in_blocks,
     open_reader,
 )
 from densebatch.planning.survey_kernels import (
@@ -116,7 +118,8 @@ def survey_channel(
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
-    It is read a second time if it is wider than 16 bits or has debris, a third time if both.
+    It is read a second time if it is wider than 16 bits or has debris, a third time if both; and
+    what may be debris is looked at in between.
 
     Parameters
     ----------
@@ -144,7 +147,9 @@ def survey_channel(
     name = slide.info.channels[channel]
     reader = open_reader(slide, channel)
     counts = count_blocks(reader, side)
-    looks, debris = counts.looks, find_debris(counts.looks) if mask_debris else None
+    looks, debris = counts.looks, None
+    if mask_debris:
+        debris = find_debris(looks, partial(measure_in_blocks, reader))
     if debris is not None:
         looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
     threshold = _tissue_class(looks.classes)

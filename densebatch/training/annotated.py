@@ -16,7 +16,7 @@ from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
-from densebatch.planning.debris import find_debris
+from densebatch.planning.debris import find_debris, measure_enclosed
 from densebatch.planning.normalization import find_masked
 from densebatch.planning.passes import look_at_blocks
 from densebatch.slides.slide import open_slide
@@ -122,6 +122,12 @@ def measure_diameters(labels: Sequence[NDArray[np.int32]]) -> NDArray[np.float64
     return result
 
 
+def _find_debris(plane: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+    """Pixels that are taken for debris, and what is beside them; None if there are none."""
+    debris = find_debris(look_at_blocks(plane), lambda above, _: measure_enclosed(plane, above))
+    return None if debris is None else find_masked(plane, debris.above, debris.dead)
+
+
 def make_annotated(
     name: str, pixels: NDArray[np.generic], labels: NDArray[np.int32], recipe: Recipe
 ) -> AnnotatedImage:
@@ -162,8 +168,7 @@ def make_annotated(
                 "training are finite values"
             )
         # A slide's debris is left out of its bounds and shown as 0, and so is that of images.
-        debris = find_debris(look_at_blocks(raw))
-        masked = None if debris is None else find_masked(raw, debris.above, debris.dead)
+        masked = _find_debris(raw)
         counted = plane if masked is None else plane[~masked]
         low, high = np.percentile(counted, recipe.percentiles)
         scaled.append((plane - low) / max(high - low, 1e-6))

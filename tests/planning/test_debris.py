@@ -176,6 +176,19 @@ def test_rare_bright_cells_on_noise_are_cells(tmp_path, n, blur):
     check_clean(tmp_path, put_cells(ndimage.gaussian_filter(noise, blur), n))
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("n", [4, 20, 60])
+def test_rare_bright_cells_on_dim_tissue_are_cells(tmp_path, n, seed):
+    """Forty times as bright as the tissue around them, which looks like tissue by itself."""
+    dim = simulate(640, 640, seed)[0] // 40 + np.uint16(100)
+    check_clean(tmp_path, put_cells(dim, n, seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_small_field_of_few_cells_has_no_debris(tmp_path, seed):
+    check_clean(tmp_path, simulate(256, 256, seed, stained_fraction=0.05)[0])
+
+
 def test_a_bright_region_is_tissue(tmp_path):
     """A follicle thirty times as bright as the tissue around it, a tenth of the field."""
     pixels = simulate(1024, 1024, 5)[0].astype(np.float64)

@@ -16,8 +16,8 @@ import torch
 import zarr
 from skimage.io import imsave
 
+from densebatch.simulation.debris import put_area, put_specks
 from tests.helpers.checkpoint_files import make_state
-from tests.helpers.debris import put_dead_area, put_specks
 from tests.helpers.run_files import call_main, simulate, write_tiff
 from tests.helpers.tiff_files import ome_image, ome_xml, write_pages
 
@@ -58,7 +58,7 @@ def train(sizes, um_per_px=None, value=0.0, specks=False):
         labels[20:40, 20:40] = 1
         pixels[0, 0, 0] = value
         if specks:
-            pixels, labels = put_specks(TISSUE, 100, 10)[0], np.zeros(TISSUE.shape[1:])
+            pixels, labels = put_specks(TISSUE, 100, 10, 3)[0], np.zeros(TISSUE.shape[1:])
             labels[20:40, 20:40] = 1
         for index, size in enumerate(sizes):
             write_tiff(folder / f"t{index}_img.ome.tif", pixels, ["M"], size)
@@ -193,9 +193,9 @@ NOTES = {
     "does not tell whether": checkpoint("--nuclei", "N", "--diameter", 20),
     "brightfield": plan(colours(LIGHT), "--membrane", "red"),
     "NaN or infinite; the network": plan(odd_float(with_nan)),
-    "if they are cells": plan(slide(put_specks(TISSUE, 20, 6)[0])),
-    "taken for dead": plan(slide(put_dead_area(TISSUE + 5000)[0])),
-    "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6)[0])),
+    "if they are cells": plan(slide(put_specks(TISSUE, 20, 6, 3)[0])),
+    "taken for dead": plan(slide(put_area(TISSUE + 5000, 0)[0])),
+    "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6, 3)[0])),
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
     "has no contrast": plan(slide(np.zeros_like(ONE))),
     "the images are taken to be of": train([None]),

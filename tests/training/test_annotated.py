@@ -13,6 +13,7 @@ from skimage.segmentation import find_boundaries
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.pairs import find_annotated
+from densebatch.simulation.debris import put_specks
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.training.annotated import (
@@ -22,7 +23,6 @@ from densebatch.training.annotated import (
     measure_diameters,
 )
 from densebatch.training.recipe import Recipe
-from tests.helpers.debris import put_specks
 from tests.helpers.run_files import simulate
 
 RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)

@@ -95,6 +95,8 @@ def find_masked(
         masked |= np.greater(pixels, above)
     if dead is not None:
         masked |= np.less_equal(pixels, dead)
+    if pixels.dtype.kind == "f":
+        masked &= np.isfinite(pixels)
     if not masked.any():
         return masked
     # Imported here because few slides have debris, and workers start faster without.

@@ -14,7 +14,7 @@ import numpy as np
 
 from densebatch.base.geometry import Grid
 from densebatch.base.machine import count_cores
-from densebatch.planning.debris import BlockLooks, measure_enclosed
+from densebatch.planning.debris import BlockLooks, count_cells
 from densebatch.planning.normalization import to_float32
 from densebatch.planning.survey_kernels import (
     BLOCK_PX,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.planning.debris import Gap
     from densebatch.slides.slide import Slide
 
 _N_BINS = 1 << 16
@@ -136,23 +137,31 @@ def look_at_blocks(pixels: NDArray[Any]) -> BlockLooks:
     return BlockLooks(classes, *np.moveaxis(marks, -1, 0))
 
 
-def measure_in_blocks(reader: Reader, above: float, blocks: NDArray[np.bool_]) -> tuple[int, int]:
-    """Sum `measure_enclosed` over the regions with the most of some blocks.
+def count_cells_in_blocks(
+    reader: Reader, cell_px: float, gap: Gap, blocks: NDArray[np.bool_]
+) -> tuple[int, int]:
+    """Sum `debris.count_cells` over the regions with the most of some blocks.
 
     Parameters
     ----------
     reader
         Of a channel.
-    above
-        The level.
+    cell_px
+        Diameter of a cell.
+    gap
+        What is bright.
     blocks
         `(rows, cols)` of the slide.
+
+    Returns
+    -------
+    things, cells : int
     """
     n_blocks = {index: int(blocks[blocks_of(reader.grid[index])].sum()) for index in reader.grid}
     chosen = sorted(filter(n_blocks.get, reader.grid), key=lambda index: -n_blocks[index])
-    sums = [measure_enclosed(reader.read(index)[0], above) for index in chosen[:_N_LOOKED_AT]]
-    enclosed, bright = map(sum, zip(*sums, strict=True))
-    return enclosed, bright
+    counts = [count_cells(reader.read(index)[0], gap, cell_px) for index in chosen[:_N_LOOKED_AT]]
+    things, cells = map(sum, zip(*counts, strict=True))
+    return things, cells
 
 
 def count_tissue_again(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 # the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
+_UNEVEN_TIMES = 10.0  # from which a part of a slide that is brighter than the rest is told
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
 # A patch whose means over half a cell's width span less than this share of the slide's normalised
@@ -294,10 +295,17 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
                 f"bound {b.high:.6g}; 99 % of the pixels are up to {survey.usual_px:.6g}); if "
                 "these are not the cells, blacken them or crop the slide"
             )
-        if survey.saturated:
+        if survey.uneven_times >= _UNEVEN_TIMES:
+            yield (
+                f"channel {b.name}: parts of the slide are up to {survey.uneven_times:.3g} times "
+                "as bright as the rest, which looks like tissue by itself; they count in the "
+                f"normalisation (upper bound {b.high:.6g}), so that the rest may be seen as "
+                "background; if they are no cells, blacken them"
+            )
+        if survey.saturated_px is not None:
             yield (
                 f"channel {b.name}: saturated, its brightest pixels, at least a hundredth of the "
-                f"tissue, are all {b.high:.6g}; cells are told apart less well there"
+                f"tissue, are all {survey.saturated_px:.6g}; cells are told apart less well there"
             )
         if b.high <= b.low:
             yield f"channel {b.name}: has no contrast, so nothing is found in it"

@@ -38,9 +38,9 @@ from densebatch.planning.passes import (
     Reader,
     blocks_of,
     count_blocks,
+    count_cells_in_blocks,
     count_tissue_again,
     count_wanted,
-    measure_in_blocks,
     open_reader,
 )
 from densebatch.planning.survey_kernels import (
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.planning.debris import BlockLooks
     from densebatch.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from g
 _TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 # Blocks of tissue that are fewer and more strewn than this are debris or rare cells, and it cannot
 # be told which.
+_SATURATED = 0.99
 _STREWN_FRACTION, _STREWN_DENSITY = 0.15, 0.3
 
 
@@ -80,17 +82,20 @@ class ChannelSurvey:
     bounds : of the normalisation
     lowest, highest : `(rows, cols)` of blocks, the extremes of each block's means
         (`signal_side`), normalised
-    saturated : whether the brightest hundredth of the tissue's pixels are all of one value
+    saturated_px : the value of the brightest hundredth of the tissue's pixels if all have one
     strewn : whether what counts as tissue are few blocks strewn over the slide
     usual_px : pixel value that 99 % of all pixels of the slide do not exceed
+    uneven_times : how many times as bright as the rest of the slide, which looks like tissue by
+        itself, a part is that is no debris; 0 without
     """
 
     bounds: ChannelBounds
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
-    saturated: bool = False
+    saturated_px: float | None = None
     strewn: bool = False
     usual_px: float = 0.0
+    uneven_times: float = 0.0
 
 
 def signal_side(rescale: float) -> int:
@@ -147,9 +152,11 @@ def survey_channel(
     name = slide.info.channels[channel]
     reader = open_reader(slide, channel)
     counts = count_blocks(reader, side)
-    looks, debris = counts.looks, None
+    looks, debris, uneven_times = counts.looks, None, 0.0
     if mask_debris:
-        debris = find_debris(looks, partial(measure_in_blocks, reader))
+        # The means are about half a cell wide.
+        searched = find_debris(looks, partial(count_cells_in_blocks, reader, 2 * side))
+        debris, uneven_times = (searched if searched.is_any else None), searched.uneven_times
     if debris is not None:
         looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
     threshold = _tissue_class(looks.classes)
@@ -165,7 +172,10 @@ def survey_channel(
     else:
         # numpy.percentile interpolates between the two pixels that a percentile lies between.
         places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
-        ranks = sorted({int(near(place)) for place in places for near in (np.floor, np.ceil)})
+        near_top = int(_SATURATED * (n_px - 1))
+        ranks = sorted(
+            {near_top, *(int(near(place)) for place in places for near in (np.floor, np.ceil))}
+        )
         values = _select_values(reader, looks.classes, threshold, tissue, ranks)
         low, high = (
             _interpolate(values[int(np.floor(at))], values[int(np.ceil(at))], at - np.floor(at))
@@ -186,11 +196,12 @@ def survey_channel(
         found = ChannelSurvey(
             bounds,
             *_normalize_extremes(counts, bounds),
-            saturated=bool(high >= looks.most[where].max() > looks.least[where].min()),
+            saturated_px=_find_plateau(values[near_top], looks, where),
             strewn=debris is None
             and bool(where.mean() < _STREWN_FRACTION)
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
+            uneven_times=uneven_times,
         )
     log_event(
         log, "channel surveyed", channel=name, low=bounds.low, high=bounds.high,
@@ -198,6 +209,11 @@ def survey_channel(
         debris_fraction=bounds.debris_fraction,
     )  # fmt: skip
     return found
+
+
+def _find_plateau(value: float, looks: BlockLooks, where: NDArray[np.bool_]) -> float | None:
+    """A value near the top, if it is that of the brightest pixel of some blocks too."""
+    return value if value >= looks.most[where].max() > looks.least[where].min() else None
 
 
 def _find_usual(counts: Counts, dtype: np.dtype[Any]) -> float:

@@ -16,7 +16,7 @@ from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
-from densebatch.planning.debris import find_debris, measure_enclosed
+from densebatch.planning.debris import count_cells, find_debris
 from densebatch.planning.normalization import find_masked
 from densebatch.planning.passes import look_at_blocks
 from densebatch.slides.slide import open_slide
@@ -35,6 +35,9 @@ EDGE_PX = 64
 """Width of the frame around every image, in which nothing is known: NaN, which the network is shown
 as zeros, as around a slide. It is wider than a patch's margin so that enough crops hold an edge for
 edges to be learnt: a quarter of the crops of fields of 1000 px."""
+
+
+_CELL_PX = 15.0  # of an image without cells
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,11 @@ def measure_diameters(labels: Sequence[NDArray[np.int32]]) -> NDArray[np.float64
     return result
 
 
-def _find_debris(plane: NDArray[np.generic]) -> NDArray[np.bool_] | None:
+def _find_debris(plane: NDArray[np.generic], labels: NDArray[np.int32]) -> NDArray[np.bool_] | None:
     """Pixels that are taken for debris, and what is beside them; None if there are none."""
-    debris = find_debris(look_at_blocks(plane), lambda above, _: measure_enclosed(plane, above))
-    return None if debris is None else find_masked(plane, debris.above, debris.dead)
+    cell_px = float(np.median(measure_diameters([labels]))) if labels.any() else _CELL_PX
+    debris = find_debris(look_at_blocks(plane), lambda gap, _: count_cells(plane, gap, cell_px))
+    return find_masked(plane, debris.above, debris.dead) if debris.is_any else None
 
 
 def make_annotated(
@@ -168,7 +172,7 @@ def make_annotated(
                 "training are finite values"
             )
         # A slide's debris is left out of its bounds and shown as 0, and so is that of images.
-        masked = _find_debris(raw)
+        masked = _find_debris(raw, labels) if recipe.mask_debris else None
         counted = plane if masked is None else plane[~masked]
         low, high = np.percentile(counted, recipe.percentiles)
         scaled.append((plane - low) / max(high - low, 1e-6))

@@ -19,7 +19,7 @@ from skimage.io import imsave
 from densebatch.simulation.debris import put_area, put_specks
 from tests.helpers.checkpoint_files import make_state
 from tests.helpers.run_files import call_main, simulate, write_tiff
-from tests.helpers.tiff_files import ome_image, ome_xml, write_pages
+from tests.helpers.tiff_files import ome_image, ome_xml, place, write_pages
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "defaults.md"
 PIXELS = np.repeat(simulate(90, 120), 2, 0)
@@ -161,6 +161,27 @@ def without_planes(folder):
     return write_pages(folder / "a.ome.tif", PIXELS[0], description=description)
 
 
+def with_more_pages(folder):
+    description = ome_xml(ome_image("a", ["A"], size=PIXELS.shape[1:]))
+    return write_pages(folder / "a.ome.tif", *PIXELS[:2], description=description)
+
+
+def renamed(folder):
+    planes = place(0, 0, file="another.ome.tif")
+    description = ome_xml(ome_image("a", ["A"], size=PIXELS.shape[1:], planes=planes))
+    return write_pages(folder / "a.ome.tif", PIXELS[0], description=description)
+
+
+def with_half(folder):
+    return write_pages(folder / "a.tif", PIXELS[0], PIXELS[0, ::2, ::2])
+
+
+def with_fold(folder):
+    dim = simulate(512, 512)[0] / 40
+    dim[100:250, 100:270] *= 30
+    return write_tiff(folder / "a.ome.tif", dim.astype(np.uint16)[None], ["M"])
+
+
 def inverted(folder):
     tifffile.imwrite(folder / "a.tif", PIXELS[0], photometric="miniswhite", metadata=None)
     return folder / "a.tif"
@@ -180,6 +201,13 @@ NOTES = {
     "of which": plan(with_thumbnail),
     "which image of its OME-XML": plan(without_planes),
     "0 is white": plan(inverted),
+    "describes all but": plan(with_more_pages),
+    "taken for it, renamed": plan(renamed),
+    "taken for lower resolutions": plan(with_half),
+    "no text as label": plan(
+        write_store(scale(1, 1, 0.5, 0.5), labels=[["x"], "b"]), "--membrane", "b"
+    ),
+    "looks like tissue by itself": plan(with_fold),
     "pixel size unknown: taken as": plan(slide(um_per_px=None)),
     "tells no pixel size": checkpoint(),
     "states no diam_mean": checkpoint("--diameter", 20, diam_mean=None),

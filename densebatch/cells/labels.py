@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
@@ -69,6 +68,7 @@ from densebatch.ngff.metadata import (
     list_labels,
     ome_attributes,
     order_levels,
+    rank_levels,
 )
 from densebatch.ngff.scales import parse_pyramid
 
@@ -155,7 +155,8 @@ def _read_layout(
 def _order_levels(root: Path, multiscale: Json) -> tuple[Json, list[tuple[int, ...]]]:
     """An image whose levels are listed from the largest on, and their shapes."""
     shapes = [open_array(root / dataset["path"]).shape for dataset in multiscale["datasets"]]
-    return order_levels(multiscale, shapes), sorted(shapes, key=math.prod, reverse=True)
+    ranked = [shapes[level] for level in rank_levels(multiscale, shapes)]
+    return order_levels(multiscale, shapes), ranked
 
 
 def slide_layout(

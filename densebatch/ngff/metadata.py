@@ -186,6 +186,17 @@ def is_inside(path: object) -> bool:
     return bool(parts) and not {"..", "/"} & set(parts)
 
 
+def rank_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Which levels have the most rows and columns, in order; parameters as of `order_levels`."""
+    names = [str(name).lower() for name in list_axis_names(multiscale)]
+    axes = [names.index("y"), names.index("x")] if {"y", "x"} <= set(names) else [-2, -1]
+    sizes = [
+        math.prod(shape[axis] for axis in axes if -len(shape) <= axis < len(shape))
+        for shape in shapes
+    ]
+    return sorted(range(len(sizes)), key=lambda level: -sizes[level])
+
+
 def order_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> Json:
     """An image whose levels are listed from the largest on, as the specification wants it.
 
@@ -196,8 +207,7 @@ def order_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> Json:
     shapes
         Of the arrays of its levels, as they are listed. Levels of one size keep their order.
     """
-    sizes = [math.prod(shape) for shape in shapes]
-    order = sorted(range(len(sizes)), key=lambda level: -sizes[level])
+    order = rank_levels(multiscale, shapes)
     return multiscale | {"datasets": [multiscale["datasets"][level] for level in order]}
 
 

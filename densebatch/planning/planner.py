@@ -123,7 +123,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes, *_explain_light(slide)),
+        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes),
     )
 
 
@@ -148,7 +148,7 @@ def survey_plan(draft: Plan) -> Plan:
         membrane=tuple(bounds[:n_membrane]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
-        notes=(*draft.notes, *_odd_pixels(surveys)),
+        notes=(*draft.notes, *_explain_light(slide), *_odd_pixels(surveys)),
     )
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from densebatch.base.geometry import Region
+    from densebatch.tiff.choice import ChosenImage
     from densebatch.tiff.images import OpenTiff
 
 
@@ -214,7 +215,7 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         chunk_px=(min(chunk[0], height), min(chunk[1], width)),
         chunk_planes=planes,
         n_levels=chosen.image.n_levels,
-        selection=selection,
+        selection=_canonical(opened, chosen, selection, letters),
         notes=(
             *chosen.notes,
             *tell_odd_shape(series, axes, letters),
@@ -240,6 +241,16 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
             chunk_planes=1 if axes.channel is None else array.chunks[axes.channel],
         )
     return TiffSource(path, layout, stamps, part, array, axes, opened.tif)
+
+
+def _canonical(
+    opened: OpenTiff, chosen: ChosenImage, selection: Selection, letters: str
+) -> Selection:
+    """One way to say what was chosen, whichever way it was said."""
+    scene, real = selection.scene, opened.real
+    if chosen.image in real:
+        scene = f"#{real.index(chosen.image)}" if len(real) > 1 else None
+    return Selection(scene, None if selection.axes is None else letters)
 
 
 def _segment_name(keyframe: TiffPage) -> str:

@@ -7,7 +7,7 @@ import tifffile
 from densebatch.base.errors import InputError
 from densebatch.slides.slide import open_slide, reopen_slide
 from tests.helpers.slide_formats import YXS, read_all
-from tests.helpers.tiff_files import NAMES, PLANES, TILED
+from tests.helpers.tiff_files import NAMES, PLANES, TILED, ome_image, ome_xml, write_pages
 
 
 def imagej(path, axes, **metadata):
@@ -119,3 +119,18 @@ def test_axes_as_the_file_has_them_change_no_pixel(tmp_path):
     shaped(tmp_path / "a.tif", "CYX")
     plain, told = open_slide(tmp_path / "a.tif"), open_slide(tmp_path / "a.tif", axes="CYX")
     np.testing.assert_array_equal(read_all(told), read_all(plain))
+
+
+def test_one_image_said_in_several_ways_is_one_selection(tmp_path):
+    """So that a run goes on whichever way its slide is asked for again."""
+    path = tmp_path / "a.ome.tif"
+    xml = ome_xml(ome_image("A", ["CD3"]), ome_image("B", ["CD8"], ifd=1))
+    write_pages(path, PLANES[0], PLANES[1], description=xml)
+    found = {open_slide(path, scene).info for scene in ("B", "b", "1", "#1")}
+    assert len(found) == 1
+    (info,) = found
+    assert (info.scene, info.channels) == ("#1", ("CD8",))
+    np.testing.assert_array_equal(read_all(reopen_slide(info))[0], PLANES[1])
+    whole = open_slide(path, None, "cyx").info
+    assert (whole.scene, whole.axes) == (None, "CYX")
+    np.testing.assert_array_equal(read_all(reopen_slide(whole)), PLANES[:2])

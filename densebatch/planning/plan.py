@@ -21,9 +21,9 @@ from pydantic import TypeAdapter
 from densebatch.base.geometry import Grid, Lattice
 
 # pydantic looks these annotations up at run time
-from densebatch.base.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
 from densebatch.models.model import Model  # noqa: TC001
+from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -146,7 +146,7 @@ class Plan:
         Pixels that were surveyed are told by their digests, so that a slide which was only
         touched or copied stays the same; before that, by size and time of its files.
         """
-        document = asdict(self)
+        document = _leave_out_notes(self)
         if all(b.content for b in (*self.membrane, *([self.nuclei] if self.nuclei else []))):
             document["slide"]["identity"] = ""
         return _digest(json.dumps(document, sort_keys=True))
@@ -163,6 +163,14 @@ class Plan:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _leave_out_notes(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data without what is told of it, which depends on how it was asked for."""
+    document = asdict(plan)
+    for holder in (document, document["slide"], document["model"]):
+        del holder["notes"]
+    return document
 
 
 _ADAPTER = TypeAdapter(Plan)
@@ -209,7 +217,7 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
 
 def describe_difference(old: Plan, new: Plan) -> str:
     """The first setting in which two plans differ, in words."""
-    before, after = asdict(old), asdict(new)
+    before, after = _leave_out_notes(old), _leave_out_notes(new)
 
     def walk(a: Any, b: Any, name: str) -> str | None:  # noqa: ANN401
         if isinstance(a, dict) and isinstance(b, dict):

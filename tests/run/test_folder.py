@@ -39,7 +39,7 @@ def test_a_claimed_folder_tells_whose_it_is(plan, tmp_path):
     folder.claim(plan, restart=False)
     assert folder.read_marker() == plan
     assert json.loads(folder.plan_path(plan).read_text()) == json.loads(plan.to_json())
-    assert files_in(folder.path) == [".densebatch.json", f"work/plan-{plan.fingerprint}.json"]
+    assert files_in(folder.path) == [".densebatch.json", f"work/plan-{plan.edition}.json"]
     folder.claim(plan, restart=False)  # a run that continues
     assert folder.read_marker() == plan
 
@@ -69,7 +69,7 @@ def test_restart_removes_what_a_run_wrote_and_nothing_else(plan, other, tmp_path
         path.write_text("x")
     folder.claim(other, restart=True)
     assert folder.read_marker() == other
-    kept = [".densebatch.json", "notes.txt", f"work/plan-{other.fingerprint}.json"]
+    kept = [".densebatch.json", "notes.txt", f"work/plan-{other.edition}.json"]
     assert files_in(folder.path) == kept
 
 

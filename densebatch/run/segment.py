@@ -21,7 +21,7 @@ from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.report import describe_costs, describe_lost, describe_run
 from densebatch.run.session import Progress, Session
-from densebatch.run.start import ExecutorStart
+from densebatch.run.start import ExecutorStart, LazyExecutor
 from densebatch.run.steps import number_cells, predict_and_trace
 from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
@@ -127,8 +127,10 @@ def segment(
     progress = progress or Progress()
     folder = OutputFolder(Path(out).absolute())
     started, meter = time.monotonic(), Meter()
-    with ExecutorStart(settings) as starting:
-        [prepared] = prepare([(slide, folder)], settings, restart=restart, starting=starting)
+    with ExecutorStart(settings, progress.note) as starting:
+        [prepared] = prepare(
+            [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
+        )
         planned_s = time.monotonic() - started - starting.waited_s
         _tell_plan(prepared, progress)
         if not restart:
@@ -139,12 +141,12 @@ def segment(
                 if not settings.keep_flows:
                     shutil.rmtree(folder.work, ignore_errors=True)  # killed as it ended
                 return _result(folder, prepared.plan, report)
-        executor = starting.finish(prepared.workers, [prepared.plan])
+        executor = starting.finish(prepared.workers, [prepared.plan], folder.work)
         session = Session(
             prepared.plan, settings, prepared.choice, folder, executor, progress, shuffle
         )
+        _open_output(session, executor, restart=restart)
         session.seconds |= {"plan": round(planned_s, 3), "start": round(starting.waited_s, 3)}
-        _open_output(session, restart=restart)
         failed = predict_and_trace(session)
         if len(failed) == len(session.work.grid):
             reason = next(iter(failed.values()))
@@ -179,13 +181,15 @@ def _tell_plan(prepared: Prepared, progress: Progress) -> None:
     )
 
 
-def _open_output(session: Session, *, restart: bool) -> None:
+def _open_output(session: Session, executor: LazyExecutor, *, restart: bool) -> None:
     """Make the output folder this run's and create all arrays; or leave nothing behind."""
     spec = output_spec(session.plan, session.root)
     identity = {"fingerprint": session.plan.fingerprint}
     labels.check_place(spec, label_attrs=identity, restart=restart)
     session.folder.claim(session.plan, restart=restart)
     try:
+        if session.folder.is_fresh:  # workers that cannot work leave nothing behind
+            executor.open()
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
         if session.choice.packed is not None:

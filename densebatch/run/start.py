@@ -9,27 +9,44 @@ from typing import TYPE_CHECKING, Self
 
 from densebatch.engines.make import wake_device
 from densebatch.run.engine import count_device_workers
+from densebatch.run.requirements import list_requirements
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.workers.executors import Executor
+    from densebatch.workers.schedule import Job, Outcome
+
+
+def _tell_nobody(text: str) -> None:
+    del text
 
 
 class ExecutorStart:
     """The executor of a run, until the context is left.
+
+    Parameters
+    ----------
+    settings
+        Name a scheduler, if one does the work.
+    note
+        Is told, a sentence at a time, what the user should know of its workers.
 
     Attributes
     ----------
     waited_s : seconds that this thread has waited for it
     """
 
-    def __init__(self, settings: SegmentSettings) -> None:
+    def __init__(
+        self, settings: SegmentSettings, note: Callable[[str], None] = _tell_nobody
+    ) -> None:
         self._settings = settings
+        self._note = note
         self._stack = ExitStack()
         self._begun: Future[Executor] | None = None
         self.waited_s = 0.0
@@ -45,7 +62,7 @@ class ExecutorStart:
         """Start workers of this machine in a thread; a cluster's may yet have to appear."""
         if workers and not self._settings.is_remote:
             pool = self._stack.enter_context(ThreadPoolExecutor(1))
-            self._begun = pool.submit(start_executor, self._stack, self._settings, workers, plans)
+            self._begun = pool.submit(self._open, workers, plans, None)
 
     def wait(self) -> None:
         """Wait for what has begun."""
@@ -54,42 +71,89 @@ class ExecutorStart:
             self._begun.result()
         self.waited_s += time.monotonic() - before
 
-    def finish(self, workers: int, plans: Sequence[Plan]) -> Executor:
-        """The executor, started now if that was not begun; errors as `start_executor`."""
-        before = time.monotonic()
-        if self._begun is not None:
-            executor = self._begun.result()
-        else:
-            executor = start_executor(self._stack, self._settings, workers, plans)
-        self.waited_s += time.monotonic() - before
+    def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> LazyExecutor:
+        """The executor, which starts with its first job if that was not begun.
+
+        Parameters
+        ----------
+        workers
+            Processes of this machine; 0 works in this one.
+        plans
+            Of the slides; what they need decides how many workers use a GPU.
+        folder
+            That workers write to; made if need be when they are asked whether they can.
+        """
+
+        def start() -> Executor:
+            before = time.monotonic()
+            executor = self._begun.result() if self._begun else self._open(workers, plans, folder)
+            self.waited_s += time.monotonic() - before
+            return executor
+
+        return LazyExecutor(start, workers)
+
+    def _open(self, workers: int, plans: Sequence[Plan], folder: Path | None) -> Executor:
+        settings = self._settings
+        device_workers = count_device_workers(plans, settings, workers)
+        needs = None
+        if settings.is_remote:
+            needs = list_requirements(plans, settings, plans[0].engine)
+        executor = self._stack.enter_context(
+            open_executor(
+                workers,
+                settings.scheduler,
+                needs,
+                folder=folder,
+                device_workers=device_workers,
+                note=self._note,
+            )
+        )
+        if isinstance(executor, DaskExecutor):
+            executor.wake(wake_device)
         return executor
 
 
-def start_executor(
-    stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
-) -> Executor:
-    """The executor that the settings ask for.
+class LazyExecutor:
+    """An executor that starts with the first job: what is finished needs no workers.
 
     Parameters
     ----------
-    stack
-        Closes it.
-    settings
-        Name a scheduler, if one does the work.
+    start
+        Gives the executor.
     workers
-        Processes of this machine; 0 works in this one.
-    plans
-        Of the slides; what they need decides how many workers use a GPU.
-
-    Raises
-    ------
-    InputError, DensebatchError
-        As `open_executor`.
+        How many it is planned to have.
     """
-    device_workers = count_device_workers(plans, settings, workers)
-    executor = stack.enter_context(
-        open_executor(workers, settings.scheduler, device_workers=device_workers)
-    )
-    if isinstance(executor, DaskExecutor):
-        executor.wake(wake_device)
-    return executor
+
+    def __init__(self, start: Callable[[], Executor], workers: int) -> None:
+        self._start = start
+        self._planned = workers
+        self._executor: Executor | None = None
+
+    def open(self) -> Executor:
+        """The executor itself, started now if it is not yet.
+
+        Raises
+        ------
+        InputError, DensebatchError
+            As `open_executor`.
+        """
+        if self._executor is None:
+            self._executor = self._start()
+        return self._executor
+
+    @property
+    def workers(self) -> int:
+        """Processes that do jobs, or are planned to."""
+        return self._planned if self._executor is None else self._executor.workers
+
+    @property
+    def device_workers(self) -> int:
+        """How many of them may use a GPU, where these are some of all; 0 if none was started."""
+        return 0 if self._executor is None else self._executor.device_workers
+
+    def run(
+        self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
+    ) -> Iterator[Outcome]:
+        """Run jobs, see `SerialExecutor.run`; without any, nothing is started."""
+        if jobs:
+            yield from self.open().run(jobs, done, shuffle)

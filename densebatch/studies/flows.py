@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +10,11 @@ from densebatch.base.errors import DensebatchError
 from densebatch.base.names import join_notes
 from densebatch.engines.quantization import write_quantised
 from densebatch.run.folder import OutputFolder
-from densebatch.run.prepare import Prepared, prepare
+from densebatch.run.prepare import prepare
 from densebatch.run.session import Progress, Session
-from densebatch.run.start import start_executor
+from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import list_predict_steps
-from densebatch.stages.journal import Journal
-from densebatch.stages.predict import create_flows, name_prediction
+from densebatch.stages.predict import create_flows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,17 +76,22 @@ def store_flows(
     """
     progress = progress or Progress()
     folders = [OutputFolder(path.absolute()) for path in slides]
-    runs = prepare(list(zip(slides.values(), folders, strict=True)), settings, restart=restart)
+    runs = prepare(
+        list(zip(slides.values(), folders, strict=True)),
+        settings,
+        restart=restart,
+        note=progress.note,
+    )
     for note in collect_notes([prepared.plan for prepared in runs]):
         progress.note(note)
     if not restart:
         for prepared in runs:
             prepared.folder.compare(prepared.plan)
     fields = {}
-    with ExitStack() as stack:
-        # Workers are started only if there is something for them to do.
-        workers = 0 if not restart and all(map(_has_flows, runs)) else runs[0].workers
-        executor = start_executor(stack, settings, workers, [prepared.plan for prepared in runs])
+    with ExecutorStart(settings, progress.note) as starting:
+        executor = starting.finish(
+            runs[0].workers, [prepared.plan for prepared in runs], runs[0].folder.work
+        )
         for path, prepared in zip(slides, runs, strict=True):
             session = Session(
                 prepared.plan, settings, prepared.choice, prepared.folder, executor, progress
@@ -113,8 +116,3 @@ def collect_notes(plans: Sequence[Plan]) -> list[str]:
     """Notes of several plans, each once, with the slides' names before it unless it is of all."""
     notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
     return join_notes(notes, len(plans))
-
-
-def _has_flows(prepared: Prepared) -> bool:
-    journal = Journal(prepared.folder.work / "journal")
-    return all(journal.done(name_prediction(*group)) is not None for group in prepared.plan.groups)

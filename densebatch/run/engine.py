@@ -14,7 +14,6 @@ from densebatch.planning.capacity import patch_bytes, trace_window_px
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
 from densebatch.run.requirements import list_requirements
 from densebatch.workers.cluster import ask_worker
-from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,7 +112,6 @@ def add_engine(
     elif began is not None and folder.report.exists() and _is_as_asked(began, settings):
         choice = EngineChoice(began, "as this run began")  # finished, so no worker need be there
     else:
-        check_scheduler(scheduler)
         needs = list_requirements([plan], settings)
         choice = ask_worker(scheduler, needs, choose_engine, *arguments, note=note)
     return _with_engine(plan, choice), choice

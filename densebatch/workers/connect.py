@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
-from densebatch.workers.scheduler import find_address, read_security
+from densebatch.workers.scheduler import check_scheduler, find_address, read_security
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +34,11 @@ def open_client(scheduler: Scheduler) -> Iterator[Any]:
     Raises
     ------
     InputError
-        If the scheduler's file holds no address, certificates are missing, or the scheduler does
-        not answer as one of Dask does.
+        As `check_scheduler`, or if the scheduler does not answer as one of Dask does.
     """
     from distributed import Client
 
+    check_scheduler(scheduler)  # Dask itself would try for a minute
     address = find_address(scheduler)
     security = read_security(scheduler) if address.startswith("tls://") else None
     with _quiet():

@@ -1,8 +1,8 @@
 """Run jobs that depend on each other: in this process one by one, or on Dask workers.
 
 On workers only a window of jobs is in Dask's hands, two for each thread and two more for each
-worker that has a device; the rest wait here. So a worker that is lost takes few jobs with it, and a job
-that becomes ready can go ahead of those that waited longer.
+worker that has a device; the rest wait here. So a worker that is lost takes few jobs with it, and a
+job that becomes ready can go ahead of those that waited longer.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def check_may_start(workers: int) -> None:
     """
     if workers and not may_start_processes():
         raise InputError(
-            f"{workers} workers: this process is a daemon, as are those of multiprocessing.Pool and "
-            "of Dask's workers, and may not start processes; accepted here is workers=0"
+            f"{workers} workers: this process is a daemon, as those of multiprocessing.Pool and "
+            "Dask's workers are, and may not start processes; accepted here is workers=0"
         )
 
 

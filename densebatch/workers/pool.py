@@ -207,28 +207,31 @@ class WorkerPool:
 
     def _ask_scheduler(self, now: float) -> dict[str, dict[str, Any]] | None:
         """Facts of all workers; None as long as the scheduler does not answer."""
-        try:
-            if self._client.status != "running":
-                raise OSError("connection lost")
-            identity = self._client.sync(
-                self._client.scheduler.identity, callback_timeout=_ANSWER_S
-            )
-        except (OSError, TimeoutError) as error:
-            if self._scheduler is None:
-                return None
-            if self._gone_since is None:
-                self._gone_since = now
-                self._note(f"scheduler {self._scheduler}: is gone; waiting for it to come back")
-                log_event(log, "scheduler gone", logging.WARNING, scheduler=str(self._scheduler))
-            if self._client.status == "closed" or now - self._gone_since > GONE_S:
-                raise DensebatchError(
-                    f"scheduler {self._scheduler}: is gone and did not come back within "
-                    f"{GONE_S:.0f} s; {CONTINUES} when it runs"
-                ) from error
+        if self._client.status == "running":
+            try:
+                identity = self._client.sync(
+                    self._client.scheduler.identity, callback_timeout=_ANSWER_S
+                )
+            except (OSError, TimeoutError):
+                pass
+            else:
+                self._gone_since = None
+                workers: dict[str, dict[str, Any]] = identity["workers"]
+                return workers
+        if self._scheduler is None:
             return None
-        self._gone_since = None
-        workers: dict[str, dict[str, Any]] = identity["workers"]
-        return workers
+        if self._gone_since is None:
+            self._gone_since = now
+            self._note(
+                f"scheduler {self._scheduler}: is gone; waiting {GONE_S:.0f} s for it to come back"
+            )
+            log_event(log, "scheduler gone", logging.WARNING, scheduler=str(self._scheduler))
+        if self._client.status == "closed" or now - self._gone_since > GONE_S:
+            raise DensebatchError(
+                f"scheduler {self._scheduler}: is gone and did not come back within "
+                f"{GONE_S:.0f} s; {CONTINUES} when it runs"
+            )
+        return None
 
     def _update(self, infos: dict[str, dict[str, Any]], now: float) -> None:
         lost = sorted(self._members.keys() - infos.keys())

@@ -222,8 +222,8 @@ def read_security(scheduler: Scheduler) -> Any:  # noqa: ANN401
         context = security.get_connection_args("client")["ssl_context"]
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise InputError(
-            f"scheduler {scheduler}: the certificates cannot be used ({_tell(error)}); accepted are "
-            "PEM files: an authority's certificates, one that it has signed, and the key of that"
+            f"scheduler {scheduler}: the certificates cannot be used ({_tell(error)}); accepted "
+            "are PEM files: an authority's certificate, one that it has signed, and its key"
         ) from error
     if context is None:
         raise InputError(
@@ -301,6 +301,6 @@ def _call_tls(place: tuple[str, int], security: Any, where: str) -> None:  # noq
                 f"{where}: does not speak TLS; give its address as tcp://{place[0]}:{place[1]}"
             ) from error
         raise InputError(
-            f"{where}: refuses the certificate of --tls-cert ({error.reason}); accepted is one that "
-            "the scheduler's own authority has signed"
+            f"{where}: refuses the certificate of --tls-cert ({error.reason}); accepted is one "
+            "that the scheduler's own authority has signed"
         ) from error

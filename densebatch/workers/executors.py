@@ -169,6 +169,7 @@ class DaskExecutor:
                 self._refill(schedule, flight, suspects)
                 for landing in flight.wait(_TICK_S):
                     yield from self._judge(landing, schedule, suspects, losses)
+                    self._refill(schedule, flight, suspects)
             self.pool.look(at_once=True)
         finally:
             flight.close()  # those left when the caller stops listening

@@ -29,7 +29,7 @@ def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
     patch_mb = capacity.patch_bytes(wide) / 1e6
     for free_mb, lanes in ((10**6, 8), (2 * one, 1), (2 * (one + 3.5 * patch_mb) / 0.7, 4)):
         memory = SimpleNamespace(available=free_mb * 1e6)
-        monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(capacity, "measure_memory", lambda memory=memory: memory)
         assert capacity.count_lanes(wide, settings, 2) == lanes
     remote = load_settings(None, scheduler_address="tcp://127.0.0.1:1")
     assert capacity.count_lanes(wide, remote, 0) == 1

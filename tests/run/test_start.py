@@ -13,6 +13,7 @@ from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.start import ExecutorStart
 from densebatch.workers.executors import DaskExecutor, SerialExecutor
+from tests.helpers.run_files import list_workers
 from densebatch.workers.schedule import Job
 from tests.helpers.run_files import write_tiff
 
@@ -23,21 +24,31 @@ def plan(tmp_path):
     return draft_plan(slide, SegmentSettings(membrane=("CD3",)))
 
 
-def test_no_workers_are_this_process(plan):
+def test_no_workers_are_this_process(plan, tmp_path):
     with ExecutorStart(SegmentSettings(workers=0)) as start:
         start.begin(0, [plan])
         start.wait()
-        assert isinstance(start.finish(0, [plan]), SerialExecutor)
+        assert isinstance(start.finish(0, [plan], tmp_path).open(), SerialExecutor)
         assert start.waited_s >= 0
 
 
-def test_a_worker_that_was_begun_is_the_one_that_finish_gives(plan):
+def test_workers_start_with_the_first_job(plan, tmp_path):
+    with ExecutorStart(SegmentSettings(workers=1)) as start:
+        executor = start.finish(1, [plan], tmp_path)
+        assert executor.workers == 1
+        assert list(executor.run([])) == []
+        assert list_workers(os.getpid()) == []
+        (outcome,) = executor.run([Job("pid", os.getpid, ())])
+        assert [outcome.result] == [worker.pid for worker in list_workers(os.getpid())]
+
+
+def test_a_worker_that_was_begun_is_the_one_that_finish_gives(plan, tmp_path):
     with ExecutorStart(SegmentSettings(workers=1)) as start:
         start.begin(1, [plan])
         start.wait()
-        executor = start.finish(1, [plan])
-        assert isinstance(executor, DaskExecutor)
-        assert start.finish(1, [plan]) is executor
+        executor = start.finish(1, [plan], tmp_path)
+        assert isinstance(executor.open(), DaskExecutor)
+        assert start.finish(1, [plan], tmp_path).open() is executor.open()
         (outcome,) = executor.run([Job("pid", os.getpid, ())])
         assert outcome.error is None
         assert outcome.result != os.getpid()
@@ -45,10 +56,10 @@ def test_a_worker_that_was_begun_is_the_one_that_finish_gives(plan):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_an_error_in_starting_is_raised_where_it_is_waited_for(plan):
+def test_an_error_in_starting_is_raised_where_it_is_waited_for(plan, tmp_path):
     with ExecutorStart(SegmentSettings(workers=2, device="cuda")) as start:
         start.begin(2, [plan])
         with pytest.raises(InputError):
             start.wait()
         with pytest.raises(InputError):
-            start.finish(2, [plan])
+            start.finish(2, [plan], tmp_path).open()

@@ -6,7 +6,10 @@ keep it for ever, so it is taken back here.
 
 from __future__ import annotations
 
+import asyncio
 import queue
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +18,6 @@ if TYPE_CHECKING:
 
     from densebatch.workers.pool import WorkerPool
     from densebatch.workers.schedule import Job
-
-_COLLECT_S = 15.0  # for the results of jobs that are done to arrive
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,18 @@ class Landing:
 
     job: Job
     result: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     is_lost: bool = False
     is_cut_off: bool = False
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Results of finished jobs, or why they cannot be had."""
+
+    futures: Sequence[Any]
+    results: Sequence[Any] = ()
+    error: BaseException | None = None
 
 
 class Flight:
@@ -55,7 +65,7 @@ class Flight:
         self._pool = pool
         self._jobs: dict[Any, Job] = {}
         self._allowed: dict[Any, frozenset[str]] = {}
-        self._landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._generation = pool.generation
 
     @property
@@ -83,62 +93,74 @@ class Flight:
         if self._pool.is_checked:
             self._allowed[future] = frozenset(options["workers"])
         # Asking for each future by itself would cost a call to the scheduler's thread each time.
-        future.add_done_callback(self._landed.put)
+        future.add_done_callback(self._news.put)
 
     def wait(self, timeout_s: float) -> Iterator[Landing]:
-        """Jobs that have come back: those of one moment together, which saves calls.
+        """Jobs that have come back.
 
         Parameters
         ----------
         timeout_s
-            How long the first is waited for.
+            How long something is waited for.
 
         Yields
         ------
         Landing
         """
-        done = []
-        try:
-            done.append(self._landed.get(timeout=timeout_s))
+        finished, collected = [], []
+        with suppress(queue.Empty):
+            item = self._news.get(timeout=timeout_s)
             while True:
-                done.append(self._landed.get_nowait())
-        except queue.Empty:
-            pass
-        done = [future for future in done if future in self._jobs]
-        # A result can be lost with its worker after the job has finished.
-        results = self._collect([future for future in done if future.status == "finished"])
-        for future in done:
-            if future in results:
-                yield self._land(future, result=results[future])
-            elif future.status in ("cancelled", "lost"):
-                yield self._land(future, is_cut_off=True)
-            else:
-                yield self._fetch(future)
+                if isinstance(item, _Collected):
+                    collected.append(item)
+                elif item in self._jobs and item.status == "finished":
+                    finished.append(item)
+                elif item in self._jobs:
+                    yield self._land_failed(item)
+                item = self._news.get_nowait()
+        if finished:
+            self._collect(finished)
+        for batch in collected:
+            yield from self._land_collected(batch)
         yield from self._find_lost()
 
-    def _collect(self, futures: Sequence[Any]) -> dict[Any, Any]:
-        """Results that can be had in one call; of none if one of them cannot be had."""
-        if len(futures) < 2:
-            return {}
-        try:
-            results = self._client.sync(
-                lambda: self._client.gather(list(futures), asynchronous=True),
-                callback_timeout=_COLLECT_S,
-            )
-        except Exception:  # each is asked for by itself then
-            return {}
-        return dict(zip(futures, results, strict=True))
+    def _collect(self, futures: Sequence[Any]) -> None:
+        """Ask for results of jobs that finished at one moment: together, which saves calls.
 
-    def _fetch(self, future: Any) -> Landing:  # noqa: ANN401
-        from concurrent.futures import CancelledError
+        They are not waited for here, because a result can be lost with its worker.
+        """
 
-        try:
-            return self._land(future, result=future.result(timeout=_COLLECT_S))
-        except (CancelledError, TimeoutError):
-            return self._land(future, is_cut_off=future.status in ("cancelled", "lost"),
-                              is_lost=True)  # fmt: skip
-        except Exception as error:
-            return self._land(future, error=error)
+        async def collect() -> None:
+            try:
+                results = await self._client.gather(list(futures), asynchronous=True)
+            except (Exception, asyncio.CancelledError) as error:
+                self._news.put(_Collected(futures, error=error))
+            else:
+                self._news.put(_Collected(futures, results))
+
+        self._client.loop.add_callback(collect)
+
+    def _land_collected(self, batch: _Collected) -> Iterator[Landing]:
+        present = [future for future in batch.futures if future in self._jobs]
+        if batch.error is None:
+            for future, result in zip(batch.futures, batch.results, strict=True):
+                if future in self._jobs:
+                    yield self._land(future, result=result)
+        elif len(batch.futures) > 1:  # nobody knows which of them it was
+            for future in present:
+                self._collect([future])
+        else:
+            for future in present:
+                if isinstance(batch.error, CancelledError | asyncio.CancelledError):
+                    yield self._land(future, is_cut_off=True)
+                else:
+                    yield self._land(future, error=batch.error)
+
+    def _land_failed(self, future: Any) -> Landing:  # noqa: ANN401
+        """A job that ended without a result."""
+        if future.status != "error":
+            return self._land(future, is_cut_off=True)
+        return self._land(future, error=future.exception())
 
     def _find_lost(self) -> Iterator[Landing]:
         """Jobs whose workers are all gone, or that wait at one that does nothing."""

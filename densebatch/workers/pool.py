@@ -29,7 +29,7 @@ _LOOK_S = 1.0  # between two questions to the scheduler
 _ANSWER_S = 10.0  # for the scheduler to tell of its workers
 _CHECK_S = 20.0  # for a worker to be checked
 _AGAIN_S = 3.0  # until a worker that lacks what may come is asked again
-_TELL_S = 5.0  # of waiting, until the user is told
+_TELL_S = 3.0  # of waiting, until the user is told
 # How long workers that cannot work are left to be joined by others, or to see what they lack: a
 # network file system may take half a minute to show what another machine has written.
 _UNABLE_S = 5.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import stat
 import uuid
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,7 +31,7 @@ class SharedFile:
     Attributes
     ----------
     path : absolute
-    size : bytes of a file, entries of a folder
+    size : bytes of a file; 0 for a folder
     mtime_s : when it was changed last; None if that does not matter
     what : it is called to the user
     """
@@ -49,10 +50,10 @@ class SharedFile:
         OSError
             If it is not there.
         """
-        stat = path.stat()
-        if path.is_dir():  # what lies deeper is compared as it is read
-            return cls(str(path), sum(1 for _ in path.iterdir()), None, what)
-        return cls(str(path), stat.st_size, stat.st_mtime if dated else None, what)
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):  # labels may be written into it meanwhile
+            return cls(str(path), 0, None, what)
+        return cls(str(path), found.st_size, found.st_mtime if dated else None, what)
 
 
 @dataclass(frozen=True)

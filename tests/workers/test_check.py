@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -33,8 +34,7 @@ def hurried(monkeypatch):
 
 def shared(path, **changed):
     file = SharedFile.look(path, "the slide")
-    facts = {"size": file.size, "mtime_s": file.mtime_s, "path": file.path}
-    return SharedFile(what="the slide", **{**facts, **changed})
+    return replace(file, **changed)
 
 
 CASES = {
@@ -44,7 +44,7 @@ CASES = {
     ),
     "package": (lambda path: Requirements({"no-such": "1"}), "lacks the package no-such"),
     "file": (
-        lambda path: Requirements(files=(shared(path, path="/nowhere/a.tif"),)),
+        lambda path: Requirements(files=(replace(shared(path), path="/nowhere/a.tif"),)),
         "does not see the slide /nowhere/a.tif (No such file or directory)",
     ),
     "size": (
@@ -155,7 +155,7 @@ def test_a_worker_without_densebatch_or_with_another_release(tmp_path):
         same = tmp_path / "same"
         same.mkdir()
         changed = copy_package(same, here)
-        (same / "densebatch/tracing/seeds.py").open("a").write("\n")
+        (same / "densebatch/new.py").touch()
         processes.start_worker(env=changed)
         with pytest.raises(InputError, match=rf"other code .* both are densebatch {here}$"):
             ask_worker(scheduler, Requirements(), os.getpid)

@@ -13,9 +13,8 @@ from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.start import ExecutorStart
 from densebatch.workers.executors import DaskExecutor, SerialExecutor
-from tests.helpers.run_files import list_workers
 from densebatch.workers.schedule import Job
-from tests.helpers.run_files import write_tiff
+from tests.helpers.run_files import list_workers, write_tiff
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Executors are opened and closed, and how worker processes are set up."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -7,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import distributed  # noqa: F401  it brings Dask's settings for workers
 import psutil
 import pytest
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.workers import local
 from densebatch.workers.check import Requirements
 from densebatch.workers.cluster import ask_worker, open_executor
@@ -137,6 +139,76 @@ def test_one_worker_of_a_running_scheduler_is_asked(dask_executor, tmp_path):
         ask(os.stat, str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="invalid literal"):
         ask(int, "x")
+
+
+def test_a_worker_that_is_killed_as_it_starts_is_started_again(caplog):
+    caplog.set_level(logging.INFO, logger="densebatch")
+    with killed_as_they_start(1), open_executor(1) as executor:
+        assert results(run(executor, [Job("pid", os.getpid, ())]))["pid"] != os.getpid()
+    told = [record.event for record in events(caplog)]
+    assert told[:2] == ["workers started again", "executor opened"]
+
+
+def test_workers_that_are_killed_whenever_they_start_are_given_up():
+    told = (
+        "1 workers could not be started in 3 attempts: one was killed each time as it started "
+        "(by SIGKILL; "
+    )
+    with (
+        killed_as_they_start(3) as killed,
+        pytest.raises(DensebatchError, match=f"^{re.escape(told)}"),
+        open_executor(1),
+    ):
+        pytest.fail("nobody lives")
+    assert len(killed) == 3
+
+
+@contextlib.contextmanager
+def killed_as_they_start(times):
+    """So many of the next worker processes of this one are killed as soon as they appear."""
+    killed = []
+    others = {worker.pid for worker in list_workers(os.getpid())}
+    ended = threading.Event()
+
+    def kill():
+        while not ended.is_set() and len(killed) < times:
+            for worker in list_workers(os.getpid()):
+                if worker.pid not in others | set(killed):
+                    worker.kill()
+                    killed.append(worker.pid)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
+
+
+def test_a_script_without_its_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from densebatch.workers.cluster import open_executor\n"
+        "with open_executor(1) as executor:\n    print('never')\n"
+    )
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert 'a script calls segment under `if __name__ == "__main__":`' in process.stderr
+
+
+def test_a_daemon_may_have_no_workers():
+    """As in multiprocessing.Pool, and within a Dask task."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        ((may, told),) = pool.map(executor_jobs.ask_daemon, [0])
+    assert not may
+    assert told.startswith("2 workers: this process is a daemon, as those of multiprocessing.Pool")
+    with open_executor(1) as executor:
+        (outcome,) = run(executor, [Job("ask", executor_jobs.ask_daemon, (0,))])
+    assert outcome.result == (False, told)
+    assert executor_jobs.ask_daemon(0) == (True, None)
 
 
 def test_openings_and_closings_are_told(caplog):

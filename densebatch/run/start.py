@@ -62,7 +62,9 @@ class ExecutorStart:
         """Start workers of this machine in a thread; a cluster's may yet have to appear."""
         if workers and not self._settings.is_remote:
             pool = self._stack.enter_context(ThreadPoolExecutor(1))
-            self._begun = pool.submit(self._open, workers, plans, None)
+            self._begun = pool.submit(
+                start_executor, self._stack, self._settings, workers, plans, None, self._note
+            )
 
     def wait(self) -> None:
         """Wait for what has begun."""
@@ -86,31 +88,65 @@ class ExecutorStart:
 
         def start() -> Executor:
             before = time.monotonic()
-            executor = self._begun.result() if self._begun else self._open(workers, plans, folder)
+            if self._begun is not None:
+                executor = self._begun.result()
+            else:
+                executor = start_executor(
+                    self._stack, self._settings, workers, plans, folder, self._note
+                )
             self.waited_s += time.monotonic() - before
             return executor
 
         return LazyExecutor(start, workers)
 
-    def _open(self, workers: int, plans: Sequence[Plan], folder: Path | None) -> Executor:
-        settings = self._settings
-        device_workers = count_device_workers(plans, settings, workers)
-        needs = None
-        if settings.is_remote:
-            needs = list_requirements(plans, settings, plans[0].engine)
-        executor = self._stack.enter_context(
-            open_executor(
-                workers,
-                settings.scheduler,
-                needs,
-                folder=folder,
-                device_workers=device_workers,
-                note=self._note,
-            )
+
+def start_executor(
+    stack: ExitStack,
+    settings: SegmentSettings,
+    workers: int,
+    plans: Sequence[Plan],
+    folder: Path | None,
+    note: Callable[[str], None],
+) -> Executor:
+    """The executor that the settings ask for.
+
+    Parameters
+    ----------
+    stack
+        Closes it.
+    settings
+        Name a scheduler, if one does the work.
+    workers
+        Processes of this machine; 0 works in this one.
+    plans
+        Of the slides; what they need decides how many workers use a GPU.
+    folder
+        That a scheduler's workers must be able to write to.
+    note
+        Is told, a sentence at a time, what the user should know of these.
+
+    Raises
+    ------
+    InputError, DensebatchError
+        As `open_executor`.
+    """
+    device_workers = count_device_workers(plans, settings, workers)
+    needs = None
+    if settings.is_remote:
+        needs = list_requirements(plans, settings, plans[0].engine)
+    executor = stack.enter_context(
+        open_executor(
+            workers,
+            settings.scheduler,
+            needs,
+            folder=folder,
+            device_workers=device_workers,
+            note=note,
         )
-        if isinstance(executor, DaskExecutor):
-            executor.wake(wake_device)
-        return executor
+    )
+    if isinstance(executor, DaskExecutor):
+        executor.wake(wake_device)
+    return executor
 
 
 class LazyExecutor:

@@ -8,13 +8,18 @@ dask.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from densebatch.base.machine import choose_compile_cache
 
 if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.planner import build_plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.segment import SegmentResult, segment
+
+choose_compile_cache(Path(__file__).parent)  # before anything imports numba, which reads it then
 
 __all__ = ["Plan", "SegmentResult", "SegmentSettings", "build_plan", "segment"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import sys
@@ -47,6 +48,14 @@ def count_io() -> tuple[int, int] | None:
         return int(counters.read_chars), int(counters.write_chars)
     except (AttributeError, OSError, psutil.Error):  # only Linux counts calls
         return None
+
+
+def may_start_processes() -> bool:
+    """Whether this process may start others; a daemon of multiprocessing may not.
+
+    Workers of `multiprocessing.Pool` and of Dask are daemons.
+    """
+    return not multiprocessing.current_process().daemon
 
 
 def name_process() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
@@ -27,10 +28,32 @@ def list_one(value: object) -> object:
     return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def read_duration(value: object) -> object:
+    """Seconds of a duration such as `90`, `90s`, `10m`, `1.5h` or `1d`; a number as it is.
+
+    Raises
+    ------
+    ValueError
+        For any other text.
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+    if found is None:
+        raise ValueError("accepted are seconds, or a number with s, m, h or d, such as 10m")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
 # A limit stands inside of "| None" and before the validator: elsewhere the JSON Schema loses it.
 Number = Annotated[float, BeforeValidator(refuse_bool)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(refuse_bool)]
 Amount = Annotated[float, Field(ge=0), BeforeValidator(refuse_bool)]
+Duration = Annotated[
+    float, Field(ge=0), BeforeValidator(read_duration), BeforeValidator(refuse_bool)
+]
 Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(refuse_bool)]
 Integer = Annotated[int, BeforeValidator(refuse_bool)]
 Count = Annotated[int, Field(ge=0), BeforeValidator(refuse_bool)]

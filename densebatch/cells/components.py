@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.log import log_event
+from densebatch.base.machine import measure_memory
 from densebatch.cells.pixels import as_labels
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def _label_pieces(source: PixelSource, where: str) -> NDArray[np.uint32]:
     from scipy import ndimage
 
     height, width = source.shape
-    needed, available = 9 * height * width, psutil.virtual_memory().available // 2
+    needed, available = 9 * height * width, measure_memory().available // 2
     if needed > available:
         raise CapacityError(
             f"{where} is {height}x{width} px, whose pieces need {needed / 1e9:.1f} GB to label, "

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import tifffile
 import zarr
 from PIL import Image
@@ -25,6 +24,7 @@ from densebatch.base.image_files import (
     decode_png,
     read_png_header,
 )
+from densebatch.base.machine import measure_memory
 from densebatch.cells.pixels import (
     ACCEPTED,
     ADVICE,
@@ -162,7 +162,7 @@ def open_pixels(path: Path, *, labels: bool = False, scene: str | None = None) -
             f"{path} has shape {pixels.array.shape}; accepted are 1 to {MAX_PX} pixels"
         )
     unit_bytes = pixels.unit[0] * pixels.unit[1] * np.dtype(pixels.array.dtype).itemsize
-    if unit_bytes > (available := psutil.virtual_memory().available // 4):
+    if unit_bytes > (available := measure_memory().available // 4):
         raise CapacityError(
             f"{path} is stored in chunks of {unit_bytes / 1e9:.1f} GB, and a quarter of the free "
             f"memory is {available / 1e9:.1f} GB; write it with smaller chunks"
@@ -198,7 +198,7 @@ def _open_npy(path: Path) -> Pixels:
 
 def _open_png(path: Path) -> Pixels:
     header = read_png_header(path)
-    needed, available = 8 * header.height * header.width, psutil.virtual_memory().available // 2
+    needed, available = 8 * header.height * header.width, measure_memory().available // 2
     if needed > available:
         raise CapacityError(
             f"{path} declares {header.height}x{header.width} px, which needs {needed / 1e9:.1f} "

@@ -6,15 +6,16 @@ import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import label_components_option
+from densebatch.cli.options import add_options, label_components_option, scheduler_options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from densebatch.scoring.blocks import Workers
@@ -83,7 +84,7 @@ _PIPE_WIDTH = 200
 @click.option(
     "--workers", type=_COUNT, metavar="N", help="Threads; by default one for each processor."
 )
-@click.option("--scheduler-address", metavar="ADDRESS", help="Count on a running Dask cluster.")
+@add_options(scheduler_options)
 def score(
     pred: Path,
     truth: Path,
@@ -103,7 +104,7 @@ def score(
     image: Path | None,
     field: int | None,
     workers: int | None,
-    scheduler_address: str | None,
+    **cluster: Any,  # noqa: ANN401
 ) -> None:
     """Compare the label image PRED with TRUTH, or two folders of them paired by name.
 
@@ -112,7 +113,7 @@ def score(
     from rich.console import Console
 
     from densebatch.base.machine import count_cores
-    from densebatch.scoring.files import ScoreOptions, connect_dask, draw_pictures
+    from densebatch.scoring.files import ScoreOptions, draw_pictures
     from densebatch.scoring.page import format_html
     from densebatch.scoring.report import format_csv, format_json, print_report
     from densebatch.scoring.settings import ScoreSettings
@@ -131,9 +132,8 @@ def score(
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
     threads = count_cores() if workers is None else workers
-    connection: AbstractContextManager[Workers] = (
-        connect_dask(scheduler_address) if scheduler_address else nullcontext(threads)
-    )
+    files = (pred, *also, truth, *([ignore] if ignore else []))
+    connection = _open_cluster(cluster, files) or nullcontext(threads)
     try:
         with connection as running:
             scores = _score_all((pred, *also), truth, options, running)
@@ -157,6 +157,37 @@ def score(
         _write(json_path, format_json(images))
     if Path("-") not in (json_path, csv_path):
         print_report(images, Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+
+
+def _open_cluster(
+    given: Mapping[str, Any], files: Sequence[Path]
+) -> AbstractContextManager[Workers] | None:
+    """Workers of the scheduler that the options name; None if they name none."""
+    if not any(given.values()):
+        return None
+    # Imported here, because scoring on this machine needs nothing of it.
+    from importlib.metadata import version
+
+    from densebatch.planning.settings import load_settings
+    from densebatch.workers.borrow import borrow_workers
+    from densebatch.workers.check import Requirements, SharedFile
+    from densebatch.workers.scheduler import check_scheduler
+
+    def note(text: str) -> None:
+        click.echo(text, err=True)
+
+    scheduler = load_settings(None, **given).scheduler
+    if scheduler is None:
+        return None
+    check_scheduler(scheduler, note)
+    shared = []
+    for file in files:
+        try:
+            shared.append(SharedFile.look(file.absolute(), "the label image"))
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    needs = Requirements({name: version(name) for name in ("numpy", "numba")}, tuple(shared))
+    return borrow_workers(scheduler, needs, note)
 
 
 def _score_all(

@@ -13,6 +13,7 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.base.names import quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
+from densebatch.cli.options import scheduler_options
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ _OPTIONS = [
     click.option("--tile", type=int, metavar="PX",
                  help="Tracing tile; no effect on labels.  [2048]"),
     click.option("--workers", type=int, metavar="N", help="Dask workers; 0: in this process."),
-    click.option("--scheduler-address", metavar="ADDRESS", help="A running Dask scheduler."),
-    click.option("--scheduler-file", type=click.Path(path_type=Path), help="Its scheduler file."),
+    *scheduler_options,
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Of the network."),
     click.option("--backend", type=click.Choice(get_args(BackendName)), metavar="NAME",
                  help="What evaluates the network; auto: fastest in a trial.  [torch]"),
@@ -149,7 +149,7 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     from densebatch.run.prepare import prepare
 
     folder = OutputFolder(out.absolute())
-    [run] = prepare([(slide, folder)], settings)
+    [run] = prepare([(slide, folder)], settings, note=lambda text: click.echo(text, err=True))
     built = run.plan
     facts = {
         "slide_px": built.shape[0] * built.shape[1],

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 
 from densebatch.base.errors import CapacityError, InputError
-from densebatch.base.machine import count_cores
+from densebatch.base.machine import count_cores, measure_memory
+from densebatch.base.process import may_start_processes
 from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
-from densebatch.workers.cluster import KEPT_BYTES
+from densebatch.workers.local import KEPT_BYTES, check_may_start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
 
-_PROCESS_MB = 420  # interpreter, torch and weights of a worker, measured
+PROCESS_MB = 420
+"""Interpreter, torch and weights of a worker, measured."""
+
 _MAX_WORKERS = 16
 _MEMORY_SHARE = 0.7  # of the free memory, for workers whose number the user left open
 
@@ -49,6 +51,11 @@ class Estimate:
     worst_task: str
     disk_mb: int
 
+    @property
+    def task_mb(self) -> int:
+        """Memory of the largest task by itself."""
+        return self.worker_mb - PROCESS_MB
+
 
 def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     """Memory of the largest task and disk of work folder and output, upper bounds.
@@ -65,7 +72,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     by_task = _estimate_tasks(plan, tile, lanes)
     worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
-        worker_mb=_PROCESS_MB + math.ceil(by_task[worst] / 1e6),
+        worker_mb=PROCESS_MB + math.ceil(by_task[worst] / 1e6),
         worst_task=worst,
         disk_mb=math.ceil(_estimate_disk(plan) / 1e6),
     )
@@ -138,19 +145,28 @@ def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
     if settings.is_remote:
         return 1  # a remote worker's processors are its scheduler's to share out, by tasks
     workers = max(1, workers)
-    share = psutil.virtual_memory().available * _MEMORY_SHARE / workers
+    share = measure_memory().available * _MEMORY_SHARE / workers
     spare = share - 1e6 * estimate(plan, settings.tile).worker_mb
     return max(1, min(count_cores() // workers, 1 + int(spare // patch_bytes(plan))))
 
 
 def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
-    """Worker processes: as asked for; else as many as processors, memory and tasks allow."""
+    """Worker processes: as asked for; else as many as processors, memory and tasks allow.
+
+    Raises
+    ------
+    InputError
+        If some are asked for where this process may not start any.
+    """
     if settings.is_remote:
         return 0
     if settings.workers is not None:
+        check_may_start(settings.workers)
         return settings.workers
+    if not may_start_processes():
+        return 0
     needed = estimate(plan, settings.tile).worker_mb
-    by_memory = int(psutil.virtual_memory().available // 10**6 * _MEMORY_SHARE / needed)
+    by_memory = int(measure_memory().available // 10**6 * _MEMORY_SHARE / needed)
     by_tasks = len(plan.groups)
     return max(1, min(count_cores(), by_memory, by_tasks, _MAX_WORKERS))
 
@@ -174,7 +190,7 @@ def check_capacity(needs: Estimate, workers: int, folder: Path, *, remote: bool 
     CapacityError
         Naming the worst offender, what it needs and what there is.
     """
-    memory_mb = psutil.virtual_memory().total // 10**6
+    memory_mb = measure_memory().total // 10**6
     wanted = needs.worker_mb * max(1, workers)
     if wanted > memory_mb and not remote:
         raise CapacityError(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from densebatch.base.settings import (
     Count,
+    Duration,
     Integer,
     Names,
     Number,
@@ -16,7 +17,7 @@ from densebatch.base.settings import (
     PositiveCount,
     read_settings,
 )
-from densebatch.workers.scheduler import Scheduler
+from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
 DEFAULT_MODEL = "dense-small"
@@ -101,6 +102,17 @@ class SegmentSettings(BaseModel):
     workers: Count | None = Field(default=None, description="Dask workers; 0 runs in this process")
     scheduler_address: str | None = Field(default=None, description="running Dask scheduler")
     scheduler_file: Path | None = Field(default=None, description="its scheduler file")
+    patience: Duration = Field(
+        default=PATIENCE_S,
+        description="how long a scheduler's workers are waited for, in seconds or such as 10m",
+    )
+    tls_ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority of a scheduler at tls://"
+    )
+    tls_cert: Path | None = Field(default=None, description="PEM file of our certificate for it")
+    tls_key: Path | None = Field(
+        default=None, description="PEM file of its key, if that is not in tls_cert"
+    )
     keep_flows: bool = Field(
         default=False, description="leave the flow field in OUT/work when done"
     )
@@ -111,6 +123,9 @@ class SegmentSettings(BaseModel):
             raise ValueError(f"max_size {self.max_size} is below min_size {self.min_size}")
         if self.in_place and self.image == "copy":
             raise ValueError("labels written into the slide bring no copy of its image")
+        read_certificates(
+            self.tls_ca_file, self.tls_cert, self.tls_key, has_scheduler=self.is_remote
+        )
         return self
 
     @property
@@ -124,7 +139,8 @@ class SegmentSettings(BaseModel):
         """
         if not self.is_remote:
             return None
-        return Scheduler(self.scheduler_address, self.scheduler_file)
+        certificates = read_certificates(self.tls_ca_file, self.tls_cert, self.tls_key)
+        return Scheduler(self.scheduler_address, self.scheduler_file, certificates, self.patience)
 
     @property
     def is_remote(self) -> bool:

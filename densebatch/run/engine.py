@@ -12,11 +12,11 @@ from densebatch.engines.make import check_backend, choose_device, measure_free_b
 from densebatch.engines.quantization import read_quantised
 from densebatch.planning.capacity import patch_bytes, trace_window_px
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
+from densebatch.run.requirements import list_requirements
 from densebatch.workers.cluster import ask_worker
-from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
@@ -65,7 +65,12 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
 
 
 def add_engine(
-    plan: Plan, settings: SegmentSettings, folder: OutputFolder, *, restart: bool = False
+    plan: Plan,
+    settings: SegmentSettings,
+    folder: OutputFolder,
+    *,
+    restart: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Plan, EngineChoice]:
     """Complete a surveyed plan with its engine.
 
@@ -76,6 +81,8 @@ def add_engine(
         far as the settings leave the choice.
     restart
         What the folder holds does not count.
+    note
+        Is told what the user should know of a scheduler's workers.
 
     Returns
     -------
@@ -87,8 +94,10 @@ def add_engine(
     Raises
     ------
     InputError
-        If a backend that was asked for cannot be used or fails the gate, or the scheduler or its
-        workers cannot be reached.
+        If a backend that was asked for cannot be used or fails the gate, or the scheduler cannot be
+        reached, or its workers cannot work.
+    DensebatchError
+        If the scheduler has no workers for as long as the user is patient.
     """
     earlier = None if restart else folder.read_marker()
     began = earlier.engine if earlier is not None else None
@@ -100,10 +109,20 @@ def add_engine(
     scheduler = settings.scheduler
     if scheduler is None:
         choice = choose_engine(*arguments)
+    elif began is not None and folder.report.exists() and _is_as_asked(began, settings):
+        choice = EngineChoice(began, "as this run began")  # finished, so no worker need be there
     else:
-        check_scheduler(scheduler)
-        choice = ask_worker(scheduler, choose_engine, *arguments)
+        needs = list_requirements([plan], settings)
+        choice = ask_worker(scheduler, needs, choose_engine, *arguments, note=note)
     return _with_engine(plan, choice), choice
+
+
+def _is_as_asked(began: Engine, settings: SegmentSettings) -> bool:
+    """Whether the engine of an earlier session is what the settings ask for, or leave open."""
+    return settings.backend in ("auto", began.backend) and settings.device in (
+        "auto",
+        began.device,
+    )
 
 
 def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:

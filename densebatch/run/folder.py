@@ -82,6 +82,11 @@ class OutputFolder:
         """The OME-Zarr image group that gets the labels."""
         return Path(plan.slide.path) if plan.in_place else self.path / _SEGMENTATION
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether `claim` found nothing of a run, so that all is yet to be done."""
+        return self._fresh
+
     def check(self) -> None:
         """Refuse, before a slide is read, what cannot be an output folder of any run.
 

@@ -14,10 +14,12 @@ from densebatch.planning.capacity import (
 )
 from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.run.engine import add_engine, check_engine
+from densebatch.run.requirements import list_requirements
+from densebatch.workers.cluster import check_workers
 from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from densebatch.planning.engine_choice import EngineChoice
@@ -53,6 +55,7 @@ def prepare(
     *,
     restart: bool = False,
     starting: ExecutorStart | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
 
@@ -69,7 +72,9 @@ def prepare(
         What the folders hold does not count.
     starting
         Is begun beside the survey, which leaves a processor idle for most of the time that starting
-        workers takes; unless the runs may be complete already.
+        workers takes; unless an earlier session may have left them nothing to do.
+    note
+        Is told what the user should know of a running scheduler and its workers.
 
     Returns
     -------
@@ -82,10 +87,15 @@ def prepare(
         For a slide, setting, backend, scheduler or output folder that cannot be used.
     CapacityError
         If memory or disk do not suffice.
+    DensebatchError
+        If a running scheduler has no workers for as long as the user is patient.
     """
     for _, folder in slides:
         folder.check()
-    check_scheduler(settings.scheduler)
+    begun = not restart and all(folder.marker.exists() for _, folder in slides)
+    finished = begun and all(folder.report.exists() for _, folder in slides)
+    if not finished:  # else no worker may be needed; if one is, all of this is asked then
+        check_scheduler(settings.scheduler, note)
     drafts = [draft_plan(slide, settings) for slide, _ in slides]
     workers = max(choose_workers(settings, draft) for draft in drafts)
     check_engine(settings)
@@ -95,6 +105,8 @@ def prepare(
         needs.append(estimate(draft, settings.tile, lanes))
         if restart or not folder.report.exists():  # else it may be complete, on a full disk
             check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)
+    if settings.is_remote and not finished:
+        check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
     surveyed = [survey_plan(draft) for draft in drafts]
@@ -102,7 +114,7 @@ def prepare(
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
     for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
-        complete, choice = add_engine(plan, settings, folder, restart=restart)
+        complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
         if folder.report.exists() and not restart and folder.read_complete(complete) is None:
             check_capacity(need, workers, folder.path, remote=settings.is_remote)
         prepared.append(Prepared(folder, complete, choice, workers, need))

@@ -136,9 +136,11 @@ def segment(
     folder = OutputFolder(Path(out).absolute())
     started, meter = time.monotonic(), Meter()
     # The output is owned until no worker is left that could write to it.
-    with Driver(progress) as driver, ExecutorStart(settings) as starting:
+    with Driver(progress) as driver, ExecutorStart(settings, progress.note) as starting:
         driver.refuse_living(folder)
-        [prepared] = prepare([(slide, folder)], settings, restart=restart, starting=starting)
+        [prepared] = prepare(
+            [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
+        )
         planned_s = time.monotonic() - started - starting.waited_s
         _tell_plan(prepared, progress)
         if not restart:
@@ -157,7 +159,7 @@ def segment(
             prepared.choice,
             folder,
             driver,
-            lambda: starting.finish(prepared.workers, [prepared.plan]),
+            lambda: starting.finish(prepared.workers, [prepared.plan], folder.work),
             prepared.workers,
             progress,
             shuffle,
@@ -227,6 +229,8 @@ def _open_output(session: Session, *, restart: bool) -> None:
     labels.check_place(spec, label_attrs=identity, restart=restart)
     session.folder.claim(session.plan, restart=restart)
     try:
+        if session.folder.is_fresh:  # workers that cannot work leave nothing behind
+            session.open_executor()
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
         if session.choice.packed is not None:

@@ -113,6 +113,18 @@ class Session:
         self.seconds[stage] = round(time.monotonic() - start, 3)
         log_event(log, "stage done", stage=stage, seconds=self.seconds[stage])
 
+    def open_executor(self) -> Executor:
+        """The executor, started now if it is not yet.
+
+        Raises
+        ------
+        InputError, DensebatchError
+            As `start`.
+        """
+        if self.executor is None:
+            self.executor = self.state.executor = self.start()
+        return self.executor
+
     def drive(self, steps: Sequence[Step]) -> dict[Task, str]:
         """Run the tasks that no record calls done, and tell progress.
 
@@ -144,10 +156,9 @@ class Session:
         failures: dict[Task, str] = {}
         if not jobs:
             return failures
-        if self.executor is None:
-            self.executor = self.state.executor = self.start()
-        with self.driver.drive(self.executor):
-            for outcome in self.executor.run(jobs, done_names, self.shuffle):
+        executor = self.open_executor()
+        with self.driver.drive(executor):
+            for outcome in executor.run(jobs, done_names, self.shuffle):
                 self._take(by_name[outcome.job.name], outcome, failures)
         return failures
 

@@ -9,27 +9,43 @@ from typing import TYPE_CHECKING, Self
 
 from densebatch.engines.make import wake_device
 from densebatch.run.engine import count_device_workers
+from densebatch.run.requirements import list_requirements
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.workers.executors import Executor
 
 
+def _tell_nobody(text: str) -> None:
+    del text
+
+
 class ExecutorStart:
     """The executor of a run, until the context is left.
+
+    Parameters
+    ----------
+    settings
+        Name a scheduler, if one does the work.
+    note
+        Is told, a sentence at a time, what the user should know of its workers.
 
     Attributes
     ----------
     waited_s : seconds that this thread has waited for it
     """
 
-    def __init__(self, settings: SegmentSettings) -> None:
+    def __init__(
+        self, settings: SegmentSettings, note: Callable[[str], None] = _tell_nobody
+    ) -> None:
         self._settings = settings
+        self._note = note
         self._stack = ExitStack()
         self._begun: Future[Executor] | None = None
         self.waited_s = 0.0
@@ -45,7 +61,9 @@ class ExecutorStart:
         """Start workers of this machine in a thread; a cluster's may yet have to appear."""
         if workers and not self._settings.is_remote:
             pool = self._stack.enter_context(ThreadPoolExecutor(1))
-            self._begun = pool.submit(start_executor, self._stack, self._settings, workers, plans)
+            self._begun = pool.submit(
+                start_executor, self._stack, self._settings, workers, plans, None, self._note
+            )
 
     def wait(self) -> None:
         """Wait for what has begun."""
@@ -54,19 +72,39 @@ class ExecutorStart:
             self._begun.result()
         self.waited_s += time.monotonic() - before
 
-    def finish(self, workers: int, plans: Sequence[Plan]) -> Executor:
-        """The executor, started now if that was not begun; errors as `start_executor`."""
+    def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> Executor:
+        """The executor, which starts now if that was not begun.
+
+        Parameters
+        ----------
+        workers
+            Processes of this machine; 0 works in this one.
+        plans
+            Of the slides; what they need decides how many workers use a GPU.
+        folder
+            That workers write to; made if need be when they are asked whether they can.
+
+        Raises
+        ------
+        InputError, DensebatchError
+            As `open_executor`.
+        """
         before = time.monotonic()
-        if self._begun is not None:
-            executor = self._begun.result()
-        else:
-            executor = start_executor(self._stack, self._settings, workers, plans)
-        self.waited_s += time.monotonic() - before
-        return executor
+        try:
+            if self._begun is not None:
+                return self._begun.result()
+            return start_executor(self._stack, self._settings, workers, plans, folder, self._note)
+        finally:
+            self.waited_s += time.monotonic() - before
 
 
 def start_executor(
-    stack: ExitStack, settings: SegmentSettings, workers: int, plans: Sequence[Plan]
+    stack: ExitStack,
+    settings: SegmentSettings,
+    workers: int,
+    plans: Sequence[Plan],
+    folder: Path | None,
+    note: Callable[[str], None],
 ) -> Executor:
     """The executor that the settings ask for.
 
@@ -80,6 +118,10 @@ def start_executor(
         Processes of this machine; 0 works in this one.
     plans
         Of the slides; what they need decides how many workers use a GPU.
+    folder
+        That a scheduler's workers must be able to write to.
+    note
+        Is told, a sentence at a time, what the user should know of these.
 
     Raises
     ------
@@ -87,8 +129,18 @@ def start_executor(
         As `open_executor`.
     """
     device_workers = count_device_workers(plans, settings, workers)
+    needs = None
+    if settings.is_remote:
+        needs = list_requirements(plans, settings, plans[0].engine)
     executor = stack.enter_context(
-        open_executor(workers, settings.scheduler, device_workers=device_workers)
+        open_executor(
+            workers,
+            settings.scheduler,
+            needs,
+            folder=folder,
+            device_workers=device_workers,
+            note=note,
+        )
     )
     if isinstance(executor, DaskExecutor):
         executor.wake(wake_device)

@@ -81,7 +81,7 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for the state file."""
         now, executor = time.monotonic(), self.executor
-        running = [] if executor is None else sorted(j.name for j in [*executor.running.values()])
+        running = [] if executor is None else sorted(job.name for job in executor.running)
         return {
             "state": self._state,
             "reason": self._reason,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from densebatch.scoring.score import score_labels
 from densebatch.scoring.settings import ScoreSettings, format_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from densebatch.cells.pairs import Pair, Pairing
@@ -262,23 +261,3 @@ def _draw(
     scale = max(1, min(MAX_SCALE, PICTURE_PX // max(part.shape)))
     labels = as_labels(truth[part.slices]), as_labels(pred[part.slices])
     return encode_png(draw_overlay(*labels, score.cells, grey, scale=scale))
-
-
-@contextmanager
-def connect_dask(address: str) -> Iterator[Workers]:
-    """A client of a running Dask scheduler.
-
-    Raises
-    ------
-    InputError
-        If none answers at the address.
-    """
-    # Dask takes a second to import, which scoring in threads need not wait for.
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, ValueError) as exc:
-        raise InputError(f"no Dask scheduler answers at {address}: {exc}") from exc
-    with client:
-        yield client

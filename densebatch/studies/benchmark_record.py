@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
-from densebatch.base.machine import count_cores, name_gpu, name_processor
+from densebatch.base.machine import count_cores, measure_memory, name_gpu, name_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": name_processor(),
         "cores": count_cores(),
         "gpu": name_gpu(),
-        "memory_mb": int(psutil.virtual_memory().total // 10**6),
+        "memory_mb": measure_memory().total // 10**6,
         "system": platform.system(),
         "load_before": round(psutil.getloadavg()[0], 2),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import prepare
 from densebatch.run.progress import Progress
 from densebatch.run.session import Session
-from densebatch.run.start import start_executor
+from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import list_predict_steps
 from densebatch.slides.slide import check_unchanged
 from densebatch.stages.predict import create_flows
@@ -84,16 +83,23 @@ def store_flows(
     """
     progress = progress or Progress()
     folders = [OutputFolder(path.absolute()) for path in slides]
-    runs = prepare(list(zip(slides.values(), folders, strict=True)), settings, restart=restart)
+    runs = prepare(
+        list(zip(slides.values(), folders, strict=True)),
+        settings,
+        restart=restart,
+        note=progress.note,
+    )
     for note in collect_notes([prepared.plan for prepared in runs]):
         progress.note(note)
     if not restart:
         for prepared in runs:
             prepared.folder.compare(prepared.plan)
-    with ExitStack() as stack:
+    with ExecutorStart(settings, progress.note) as starting:
         # Workers are started when a task needs them.
         start = cache(
-            lambda: start_executor(stack, settings, runs[0].workers, [run.plan for run in runs])
+            lambda: starting.finish(
+                runs[0].workers, [run.plan for run in runs], runs[0].folder.work
+            )
         )
         return {
             path: _store_field(run, settings, start, progress, restart=restart)

@@ -18,11 +18,10 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import psutil
 
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
-from densebatch.base.machine import count_cores
+from densebatch.base.machine import count_cores, measure_memory
 from densebatch.cells.components import check_masks, settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated, name_label_image
 from densebatch.cells.pixels import as_labels
@@ -258,7 +257,7 @@ def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> i
         for field in fields
         for core in [field.plan.tiles(settings.tile)[0, 0]]
     )
-    free = psutil.virtual_memory().available * _MEMORY_SHARE
+    free = measure_memory().available * _MEMORY_SHARE
     wanted = settings.workers if settings.workers is not None else count_cores()
     return max(1, min(wanted, int(free / (TRACE_BYTES_PER_PX * largest))))
 

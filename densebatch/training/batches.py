@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from densebatch.base.errors import DensebatchError
 from densebatch.base.machine import count_cores
+from densebatch.base.process import may_start_processes
 from densebatch.training.augmentation import sample_batch
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _Steps(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def count_processes(device: torch.device) -> int:
     """Count the processes that draw ahead: none for a CPU, whose cores the network needs."""
-    if device.type == "cpu":
+    if device.type == "cpu" or not may_start_processes():
         return 0
     return max(1, min(_MAX_PROCESSES, count_cores() - 1))
 

@@ -1,57 +1,44 @@
-"""Open the executor of a run: this process, worker processes of its own, or a running cluster.
-
-Worker processes are started and set up by Dask's own settings. They keep memory that they free, use
-one thread each, and leave Ctrl-C to the main process.
-"""
+"""Open the executor of a run: this process, worker processes of its own, or a running cluster."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing.resource_tracker
-import os
-import signal
-import tempfile
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.log import log_event
-from densebatch.workers.executors import DEVICE, DaskExecutor, SerialExecutor
-from densebatch.workers.scheduler import find_address
+from densebatch.workers.check import Requirements, write_probe
+from densebatch.workers.connect import open_client, refuse_scheduler
+from densebatch.workers.executors import DaskExecutor, SerialExecutor
+from densebatch.workers.local import start_cluster
+from densebatch.workers.pool import WorkerPool
+from densebatch.workers.schedule import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from densebatch.workers.executors import Executor
     from densebatch.workers.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 30.0  # for a running scheduler's answer, and for its first worker
-_NO_WORKERS_S = 60.0
-_LOST_WORKER_S = 120.0
 
-# There is a worker for each processor, so none of them may take all processors for itself.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-KEPT_BYTES = 256 * 2**20
-"""What a worker keeps at most at the end of its heap of the memory that it has freed."""
-
-# A network takes and frees tens of megabytes for every patch. Dask has workers return to the system
-# all that they free, and each page is then mapped and zeroed again for the next patch. glibc reads
-# these variables when a process starts.
-_KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",  # one heap; by default each thread has, and keeps, its own
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # arrays below this size lie in it; glibc's largest
-    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
-}
+def _tell_nobody(text: str) -> None:
+    del text
 
 
 @contextmanager
 def open_executor(
     workers: int,
     scheduler: Scheduler | None = None,
+    requirements: Requirements | None = None,
     *,
+    folder: Path | None = None,
     device_workers: int = 0,
+    note: Callable[[str], None] = _tell_nobody,
 ) -> Iterator[Executor]:
     """Open the executor that the settings ask for; it is closed at the end.
 
@@ -61,8 +48,14 @@ def open_executor(
         Processes of a local cluster; 0 works in this process.
     scheduler
         A running scheduler, which then decides instead of `workers`.
+    requirements
+        What each of its workers must have; those that lack something get no task.
+    folder
+        That its workers must be able to write to, as this process does; None asks for none.
     device_workers
         Of a local cluster, how many workers get the jobs that are for a device; 0 for all.
+    note
+        Is told, a sentence at a time, what the user should know of a running scheduler.
 
     Yields
     ------
@@ -71,16 +64,20 @@ def open_executor(
     Raises
     ------
     InputError
-        If the scheduler cannot be reached, or has no workers within half a minute.
+        If the scheduler cannot be reached, or none of the workers that it has can work.
     DensebatchError
-        If worker processes cannot be started.
+        If worker processes cannot be started, or a scheduler has none for as long as the user is
+        patient.
     """
     with ExitStack() as stack:
         executor: Executor
         if scheduler is not None:
-            executor = _join_cluster(stack, scheduler)
+            needs = requirements or Requirements()
+            if folder is not None:
+                needs = replace(needs, probe=str(_share_probe(stack, folder)))
+            executor = _join_cluster(stack, scheduler, needs, note)
         elif workers:
-            executor = _start_cluster(stack, workers, device_workers)
+            executor = start_cluster(stack, workers, device_workers)
         else:
             executor = SerialExecutor()
         facts: dict[str, Any] = {
@@ -96,134 +93,95 @@ def open_executor(
             log_event(log, "executor closed", **facts)
 
 
-def ask_worker(
-    scheduler: Scheduler,
-    function: Callable[..., Any],
-    *args: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
-    """Call a function on one worker of a running scheduler.
+def check_workers(
+    scheduler: Scheduler | None,
+    requirements: Requirements,
+    note: Callable[[str], None] = _tell_nobody,
+) -> None:
+    """Refuse a running scheduler all of whose workers lack something; it may have none yet.
+
+    Parameters
+    ----------
+    scheduler, requirements, note
+        As `open_executor` takes them; without a scheduler there is nothing to check.
 
     Raises
     ------
     InputError
-        As `open_executor`, and for an `OSError` of the function; else what the function raises.
+        Saying which worker lacks what.
+    """
+    if scheduler is None:
+        return
+    with open_client(scheduler) as client:
+        WorkerPool(client, scheduler, requirements, note).check_present()
+
+
+def ask_worker(
+    scheduler: Scheduler,
+    requirements: Requirements,
+    function: Callable[..., Any],
+    *args: Any,  # noqa: ANN401
+    note: Callable[[str], None] = _tell_nobody,
+) -> Any:  # noqa: ANN401
+    """Call a function on one worker of a running scheduler.
+
+    Parameters
+    ----------
+    scheduler, requirements, note
+        As `open_executor` takes them.
+    function, args
+        What to call.
+
+    Raises
+    ------
+    InputError, DensebatchError
+        As `open_executor`, the former for an `OSError` of the function too; else what the function
+        raises.
     """
     with ExitStack() as stack:
-        client = _join_cluster(stack, scheduler).client
-        try:
-            return client.submit(function, *args, pure=False).result()
-        except OSError as error:
-            raise _unusable(scheduler, error) from error
-
-
-def _join_cluster(stack: ExitStack, scheduler: Scheduler) -> DaskExecutor:
-    from distributed import Client
-
-    address = find_address(scheduler)
-    try:
-        client = stack.enter_context(Client(address=address, timeout=_PATIENCE_S))
-        try:
-            client.wait_for_workers(1, timeout=_PATIENCE_S)
-        except TimeoutError as error:
-            raise OSError("the scheduler has no workers; start some and try again") from error
-    except OSError as error:
-        raise _unusable(scheduler, error) from error
-    return DaskExecutor(client, len(client.nthreads()))
-
-
-def _unusable(scheduler: Scheduler, error: OSError) -> InputError:
-    return InputError(
-        f"scheduler {scheduler}: cannot be used ({' '.join(str(error).split())}); "
-        "accepted is a running Dask scheduler with workers"
-    )
-
-
-def _start_cluster(stack: ExitStack, workers: int, device_workers: int) -> DaskExecutor:
-    import dask.config
-    from distributed import Client, LocalCluster, Nanny
-
-    def make_nanny(*args: Any, name: int, **options: Any) -> Nanny:  # noqa: ANN401
-        # The process that replaces a killed worker is given the same resources.
-        resources = {DEVICE: 1.0} if name < device_workers else None
-        return Nanny(*args, name=name, resources=resources, env=_ONE_THREAD, **options)
-
-    settings: dict[str, Any] = {
-        **{
-            f"distributed.nanny.pre-spawn-environ.{name}": value
-            for name, value in _KEEP_FREED_MEMORY.items()
-        },
-        # Once the last worker that may do a task is lost, the task fails instead of waiting.
-        "distributed.scheduler.no-workers-timeout": _NO_WORKERS_S,
-        # On a busy machine, a process that replaces a killed one can take longer than Dask allows.
-        "distributed.deploy.lost-worker-timeout": _LOST_WORKER_S,
-        # Dask looks at stacks and event loops every few hundredths of a second for its dashboard,
-        # which nobody sees here. That takes a fiftieth of two processors.
-        "distributed.worker.profile.enabled": False,
-        "distributed.admin.tick.interval": "1s",
-    }
-    stack.enter_context(_restored_environment())
-    # Workers get a folder for their scratch, because Dask would take the current one.
-    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="densebatch-"))
-    stack.enter_context(dask.config.set(settings))
-    try:
-        with _interrupts_blocked():
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    # Any free port of this machine alone; None would open 8787 on all interfaces.
-                    dashboard_address="127.0.0.1:0",
-                    local_directory=scratch,
-                    silence_logs=logging.CRITICAL,
-                    # Dask would pause a worker at four fifths of its share and wait, silently, for
-                    # memory that is not given back. What tasks take is estimated before the run.
-                    memory_limit=0,
-                    worker_class=make_nanny,
-                )
-            )
-        # A client as a context of its own could be left only in the thread that entered it.
-        client = stack.enter_context(closing(Client(cluster)))
-    except OSError as error:
-        raise DensebatchError(f"{workers} workers could not be started: {error}") from error
-    except RuntimeError as error:  # of Dask, when a worker's process ends at once
+        executor = _join_cluster(stack, scheduler, requirements, note)
+        (outcome,) = executor.run([Job(function.__name__, _call, (function, args))])
+    if outcome.error is not None:
         raise DensebatchError(
-            f"{workers} workers could not be started ({' '.join(str(error).split())}); a script "
-            'calls segment under `if __name__ == "__main__":`, or gives workers=0'
+            f"scheduler {scheduler}: no worker could be asked for {outcome.job.name} "
+            f"({outcome.error})"
+        )
+    result, error = outcome.result
+    if isinstance(error, OSError):
+        raise refuse_scheduler(scheduler, error) from error
+    if error is not None:
+        raise error
+    return result
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    """What a function returns, or raises: another try would not change that."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        return None, error
+
+
+def _join_cluster(
+    stack: ExitStack,
+    scheduler: Scheduler,
+    requirements: Requirements,
+    note: Callable[[str], None],
+) -> DaskExecutor:
+    client = stack.enter_context(open_client(scheduler))
+    pool = WorkerPool(client, scheduler, requirements, note)
+    stack.callback(pool.close)
+    pool.wait()
+    return DaskExecutor(client, pool, len(pool.able))
+
+
+def _share_probe(stack: ExitStack, folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = write_probe(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); accepted is a folder that can"
         ) from error
-    return DaskExecutor(client, workers, device_workers)
-
-
-@contextmanager
-def _restored_environment() -> Iterator[None]:
-    """Put back the variables of this process that Dask sets for its workers and leaves set."""
-    names = [*_ONE_THREAD, *_KEEP_FREED_MEMORY, "PYTHONHASHSEED"]  # the last is Dask's own choice
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in this thread, and so in the threads and processes that it starts meanwhile.
-
-    A terminal sends Ctrl-C to all processes of a command. The main process ends its workers then;
-    workers that heed it themselves would each print a traceback.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
-        yield
-        return
-    # Starting the tracker unblocks SIGINT in the thread that needs it first, so it starts here.
-    multiprocessing.resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    stack.callback(probe.unlink, missing_ok=True)
+    return probe

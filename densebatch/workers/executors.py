@@ -1,24 +1,31 @@
 """Run jobs that depend on each other: in this process one by one, or on Dask workers.
 
-On workers only a window of jobs is in Dask's hands, about two for each worker and two more for each
-that has a device; the rest wait here. So a worker that is lost takes few jobs with it, and a job
-that becomes ready can go ahead of those that waited longer.
+On workers only a window of jobs is in Dask's hands, two for each thread and two more for each
+worker that has a device; the rest wait here. So a worker that is lost takes few jobs with it, and a
+job that becomes ready can go ahead of those that waited longer.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from densebatch.base.log import log_event
+from densebatch.workers.flight import Flight
 from densebatch.workers.schedule import Job, Outcome, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from densebatch.workers.flight import Landing
+    from densebatch.workers.pool import WorkerPool
+
 log = logging.getLogger(__name__)
 
-_WINDOW = 2  # jobs in flight for each worker
+_WINDOW = 2  # jobs in flight for each thread of a worker
+_TICK_S = 0.5  # how long completions are waited for before workers are looked at
+_LOSSES = 2  # a job that was lost so often with its workers runs alone from then on
 DEVICE = "device"
 """Dask resource of the workers that may use the GPU, if only some of them may."""
 
@@ -30,14 +37,17 @@ class Executor(Protocol):
     ----------
     workers : processes that do jobs; 0 if this one does
     device_workers : how many of them may use a GPU, where these are some of all; else 0
-    running : jobs that are handed out now, by whatever
     stopping : set it to have no more jobs handed out; `run` ends once those handed out are done
     """
 
     workers: int
     device_workers: int
-    running: dict[Any, Job]
     stopping: bool
+
+    @property
+    def running(self) -> list[Job]:
+        """Jobs that are handed out now."""
+        ...
 
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
@@ -53,7 +63,7 @@ class SerialExecutor:
     device_workers = 0
 
     def __init__(self) -> None:
-        self.running: dict[Any, Job] = {}
+        self.running: list[Job] = []
         self.stopping = False
 
     def run(
@@ -82,7 +92,7 @@ class SerialExecutor:
         """
         schedule = Schedule(jobs, done, shuffle)
         while not self.stopping and (job := schedule.next()) is not None:
-            self.running = {job.name: job}
+            self.running = [job]
             try:
                 result = job.function(*job.args)
             except Exception as error:  # becomes the outcome of a job that is given up
@@ -90,7 +100,7 @@ class SerialExecutor:
             else:
                 schedule.finish(job)
                 yield Outcome(job, result)
-        self.running = {}
+        self.running = []
 
 
 class DaskExecutor:
@@ -100,6 +110,8 @@ class DaskExecutor:
     ----------
     client
         Of the scheduler.
+    pool
+        Its workers.
     workers
         How many there are.
     device_workers
@@ -107,19 +119,33 @@ class DaskExecutor:
         workers are all alike.
     """
 
-    def __init__(self, client: Any, workers: int, device_workers: int = 0) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        client: Any,  # noqa: ANN401
+        pool: WorkerPool,
+        workers: int,
+        device_workers: int = 0,
+    ) -> None:
         self.client = client
+        self.pool = pool
         self.workers = workers
         self.device_workers = device_workers
-        self.running: dict[Any, Job] = {}
         self.stopping = False
+        self._flight: Flight | None = None
+
+    @property
+    def running(self) -> list[Job]:
+        """Jobs that are handed out now."""
+        return [] if self._flight is None else self._flight.jobs
 
     def wake(self, function: Callable[[], None]) -> None:
         """Call a function on every worker that may use the device; do not wait for it."""
         from distributed import fire_and_forget
 
         for _ in range(self.device_workers):
-            fire_and_forget(self._submit(Job("wake", function, (), on_device=True)))
+            fire_and_forget(
+                self.client.submit(function, pure=False, retries=0, **self._options(True))
+            )
 
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
@@ -143,78 +169,99 @@ class DaskExecutor:
         ------
         ValueError
             If the jobs cannot be done in any order, see `Schedule`.
+        InputError, DensebatchError
+            As `WorkerPool.look`, of a running scheduler.
         """
-        from distributed import KilledWorker, as_completed
+        schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
+        flight = self._flight = Flight(self.client, self.pool)
+        suspects: set[str] = set()
+        losses: Counter[str] = Counter()
+        try:
+            while schedule.unfinished and not (self.stopping and not flight.jobs):
+                self.pool.look()
+                self._refill(schedule, flight, suspects)
+                for landing in flight.wait(_TICK_S):
+                    yield from self._judge(landing, schedule, suspects, losses)
+                    self._refill(schedule, flight, suspects)
+            self.pool.look(at_once=True)
+        finally:
+            flight.close()  # those left when the caller stops listening
+
+    def _judge(
+        self, landing: Landing, schedule: Schedule, suspects: set[str], losses: Counter[str]
+    ) -> Iterator[Outcome]:
+        """What follows from a job's coming back; `suspects` and `losses` may grow."""
+        from distributed import KilledWorker
         from distributed.scheduler import NoValidWorkerError
 
-        schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
-        running = self.running = {}
-        completed = as_completed(loop=self.client.loop)
-        suspects: set[str] = set()
-        present = set(self.client.nthreads())
+        job = landing.job
+        if landing.is_cut_off:
+            schedule.put_back(job)
+        elif landing.is_lost:
+            was_alone = job.name in suspects
+            losses[job.name] += 1
+            if losses[job.name] >= _LOSSES:
+                suspects.add(job.name)
+            log_event(log, "job lost with its workers", job=job.name, times=losses[job.name])
+            if was_alone:
+                yield from schedule.fail(job, "its worker was lost while it did nothing else")
+            else:
+                schedule.put_back(job)
+        elif landing.error is not None:
+            if isinstance(landing.error, KilledWorker):
+                suspects.add(job.name)
+                log_event(log, "job quarantined", job=job.name)
+            elif isinstance(landing.error, NoValidWorkerError):
+                # All workers with a device are lost for good, so the others do its jobs.
+                self.device_workers = 0
+                log_event(log, "device workers lost", job=job.name)
+            yield from schedule.fail(job, _describe_error(landing.error))
+        else:
+            schedule.finish(job)
+            yield Outcome(job, landing.result)
 
-        def refill() -> None:
-            nonlocal present
-            now = set(self.client.nthreads())
-            for address in sorted(present - now):
-                log_event(log, "worker lost", worker=address, workers_left=len(now))
-            present = now
-            n_workers = max(1, len(now))
-            if not self.device_workers:
-                hand_out(n_workers, None)
+    def _refill(self, schedule: Schedule, flight: Flight, suspects: set[str]) -> None:
+        """Hand out as many jobs as the windows of all workers take."""
+        if self.stopping:
+            return
+        # A worker of this machine that is lost has a successor.
+        threads = self.pool.threads if self.pool.is_checked else max(1, self.pool.threads)
+        if not self.device_workers:
+            self._hand_out(schedule, flight, suspects, threads, None)
+            return
+        self._hand_out(schedule, flight, suspects, self.device_workers, True)
+        if not any(job.name in suspects for job in flight.jobs):
+            self._hand_out(schedule, flight, suspects, threads, False)
+
+    def _hand_out(
+        self,
+        schedule: Schedule,
+        flight: Flight,
+        suspects: set[str],
+        threads: int,
+        on_device: bool | None,
+    ) -> None:
+        """Fill the windows of so many threads."""
+        flying = flight.jobs
+        given = sum(on_device in (None, job.on_device) for job in flying)
+        if any(job.name in suspects for job in flying):
+            return  # a suspect runs alone
+        while given < _WINDOW * threads and (job := schedule.next(on_device)) is not None:
+            is_suspect = job.name in suspects
+            if is_suspect and flying:
+                schedule.put_back(job)
                 return
-            hand_out(self.device_workers, True)
-            if not any(job.name in suspects for job in running.values()):
-                hand_out(n_workers, False)
-
-        def hand_out(n_workers: int, on_device: bool | None) -> None:
-            """Fill the windows of so many workers."""
-            if self.stopping:
+            flight.submit(job, alone=is_suspect, **self._options(job.on_device))
+            if is_suspect:
                 return
-            given = sum(on_device in (None, job.on_device) for job in running.values())
-            while given < _WINDOW * n_workers and (job := schedule.next(on_device)) is not None:
-                if job.name in suspects and running:
-                    schedule.put_back(job)
-                    return
-                future = self._submit(job)
-                running[future] = job
-                completed.add(future)
-                given += 1
-                if job.name in suspects:
-                    return  # a suspect runs alone
+            flying.append(job)
+            given += 1
 
-        try:
-            refill()
-            while running:
-                future = next(completed)
-                job = running.pop(future)
-                try:
-                    # a result can be lost with its worker after the job has finished
-                    result = future.result()
-                except Exception as error:
-                    if isinstance(error, KilledWorker):
-                        suspects.add(job.name)
-                        log_event(log, "job quarantined", job=job.name)
-                    elif isinstance(error, NoValidWorkerError):
-                        # All workers with a device are lost for good, so the others do its jobs.
-                        self.device_workers = 0
-                        log_event(log, "device workers lost", job=job.name)
-                    yield from schedule.fail(job, _describe_error(error))
-                else:
-                    schedule.finish(job)
-                    yield Outcome(job, result)
-                future.release()
-                refill()
-        finally:
-            for future in running:  # those left when the caller stops listening
-                future.release()
-
-    def _submit(self, job: Job) -> Any:  # noqa: ANN401
-        options: dict[str, Any] = {}
-        if self.device_workers and job.on_device:
+    def _options(self, on_device: bool) -> dict[str, Any]:
+        if self.device_workers and on_device:
             # It goes before the worker's other jobs, because no other worker can do it.
-            options = {"resources": {DEVICE: 1}, "priority": 1}
-        return self.client.submit(job.function, *job.args, pure=False, retries=0, **options)
+            return {"resources": {DEVICE: 1}, "priority": 1}
+        return {}
 
 
 def _describe_error(error: BaseException) -> str:

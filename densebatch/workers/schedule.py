@@ -159,7 +159,9 @@ class Schedule:
         return self._jobs[name]
 
     def put_back(self, job: Job) -> None:
-        """Undo `next`, for a job that has failed before (its rank has no last few)."""
+        """Undo `next`."""
+        if job.rank == self._top and job.name not in self._attempts:
+            self._left_of_top.add(job.name)
         self._push(job)
 
     def finish(self, job: Job) -> None:

@@ -272,7 +272,7 @@ def test_a_mask_beyond_memory_is_refused(monkeypatch):
     class Memory:
         available = 9 * CELLS.size
 
-    monkeypatch.setattr(components.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(components, "measure_memory", Memory)
     with pytest.raises(CapacityError, match=r"here is 96x112 px, whose pieces need 0\.0 GB to"):
         settle_masks(CELLS > 0, True, "here")
     assert settle_masks(CELLS, True, "here") == (CELLS, False)

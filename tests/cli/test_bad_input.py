@@ -172,6 +172,8 @@ def test_a_slide_too_large_for_this_machine_is_not_read(capsys, tmp_path):
         (("--tile", "10"), "setting 'tile' = 10: "),
         (("--tile", "large"), "'large' is not a valid integer; see '"),
         (("--workers", "-1"), "setting 'workers' = -1: "),
+        (("--patience", "soon"), "setting 'patience' = 'soon': accepted are seconds, or a number"),
+        (("--tls-cert", "a.pem"), "are for a running scheduler, and none is given"),
         (("--workers", "100000"), "100000 workers need"),
         (("--ngff", "0.6"), "'0.6' is not one of '0.4', '0.5'"),
         (("--in-place",), "can be written in place only into OME-Zarr, this is tiff"),
@@ -315,6 +317,10 @@ def free_port():
         ("tcp://no-such-host.invalid:8786", "nobody answers ("),
         ("127.0.0.1:99999", "nobody answers ("),
         ("cluster", "is no address; accepted is tcp://HOST:PORT"),
+        ("http://127.0.0.1:8787", "is the address of a web page, such as Dask's dashboard"),
+        ("http://127.0.0.1:8787/status", "is the address of a web page"),
+        ("ucx://127.0.0.1:8786", "ucx:// is not supported; accepted is tcp://HOST:PORT"),
+        ("tls://127.0.0.1:8786", "tls:// needs certificates; give --tls-ca-file, --tls-cert"),
     ],
 )
 def test_scheduler_address(capsys, tmp_path, slide, address, words):

@@ -99,3 +99,36 @@ def _refuse():
 def return_unreadable(folder, name):
     note_call(folder, name)
     return _Unreadable()
+
+
+def refuse_first(folder):
+    """Refuse the process that asks first, as a worker without a device is refused."""
+    from densebatch.base.errors import InputError
+
+    file = Path(folder) / "first"
+    try:
+        with file.open("x") as new:
+            new.write(str(os.getpid()))
+    except FileExistsError:
+        pass
+    if file.read_text() == str(os.getpid()):
+        raise InputError("device cuda: this process sees none")
+
+
+def refuse():
+    from densebatch.base.errors import InputError
+
+    raise InputError("device cuda: this process sees none")
+
+
+def ask_daemon(_):
+    """Whether this process may start others, and what it is told if it wants to."""
+    from densebatch.base.errors import InputError
+    from densebatch.base.process import may_start_processes
+    from densebatch.workers.local import check_may_start
+
+    try:
+        check_may_start(2)
+    except InputError as error:
+        return may_start_processes(), str(error)
+    return may_start_processes(), None

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from densebatch.base.errors import InputError
 from densebatch.planning import capacity
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings, load_settings
+from densebatch.workers import local
 from tests.helpers.run_files import simulate, write_tiff
 
 
@@ -29,10 +31,19 @@ def test_memory_counts_every_patch_in_flight(plan, monkeypatch):
     patch_mb = capacity.patch_bytes(wide) / 1e6
     for free_mb, lanes in ((10**6, 8), (2 * one, 1), (2 * (one + 3.5 * patch_mb) / 0.7, 4)):
         memory = SimpleNamespace(available=free_mb * 1e6)
-        monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(capacity, "measure_memory", lambda memory=memory: memory)
         assert capacity.count_lanes(wide, settings, 2) == lanes
     remote = load_settings(None, scheduler_address="tcp://127.0.0.1:1")
     assert capacity.count_lanes(wide, remote, 0) == 1
+
+
+def test_a_daemon_works_in_its_own_process_unless_it_is_asked_for_more(plan, monkeypatch):
+    for module in (capacity, local):
+        monkeypatch.setattr(module, "may_start_processes", lambda: False)
+    assert capacity.choose_workers(load_settings(None), plan) == 0
+    assert capacity.choose_workers(load_settings(None, workers=0), plan) == 0
+    with pytest.raises(InputError, match=r"^2 workers: this process is a daemon"):
+        capacity.choose_workers(load_settings(None, workers=2), plan)
 
 
 def test_memory_counts_chunks_as_they_are_decoded(plan):

@@ -47,13 +47,14 @@ def test_every_slide_gets_the_plan_that_it_would_get_alone(slides, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_start_beside_the_survey_unless_all_may_be_complete(slides, tmp_path):
+def test_workers_start_beside_the_survey_unless_an_earlier_session_may_have_done_all(
+    slides, tmp_path
+):
     folder = OutputFolder(tmp_path / "out")
     starting = Starting()
     prepare([(slides[0], folder)], SETTINGS, starting=starting)
     assert starting.asked == [("begin", 1, 1), "wait"]
     folder.claim(build_plan(slides[0], SETTINGS), restart=False)
-    folder.report.write_text("{}")
     for restart, asked in ((False, ["wait"]), (True, [("begin", 1, 1), "wait"])):
         starting = Starting()
         prepare([(slides[0], folder)], SETTINGS, restart=restart, starting=starting)

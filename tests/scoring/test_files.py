@@ -1,7 +1,6 @@
 import io
 import logging
 
-import distributed
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +9,6 @@ from densebatch.base.errors import InputError
 from densebatch.scoring import files
 from densebatch.scoring.files import (
     ScoreOptions,
-    connect_dask,
     draw_pictures,
     score_files,
 )
@@ -168,22 +166,3 @@ def test_what_was_scored_is_logged(folders, caplog):
         "predicted_cells": 88,
         "ap": round(88 / 96, 4),
     }
-
-
-def test_counting_on_a_cluster_changes_no_number(folders):
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        connect_dask(cluster.scheduler_address) as client,
-    ):
-        found = score_files(folders / "pred", folders / "truth", workers=client)
-    assert found == score_files(folders / "pred", folders / "truth")
-
-
-def test_an_address_without_a_scheduler_is_refused():
-    with (
-        pytest.raises(InputError, match="no Dask scheduler answers at nonsense://here: "),
-        connect_dask("nonsense://here"),
-    ):
-        pass

@@ -1,11 +1,14 @@
 """Executors are opened and closed, and how worker processes are set up."""
 
+import contextlib
 import copy
+import functools
 import json
 import logging
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +22,9 @@ import distributed  # noqa: F401  it brings Dask's settings for workers
 import psutil
 import pytest
 
-from densebatch.base.errors import InputError
-from densebatch.workers import cluster as cluster_module
+from densebatch.base.errors import DensebatchError, InputError
+from densebatch.workers import local
+from densebatch.workers.check import Requirements
 from densebatch.workers.cluster import ask_worker, open_executor
 from densebatch.workers.executors import DaskExecutor, SerialExecutor
 from densebatch.workers.schedule import Job
@@ -63,25 +67,12 @@ def test_scheduler_file_that_is_written_later(dask_executor, tmp_path):
         writer.join()
 
 
-def test_scheduler_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 0.5)
+def test_scheduler_that_does_not_answer():
     with (
-        pytest.raises(InputError, match=r"^scheduler tcp://127\.0\.0\.1:1: cannot be used \("),
+        pytest.raises(InputError, match=r"^scheduler tcp://127\.0\.0\.1:1: nobody answers \("),
         open_executor(0, Scheduler("tcp://127.0.0.1:1")),
     ):
         pytest.fail("there is no scheduler")
-
-
-def test_scheduler_without_workers(monkeypatch):
-    from distributed import LocalCluster
-
-    monkeypatch.setattr(cluster_module, "_PATIENCE_S", 2.0)
-    with (
-        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
-        pytest.raises(InputError, match="the scheduler has no workers; start some and try again"),
-        open_executor(0, Scheduler(cluster.scheduler_address)),
-    ):
-        pytest.fail("there is no worker")
 
 
 def test_nothing_listens_to_the_network(dask_executor):
@@ -128,7 +119,7 @@ def test_some_workers_have_the_device(tmp_path, monkeypatch):
 
 
 def test_workers_without_the_device_stand_in_when_all_others_are_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "_NO_WORKERS_S", 1.0)
+    monkeypatch.setattr(local, "_NO_WORKERS_S", 1.0)
     jobs = [
         Job(f"d{k}", executor_jobs.name_worker, (str(tmp_path), f"d{k}", 0), on_device=True)
         for k in range(6)
@@ -142,11 +133,82 @@ def test_workers_without_the_device_stand_in_when_all_others_are_lost(tmp_path, 
 
 def test_one_worker_of_a_running_scheduler_is_asked(dask_executor, tmp_path):
     scheduler = Scheduler(dask_executor.client.scheduler.address)
-    assert ask_worker(scheduler, os.getpid) in dask_executor.client.run(os.getpid).values()
+    ask = functools.partial(ask_worker, scheduler, Requirements())
+    assert ask(os.getpid) in dask_executor.client.run(os.getpid).values()
     with pytest.raises(InputError, match=rf"^scheduler {scheduler}: cannot be used \(.*nowhere"):
-        ask_worker(scheduler, os.stat, str(tmp_path / "nowhere"))
+        ask(os.stat, str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="invalid literal"):
-        ask_worker(scheduler, int, "x")
+        ask(int, "x")
+
+
+def test_a_worker_that_is_killed_as_it_starts_is_started_again(caplog):
+    caplog.set_level(logging.INFO, logger="densebatch")
+    with killed_as_they_start(1), open_executor(1) as executor:
+        assert results(run(executor, [Job("pid", os.getpid, ())]))["pid"] != os.getpid()
+    told = [record.event for record in events(caplog)]
+    assert told[:2] == ["workers started again", "executor opened"]
+
+
+def test_workers_that_are_killed_whenever_they_start_are_given_up():
+    told = (
+        "1 workers could not be started in 3 attempts: one was killed each time as it started "
+        "(by SIGKILL; "
+    )
+    with (
+        killed_as_they_start(3) as killed,
+        pytest.raises(DensebatchError, match=f"^{re.escape(told)}"),
+        open_executor(1),
+    ):
+        pytest.fail("nobody lives")
+    assert len(killed) == 3
+
+
+@contextlib.contextmanager
+def killed_as_they_start(times):
+    """So many of the next worker processes of this one are killed as soon as they appear."""
+    killed = []
+    others = {worker.pid for worker in list_workers(os.getpid())}
+    ended = threading.Event()
+
+    def kill():
+        while not ended.is_set() and len(killed) < times:
+            for worker in list_workers(os.getpid()):
+                if worker.pid not in others | set(killed):
+                    worker.kill()
+                    killed.append(worker.pid)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
+
+
+def test_a_script_without_its_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from densebatch.workers.cluster import open_executor\n"
+        "with open_executor(1) as executor:\n    print('never')\n"
+    )
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert 'a script calls segment under `if __name__ == "__main__":`' in process.stderr
+
+
+def test_a_daemon_may_have_no_workers():
+    """As in multiprocessing.Pool, and within a Dask task."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        ((may, told),) = pool.map(executor_jobs.ask_daemon, [0])
+    assert not may
+    assert told.startswith("2 workers: this process is a daemon, as those of multiprocessing.Pool")
+    with open_executor(1) as executor:
+        (outcome,) = run(executor, [Job("ask", executor_jobs.ask_daemon, (0,))])
+    assert outcome.result == (False, told)
+    assert executor_jobs.ask_daemon(0) == (True, None)
 
 
 def test_openings_and_closings_are_told(caplog):

@@ -107,18 +107,24 @@ def require_array(folder: Path, settings: dict[str, Any]) -> None:
         If there is another array; with the differences.
     """
 
-    def create(store: LocalStore | MemoryStore) -> dict[str, Any]:
-        return dict(zarr.create_array(store, **settings).metadata.to_dict())
-
     if find_format(folder) is None:
-        create(LocalStore(folder))
+        zarr.create_array(LocalStore(folder), **settings)
         return
-    found, given = dict(open_array(folder).metadata.to_dict()), create(MemoryStore())
-    if found != given:
-        raise InputError(f"{folder} exists and differs ({describe_differences(found, given)}).")
+    differences = compare_array(folder, settings)
+    if differences:
+        raise InputError(f"{folder} exists and differs ({differences}).")
     if settings["zarr_format"] == 2 and not (folder / ".zattrs").is_file():
         # An array of format 2 has two files, and whoever created this one was killed between them.
         zarr.open_array(LocalStore(folder), mode="r+").update_attributes({})
+
+
+def compare_array(folder: Path, settings: dict[str, Any]) -> str:
+    """How the metadata of an array differ from those it would be created with; "" if they do not.
+
+    Parameters and errors as for `require_array`.
+    """
+    given = dict(zarr.create_array(MemoryStore(), **settings).metadata.to_dict())
+    return describe_differences(dict(open_array(folder).metadata.to_dict()), given)
 
 
 def describe_differences(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ from densebatch.cells.groups import (
 )
 from densebatch.cells.pyramid import (
     array_settings,
+    checksum_unit,
     digest_pixels,
     digest_unit,
     downsample_image,
@@ -83,6 +84,7 @@ __all__ = [
     "PyramidSpec",
     "SlidePyramid",
     "check_place",
+    "checksum_unit",
     "count_levels",
     "create",
     "digest_pixels",

@@ -16,6 +16,7 @@ from densebatch.cli.logs import LoggedGroup
 # torch, and `--help` without anything.
 _COMMANDS = {
     "segment": ("densebatch.cli.segment", "Segment a slide into OME-Zarr labels."),
+    "verify": ("densebatch.cli.verify", "Check a result, and mend what is damaged."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
     "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli.score", "Compare label images with ground truth."),

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.cells import labels
+from densebatch.cells.kept import Tree, forget, list_trees
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
 
 _ACCEPTED = "accepted is a folder that can be created or written"
@@ -65,6 +66,10 @@ class OutputFolder:
     def root(self, plan: Plan) -> Path:
         """The OME-Zarr image group that gets the labels."""
         return Path(plan.slide.path) if plan.in_place else self.path / _SEGMENTATION
+
+    def trees(self, plan: Plan) -> list[Tree]:
+        """Where the files of the result are, and the lists of their checksums."""
+        return list_trees(self.path, self.root(plan), in_place=plan.in_place)
 
     def check(self) -> None:
         """Refuse, before a slide is read, what cannot be an output folder of any run.
@@ -182,7 +187,9 @@ class OutputFolder:
 
     def _clear(self) -> None:
         """Remove what a run writes and nothing else."""
-        for path in (self.report, self.table, self.path / _SEGMENTATION, self.work, self.marker):
+        self.report.unlink(missing_ok=True)
+        forget(self.path)
+        for path in (self.table, self.path / _SEGMENTATION, self.work, self.marker):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -163,7 +163,9 @@ def list_reduce_steps(session: Session, spec: labels.PyramidSpec, level: int) ->
         ]
         # A shard is made again if any that it is made from has changed.
         inputs = digest_texts(
-            digest for source in sources for digest in session.facts[source]["digests"]
+            f"{checksum}  {name}"
+            for source in sources
+            for name, checksum in sorted(session.facts[source]["files"].items())
         )
         task = ReduceShard(session.work, level, *index, session.root, inputs)
         yield Step(task, f"pyramid level {level}", grid[index].area)

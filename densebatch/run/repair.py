@@ -1,0 +1,1 @@
+def repair(*a, **k): raise NotImplementedError

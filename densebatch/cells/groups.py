@@ -106,7 +106,6 @@ def require_array(folder: Path, settings: dict[str, Any]) -> None:
     InputError
         If there is another array; with the differences.
     """
-
     if find_format(folder) is None:
         zarr.create_array(LocalStore(folder), **settings)
         return

@@ -4,11 +4,11 @@
 |---|---|
 | `digests.sha256` | SHA-256 of every file of the result, as `sha256sum -c` reads it |
 | `labels.sha256` | for labels written into a slide: those of the files there |
-| `.kept/` | second copies of these lists and of every document (`run.json`, metadata) |
 | `.kept/seeds.npy` | the position of each cell's seed, by which cells are numbered |
+| `.kept/` | second copies of these lists, the seeds and every document (`run.json`, metadata) |
 
-Lists end with their own checksum, and a copy of a document has the checksum of the document, so that
-a bit that changes anywhere shows, and of anything that cannot be computed again there are two.
+Lists end with their own checksum, and a copy of a document has the checksum of the document, so
+that a bit that changes anywhere shows; and of anything that cannot be computed again there are two.
 The lists are written when all they speak of is there, but for `run.json`, which is then the last
 file of a run; a session that goes on with a run removes them first.
 """
@@ -20,7 +20,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from densebatch.base.checksums import (
     ABSENT,
@@ -33,6 +33,7 @@ from densebatch.base.checksums import (
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.cells.labels import OWNER
+from densebatch.cells.pyramid_spec import LABEL_NAME
 from densebatch.ngff.folders import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ class Fault:
 
 
 def is_document(name: str) -> bool:
-    """Whether a file of a result is a document, of which there are two, by its name."""
-    return Path(name).name in (*DOCUMENTS, REPORT, MARKER)
+    """Whether a file of a result cannot be computed again, so that there are two, by its name."""
+    return Path(name).name in (*DOCUMENTS, REPORT, MARKER, Path(_SEEDS).name)
 
 
 def list_trees(out: Path, root: Path, *, in_place: bool) -> list[Tree]:
@@ -129,6 +130,11 @@ def list_trees(out: Path, root: Path, *, in_place: bool) -> list[Tree]:
 def seeds_path(out: Path) -> Path:
     """The positions of all cells' seeds, ascending int64: cell i is the i-th."""
     return out / _SEEDS
+
+
+def scratch_path(out: Path) -> Path:
+    """Where files are made again before they replace damaged ones."""
+    return out / _KEPT / "repair"
 
 
 def list_lists(out: Path) -> list[Path]:
@@ -218,13 +224,33 @@ def _list_results(tree: Tree, root: Path, table: Path) -> Iterator[str]:
 
 def _is_ours(group: Path) -> bool:
     """Whether a group carries our mark."""
-    for name in ("zarr.json", ".zattrs"):
-        try:
-            document = json.loads((group / name).read_bytes())
-        except (OSError, ValueError):
-            continue
-        attributes = document.get("attributes", {}) if name == "zarr.json" else document
-        return OWNER in attributes
+    return any(_read_mark(group / name) is not None for name in ("zarr.json", ".zattrs"))
+
+
+def _read_mark(document: Path) -> dict[str, Any] | None:
+    """Our mark in the document of a group, None if it has none or cannot be read."""
+    try:
+        found = json.loads(document.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    attributes = found.get("attributes") if isinstance(found, dict) else None
+    mark = (attributes if isinstance(attributes, dict) else found or {}).get(OWNER)
+    return mark if isinstance(mark, dict) else None
+
+
+def is_replaced(tree: Tree) -> bool:
+    """Whether another run has put its labels in the place of those in a slide.
+
+    Fingerprints of two runs have hardly a character in common; a bit that changed leaves all but
+    one.
+    """
+    for document in ("zarr.json", ".zattrs"):
+        name = f"labels/{LABEL_NAME}/{document}"
+        copy = tree.copy_of(name)
+        marks = [None if path is None else _read_mark(path) for path in (tree.base / name, copy)]
+        now, before = (str((mark or {}).get("run", {}).get("fingerprint")) for mark in marks)
+        if None not in marks and sum(a != b for a, b in zip(now, before, strict=False)) > 2:
+            return True
     return False
 
 

@@ -60,9 +60,7 @@ def save_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         # Readers that look at them (pyarrow: `page_checksum_verification`) find a damaged page.
-        pq.write_table(
-            pa.table(dict(columns)), file, compression="zstd", write_page_checksum=True
-        )
+        pq.write_table(pa.table(dict(columns)), file, compression="zstd", write_page_checksum=True)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -21,10 +21,19 @@ _N_SHOWN = 50
 @click.command("verify", cls=LoggedCommand)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="Make again what is damaged, and nothing else.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE|-",
-              help="Write all that was found as JSON; - for stdout.")
-@click.option("--workers", type=click.IntRange(min=0), metavar="N",
-              help="Threads; for labels that are made again, workers.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE|-",
+    help="Write all that was found as JSON; - for stdout.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Threads; for labels that are made again, workers.",
+)
 def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None) -> None:
     """Check every file of OUT, and that labels, pyramid, table and metadata fit together.
 
@@ -62,7 +71,9 @@ def _print(result: Verification) -> None:
         click.echo(f"note: {note}")
     if result.is_right:
         mended = f"; {len(result.repaired)} were mended" if result.repaired else ""
-        click.echo(f"{result.out}: {result.n_files} files, {result.n_cells} cells: all right{mended}")
+        click.echo(
+            f"{result.out}: {result.n_files} files, {result.n_cells} cells: all right{mended}"
+        )
 
 
 def _sum_up(result: Verification, *, repaired: bool) -> str:

@@ -25,7 +25,7 @@ from densebatch.slides.slide import reopen_slide
 from densebatch.stages.number import read_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 
     from densebatch.cells.kept import Tree
     from densebatch.cells.measure import CellSums
@@ -162,7 +162,7 @@ def _check_levels(content: Content) -> Iterator[Finding]:
                 yield content.find(name, what, region)
 
 
-def _check_ids(content: Content) -> Iterator[Finding]:  # type: ignore[misc]
+def _check_ids(content: Content) -> Generator[Finding, None, CellSums | None]:
     """Ids 1..N complete and in raster order; returns the sums over the shapes of the cells."""
     n_cells = content.n_cells
     labels = f"labels/{content.spec.label_name}/0"

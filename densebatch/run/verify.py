@@ -2,7 +2,7 @@
 
 First every file is compared with its checksum (`cells.kept`). Then what the files say is compared
 with itself (`run.consistency`): levels with their reductions, ids with 1..N, the table with labels
-and pixels, metadata with the NGFF schema. The slide is needed for one thing alone, intensities where
+and pixels, metadata with the NGFF schema. The slide is needed for intensities alone, and only where
 no image was copied.
 """
 
@@ -23,7 +23,6 @@ from densebatch.base.machine import count_cores
 from densebatch.cells.kept import (
     WORK_LIST,
     Fault,
-    Tree,
     find_faults,
     is_unrecorded,
     list_lists,
@@ -37,6 +36,8 @@ from densebatch.run.session import Progress
 from densebatch.stages.journal import Journal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
 
@@ -155,29 +156,39 @@ def check_files(out: str | Path, threads: int) -> tuple[Verification, OutputFold
 
 
 def read_plan(folder: OutputFolder) -> Plan | None:
-    """The plan of a result, from its marker or the marker's copy."""
-    plan = folder.read_marker()
-    return plan if plan is not None else _MarkerCopy(folder.path).read_marker()
+    """The plan of a result, from its marker or the marker's copy, whichever is whole."""
+    for path in _whole_copies(folder, folder.marker):
+        plan = _MarkedBy(folder.path, path).read_marker()
+        if plan is not None:
+            return plan
+    return None
 
 
-class _MarkerCopy(OutputFolder):
-    """An output folder whose marker is the second copy of it."""
+class _MarkedBy(OutputFolder):
+    """An output folder whose marker is another file."""
+
+    def __init__(self, path: Path, marker: Path) -> None:
+        super().__init__(path)
+        self._marker = marker
 
     @property
     def marker(self) -> Path:
-        """The copy."""
-        return _copy_of(self, super().marker)
+        """The other file."""
+        return self._marker
 
 
-def _copy_of(folder: OutputFolder, path: Path) -> Path:
-    """Second copy of a document that lies in OUT."""
-    copy = Tree("digests", folder.path, folder.path).copy_of(path.name)
-    return path if copy is None else copy
+def _whole_copies(folder: OutputFolder, path: Path) -> Iterator[Path]:
+    """A document of OUT and its copy, as far as they fit the checksum that was kept."""
+    tree = list_trees(folder.path, folder.path, in_place=False)[0]
+    listed, _ = read_list(tree)
+    for each in (path, tree.copy_of(path.name)):
+        if each is not None and (listed is None or checksum_file(each) == listed.get(path.name)):
+            yield each
 
 
 def read_report(folder: OutputFolder) -> dict[str, Any] | None:
-    """Content of `run.json` or of its copy; None if neither can be read."""
-    for path in (folder.report, _copy_of(folder, folder.report)):
+    """Content of `run.json` or of its copy, whichever is whole."""
+    for path in _whole_copies(folder, folder.report):
         try:
             report = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -227,7 +238,7 @@ def _check_trees(result: Verification, folder: OutputFolder, threads: int) -> No
 def _try_spec(folder: OutputFolder, plan: Plan | None) -> PyramidSpec | None:
     try:
         return None if plan is None else read_spec(folder.root(plan), in_place=plan.in_place)
-    except Exception:  # noqa: BLE001 whatever damaged metadata raise, without them there is no place
+    except Exception:
         return None
 
 

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zarr
@@ -16,7 +18,6 @@ from densebatch.base.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from densebatch.ngff.metadata import ZarrFormat
 
@@ -106,15 +107,33 @@ def require_array(folder: Path, settings: dict[str, Any]) -> None:
     InputError
         If there is another array; with the differences.
     """
-    if find_format(folder) is None:
-        zarr.create_array(LocalStore(folder), **settings)
-        return
-    differences = compare_array(folder, settings)
-    if differences:
-        raise InputError(f"{folder} exists and differs ({differences}).")
-    if settings["zarr_format"] == 2 and not (folder / ".zattrs").is_file():
-        # An array of format 2 has two files, and whoever created this one was killed between them.
-        zarr.open_array(LocalStore(folder), mode="r+").update_attributes({})
+    if find_format(folder) is not None:
+        differences = compare_array(folder, settings)
+        if differences:
+            raise InputError(f"{folder} exists and differs ({differences}).")
+    renew_array(folder, settings)
+
+
+def renew_array(folder: Path, settings: dict[str, Any]) -> None:
+    """Create an array, or its documents again where they are not those of a new one; chunks stay.
+
+    Whoever was killed leaves a folder without some of them, and a bad disk may change a bit.
+
+    Parameters
+    ----------
+    folder
+        Of the array.
+    settings
+        Arguments of `zarr.create_array`.
+    """
+    with TemporaryDirectory() as name:
+        new = Path(name)
+        zarr.create_array(LocalStore(new), **settings)
+        documents = {path.name: path.read_bytes() for path in new.iterdir() if path.is_file()}
+    for name, content in documents.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomic(path, content)
 
 
 def compare_array(folder: Path, settings: dict[str, Any]) -> str:

@@ -43,9 +43,9 @@ REPORT, MARKER = "run.json", ".densebatch.json"
 _KEPT = ".kept"
 _SEEDS = f"{_KEPT}/seeds.npy"
 WORK_LIST = "digests.sha256"
-# Records and the files that they name, this list, and what says how the session stands.
+# Files that records name, this list, and what says how the session stands.
 _RECORDED = re.compile(
-    rf"journal/.*|.*/c/.*|[^/]*/(?:keys|cells)-\d+-\d+\.np[yz]|{re.escape(WORK_LIST)}|state\.json"
+    rf".*/c/.*|[^/]*/(?:keys|cells)-\d+-\d+\.np[yz]|{re.escape(WORK_LIST)}|state\.json"
 )
 # What zarr reads of an array: a chunk or shard.
 _CHUNK = re.compile(r"(?:.*/)?\d+/(?:c/)?(?:\d+/)?\d+/\d+")
@@ -144,7 +144,7 @@ def list_lists(out: Path) -> list[Path]:
 
 def forget(out: Path) -> None:
     """Remove the lists of an output folder, before anything that they speak of is changed."""
-    for path in list_lists(out):
+    for path in (*list_lists(out), out / "work" / WORK_LIST):
         path.unlink(missing_ok=True)
     shutil.rmtree(out / _KEPT, ignore_errors=True)
 
@@ -197,15 +197,10 @@ def keep(
 
 
 def keep_work(work: Path) -> None:
-    """Write the list of a work folder that stays: of the files that no record of a task covers."""
-    names = (name for name in list_files(work) if is_unrecorded(name))
+    """Write the list of a work folder that stays: of all files that no record of a task covers."""
+    names = (name for name in list_files(work) if _RECORDED.fullmatch(name) is None)
     checksums = {name: checksum_file(work / name) for name in names}
     write_atomic(work / WORK_LIST, format_checksums(checksums))
-
-
-def is_unrecorded(name: str) -> bool:
-    """Whether a file of a work folder is neither a record of a task nor covered by one."""
-    return _RECORDED.fullmatch(name) is None
 
 
 def _list_results(tree: Tree, root: Path, table: Path) -> Iterator[str]:

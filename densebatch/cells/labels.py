@@ -93,6 +93,7 @@ __all__ = [
     "downsample_labels",
     "finalize",
     "in_place_spec",
+    "label_path",
     "read_labels",
     "read_run",
     "shard_grid",
@@ -277,7 +278,8 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
                 unfinished.unlink(missing_ok=True)
     if not spec.in_place:
         open_group(root).update_attributes(image_document(spec))
-    about = read_attributes(label)[OWNER] | {
+    about = {
+        "run": read_attributes(label)[OWNER]["run"],
         "complete": True,
         "cells": n_cells,
         "provenance": dict(provenance),

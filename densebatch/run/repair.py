@@ -25,26 +25,32 @@ from typing import TYPE_CHECKING, Any, cast
 
 from densebatch.base.checksums import ABSENT, checksum_file, format_checksums
 from densebatch.base.errors import DensebatchError, InputError, IntegrityError, describe_cause
-from densebatch.base.files import digest, write_atomic
+from densebatch.base.files import write_atomic
+from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
-from densebatch.cells.kept import is_replaced, read_list, scratch_path, seeds_path
+from densebatch.cells.kept import is_replaced, keep_work, read_list, scratch_path, seeds_path
 from densebatch.cells.pyramid import level_path, reduce_image, reduce_labels, unit_files
 from densebatch.cells.table import save_table
 from densebatch.cells.verify import read_spec
 from densebatch.engines.quantization import write_quantised
-from densebatch.models.model import find_model
 from densebatch.ngff.folders import DOCUMENTS
 from densebatch.planning.capacity import choose_workers, count_lanes
-from densebatch.planning.engine_choice import choose_engine
 from densebatch.planning.settings import SegmentSettings
-from densebatch.run.consistency import Content, PixelSource, find_slide, list_columns, sum_shapes
+from densebatch.run.engine import recall_engine
 from densebatch.run.folder import OutputFolder
 from densebatch.run.session import Progress, Step
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import list_steps_again
 from densebatch.run.verify import Verification, check_files, read_plan, read_report, verify
+from densebatch.stages.consistency import (
+    Content,
+    PixelSource,
+    find_slide,
+    list_columns,
+    sum_shapes,
+)
 from densebatch.stages.number import NumberShard, read_pixels
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
@@ -53,8 +59,6 @@ from densebatch.stages.work import Work
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from densebatch.base.geometry import Region
-    from densebatch.planning.plan import Plan
     from densebatch.workers.executors import Executor
 
 log = logging.getLogger(__name__)
@@ -133,17 +137,20 @@ class _Mender:
         tree = self.folder.trees(plan)[-1]
         damaged = {f.name for f in self.found.faults if not f.is_copy and f.tree == tree}
         damaged = {n for n in damaged if checksum_file(tree.base / n) != self._wanted(n)}
-        outside = {f.name for f in self.found.faults if f.tree != tree and not f.is_copy}
-        if not damaged | outside:
-            return
         spec = read_spec(self.folder.root(plan), in_place=plan.in_place)
-        threads = self.workers or count_cores()
-        content = Content(self.folder, plan, spec, report, damaged, threads, self.progress)
-        for step in (self._mend_labels, self._mend_image, self._mend_levels, self._mend_table):
+        threads, table = self.workers or count_cores(), self.folder.table
+        content = Content(plan, tree, table, spec, report, damaged, threads, self.progress)
+        for step in (
+            self._mend_labels, self._mend_image, self._mend_levels, self._mend_table,
+            self._mend_work,
+        ):  # fmt: skip
             try:
                 step(content)
             except (InputError, IntegrityError) as error:
                 self.problems.append(describe_cause(error))
+        for top in {self.folder.path, labels.label_path(spec)}:
+            for unfinished in top.rglob("*.partial"):
+                unfinished.unlink(missing_ok=True)
         shutil.rmtree(scratch_path(self.folder.path), ignore_errors=True)
 
     def _wanted(self, name: str) -> str:
@@ -196,8 +203,8 @@ class _Mender:
             return
         if is_replaced(self.folder.trees(plan)[-1]):
             raise IntegrityError(
-                f"{self.folder.root(plan)}: holds labels of another run now, which are not replaced "
-                f"by those of {self.folder.path}"
+                f"{self.folder.root(plan)}: holds labels of another run now, and those of "
+                f"{self.folder.path} do not replace them"
             )
 
     def _compare_units(self, content: Content, level: int) -> Iterator[tuple[Region, int | None]]:
@@ -212,7 +219,8 @@ class _Mender:
         if not regions:
             return
         scratch = _open_scratch(content, 0, image=False)
-        number_again(content, regions, scratch, self.workers, self.progress)
+        again = _Again(content, OutputFolder(scratch.parent), self.workers, keep=False)
+        again.run(regions, scratch, self.progress)
         for region in regions:
             self._take_unit(content, scratch, 0, region, None)
 
@@ -255,7 +263,7 @@ class _Mender:
             self._put(content.tree.base / name, made.read_bytes(), content.tree.shown(name))
 
     def _mend_table(self, content: Content) -> None:
-        table = content.folder.table
+        table = content.table
         wanted = self.found.lists["digests"][table.name]
         if checksum_file(table) == wanted:
             return
@@ -265,13 +273,26 @@ class _Mender:
         source = PixelSource(whole)
         if not source.is_there:
             raise IntegrityError(f"{table.name} cannot be made again: {source.reason}")
-        made = scratch_path(content.folder.path) / table.name
+        made = scratch_path(content.tree.out) / table.name
         made.parent.mkdir(parents=True, exist_ok=True)
         save_table(made, dict(list_columns(whole, sum_shapes(whole), source)))
         if checksum_file(made) != wanted:
             raise IntegrityError(_tell_other(content, table.name))
         made.replace(table)
         self.repaired.append(table.name)
+
+    def _mend_work(self, content: Content) -> None:
+        """Flows and traces that a user has kept: what no record vouches for is done again."""
+        damaged = [f.file for f in self.found.findings if f.file.startswith("work/")]
+        if not damaged:
+            return
+        again = _Again(content, self.folder, self.workers, keep=True)
+        for path in again.work.journal.folder.glob("number-*.json"):
+            if again.work.journal.done(path.stem) is None:
+                path.unlink()  # nobody reads these sums again, because the table is there
+        again.run([Region(0, 0, *again.plan.shape)], None, self.progress)
+        keep_work(self.folder.work)
+        self.repaired += damaged
 
     def _still_damaged(self, content: Content) -> set[str]:
         base = content.tree.base
@@ -294,7 +315,7 @@ def _tell_other(content: Content, name: str) -> str:
 
 def _open_scratch(content: Content, level: int, *, image: bool) -> Path:
     """A root with an array as the result has it, to write units to."""
-    scratch = scratch_path(content.folder.path) / "segmentation.ome.zarr"
+    scratch = scratch_path(content.tree.out) / "segmentation.ome.zarr"
     folder = level_path(content.spec, level, image=image)
     inside = scratch / folder.relative_to(content.spec.root)
     inside.mkdir(parents=True, exist_ok=True)
@@ -310,101 +331,80 @@ def _require_slide(content: Content, what: str) -> None:
         raise IntegrityError(f"{what} cannot be made again without the slide ({reason})")
 
 
-def number_again(
-    content: Content,
-    regions: list[Region],
-    root: Path,
-    workers: int | None,
-    progress: Progress,
-) -> None:
-    """Write units of labels at full resolution again, from the slide.
+class _Again:
+    """Tasks of a finished run, to be done again: predict and trace, then number.
 
     Parameters
     ----------
     content
         Of the result.
-    regions
-        Units.
-    root
-        Gets them; it has the array already.
+    folder
+        Gets flows and traces in its work folder.
+    keep
+        Whether that work folder is the run's own.
     workers
         Processes; 0 for none but this one.
-    progress
-        Receives stages and tasks.
 
     Raises
     ------
     IntegrityError
         If the slide, the model or what evaluated the network is not what it was.
     """
-    _require_slide(content, "labels")
-    plan = replace(_with_model(content), in_place=False, copy_image=False)
-    tile = int(content.report["settings"]["tile"])
-    settings = SegmentSettings(
-        tile=tile,
-        workers=workers,
-        backend=cast("Any", plan.engine.backend),
-        device=cast("Any", plan.engine.device),
-    )
-    work_folder = OutputFolder(root.parent)
-    work = Work(str(work_folder.plan_path(plan)), tile)
-    write_atomic(Path(work.plan_path), plan.to_json().encode())
-    try:
-        choice = choose_engine(plan, plan.engine.backend, plan.engine.device, plan.engine)
-    except InputError as error:
-        raise IntegrityError(f"labels cannot be made again: {error}") from error
-    if choice.engine != plan.engine:
-        raise IntegrityError(
-            f"labels cannot be made again: the network was evaluated by {plan.engine}, and here by "
-            f"{choice.engine}"
-        )
-    if choice.packed is not None:
-        write_quantised(work.folder, choice.packed)
-    create_flows(plan, work.flows)
-    create_traces(work)
-    write_atomic(work.all_keys, seeds_path(content.folder.path).read_bytes())
-    lost = [tuple(tile["tile"]) for tile in content.report["failed_tiles"]]
-    write_atomic(work.lost_tiles, json.dumps(sorted(lost)).encode())
-    # The run's furthest pixel decides the halo, so that no tile need be traced twice.
-    travel, limit = plan.travel_px, plan.trace.travel_limit_px
-    while travel < limit and travel < content.report["max_travel_px"]:
-        travel = min(2 * travel, limit)
-    with ExecutorStart(settings) as starting:
-        executor = starting.finish(choose_workers(settings, plan), [plan])
-        lanes = count_lanes(plan, settings, executor.workers)
-        _drive(executor, work, list_steps_again(work, regions, lost, lanes, travel), progress)
-        grid = labels.shard_grid(content.spec, 0)
-        numbers = [
-            NumberShard(work, 0, r.y0 // grid.step_y, r.x0 // grid.step_x, str(root), "repair")
-            for r in regions
-        ]
-        _drive(
-            executor,
-            work,
-            [Step(task, "number again", r.area) for task, r in zip(numbers, regions, strict=True)],
-            progress,
-        )
 
-
-def _with_model(content: Content) -> Plan:
-    """The plan, with the path at which its weights are now."""
-    model = content.plan.model
-    try:
-        if digest(Path(model.path)) == model.sha256:
-            return content.plan
-    except InputError:
-        pass
-    name = content.report["settings"]["model"]
-    try:
-        found = find_model(name)
-    except InputError as error:
-        raise IntegrityError(f"labels cannot be made again without the model: {error}") from error
-    if found.sha256 != model.sha256:
-        raise IntegrityError(
-            f"labels cannot be made again: model {name} has the sha256 {found.sha256[:12]} now, "
-            f"and had {model.sha256[:12]}"
+    def __init__(
+        self, content: Content, folder: OutputFolder, workers: int | None, *, keep: bool
+    ) -> None:
+        _require_slide(content, "flows" if keep else "labels")
+        try:
+            plan, choice = recall_engine(content.plan, content.report["settings"]["model"])
+        except InputError as error:
+            raise IntegrityError(f"the network cannot be evaluated again: {error}") from error
+        if not keep:  # tasks shall find labels that lie in the scratch folder, and no image there
+            plan = replace(plan, in_place=False, copy_image=False)
+        self.content, self.plan = content, plan
+        self.settings = SegmentSettings(
+            tile=int(content.report["settings"]["tile"]),
+            workers=workers,
+            backend=cast("Any", plan.engine.backend),
+            device=cast("Any", plan.engine.device),
         )
-    return replace(content.plan, model=replace(model, path=found.path))
+        self.work = Work(str(folder.plan_path(plan)), self.settings.tile)
+        write_atomic(Path(self.work.plan_path), plan.to_json().encode())
+        if choice.packed is not None:
+            write_quantised(self.work.folder, choice.packed)
+        create_flows(plan, self.work.flows)
+        create_traces(self.work)
+        write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
+        self.lost = sorted(tuple(tile["tile"]) for tile in content.report["failed_tiles"])
+        write_atomic(self.work.lost_tiles, json.dumps(self.lost).encode())
+
+    @property
+    def travel_px(self) -> int:
+        """That the tracing halo allows for: the furthest of the run, so that once is enough."""
+        travel, limit = self.plan.travel_px, self.plan.trace.travel_limit_px
+        while travel < limit and travel < self.content.report["max_travel_px"]:
+            travel = min(2 * travel, limit)
+        return travel
+
+    def run(self, regions: list[Region], root: Path | None, progress: Progress) -> None:
+        """Do all that regions need; then number them, as units of labels below a root."""
+        settings, work = self.settings, self.work
+        with ExecutorStart(settings) as starting:
+            executor = starting.finish(choose_workers(settings, self.plan), [self.plan])
+            lanes = count_lanes(self.plan, settings, executor.workers)
+            steps = list_steps_again(work, regions, self.lost, lanes, self.travel_px)
+            _drive(executor, work, steps, progress)
+            if root is None:
+                return
+            grid = labels.shard_grid(self.content.spec, 0)
+            tasks = [
+                NumberShard(work, 0, r.y0 // grid.step_y, r.x0 // grid.step_x, str(root), "repair")
+                for r in regions
+            ]
+            steps = [
+                Step(task, "number again", r.area) for task, r in zip(tasks, regions, strict=True)
+            ]
+            _drive(executor, work, steps, progress)
 
 
 def _drive(executor: Executor, work: Work, steps: list[Step], progress: Progress) -> None:

@@ -1,9 +1,9 @@
 """Whether a result is what a run wrote, and whether what it wrote is right: `verify`.
 
 First every file is compared with its checksum (`cells.kept`). Then what the files say is compared
-with itself (`run.consistency`): levels with their reductions, ids with 1..N, the table with labels
-and pixels, metadata with the NGFF schema. The slide is needed for intensities alone, and only where
-no image was copied.
+with itself (`stages.consistency`): levels with their reductions, ids with 1..N, the table with
+labels and pixels, metadata with the NGFF schema. The slide is needed for intensities alone, and not
+where its image was copied.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from densebatch.cells.kept import (
     WORK_LIST,
     Fault,
     find_faults,
-    is_unrecorded,
     list_lists,
     list_trees,
     read_list,
 )
 from densebatch.cells.verify import Finding, read_spec
-from densebatch.run.consistency import Content, check_content
 from densebatch.run.folder import OutputFolder
 from densebatch.run.session import Progress
+from densebatch.stages.consistency import Content, check_content
 from densebatch.stages.journal import Journal
 
 if TYPE_CHECKING:
@@ -288,7 +287,7 @@ def _check_work(result: Verification, folder: OutputFolder) -> None:
     result.n_files += 1 + len(listed)
     for name, checksum in listed.items():
         found = checksum_file(folder.work / name)
-        if is_unrecorded(name) and found != checksum:
+        if (found != checksum and not name.startswith("journal/")) or found == ABSENT:
             what = "is missing" if found == ABSENT else "is damaged: it does not fit its checksum"
             result.findings.append(Finding(f"work/{name}", what))
 
@@ -305,7 +304,8 @@ def _check_content(
     result.n_cells = int(report["cells"])
     try:
         spec = read_spec(folder.root(plan), in_place=plan.in_place)
-        content = Content(folder, plan, spec, report, damaged, threads, progress)
+        tree = folder.trees(plan)[-1]
+        content = Content(plan, tree, folder.table, spec, report, damaged, threads, progress)
         for found in check_content(content):
             if isinstance(found, Finding):
                 result.findings.append(found)

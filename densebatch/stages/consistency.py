@@ -1,4 +1,4 @@
-"""Whether what a run wrote fits together: levels, ids, table, pixels, metadata.
+"""Whether what the tasks of a run wrote fits together: levels, ids, table, pixels, metadata.
 
 The second half of `run.verify`. What is damaged is left out, for that has been told.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from densebatch.base.geometry import Region
 from densebatch.cells import verify as stored
 from densebatch.cells.kept import seeds_path
 from densebatch.cells.labels import shard_grid
-from densebatch.cells.pyramid import read_unit, unit_files
+from densebatch.cells.pyramid import read_unit, source_region, unit_files
 from densebatch.cells.table import add_parts, mean_column, name_means, shape_columns
 from densebatch.cells.verify import Finding
+from densebatch.ngff.folders import DOCUMENTS
 from densebatch.slides.slide import reopen_slide
 from densebatch.stages.number import read_pixels
 
@@ -31,12 +32,20 @@ if TYPE_CHECKING:
     from densebatch.cells.measure import CellSums
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
-    from densebatch.run.folder import OutputFolder
-    from densebatch.run.session import Progress
     from densebatch.slides.slide import Slide
 
 _SUMS_BYTES = 512 * 10**6  # of intensities that are summed in one pass over the labels
 _SEED_REACH_PX = 6  # beyond a pixel's travel, see `tracing.tile`
+
+
+class Watch(Protocol):
+    """Is told what is looked at; `run.session.Progress` is one."""
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """Begin a stage of `total` units."""
+
+    def advance(self, name: str, pixels: int) -> None:
+        """One unit of so many pixels is done."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,9 @@ class Content:
 
     Attributes
     ----------
-    folder, plan : of the run
+    plan : of the run
+    tree : the files that the labels are among
+    table : the cell table
     spec : layout of its labels and image
     report : content of `run.json`
     damaged : names of files that do not fit their checksums, in the tree that has the labels
@@ -53,18 +64,14 @@ class Content:
     progress : receives stages and units
     """
 
-    folder: OutputFolder
     plan: Plan
+    tree: Tree
+    table: Path
     spec: PyramidSpec
     report: Mapping[str, Any]
     damaged: Collection[str]
     threads: int
-    progress: Progress
-
-    @property
-    def tree(self) -> Tree:
-        """The files that the labels are among."""
-        return self.folder.trees(self.plan)[-1]
+    progress: Watch
 
     @property
     def n_cells(self) -> int:
@@ -113,6 +120,12 @@ def check_content(content: Content) -> Iterator[Finding | str]:
     InputError
         If metadata cannot be read.
     """
+    failed, unread = content.report["failed_tiles"], content.report["unread"]
+    if failed or unread:
+        yield (
+            f"the run was partial: {len(failed)} tiles have no labels, and {len(unread)} pieces of "
+            "the slide could not be read for the table"
+        )
     yield from _check_metadata(content)
     yield from _check_levels(content)
     if any(content.is_damaged(0, region, None) for region in content.units(0)):
@@ -126,7 +139,7 @@ def check_content(content: Content) -> Iterator[Finding | str]:
         yield f"mean intensities were not compared: {source.reason}"
     elif content.spec.image and source.slide is None:
         yield f"the copied image was not compared with the slide: {source.reason}"
-    if content.folder.table.name not in content.damaged:
+    if content.table.name not in content.damaged:
         yield from _check_table(content, sums, source)
     if content.spec.image and source.slide is not None:
         yield from _check_copy(content)
@@ -134,6 +147,8 @@ def check_content(content: Content) -> Iterator[Finding | str]:
 
 def _check_metadata(content: Content) -> Iterator[Finding | str]:
     for path, what in stored.find_metadata_faults(content.spec):
+        if any(content.name(path / name) in content.damaged for name in DOCUMENTS):
+            continue
         found = content.find(path, what)
         if what.startswith("is not valid") and content.plan.slide.kind == "ome-zarr":
             yield f"{found}; labels copy the metadata of the slide, faults included"
@@ -145,9 +160,14 @@ def _check_levels(content: Content) -> Iterator[Finding]:
     """Every level against the one below."""
 
     def look(unit: tuple[int, Region, int | None]) -> str | None:
-        if content.is_damaged(*unit):
+        level, region, channel = unit
+        grid = shard_grid(content.spec, level - 1)
+        below = grid.overlapping(source_region(content.spec, level, region))
+        if content.is_damaged(level, region, channel) or any(
+            content.is_damaged(level - 1, grid[index], channel) for index in below
+        ):
             return None
-        return stored.compare_reduction(content.spec, *unit)
+        return stored.compare_reduction(content.spec, level, region, channel)
 
     planes = [None, *content.channels]
     for level in range(1, content.spec.n_levels):
@@ -176,7 +196,7 @@ def _check_ids(content: Content) -> Generator[Finding, None, CellSums | None]:
     lost = np.flatnonzero(sums.shapes[:, 0] == 0) + 1
     if lost.size:
         yield content.find(labels, f"has no pixel of the ids {_list_some(lost)}")
-    path = seeds_path(content.folder.path)
+    path = seeds_path(content.tree.out)
     try:
         seeds = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -184,7 +204,7 @@ def _check_ids(content: Content) -> Generator[Finding, None, CellSums | None]:
     reach = math.ceil(float(content.report["max_travel_px"])) + _SEED_REACH_PX
     what = stored.compare_seeds(seeds, sums.shapes, content.plan.shape[1], reach)
     if what is not None:
-        yield Finding(path.relative_to(content.folder.path).as_posix(), what)
+        yield Finding(path.relative_to(content.tree.out).as_posix(), what)
     return sums
 
 
@@ -260,7 +280,7 @@ def sum_shapes(content: Content) -> CellSums:
 
 def _check_table(content: Content, sums: CellSums, source: PixelSource) -> Iterator[Finding]:
     """The table against labels and pixels."""
-    table = content.folder.table
+    table = content.table
     try:
         for name, column in list_columns(content, sums, source):
             what = stored.compare_column(table, name, column)

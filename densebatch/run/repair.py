@@ -15,7 +15,6 @@ next. What is made from what:
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -218,6 +217,11 @@ class _Mender:
         regions = [r for r, channel in self._compare_units(content, 0) if channel is None]
         if not regions:
             return
+        if content.report["failed_tiles"] or content.report.get("missing_px"):
+            raise IntegrityError(
+                "labels of a partial run cannot be made again: what failed then need not fail now; "
+                "the run's own command makes them anew"
+            )
         scratch = _open_scratch(content, 0, image=False)
         again = _Again(content, OutputFolder(scratch.parent), self.workers, keep=False)
         again.run(regions, scratch, self.progress)
@@ -286,10 +290,16 @@ class _Mender:
         damaged = [f.file for f in self.found.findings if f.file.startswith("work/")]
         if not damaged:
             return
+        if content.report["failed_tiles"] or content.report.get("missing_px"):
+            raise IntegrityError("what a partial run left in work/ is made anew by its own command")
         again = _Again(content, self.folder, self.workers, keep=True)
         for path in again.work.journal.folder.glob("number-*.json"):
             if again.work.journal.done(path.stem) is None:
-                path.unlink()  # nobody reads these sums again, because the table is there
+                # Nobody reads these sums again, because the table is there.
+                path.unlink()
+                _, side, _, row, col = path.stem.split("-")
+                sums = self.folder.work / f"trace-{side}" / f"cells-{row}-{col}.npz"
+                sums.unlink(missing_ok=True)
         again.run([Region(0, 0, *again.plan.shape)], None, self.progress)
         keep_work(self.folder.work)
         self.repaired += damaged
@@ -375,8 +385,7 @@ class _Again:
         create_flows(plan, self.work.flows)
         create_traces(self.work)
         write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
-        self.lost = sorted(tuple(tile["tile"]) for tile in content.report["failed_tiles"])
-        write_atomic(self.work.lost_tiles, json.dumps(self.lost).encode())
+        write_atomic(self.work.lost_tiles, b"[]")
 
     @property
     def travel_px(self) -> int:
@@ -392,7 +401,7 @@ class _Again:
         with ExecutorStart(settings) as starting:
             executor = starting.finish(choose_workers(settings, self.plan), [self.plan])
             lanes = count_lanes(self.plan, settings, executor.workers)
-            steps = list_steps_again(work, regions, self.lost, lanes, self.travel_px)
+            steps = list_steps_again(work, regions, lanes, self.travel_px)
             _drive(executor, work, steps, progress)
             if root is None:
                 return

@@ -27,7 +27,7 @@ from densebatch.stages.trace import TraceTile, flows_needed
 from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from densebatch.stages.work import Task, Work
 
@@ -182,11 +182,7 @@ def _drive_all(session: Session, steps: Iterator[Step]) -> None:
 
 
 def list_steps_again(
-    work: Work,
-    regions: Sequence[Region],
-    lost: Collection[tuple[int, int]],
-    lanes: int,
-    travel_px: int,
+    work: Work, regions: Sequence[Region], lanes: int, travel_px: int
 ) -> list[Step]:
     """Stages 1 and 2 of a part of a slide, for a repair.
 
@@ -196,15 +192,13 @@ def list_steps_again(
         Where they are done.
     regions
         Of the slide; all tiles that they touch are traced.
-    lost
-        Tiles that have no result and need none.
     lanes
         Patches that a CPU evaluates at once.
     travel_px
         Travel that the tracing halo allows for.
     """
     plan = work.plan
-    tiles = {tile for region in regions for tile in work.grid.overlapping(region)} - set(lost)
+    tiles = {tile for region in regions for tile in work.grid.overlapping(region)}
     traces = [TraceTile(work, *tile, travel_px) for tile in sorted(tiles)]
     needed = [flows_needed(plan, task.core, travel_px) for task in traces]
     groups = {group for region in needed for group in plan.groups.overlapping(region)}

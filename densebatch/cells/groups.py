@@ -179,6 +179,31 @@ def refresh_consolidated(folder: Path) -> None:
             write_atomic(path, json.dumps(document, indent=2).encode())
 
 
+def find_stale(folder: Path) -> list[Path]:
+    """Documents whose consolidated metadata tell of a group otherwise than the group does itself.
+
+    Parameters
+    ----------
+    folder
+        The group.
+    """
+    zarr_format = find_format(folder)
+    stale = []
+    for holder in list_consolidated(folder) if zarr_format is not None else ():
+        path = holder.path / holder.document
+        within = f"{holder.inside}/" if holder.inside else ""
+        known = {
+            key: value
+            for key, value in _list_known(json.loads(path.read_bytes()), zarr_format or 3).items()
+            if key == holder.inside or key.startswith(within)
+        }
+        wanted = dict(_list_documents(folder, holder.inside, zarr_format or 3))
+        wanted.pop("", None)
+        if known != wanted:
+            stale.append(path)
+    return stale
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other runs out: those of two images of a plate must not undo what the other wrote."""

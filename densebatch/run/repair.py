@@ -29,6 +29,7 @@ from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
+from densebatch.cells.groups import find_stale, refresh_consolidated
 from densebatch.cells.kept import is_replaced, keep_work, read_list, scratch_path, seeds_path
 from densebatch.cells.pyramid import level_path, reduce_image, reduce_labels, unit_files
 from densebatch.cells.table import save_table
@@ -139,6 +140,10 @@ class _Mender:
         spec = read_spec(self.folder.root(plan), in_place=plan.in_place)
         threads, table = self.workers or count_cores(), self.folder.table
         content = Content(plan, tree, table, spec, report, damaged, threads, self.progress)
+        stale = find_stale(labels.label_path(spec)) if plan.in_place else []
+        if stale:
+            refresh_consolidated(labels.label_path(spec).parent)
+            self.repaired += map(str, stale)
         for step in (
             self._mend_labels, self._mend_image, self._mend_levels, self._mend_table,
             self._mend_work,

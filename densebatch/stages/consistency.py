@@ -16,9 +16,10 @@ from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.cells import verify as stored
+from densebatch.cells.groups import find_stale
 from densebatch.cells.kept import seeds_path
 from densebatch.cells.labels import shard_grid
-from densebatch.cells.pyramid import read_unit, source_region, unit_files
+from densebatch.cells.pyramid import label_path, read_unit, source_region, unit_files
 from densebatch.cells.table import add_parts, mean_column, name_means, shape_columns
 from densebatch.cells.verify import Finding
 from densebatch.ngff.folders import DOCUMENTS
@@ -154,6 +155,11 @@ def _check_metadata(content: Content) -> Iterator[Finding | str]:
             yield f"{found}; labels copy the metadata of the slide, faults included"
         else:
             yield found
+    for document in find_stale(label_path(content.spec)):
+        what = "has consolidated metadata that tell of the labels otherwise than they do"
+        # Those of a slide are the run's work as well; elsewhere somebody else has consolidated.
+        stale = Finding(str(document), what)
+        yield stale if content.spec.in_place else str(stale)
 
 
 def _check_levels(content: Content) -> Iterator[Finding]:

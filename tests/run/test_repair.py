@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from densebatch.base.errors import IntegrityError
 from densebatch.run.repair import repair
@@ -13,7 +14,8 @@ from densebatch.run.segment import segment
 from densebatch.run.verify import verify
 from densebatch.stages.predict import PredictGroup
 from tests.helpers.damage import KINDS, draw_files, flip, make_result, read_files
-from tests.helpers.run_files import call_main, count_calls
+from tests.helpers.run_files import call_main, count_calls, simulate
+from tests.helpers.slide_files import write_zarr
 
 ONE_OF_TWO = (".copy", ".sha256")
 
@@ -186,6 +188,24 @@ def test_labels_of_another_run_in_a_slide_are_left_alone(tmp_path):
         repair(out, workers=0)
     assert read_files([slide]) == before
     assert verify(tmp_path / "other").is_right
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata:UserWarning")
+def test_consolidated_metadata_of_a_slide(tmp_path):
+    """They are the slide's own, but for what they tell of the labels."""
+    slide = tmp_path / "a.ome.zarr"
+    write_zarr(slide, simulate(70, 300, seed=3), labels=["CD3", "DAPI"])
+    zarr.consolidate_metadata(slide)
+    out = tmp_path / "out"
+    segment(slide, out, in_place=True, membrane=("CD3",), workers=0)
+    assert verify(out).is_right
+    document = slide / "zarr.json"
+    before = document.read_bytes()
+    document.write_bytes(before.replace(b'"name": "cells"', b'"name": "cellr"'))
+    (finding,) = verify(out).findings
+    assert finding.file == str(document)
+    assert repair(out).is_right
+    assert document.read_bytes() == before
 
 
 def test_kept_flows_are_made_again(tmp_path):

@@ -27,6 +27,12 @@ class PartialRunError(DensebatchError):
     exit_code = 3
 
 
+class IntegrityError(DensebatchError):
+    """A result is not, or cannot be made, what the run wrote."""
+
+    exit_code = 4
+
+
 def describe_cause(error: BaseException) -> str:
     """What went wrong beneath, in one short line for the end of a sentence.
 

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zarr
@@ -16,7 +18,6 @@ from densebatch.base.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from densebatch.ngff.metadata import ZarrFormat
 
@@ -106,19 +107,42 @@ def require_array(folder: Path, settings: dict[str, Any]) -> None:
     InputError
         If there is another array; with the differences.
     """
+    if find_format(folder) is not None:
+        differences = compare_array(folder, settings)
+        if differences:
+            raise InputError(f"{folder} exists and differs ({differences}).")
+    renew_array(folder, settings)
 
-    def create(store: LocalStore | MemoryStore) -> dict[str, Any]:
-        return dict(zarr.create_array(store, **settings).metadata.to_dict())
 
-    if find_format(folder) is None:
-        create(LocalStore(folder))
-        return
-    found, given = dict(open_array(folder).metadata.to_dict()), create(MemoryStore())
-    if found != given:
-        raise InputError(f"{folder} exists and differs ({describe_differences(found, given)}).")
-    if settings["zarr_format"] == 2 and not (folder / ".zattrs").is_file():
-        # An array of format 2 has two files, and whoever created this one was killed between them.
-        zarr.open_array(LocalStore(folder), mode="r+").update_attributes({})
+def renew_array(folder: Path, settings: dict[str, Any]) -> None:
+    """Create an array, or its documents again where they are not those of a new one; chunks stay.
+
+    Whoever was killed leaves a folder without some of them, and a bad disk may change a bit.
+
+    Parameters
+    ----------
+    folder
+        Of the array.
+    settings
+        Arguments of `zarr.create_array`.
+    """
+    with TemporaryDirectory() as name:
+        new = Path(name)
+        zarr.create_array(LocalStore(new), **settings)
+        documents = {path.name: path.read_bytes() for path in new.iterdir() if path.is_file()}
+    for name, content in documents.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomic(path, content)
+
+
+def compare_array(folder: Path, settings: dict[str, Any]) -> str:
+    """How the metadata of an array differ from those it would be created with; "" if they do not.
+
+    Parameters and errors as for `require_array`.
+    """
+    given = dict(zarr.create_array(MemoryStore(), **settings).metadata.to_dict())
+    return describe_differences(dict(open_array(folder).metadata.to_dict()), given)
 
 
 def describe_differences(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -153,6 +177,31 @@ def refresh_consolidated(folder: Path) -> None:
             known |= dict(_list_documents(folder, holder.inside, zarr_format))
             known.pop("", None)  # in format 3 a group does not list itself
             write_atomic(path, json.dumps(document, indent=2).encode())
+
+
+def find_stale(folder: Path) -> list[Path]:
+    """Documents whose consolidated metadata tell of a group otherwise than the group does itself.
+
+    Parameters
+    ----------
+    folder
+        The group.
+    """
+    zarr_format = find_format(folder)
+    stale = []
+    for holder in list_consolidated(folder) if zarr_format is not None else ():
+        path = holder.path / holder.document
+        within = f"{holder.inside}/" if holder.inside else ""
+        known = {
+            key: value
+            for key, value in _list_known(json.loads(path.read_bytes()), zarr_format or 3).items()
+            if key == holder.inside or key.startswith(within)
+        }
+        wanted = dict(_list_documents(folder, holder.inside, zarr_format or 3))
+        wanted.pop("", None)
+        if known != wanted:
+            stale.append(path)
+    return stale
 
 
 @contextmanager

@@ -42,6 +42,7 @@ from densebatch.cells.groups import (
 )
 from densebatch.cells.pyramid import (
     array_settings,
+    checksum_unit,
     digest_pixels,
     digest_unit,
     downsample_image,
@@ -84,6 +85,7 @@ __all__ = [
     "PyramidSpec",
     "SlidePyramid",
     "check_place",
+    "checksum_unit",
     "count_levels",
     "create",
     "digest_pixels",
@@ -92,6 +94,7 @@ __all__ = [
     "downsample_labels",
     "finalize",
     "in_place_spec",
+    "label_path",
     "read_labels",
     "read_run",
     "shard_grid",
@@ -281,7 +284,8 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
                 unfinished.unlink(missing_ok=True)
     if not spec.in_place:
         open_group(root).update_attributes(image_document(spec))
-    about = read_attributes(label)[OWNER] | {
+    about = {
+        "run": read_attributes(label)[OWNER]["run"],
         "complete": True,
         "cells": n_cells,
         "provenance": dict(provenance),

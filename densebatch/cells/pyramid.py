@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
+from densebatch.base.checksums import ABSENT, checksum_file
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import mean_of_four
@@ -138,6 +139,15 @@ def downsample_labels(
     ValueError
         If `level` is 0 or `region` is not a unit.
     """
+    labels = reduce_labels(spec, level, region, below)
+    write_label_shard(spec, level, region, labels)
+    return labels
+
+
+def reduce_labels(
+    spec: PyramidSpec, level: int, region: Region, below: npt.NDArray[np.uint32] | None = None
+) -> npt.NDArray[np.uint32]:
+    """One unit of a level from the level before, as `downsample_labels` writes it."""
     check_unit(spec, level, region, lowest=1)
     above, here = spec.level_shape(level - 1), spec.level_shape(level)
     source = open_array(level_path(spec, level - 1)) if below is None else below
@@ -148,7 +158,6 @@ def downsample_labels(
         block = _read(source, slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
         into = strip.shift(-region.y0, -region.x0).slices
         labels[into] = block[rows - rows[0]][:, cols - cols[0]]
-    write_label_shard(spec, level, region, labels)
     return labels
 
 
@@ -181,6 +190,19 @@ def downsample_image(
     ValueError
         If `level` is 0 or `region` is not a unit.
     """
+    pixels = reduce_image(spec, channel, level, region, below)
+    write_image_shard(spec, channel, level, region, pixels)
+    return pixels
+
+
+def reduce_image(
+    spec: PyramidSpec,
+    channel: int,
+    level: int,
+    region: Region,
+    below: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    """One unit of a channel's level from the level before, as `downsample_image` writes it."""
     check_unit(spec, level, region, channel, lowest=1)
     source: zarr.Array[Any] | npt.NDArray[Any]
     if below is None:
@@ -192,7 +214,6 @@ def downsample_image(
         plane = channel if below is None else 0
         block = _read(source, plane, *source_region(spec, level, strip).slices)
         pixels[strip.shift(-region.y0, -region.x0).slices] = mean_of_four(block)
-    write_image_shard(spec, channel, level, region, pixels)
     return pixels
 
 
@@ -227,13 +248,58 @@ def digest_unit(spec: PyramidSpec, level: int, region: Region, channel: int | No
     InputError
         If what is stored cannot be read or fails its checksum.
     """
+    return digest_pixels(read_unit(spec, level, region, channel))
+
+
+def read_unit(
+    spec: PyramidSpec, level: int, region: Region, channel: int | None = None
+) -> npt.NDArray[Any]:
+    """Read one unit back, of the labels or of a channel of the image; see `digest_unit`."""
     check_unit(spec, level, region, channel)
     folder = level_path(spec, level, image=channel is not None)
     selection = region.slices if channel is None else (channel, *region.slices)
     try:
-        return digest_pixels(_read(open_array(folder), *selection))
+        return _read(open_array(folder), *selection)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{folder} is damaged at {region}: {error}.") from error
+
+
+def unit_files(
+    spec: PyramidSpec, level: int, region: Region, channel: int | None = None
+) -> list[str]:
+    """Files that one unit may have, relative to the root; those of background are not there.
+
+    Parameters
+    ----------
+    spec, level, region
+        Which unit.
+    channel
+        Of the image; None for the labels.
+
+    Examples
+    --------
+    >>> spec = PyramidSpec("out", "0.5", height=3000, width=3000, n_levels=1)
+    >>> unit_files(spec, 0, Region(0, 2048, 2048, 3000))
+    ['labels/cells/0/c/0/1']
+    """
+    folder = str(level) if channel is not None else f"labels/{spec.label_name}/{level}"
+    lead = "c/" if spec.ngff == "0.5" else ""
+    plane = "" if channel is None else f"{channel}/"
+    height, width = spec.unit_shape(level) if spec.ngff == "0.5" else spec.chunk_shape(level)
+    return [
+        f"{folder}/{lead}{plane}{row}/{col}"
+        for row in range(region.y0 // height, -(-region.y1 // height))
+        for col in range(region.x0 // width, -(-region.x1 // width))
+    ]
+
+
+def checksum_unit(
+    spec: PyramidSpec, level: int, region: Region, channel: int | None = None
+) -> dict[str, str]:
+    """SHA-256 of the files that one unit has, by their names relative to the root."""
+    names = unit_files(spec, level, region, channel)
+    found = {name: checksum_file(Path(spec.root) / name) for name in names}
+    return {name: checksum for name, checksum in found.items() if checksum != ABSENT}
 
 
 def check_unit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from densebatch.cells.measure import AREA, N_SHAPES, SUM_X, SUM_Y, X0, X1, Y0, Y1, CellSums
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def write_table(
     um_per_px: float | None,
     channels: Sequence[str],
 ) -> None:
-    """Add the shards' sums and write the table as Parquet.
+    """Add the shards' sums and write the table as Parquet, whose pages carry checksums.
 
     Parameters
     ----------
@@ -48,6 +49,34 @@ def write_table(
         there is none, or a pixel could not be read.
     """
     total = add_parts(parts, n_cells, len(channels))
+    columns = shape_columns(total, slide, um_per_px)
+    for index, name in enumerate(name_means(channels)):
+        columns[name] = mean_column(total, index)
+    save_table(path, columns)
+
+
+def save_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
+    """Write columns as Parquet, so that the file is either absent, old or whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        # Readers that look at them (pyarrow: `page_checksum_verification`) find a damaged page.
+        pq.write_table(pa.table(dict(columns)), file, compression="zstd", write_page_checksum=True)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def shape_columns(total: CellSums, slide: Region, um_per_px: float | None) -> dict[str, pa.Array]:
+    """Columns that labels alone decide: id, centroid, area, bounding box, border flag.
+
+    Parameters
+    ----------
+    total
+        Sums over the whole slide, of the cells 1..N.
+    slide, um_per_px
+        As for `write_table`.
+    """
+    n_cells = total.ids.size
     shapes, area = total.shapes, total.shapes[:, AREA]
     divisor = np.maximum(area, 1)
     y, x = shapes[:, SUM_Y] / divisor, shapes[:, SUM_X] / divisor
@@ -59,7 +88,7 @@ def write_table(
     )
     # A pixel's centre lies half a pixel from its corner; um are measured from the slide's corner.
     unknown = pa.nulls(n_cells, pa.float64())
-    columns = {
+    return {
         "id": _column(total.ids),
         "y_px": _column(y),
         "x_px": _column(x),
@@ -69,19 +98,31 @@ def write_table(
         **{name: _column(shapes[:, column]) for name, column in _BOX.items()},
         "touches_border": _column(touches),
     }
-    used = set(columns)
+
+
+def name_means(channels: Sequence[str]) -> list[str]:
+    """Names of the columns of mean intensities; channel names of a slide need not be unique.
+
+    Examples
+    --------
+    >>> name_means(["CD3", "CD3"])
+    ['mean_CD3', 'mean_CD3_1']
+    """
+    names: list[str] = []
     for index, channel in enumerate(channels):
         name = f"mean_{channel}"
-        while name in used:  # channel names of a slide need not be unique
+        while name in names:
             name += f"_{index}"
-        used.add(name)
-        counted = area - total.missing[:, index]
-        mean = np.full(n_cells, np.nan)
-        np.divide(total.sums[:, index], counted, out=mean, where=counted > 0)
-        columns[name] = _column(mean)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.table(columns), partial, compression="zstd")
-    partial.replace(path)
+        names.append(name)
+    return names
+
+
+def mean_column(total: CellSums, channel: int) -> pa.Array:
+    """Mean intensity of each cell in a channel, by its place in the sums."""
+    counted = total.shapes[:, AREA] - total.missing[:, channel]
+    mean = np.full(total.ids.size, np.nan)
+    np.divide(total.sums[:, channel], counted, out=mean, where=counted > 0)
+    return _column(mean)
 
 
 def add_parts(parts: Iterable[CellSums], n_cells: int, n_channels: int) -> CellSums:

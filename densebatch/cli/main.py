@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "segment": ("densebatch.cli.segment", "Segment a slide into OME-Zarr labels."),
     "status": ("densebatch.cli.status", "Say how a run stands, from its files."),
+    "verify": ("densebatch.cli.verify", "Check a result, and mend what is damaged."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
     "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli.score", "Compare label images with ground truth."),

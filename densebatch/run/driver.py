@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from densebatch.run.folder import OutputFolder
-    from densebatch.run.progress import Progress
+    from densebatch.run.report import Progress
     from densebatch.workers.executors import Executor
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import digest
 from densebatch.engines.backend import BACKENDS, Engine
 from densebatch.engines.make import check_backend, choose_device, measure_free_bytes
 from densebatch.engines.quantization import read_quantised
+from densebatch.models.model import find_model
 from densebatch.planning.capacity import patch_bytes, trace_window_px
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
 from densebatch.run.requirements import list_requirements
@@ -123,6 +126,52 @@ def _is_as_asked(began: Engine, settings: SegmentSettings) -> bool:
         "auto",
         began.device,
     )
+
+
+def recall_engine(plan: Plan, model: str) -> tuple[Plan, EngineChoice]:
+    """What a finished run evaluated the network with, to evaluate it again.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    model
+        As the settings name it, for weights that lie elsewhere now.
+
+    Returns
+    -------
+    plan
+        With the path of the weights as it is now.
+    choice
+        The run's engine.
+
+    Raises
+    ------
+    InputError
+        If the weights or the engine are not there any more.
+    """
+    weights = plan.model
+    if not _has_digest(Path(weights.path), weights.sha256):
+        found = find_model(model)
+        if found.sha256 != weights.sha256:
+            raise InputError(
+                f"model {model}: has the sha256 {found.sha256[:12]} now, and the run used "
+                f"{weights.sha256[:12]}"
+            )
+        plan = replace(plan, model=replace(weights, path=found.path))
+    choice = choose_engine(plan, plan.engine.backend, plan.engine.device, plan.engine)
+    if choice.engine != plan.engine:
+        raise InputError(
+            f"the network was evaluated by {plan.engine}, and here that is {choice.engine}"
+        )
+    return plan, choice
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    try:
+        return digest(path) == sha256
+    except InputError:
+        return False
 
 
 def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:

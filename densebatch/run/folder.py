@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.base.files import describe_trouble, is_disk_trouble, write_atomic
 from densebatch.cells import labels
+from densebatch.cells.kept import Tree, forget, list_trees
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class OutputFolder:
     def is_fresh(self) -> bool:
         """Whether `claim` found nothing of a run, so that all is yet to be done."""
         return self._fresh
+
+    def trees(self, plan: Plan) -> list[Tree]:
+        """Where the files of the result are, and the lists of their checksums."""
+        return list_trees(self.path, self.root(plan), in_place=plan.in_place)
 
     def check(self) -> None:
         """Refuse, before a slide is read, what cannot be an output folder of any run.
@@ -301,7 +306,9 @@ class OutputFolder:
 
     def _clear(self) -> None:
         """Remove what a run writes and nothing else."""
-        for path in (self.report, self.table, self.path / _SEGMENTATION, self.work, self.marker):
+        self.report.unlink(missing_ok=True)
+        forget(self.path)
+        for path in (self.table, self.path / _SEGMENTATION, self.work, self.marker):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -1,9 +1,10 @@
-"""What a run reports of itself: `run.json`."""
+"""What a run tells of itself: to those who watch it, and in `run.json`."""
 
 from __future__ import annotations
 
 import json
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     from densebatch.stages.work import Task
 
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr-models", "tifffile", "imagecodecs", "scipy")
+
+
+@dataclass
+class Progress:
+    """Receives what happens; the command line shows it. Subclass what you need."""
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """Begin a stage of `total` tasks, `done` of which were finished in an earlier run."""
+
+    def advance(self, name: str, pixels: int) -> None:
+        """One task of a stage is done; it covered `pixels` of the slide."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
 
 
 def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.files import sentences_for_disk, write_atomic
 from densebatch.base.log import log_event
+from densebatch.base.machine import count_cores
 from densebatch.base.process import Meter
 from densebatch.cells import labels
+from densebatch.cells.kept import find_fault, forget, keep, keep_work
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
-from densebatch.run.progress import Progress
-from densebatch.run.report import describe_costs, describe_lost, describe_run
+from densebatch.run.report import Progress, describe_costs, describe_lost, describe_run
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
@@ -146,7 +147,7 @@ def segment(
         if not restart:
             folder.compare(prepared.plan)
             report = folder.read_complete(prepared.plan)
-            if report is not None:
+            if report is not None and _is_intact(prepared, progress):
                 _check_slide(folder, prepared.plan, report)
                 progress.note(f"{folder.path}: this run is already complete")
                 folder.mend_marker(prepared.plan)
@@ -200,6 +201,18 @@ def _check_slide(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> No
         )
 
 
+def _is_intact(prepared: Prepared, progress: Progress) -> bool:
+    """Whether every file of a finished run is as it was written; tells the user if not."""
+    folder = prepared.folder
+    fault = find_fault(folder.trees(prepared.plan), count_cores())
+    if fault is not None:
+        progress.note(
+            f"{folder.path}: this run was complete, and {fault}; it is done again (`densebatch "
+            "verify --repair` does no more than it must)"
+        )
+    return fault is None
+
+
 def _tell_plan(prepared: Prepared, progress: Progress) -> None:
     """Tell the user how settings were taken, and what evaluates the network if that was chosen."""
     for note in prepared.plan.notes:
@@ -231,6 +244,7 @@ def _open_output(session: Session, *, restart: bool) -> None:
     try:
         if session.folder.is_fresh:  # workers that cannot work leave nothing behind
             session.open_executor()
+        forget(session.folder.path)
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
         if session.choice.packed is not None:
@@ -290,7 +304,16 @@ def _finish(
         "view": str(labels.viewer_path(spec)),
         "view_image": None if spec.image or spec.in_place else _viewable(plan),
     }
-    write_atomic(session.folder.report, json.dumps(report, indent=1).encode())
+    content = json.dumps(report, indent=1).encode()
+    known = {
+        name: checksum for facts in session.facts.values()
+        for name, checksum in facts.get("files", {}).items()
+    }  # fmt: skip
+    trees, seeds = session.folder.trees(plan), session.work.all_keys.read_bytes()
+    keep(trees, Path(session.root), session.folder.table, known, seeds, content)
+    if session.settings.keep_flows or tiles or report["unread"]:
+        keep_work(session.folder.work)
+    write_atomic(session.folder.report, content)
     return _result(session.folder, plan, report)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.driver import Driver
     from densebatch.run.folder import OutputFolder
-    from densebatch.run.progress import Progress
+    from densebatch.run.report import Progress
     from densebatch.run.status import RunState
     from densebatch.stages.work import Task
     from densebatch.workers.executors import Executor

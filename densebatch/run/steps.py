@@ -23,13 +23,13 @@ from densebatch.stages.number import (
 )
 from densebatch.stages.output import group_levels, output_spec
 from densebatch.stages.predict import PredictGroup
-from densebatch.stages.trace import TraceTile
+from densebatch.stages.trace import TraceTile, flows_needed
 from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from densebatch.stages.work import Task
+    from densebatch.stages.work import Task, Work
 
 
 def list_predict_steps(session: Session) -> Iterator[Step]:
@@ -163,7 +163,9 @@ def list_reduce_steps(session: Session, spec: labels.PyramidSpec, level: int) ->
         ]
         # A shard is made again if any that it is made from has changed.
         inputs = digest_texts(
-            digest for source in sources for digest in session.facts[source]["digests"]
+            f"{checksum}  {name}"
+            for source in sources
+            for name, checksum in sorted(session.facts[source]["files"].items())
         )
         task = ReduceShard(session.work, level, *index, session.root, inputs)
         yield Step(task, f"pyramid level {level}", grid[index].area)
@@ -177,3 +179,34 @@ def _drive_all(session: Session, steps: Iterator[Step]) -> None:
         raise DensebatchError(
             f"{session.root}: {task.name} failed ({reason}); the same command continues the run"
         )
+
+
+def list_steps_again(
+    work: Work, regions: Sequence[Region], lanes: int, travel_px: int
+) -> list[Step]:
+    """Stages 1 and 2 of a part of a slide, for a repair.
+
+    Parameters
+    ----------
+    work
+        Where they are done.
+    regions
+        Of the slide; all tiles that they touch are traced.
+    lanes
+        Patches that a CPU evaluates at once.
+    travel_px
+        Travel that the tracing halo allows for.
+    """
+    plan = work.plan
+    tiles = {tile for region in regions for tile in work.grid.overlapping(region)}
+    traces = [TraceTile(work, *tile, travel_px) for tile in sorted(tiles)]
+    needed = [flows_needed(plan, task.core, travel_px) for task in traces]
+    groups = {group for region in needed for group in plan.groups.overlapping(region)}
+    predicts = [PredictGroup(work, *group, lanes) for group in sorted(groups)]
+    return [
+        *(
+            Step(t, "predict again", plan.groups[t.row, t.col].area, rank=1, on_device=True)
+            for t in predicts
+        ),
+        *(Step(t, "trace again", t.core.area, needs=t.needs) for t in traces),
+    ]

@@ -24,7 +24,7 @@ from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
 from densebatch.slides.slide import reopen_slide
-from densebatch.stages.output import levels_with, list_planes, output_spec, verify_shard
+from densebatch.stages.output import checksum_shard, levels_with, list_planes, output_spec
 from densebatch.stages.work import Task
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class _Shard(Task):
             # Of a slide that was touched, only channels that the network sees are known to be
             # the same.
             and facts.get("slide", "") in ("", self.work.plan.slide.identity)
-            and verify_shard(
-                self.work.plan, self.root, self.level, self.row, self.col, facts["digests"]
-            )
+            and facts.get("files")
+            == checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
         )
 
 
@@ -126,7 +125,7 @@ class NumberShard(_Shard):
     """Write one shard of labels, its cell sums, and the slide's own pixels if they are copied."""
 
     def run(self) -> dict[str, Any]:
-        """Facts: cells with a pixel in the shard, digests, what could not be read, costs.
+        """Facts: cells with a pixel in the shard, checksums, what could not be read, costs.
 
         `slide` is the identity of the slide that was read, `pixels` the digest of all that was.
         """
@@ -141,13 +140,12 @@ class NumberShard(_Shard):
         sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
         missing = np.zeros(sums.shape, np.int64)
         unread = []
-        digests = []
         # Pixels are read only where there is a cell to measure or a copy to write.
         wanted = plan.slide.channels if ids.size or spec.image else ()
         seen = xxhash.xxh3_128()
         for channel, name in enumerate(wanted):
             with meter.timed("read"):
-                pixels, holes = _read_pixels(plan, channel, region)
+                pixels, holes = read_pixels(plan, channel, region)
             seen.update(np.ascontiguousarray(pixels).data)
             column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
             with meter.timed("table"):
@@ -162,12 +160,10 @@ class NumberShard(_Shard):
             if spec.image:
                 with meter.timed("write"):
                     labels.write_image_shard(spec, channel, 0, region, pixels)
-                digests.append(labels.digest_pixels(pixels))
         present = shapes[:, 0] > 0
         with meter.timed("write"):
             numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
             labels.write_label_shard(spec, 0, region, numbered)
-            digests.insert(0, labels.digest_pixels(numbered))
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -176,11 +172,13 @@ class NumberShard(_Shard):
             sums=sums[present],
             missing=missing[present],
         )
+        with meter.timed("write"):
+            files = checksum_shard(plan, self.root, 0, self.row, self.col)
         part = work.shard_cells(self.row, self.col)
         write_atomic(part, buffer.getvalue())
         facts = {
             "inputs": self.inputs,
-            "digests": digests,
+            "files": files,
             "cells": int(present.sum()),
             "unread": unread,
             "slide": plan.slide.identity,
@@ -214,7 +212,7 @@ def find_changed_pixels(plan: Plan, root: str, pixels: Mapping[str, str]) -> Reg
             continue
         seen = xxhash.xxh3_128()
         for channel in range(len(plan.slide.channels)):
-            seen.update(np.ascontiguousarray(_read_pixels(plan, channel, grid[row, col])[0]).data)
+            seen.update(np.ascontiguousarray(read_pixels(plan, channel, grid[row, col])[0]).data)
         if seen.hexdigest() != known:
             return grid[row, col]
     return None
@@ -225,10 +223,9 @@ class ReduceShard(_Shard):
     """Build one shard of a pyramid level from the level below, and what `group_levels` adds."""
 
     def run(self) -> dict[str, Any]:
-        """Facts: digests of what was written, seconds and peak memory."""
+        """Facts: checksums of what was written, seconds and peak memory."""
         meter = Meter()
         spec = output_spec(self.work.plan, self.root)
-        digests = []
         with meter.timed("pyramid"):
             for channel in list_planes(spec):
                 pixels = None
@@ -238,8 +235,9 @@ class ReduceShard(_Shard):
                         pixels = labels.downsample_labels(spec, level, region, pixels)
                     else:
                         pixels = labels.downsample_image(spec, channel, level, region, pixels)
-                    digests.append(labels.digest_pixels(pixels))
-        facts = {"inputs": self.inputs, "digests": digests, **meter.read()}
+        with meter.timed("write"):
+            files = checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
+        facts = {"inputs": self.inputs, "files": files, **meter.read()}
         return self.work.journal.record(self.name, [], facts)
 
 
@@ -277,7 +275,7 @@ def _read_shard_labels(work: Work, region: Region) -> tuple[NDArray[np.uint32], 
     return local, ids
 
 
-def _read_pixels(
+def read_pixels(
     plan: Plan, channel: int, region: Region
 ) -> tuple[NDArray[np.generic], list[tuple[Region, str]]]:
     """Pixels of a channel, 0 where they cannot be read, and where that is and why.

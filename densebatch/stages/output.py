@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.errors import InputError
 from densebatch.cells import labels
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ def levels_with(spec: labels.PyramidSpec, level: int) -> range:
     return next(levels for levels in group_levels(spec) if level in levels)
 
 
-def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests: list[str]) -> bool:
-    """Whether what the task of a shard wrote still holds what its record states.
+def checksum_shard(plan: Plan, root: str, level: int, row: int, col: int) -> dict[str, str]:
+    """SHA-256 of the files that the task of a shard wrote, by their names relative to the root.
 
     Parameters
     ----------
@@ -86,24 +85,21 @@ def verify_shard(plan: Plan, root: str, level: int, row: int, col: int, digests:
         The OME-Zarr image group that has the labels.
     level, row, col
         Which shard; of a task that writes several levels, any of them.
-    digests
-        From the record: of the labels and then of each channel, at all levels of the task.
 
     Returns
     -------
-    bool
-        False also if some of it is damaged or lost.
+    dict
+        A shard of background has no file, and is not in it.
     """
     spec = output_spec(plan, root)
-    try:
-        stored = [
-            labels.digest_unit(spec, each, labels.shard_grid(spec, each)[row, col], channel)
-            for channel in list_planes(spec)
-            for each in levels_with(spec, level)
-        ]
-    except InputError:  # what is damaged or lost is written again
-        return False
-    return stored == digests
+    return {
+        name: checksum
+        for channel in list_planes(spec)
+        for each in levels_with(spec, level)
+        for name, checksum in labels.checksum_unit(
+            spec, each, labels.shard_grid(spec, each)[row, col], channel
+        ).items()
+    }
 
 
 def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:

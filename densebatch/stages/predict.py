@@ -15,6 +15,7 @@ import zarr
 
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
+from densebatch.cells.groups import renew_array
 from densebatch.engines.backend import evaluate_patches, patch_shape
 from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.quantization import read_quantised
@@ -61,22 +62,20 @@ def create_flows(plan: Plan, path: Path) -> None:
 
     What is not written reads as NaN, so that a lost chunk cannot pass for background.
     """
-    if (path / "zarr.json").exists():  # a killed run leaves a folder without it
-        return
-    zarr.create_array(
-        path,
-        shape=(3, *plan.network_shape),
-        chunks=(
+    settings = {
+        "shape": (3, *plan.network_shape),
+        "chunks": (
             3,
             min(plan.groups.step_y, plan.network_shape[0]),
             min(plan.groups.step_x, plan.network_shape[1]),
         ),
-        dtype="float16",
-        fill_value=float("nan"),
-        serializer=zarr.codecs.BytesCodec(endian="little"),
+        "dtype": "float16",
+        "fill_value": float("nan"),
+        "serializer": zarr.codecs.BytesCodec(endian="little"),
         # The fastest level, because glass shrinks to nothing and tissue hardly at all at any level.
-        compressors=[zarr.codecs.ZstdCodec(level=-1), zarr.codecs.Crc32cCodec()],
-    )
+        "compressors": [zarr.codecs.ZstdCodec(level=-1), zarr.codecs.Crc32cCodec()],
+    }
+    renew_array(path, settings)
 
 
 def is_finite(values: NDArray[np.float16]) -> bool:

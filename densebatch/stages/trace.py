@@ -17,6 +17,7 @@ from densebatch.base.files import write_atomic
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter, has_gpu_context
 from densebatch.base.resampling import axis_weights, resample
+from densebatch.cells.groups import renew_array
 from densebatch.stages.predict import name_prediction
 from densebatch.stages.work import Task
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
@@ -88,18 +89,16 @@ def _trace(
 
 def create_traces(work: Work) -> None:
     """Create the array of local labels, one chunk per tile."""
-    if (work.tile_labels / "zarr.json").exists():  # a killed run leaves a folder without it
-        return
     height, width = work.plan.shape
-    zarr.create_array(
-        work.tile_labels,
-        shape=(height, width),
-        chunks=(min(work.tile_px, height), min(work.tile_px, width)),
-        dtype="uint32",
-        fill_value=0,
-        serializer=zarr.codecs.BytesCodec(endian="little"),
-        compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
-    )
+    settings = {
+        "shape": (height, width),
+        "chunks": (min(work.tile_px, height), min(work.tile_px, width)),
+        "dtype": "uint32",
+        "fill_value": 0,
+        "serializer": zarr.codecs.BytesCodec(endian="little"),
+        "compressors": [zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+    }
+    renew_array(work.tile_labels, settings)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from densebatch.engines.quantization import write_quantised
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import prepare
-from densebatch.run.progress import Progress
+from densebatch.run.report import Progress
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import list_predict_steps

@@ -131,3 +131,17 @@ def test_sums_of_parts_do_not_depend_on_their_cut():
     cut = add_parts(measure_parts(labels, image, 7), n_cells, 2)
     for name in ("ids", "shapes", "sums", "missing"):  # integers, so float sums are exact too
         np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+
+
+def test_a_damaged_page_is_found_by_readers_that_look(tmp_path):
+    path = tmp_path / "cells.parquet"
+    labels = np.arange(1, 2001, dtype=np.uint32).reshape(1, -1)
+    image = np.random.default_rng(0).random((2, *labels.shape))
+    write_table(path, measure_parts(labels, image, 2000), 2000, Region(0, 0, 1, 2000), None, "ab")
+    data = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(0).column(11)
+    assert column.path_in_schema == "mean_a"
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.read_table(path, page_checksum_verification=True)

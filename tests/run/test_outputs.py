@@ -116,6 +116,7 @@ def test_run_json(done, slide):
     _check_costs(report, result)
     # nothing of the work is left, and nothing else
     names = {".densebatch.json", "cells.parquet", "run.json", "segmentation.ome.zarr"}
+    names |= {"digests.sha256", ".kept"}
     assert {p.name for p in result.out.iterdir()} == names
 
 
@@ -288,7 +289,9 @@ def test_in_place(tmp_path, version, capsys):
     arguments = ("segment", slide, out, "--membrane", "M", "--in-place", "--workers", 0)
     code, told, _ = call_main(capsys, *arguments, "--tile", 128)
     assert code == 0
-    assert {p.name for p in out.iterdir()} == {".densebatch.json", "cells.parquet", "run.json"}
+    names = {".densebatch.json", "cells.parquet", "run.json"}
+    names |= {"digests.sha256", "labels.sha256", ".kept"}
+    assert {p.name for p in out.iterdir()} == names
     for path, (data, changed) in before.items():
         assert path.read_bytes() == data
         assert path.stat().st_mtime_ns == changed

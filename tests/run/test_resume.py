@@ -137,6 +137,7 @@ def test_sigkill_between_any_two_files(tmp_path):
         out = Path(point["out"])
         assert_same_output(out, expected)
         names = {".densebatch.json", "cells.parquet", "run.json", "segmentation.ome.zarr"}
+        names |= {"digests.sha256", ".kept"}
         assert {p.name for p in out.iterdir()} == names
 
 

@@ -11,7 +11,7 @@ from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
-from densebatch.run.progress import Progress
+from densebatch.run.report import Progress
 from densebatch.run.session import Session
 from densebatch.run.steps import (
     list_number_steps,
@@ -61,10 +61,10 @@ def test_shards_cover_every_level(run):
     steps = list(list_number_steps(run, spec, "edition"))
     assert [s.task.name for s in steps] == ["number-300-0-0-0"]
     assert sum(s.pixels for s in steps) == SHAPE[0] * SHAPE[1]
-    run.facts[NumberShard(run.work, 0, 0, 0, run.root, "")] = {"digests": ["a"]}
+    run.facts[NumberShard(run.work, 0, 0, 0, run.root, "")] = {"files": {"a": "1"}}
     (first,) = list_reduce_steps(run, spec, 1)
     assert first.task.name == "number-300-1-0-0"
     assert first.pixels == 280 * 350
-    run.facts[NumberShard(run.work, 0, 0, 0, run.root, "")] = {"digests": ["b"]}
+    run.facts[NumberShard(run.work, 0, 0, 0, run.root, "")] = {"files": {"a": "2"}}
     (second,) = list_reduce_steps(run, spec, 1)
     assert first.task.inputs != second.task.inputs  # other labels below: made again

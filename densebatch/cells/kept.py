@@ -1,0 +1,396 @@
+"""What stays with a finished result so that damage can be found and mended.
+
+| in OUT | what |
+|---|---|
+| `digests.sha256` | SHA-256 of every file of the result, as `sha256sum -c` reads it |
+| `labels.sha256` | for labels written into a slide: those of the files there |
+| `.kept/seeds.npy` | the position of each cell's seed, by which cells are numbered |
+| `.kept/` | second copies of these lists, the seeds and every document (`run.json`, metadata) |
+
+Lists end with their own checksum, and a copy of a document has the checksum of the document, so
+that a bit that changes anywhere shows; and of anything that cannot be computed again there are two.
+The lists are written when all they speak of is there, but for `run.json`, which is then the last
+file of a run; a session that goes on with a run removes them first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from densebatch.base.checksums import (
+    ABSENT,
+    checksum_file,
+    format_checksums,
+    list_files,
+    map_in_threads,
+    parse_checksums,
+)
+from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
+from densebatch.cells.labels import OWNER
+from densebatch.cells.pyramid_spec import LABEL_NAME
+from densebatch.ngff.folders import DOCUMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+REPORT, MARKER = "run.json", ".densebatch.json"
+_KEPT = ".kept"
+_SEEDS = f"{_KEPT}/seeds.npy"
+WORK_LIST = "digests.sha256"
+# Files that records name, this list, and what says how the session stands.
+_RECORDED = re.compile(
+    rf".*/c/.*|[^/]*/(?:keys|cells)-\d+-\d+\.np[yz]|{re.escape(WORK_LIST)}|state\.json"
+)
+# What zarr reads of an array: a chunk or shard.
+_CHUNK = re.compile(r"(?:.*/)?\d+/(?:c/)?(?:\d+/)?\d+/\d+")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files of a result below one folder: those of OUT, or those in a slide.
+
+    Attributes
+    ----------
+    name : of its list
+    base : the folder
+    out : the output folder, which has the lists
+    """
+
+    name: str
+    base: Path
+    out: Path
+
+    @property
+    def lists(self) -> tuple[Path, Path]:
+        """The list of checksums, and its copy."""
+        return self.out / f"{self.name}.sha256", self.out / _KEPT / f"{self.name}.sha256"
+
+    def copy_of(self, name: str) -> Path | None:
+        """Where the second copy of a file is; None if it has none, for it can be computed again."""
+        if not is_document(name):
+            return None
+        # With an ending of its own, because nobody shall take the copies for an OME-Zarr.
+        return self.out / _KEPT / self.name / f"{name}.copy"
+
+    def shown(self, name: str) -> str:
+        """How a user finds a file."""
+        return name if self.base == self.out else str(self.base / name)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that is not as it was written.
+
+    Attributes
+    ----------
+    tree, name : which file
+    what : in words
+    is_copy : whether it is the second copy of that file
+    """
+
+    tree: Tree
+    name: str
+    what: str
+    is_copy: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        copy = self.tree.copy_of(self.name) if self.is_copy else None
+        return self.tree.base / self.name if copy is None else copy
+
+
+def is_document(name: str) -> bool:
+    """Whether a file of a result cannot be computed again, so that there are two, by its name."""
+    return Path(name).name in (*DOCUMENTS, REPORT, MARKER, Path(_SEEDS).name)
+
+
+def list_trees(out: Path, root: Path, *, in_place: bool) -> list[Tree]:
+    """The trees of a result.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    root
+        The OME-Zarr image group that has the labels.
+    in_place
+        Whether that is the slide.
+    """
+    trees = [Tree("digests", out, out)]
+    return [*trees, Tree("labels", root, out)] if in_place else trees
+
+
+def seeds_path(out: Path) -> Path:
+    """The positions of all cells' seeds, ascending int64: cell i is the i-th."""
+    return out / _SEEDS
+
+
+def scratch_path(out: Path) -> Path:
+    """Where files are made again before they replace damaged ones."""
+    return out / _KEPT / "repair"
+
+
+def list_lists(out: Path) -> list[Path]:
+    """The lists of checksums that an output folder may have, and their copies."""
+    return [path for tree in list_trees(out, out, in_place=True) for path in tree.lists]
+
+
+def forget(out: Path) -> None:
+    """Remove the lists of an output folder, before anything that they speak of is changed."""
+    for path in (*list_lists(out), out / "work" / WORK_LIST):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(out / _KEPT, ignore_errors=True)
+
+
+def keep(
+    trees: Sequence[Tree],
+    root: Path,
+    table: Path,
+    known: Mapping[str, str],
+    seeds: bytes,
+    report: bytes,
+) -> None:
+    """Write the lists and the second copies, when all but `run.json` is there.
+
+    Parameters
+    ----------
+    trees
+        Of the result.
+    root
+        The OME-Zarr image group that has the labels.
+    table
+        The cell table.
+    known
+        Checksums of chunks and shards, from the tasks that wrote them, by names relative to the
+        root. A file that is gone since stays on the list, so that it is missed.
+    seeds
+        Content of the file of all seeds.
+    report
+        Content that `run.json` will have.
+    """
+    write_atomic(seeds_path(trees[0].out), seeds)
+    for tree in trees:
+        listed = {}
+        if tree == trees[-1]:
+            inside = "" if tree.base == root else f"{root.name}/"
+            listed = {f"{inside}{name}": checksum for name, checksum in known.items()}
+        for name in _list_results(tree, root, table):
+            if name not in listed:
+                listed[name] = checksum_file(tree.base / name)
+            copy = tree.copy_of(name)
+            if copy is not None:
+                write_atomic(copy, (tree.base / name).read_bytes())
+        copy = tree.copy_of(REPORT)
+        if tree.base == tree.out and copy is not None:
+            write_atomic(copy, report)
+            listed[REPORT] = checksum_file(copy)
+        text = format_checksums(listed)
+        for path in reversed(tree.lists):
+            write_atomic(path, text)
+
+
+def keep_work(work: Path) -> None:
+    """Write the list of a work folder that stays: of all files that no record of a task covers."""
+    names = (name for name in list_files(work) if _RECORDED.fullmatch(name) is None)
+    checksums = {name: checksum_file(work / name) for name in names}
+    write_atomic(work / WORK_LIST, format_checksums(checksums))
+
+
+def _list_results(tree: Tree, root: Path, table: Path) -> Iterator[str]:
+    """Names of the files of a tree, but for `run.json`."""
+    if tree.base != root:
+        yield from (MARKER, table.name, _SEEDS)
+        if root.parent == tree.base:
+            yield from (f"{root.name}/{name}" for name in list_files(root) if "\n" not in name)
+        return
+    holder = root / "labels"
+    yield from (f"labels/{name}" for name in DOCUMENTS if (holder / name).is_file())
+    for label in sorted(path for path in holder.iterdir() if path.is_dir()):
+        if _is_ours(label):
+            yield from (f"labels/{label.name}/{name}" for name in list_files(label))
+
+
+def _is_ours(group: Path) -> bool:
+    """Whether a group carries our mark."""
+    return any(_read_mark(group / name) is not None for name in ("zarr.json", ".zattrs"))
+
+
+def _read_mark(document: Path) -> dict[str, Any] | None:
+    """Our mark in the document of a group, None if it has none or cannot be read."""
+    try:
+        found = json.loads(document.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    attributes = found.get("attributes") if isinstance(found, dict) else None
+    mark = (attributes if isinstance(attributes, dict) else found or {}).get(OWNER)
+    return mark if isinstance(mark, dict) else None
+
+
+def is_replaced(tree: Tree) -> bool:
+    """Whether another run has put its labels in the place of those in a slide.
+
+    Fingerprints of two runs have hardly a character in common; a bit that changed leaves all but
+    one.
+    """
+    for document in ("zarr.json", ".zattrs"):
+        name = f"labels/{LABEL_NAME}/{document}"
+        copy = tree.copy_of(name)
+        marks = [None if path is None else _read_mark(path) for path in (tree.base / name, copy)]
+        now, before = (str((mark or {}).get("run", {}).get("fingerprint")) for mark in marks)
+        if None not in marks and sum(a != b for a, b in zip(now, before, strict=False)) > 2:
+            return True
+    return False
+
+
+def read_list(tree: Tree) -> tuple[dict[str, str] | None, list[str]]:
+    """The checksums of a tree, from whichever copy of the list is whole.
+
+    Returns
+    -------
+    checksums : dict or None
+        By name; None if no copy is whole.
+    faults : list of str
+        A sentence for each copy that is not.
+    """
+    found, faults = None, []
+    for path in tree.lists:
+        shown = path.relative_to(tree.out)
+        try:
+            parsed = parse_checksums(path.read_bytes())
+        except FileNotFoundError:
+            faults.append(f"{shown}: is missing")
+        except (OSError, InputError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            faults.append(f"{shown}: is damaged ({reason})")
+        else:
+            if found is not None and parsed != found:
+                faults.append(f"{shown}: is of another session than its copy")
+            found = parsed if found is None else found
+    return found, faults
+
+
+def find_faults(
+    tree: Tree, listed: Mapping[str, str], threads: int, *, copies: bool = True
+) -> Iterator[Fault | str]:
+    """Compare every file of a tree with its checksum.
+
+    Parameters
+    ----------
+    tree
+        Which files.
+    listed
+        Their checksums.
+    threads
+        That read at once.
+    copies
+        Whether second copies are compared too.
+
+    Yields
+    ------
+    Fault or str
+        A file that is damaged, missing, or one too many; or a note of a document that somebody
+        has added to.
+    """
+    wanted = [(name, False) for name in listed]
+    if copies:
+        wanted += [(name, True) for name in listed if tree.copy_of(name) is not None]
+
+    def look(item: tuple[str, bool]) -> Fault | str | None:
+        name, is_copy = item
+        fault = Fault(tree, name, "", is_copy)
+        try:
+            found = checksum_file(fault.path)
+        except OSError as error:
+            return Fault(tree, name, f"cannot be read ({error.strerror})", is_copy)
+        if found == listed[name]:
+            return None
+        if found == ABSENT:
+            return Fault(tree, name, "is missing", is_copy)
+        if not is_copy and _was_added_to(tree, name, listed[name]):
+            return f"{tree.shown(name)}: has more in it than the run wrote, and all of that"
+        return Fault(tree, name, "is damaged: it does not fit its checksum", is_copy)
+
+    for _, fault in map_in_threads(look, wanted, threads):
+        if fault is not None:
+            yield fault
+    yield from _find_extra(tree, listed)
+
+
+def _find_extra(tree: Tree, listed: Mapping[str, str]) -> Iterator[Fault]:
+    """Files that zarr would read of the result's groups and arrays, and that are not the run's."""
+    folders = {name.rpartition("/")[0] for name in listed if Path(name).name in DOCUMENTS}
+    tops = {folder.partition("/")[0] for folder in folders if folder}
+    for top in sorted(tops):
+        for inside in list_files(tree.base / top):
+            name = f"{top}/{inside}"
+            if name in listed:
+                continue
+            folder, _, last = name.rpartition("/")
+            if last in DOCUMENTS:
+                if folder in folders:
+                    yield Fault(tree, name, "is not a file of the run, and changes what is read")
+            elif _CHUNK.fullmatch(name) and any(
+                name.startswith(f"{array}/") and _is_array(listed, array) for array in folders
+            ):
+                yield Fault(tree, name, "is not a file of the run: there is background here")
+
+
+def _is_array(listed: Mapping[str, str], folder: str) -> bool:
+    """Whether a folder is an array of the result: its name is that of a level."""
+    return folder.rpartition("/")[2].isdigit() and (
+        f"{folder}/zarr.json" in listed or f"{folder}/.zarray" in listed
+    )
+
+
+def _was_added_to(tree: Tree, name: str, checksum: str) -> bool:
+    """Whether the document of a group says all that it said, and more: somebody's own metadata.
+
+    Another program may add a label image to the list, or consolidate metadata. A bit that changes
+    never does that.
+    """
+    copy = tree.copy_of(name)
+    try:
+        if copy is None or checksum_file(copy) != checksum:
+            return False
+        now, before = (json.loads(path.read_bytes()) for path in (tree.base / name, copy))
+    except (OSError, ValueError):
+        return False
+    is_group = Path(name).name in (".zattrs", ".zgroup") or (
+        isinstance(before, dict) and before.get("node_type") == "group"
+    )
+    return is_group and now != before and _contains(now, before)
+
+
+def _contains(now: object, before: object) -> bool:
+    if isinstance(now, dict) and isinstance(before, dict):
+        return all(key in now and _contains(now[key], before[key]) for key in before)
+    if isinstance(now, list) and isinstance(before, list):
+        return all(item in now for item in before)
+    return now == before and type(now) is type(before)
+
+
+def find_fault(trees: Sequence[Tree], threads: int) -> str | None:
+    """The first file of a finished result that is not as it was written; None if all are.
+
+    Parameters
+    ----------
+    trees
+        Of the result.
+    threads
+        That read at once.
+    """
+    for tree in trees:
+        listed, faults = read_list(tree)
+        if listed is None:
+            return faults[0]
+        for fault in find_faults(tree, listed, threads, copies=False):
+            if isinstance(fault, Fault):
+                return f"{tree.shown(fault.name)}: {fault.what}"
+    return None

@@ -1,0 +1,227 @@
+"""A damaged result gets its own bytes back, whatever of it can be made again, and nothing else."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from densebatch.base.errors import IntegrityError
+from densebatch.run.repair import repair
+from densebatch.run.segment import segment
+from densebatch.run.verify import verify
+from densebatch.stages.predict import PredictGroup
+from tests.helpers.damage import KINDS, draw_files, flip, make_result, read_files
+from tests.helpers.run_files import call_main, count_calls, simulate
+from tests.helpers.slide_files import write_zarr
+
+ONE_OF_TWO = (".copy", ".sha256")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def result(request, tmp_path_factory):
+    out, slide, tops = make_result(tmp_path_factory.mktemp("result"), request.param)
+    return out, slide, tops, read_files(tops)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    out, slide, tops = make_result(tmp_path, "0.5")
+    return out, slide, tops, read_files(tops)
+
+
+def damage_all(files, seed):
+    """A bit of every file but for the second copies of what there are two of."""
+    rng = np.random.default_rng(seed)
+    for path, data in files.items():
+        second = path.suffix in ONE_OF_TWO and ".kept" in path.parts
+        if data and not second:
+            flip(path, rng)
+
+
+def assert_mended(out, tops, files):
+    assert verify(out).is_right
+    found = read_files(tops)
+    assert sorted(found) == sorted(files)
+    assert [path for path in files if found[path] != files[path]] == []
+
+
+def test_a_bit_of_every_file(result):
+    out, _, tops, files = result
+    damage_all(files, 1)
+    mended = repair(out, workers=0)
+    assert mended.is_right, [str(f) for f in mended.findings] + mended.notes
+    assert len(mended.repaired) == sum(
+        bool(data) and not (path.suffix in ONE_OF_TWO and ".kept" in path.parts)
+        for path, data in files.items()
+    )
+    assert_mended(out, tops, files)
+
+
+def test_each_file_alone(result):
+    """Nothing but the damaged file is written, and the network runs for labels alone."""
+    out, _, tops, files = result
+    drawn, rng = draw_files(files, len(files), seed=2)
+    with pytest.MonkeyPatch.context() as patch:
+        work = count_calls(patch, PredictGroup, "run")
+        for path in drawn[::2]:
+            before = {p: p.stat().st_mtime_ns for p in files}
+            calls = work["run"]
+            flip(path, rng)
+            assert repair(out, workers=0).is_right, path
+            changed = [p for p in files if p.stat().st_mtime_ns != before[p]]
+            assert changed in ([], [path]), path
+            is_label = "cells/0/" in str(path) and path.name.isdigit()
+            assert (work["run"] > calls) == is_label, path
+            assert path.read_bytes() == files[path]
+    assert_mended(out, tops, files)
+
+
+def test_missing_and_added_files(copied):
+    out, _, tops, files = copied
+    for path in files:
+        if not (path.suffix in ONE_OF_TWO and ".kept" in path.parts):
+            path.unlink()
+    shard = out / "segmentation.ome.zarr" / "labels" / "cells" / "0" / "c" / "0" / "9"
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    shard.write_bytes(b"x")
+    assert repair(out, workers=0).is_right
+    assert not shard.exists()
+    assert_mended(out, tops, files)
+
+
+def test_by_the_command_on_workers(copied, capsys):
+    out, _, tops, files = copied
+    flip(out / "segmentation.ome.zarr" / "labels" / "cells" / "0" / "c" / "0" / "0",
+         np.random.default_rng(0))  # fmt: skip
+    code, told, _ = call_main(capsys, "verify", out, "--repair", "--workers", 1)
+    assert code == 0
+    assert told.splitlines()[0] == "mended  segmentation.ome.zarr/labels/cells/0/c/0/0"
+    assert told.endswith("all right; 1 were mended\n")
+    assert_mended(out, tops, files)
+
+
+class Stop(BaseException):
+    """A kill, as far as files are concerned."""
+
+
+def test_a_killed_repair_is_gone_on_with(copied, monkeypatch):
+    out, _, tops, files = copied
+    replace, at = Path.replace, 0
+    damage_all(files, 3)
+    for kill_at in range(1, 60, 4):
+
+        def counted(self, target, kill_at=kill_at):
+            nonlocal at
+            at += 1
+            if at == kill_at:
+                raise Stop
+            return replace(self, target)
+
+        at = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", counted)
+            try:
+                repair(out, workers=0)
+                break
+            except Stop:
+                pass
+        if kill_at == 21:
+            damage_all({p: d for p, d in files.items() if p.exists()}, kill_at)
+    assert repair(out, workers=0).is_right
+    assert_mended(out, tops, files)
+
+
+def test_a_slide_that_is_gone_or_changed(copied, capsys):
+    """What does not need it is mended all the same."""
+    out, slide, tops, files = copied
+    root = out / "segmentation.ome.zarr"
+    rng = np.random.default_rng(0)
+    label, above = root / "labels/cells/0/c/0/0", root / "1/c/0/0/0"
+    for path in (label, above, out / "cells.parquet", root / "0/c/1/0/1"):
+        flip(path, rng)
+    gone = slide.rename(slide.with_name("gone.tif"))
+    code, told, err = call_main(capsys, "verify", out, "--repair", "--workers", 0)
+    assert code == 4
+    assert f"labels cannot be made again without the slide ({slide} does not exist" in told
+    assert "the copied image cannot be made again without the slide" in told
+    assert "cells.parquet cannot be made again while labels are damaged" in told
+    assert err.splitlines()[-1] == f"error: {out}: 3 things are wrong"
+    assert above.read_bytes() == files[above]
+    gone.rename(slide)
+    os.utime(slide)
+    code, told, _ = call_main(capsys, "verify", out, "--repair", "--workers", 0)
+    assert code == 4
+    assert "has changed since the run" in told
+    assert not list(tops[0].rglob("*.partial"))
+
+
+def test_a_table_needs_the_copied_image_or_the_slide(copied):
+    out, slide, tops, files = copied
+    flip(out / "cells.parquet", np.random.default_rng(0))
+    slide.unlink()
+    assert repair(out).is_right
+    assert_mended(out, tops, files)
+
+
+def test_what_is_damaged_twice_is_told(copied):
+    out, _, _, _ = copied
+    for path in (out / "run.json", out / ".kept" / "digests" / "run.json.copy"):
+        flip(path, np.random.default_rng(0))
+    found = repair(out)
+    assert not found.is_right
+    assert "run.json cannot be mended: its second copy is damaged too" in found.notes
+    for path in (out / "digests.sha256", out / ".kept" / "digests.sha256"):
+        flip(path, np.random.default_rng(0))
+    assert not repair(out).is_right
+
+
+def test_labels_of_another_run_in_a_slide_are_left_alone(tmp_path):
+    out, slide, _ = make_result(tmp_path, "in place")
+    options = {"membrane": ("CD3",), "workers": 0, "in_place": True, "cellprob_threshold": 1.0}
+    segment(slide, tmp_path / "other", restart=True, **options)
+    before = read_files([slide])
+    assert not verify(out).is_right
+    with pytest.raises(IntegrityError, match="holds labels of another run now"):
+        repair(out, workers=0)
+    assert read_files([slide]) == before
+    assert verify(tmp_path / "other").is_right
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata:UserWarning")
+def test_consolidated_metadata_of_a_slide(tmp_path):
+    """They are the slide's own, but for what they tell of the labels."""
+    slide = tmp_path / "a.ome.zarr"
+    write_zarr(slide, simulate(70, 300, seed=3), labels=["CD3", "DAPI"])
+    zarr.consolidate_metadata(slide)
+    out = tmp_path / "out"
+    segment(slide, out, in_place=True, membrane=("CD3",), workers=0)
+    assert verify(out).is_right
+    document = slide / "zarr.json"
+    before = document.read_bytes()
+    document.write_bytes(before.replace(b'"name": "cells"', b'"name": "cellr"'))
+    (finding,) = verify(out).findings
+    assert finding.file == str(document)
+    assert repair(out).is_right
+    assert document.read_bytes() == before
+
+
+def test_kept_flows_are_made_again(tmp_path):
+    out, _, _ = make_result(tmp_path, "0.5", keep_flows=True)
+    result = {p: d for p, d in read_files([out]).items() if "work" not in p.parts}
+    rng = np.random.default_rng(7)
+    work = read_files([out / "work"])
+    for path in work:
+        flip(path, rng)
+    assert not verify(out).is_right
+    found = repair(out, workers=0)
+    assert found.is_right, [str(f) for f in found.findings] + found.notes
+    flows = out / "work" / "flows.zarr"
+    assert {p: p.read_bytes() for p in work if p.is_relative_to(flows)} == {
+        p: d for p, d in work.items() if p.is_relative_to(flows)
+    }
+    assert {p: d for p, d in read_files([out]).items() if "work" not in p.parts} == result
+    shutil.rmtree(out / "work")
+    assert verify(out).is_right  # a user may remove it

@@ -122,10 +122,13 @@ def test_the_second_stops_now(slide, tmp_path, workers):
     out = tmp_path / "out"
     # With workers, tasks that would take minutes are those of a worker that is suspended.
     before = slow_traces(100) if workers == 0 else ""
+    before = before.replace("time.sleep", "print('tracing', flush=True); time.sleep")
     process = start_and_wait(path, out, workers, 1, before)
     if workers:
         for worker in list_workers(process.pid):
             worker.suspend()
+    else:
+        assert process.stdout.readline() == "tracing\n"
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None

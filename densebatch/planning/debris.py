@@ -12,11 +12,12 @@ however rare bright cells are in it, have theirs at all levels up to the highest
 level such that nearly all blocks of tissue stay below a part of it (`_GAP`) and the others are
 beyond it. Three things must hold besides, or what is bright are cells:
 
-- the blocks beyond are few and strewn; tissue that is so much brighter fills its surroundings;
+- the blocks beyond are few, and strewn unless most of what is bright in them has hard edges; tissue
+  that is so much brighter fills its surroundings, and a lens leaves no edge hard;
 - the blocks below look like tissue by themselves: grain as coarse as cells, bright on dark. Below
   rare bright cells on a dark ground lies nothing but noise;
 - of what is bright, less than a third has the look of stained cells: about a cell's size, an edge
-  as soft as a lens makes it, no plateau of one value, and no more than 50 times as bright as the
+  as soft as a lens makes it, no plateau of one value, and no more than 30 times as bright as the
   tissue. A blurred speck of a cell's size and brightness looks so too, and is not masked.
 
 This is a judgement. So it is told to the user, who can refuse it (`mask_debris`), and what comes
@@ -40,24 +41,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+TISSUE_CLASSES = 12
+"""Of half an octave: tissue reaches 1/64 of the 99th percentile of contrast. A larger share would
+leave out the dark gaps of a field, which must count because networks are trained with the
+percentiles of whole fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64
+nothing."""
+
 _GAP, _HAZE_GAP = 2.5, 4.0
 _STRAGGLERS = 0.02  # share of the tissue's blocks that may lie inside of the gap
 _STEPS_PER_OCTAVE = 8  # of the levels that are tried
-_MAX_SHARE = 0.35  # of the blocks with contrast
+_MAX_SHARE = 0.3  # of the blocks with contrast
 _MAX_HAZY_SHARE = 0.1
 _NEAR_BLOCKS = 7  # side of the neighbourhood in which blocks are dense or strewn
 _MAX_DENSITY = 0.42
 _MAX_PART = 0.2  # of a dense part, that may be beyond a higher gap
 _CORE_CLASSES = 6  # tissue is asked for its look where its contrast reaches 1/8 of the strongest
-_LEAST_CORE = 12  # blocks of tissue without which nothing can be told
+_LEAST_CORE = 6  # blocks of tissue without which nothing can be told
 _LEAST_GRAIN = 0.38  # noise has 0.3, thin simulated membranes 0.47, real tissue 1 to 3
 _LEAST_SKEW = 0.12  # noise has 0, thin simulated membranes 0.27, real tissue 1.6 and more
 _CELL_AREAS = (1 / 6, 4)  # of an expected cell's area, of what may be one
 _HARD = 0.65  # of the height of something bright, a step from pixel to pixel that no lens makes
 _PLATEAU = 0.25  # share of its pixels that are as bright as its brightest
-_BRIGHTEST_CELL = 50.0  # times the tissue
+_BRIGHTEST_CELL = 30.0  # times the tissue
 _LEAST_CELLS = 1 / 3  # of what is bright, above which it is cells
-_DEAD_DEPTH = 0.5  # dead pixels lie below the tissue's ground by more than this share of its range
+_MOST_HARD = 2 / 3  # of what is bright and dense, from which it is debris
+_DEAD_DEPTH = 0.01  # of the tissue's range, by which dead pixels lie below all others at least
+_DARK_DEPTH = 1.0  # of its range, by which what lies below the tissue's ground counts as dark
+_LEAST_DARK = 0.01  # of the blocks that count as tissue, from which dark ones move the lower bound
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,10 @@ class BlockLooks:
             return False
         grain, skew = np.median(self.grain[where]), np.median(self.skew[where])
         return bool(grain >= _LEAST_GRAIN and abs(skew) >= _LEAST_SKEW)
+
+    def tissue_class(self, among: NDArray[np.bool_]) -> int:
+        """Lowest contrast class of some blocks that counts as tissue (`planning.survey`)."""
+        return max(1, reference_class(self.classes[among]) - TISSUE_CLASSES)
 
     def core(self, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of some blocks have about as much contrast as the strongest hundredth of them."""
@@ -114,7 +128,7 @@ class Debris:
     Attributes
     ----------
     above : debris are pixels of more than this; None where none is too bright
-    dead : dead are pixels of this and less; None where none is dead
+    dead : dead or dark are pixels of this and less; None where none is
     blocks : `(rows, cols)` bool, the blocks that hold such pixels
     times : brightness of the brightest over that of the tissue; 0 where none is too bright
     uneven_times : the same of what is bright and is cells, or dense; 0 without
@@ -140,8 +154,27 @@ def reference_class(classes: NDArray[np.uint8]) -> int:
     return int(np.searchsorted(np.cumsum(counts), rank, side="right")) if counts.any() else 0
 
 
-def count_cells(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> tuple[int, int]:
-    """How many bright things there are that are no specks, and how many look like stained cells.
+@dataclass(frozen=True)
+class Shapes:
+    """How many bright things there are, and of which looks.
+
+    Attributes
+    ----------
+    things : that are no small specks
+    cells : of these, those that look like stained cells
+    hard : of these, those with a hard edge or a plateau
+    """
+
+    things: int = 0
+    cells: int = 0
+    hard: int = 0
+
+    def __add__(self, other: Shapes) -> Shapes:
+        return Shapes(self.things + other.things, self.cells + other.cells, self.hard + other.hard)
+
+
+def count_shapes(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> Shapes:
+    """Count bright things by their looks.
 
     Parameters
     ----------
@@ -151,10 +184,6 @@ def count_cells(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> tuple[
         What is bright.
     cell_px
         Diameter of a cell.
-
-    Returns
-    -------
-    things, cells : int
     """
     values = np.nan_to_num(pixels.astype(np.float32), nan=gap.ground, posinf=gap.ground)
     area_px = np.pi / 4 * cell_px**2
@@ -167,7 +196,7 @@ def count_cells(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> tuple[
     least, most = (share * area_px for share in _CELL_AREAS)
     index = 1 + np.flatnonzero(areas >= least)
     if index.size == 0:
-        return 0, 0
+        return Shapes()
     steps = np.zeros_like(values)
     for axis in (0, 1):
         step = np.abs(np.diff(values, axis=axis))
@@ -179,18 +208,12 @@ def count_cells(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> tuple[
     top = np.concatenate([[np.inf], np.asarray(ndimage.maximum(values, things, range(1, n + 1)))])
     at_top = np.asarray(ndimage.sum(values >= top[things], things, index))
     areas = areas[index - 1]
-    is_cell = (
-        (areas <= most)
-        & (hardest <= _HARD * (peaks - gap.ground))
-        & (at_top < np.maximum(_PLATEAU * areas, 2))
-        & (peaks - gap.ground <= _BRIGHTEST_CELL * gap.tissue)
-    )
-    return index.size, int(is_cell.sum())
+    is_hard = (hardest > _HARD * (peaks - gap.ground)) | (at_top >= np.maximum(_PLATEAU * areas, 2))
+    is_cell = ~is_hard & (areas <= most) & (peaks - gap.ground <= _BRIGHTEST_CELL * gap.tissue)
+    return Shapes(index.size, int(is_cell.sum()), int(is_hard.sum()))
 
 
-def find_debris(
-    looks: BlockLooks, count: Callable[[Gap, NDArray[np.bool_]], tuple[int, int]]
-) -> Debris:
+def find_debris(looks: BlockLooks, count: Callable[[Gap, NDArray[np.bool_]], Shapes]) -> Debris:
     """Find debris and dead areas in what a survey knows of each block.
 
     Parameters
@@ -198,7 +221,7 @@ def find_debris(
     looks
         Of all blocks of a channel.
     count
-        Sums `count_cells` of what is above a gap over the pixels of some blocks.
+        Sums `count_shapes` of what is above a gap over the pixels of some blocks.
     """
     lit = looks.classes > 0
     nothing = Debris(None, None, np.zeros_like(lit))
@@ -207,12 +230,7 @@ def find_debris(
     darkest = lit & (looks.least == looks.least[lit].min())
     if darkest.sum() > _MAX_SHARE * lit.sum():
         darkest = np.zeros_like(lit)
-    gap, uneven_times = _find_gap(looks, lit & ~darkest)
-    if gap is not None:
-        things, cells = count(gap, looks.most > gap.above)
-        if cells > _LEAST_CELLS * things:
-            uneven_times = max(uneven_times, gap.times)
-            gap = None
+    gap, uneven_times = _find_gap(looks, lit & ~darkest, count)
     blocks = np.zeros_like(lit) if gap is None else looks.most > gap.above
     dead = _find_dead(looks, lit & ~blocks, darkest)
     if dead is not None:
@@ -222,37 +240,50 @@ def find_debris(
     return Debris(gap.above, dead, blocks, gap.times, uneven_times)
 
 
-def _find_gap(looks: BlockLooks, lit: NDArray[np.bool_]) -> tuple[Gap | None, float]:
-    """The lowest gap beyond which blocks are strewn; and how bright a dense part is, at most."""
+def _find_gap(
+    looks: BlockLooks,
+    lit: NDArray[np.bool_],
+    count: Callable[[Gap, NDArray[np.bool_]], Shapes],
+) -> tuple[Gap | None, float]:
+    """The lowest gap beyond which there is debris; and how bright what is none is, at most."""
     if not lit.any():
         return None, 0.0
     ground = float(np.median(looks.least[lit]))
-    peaks = looks.most - np.float32(ground)
-    top = float(peaks[lit].max())
+    peaks = np.where(np.isfinite(looks.most), looks.most - np.float32(ground), np.float32(-1))
+    top = float(peaks.max())
     lowest = float(np.quantile(peaks[lit], 1 - _MAX_SHARE))
-    uneven_times, dense = 0.0, np.zeros_like(lit)
+    uneven_times, kept = 0.0, np.zeros_like(lit)
     if not 0 < lowest < top:
         return None, uneven_times
     n_lit = int(lit.sum())
     for step in range(int(_STEPS_PER_OCTAVE * np.log2(top / lowest)), 0, -1):
         level = top * 2.0 ** (-step / _STEPS_PER_OCTAVE)
-        beyond = lit & (peaks > level)
+        beyond = peaks > level
+        lit_beyond = beyond & lit
         core = _find_tissue_below(looks, peaks, lit & ~beyond, level / _GAP)
-        if core is None and beyond.sum() <= _MAX_HAZY_SHARE * n_lit:
+        if core is None and lit_beyond.sum() <= _MAX_HAZY_SHARE * n_lit:
             # Blocks beside debris hold its haze, which is of any brightness; so they are left out
             # where the gap is the wider, which rare bright cells hardly ever leave.
             beside = ndimage.binary_dilation(beyond, np.ones((3, 3), bool))
             core = _find_tissue_below(looks, peaks, lit & ~beside, level / _HAZE_GAP)
-        if core is None:
+        if core is None or np.count_nonzero(beyond & kept) > _MAX_PART * np.count_nonzero(kept):
             continue
         tissue = float(np.quantile(peaks[core], 1 - _STRAGGLERS))
-        if measure_density(beyond) > _MAX_DENSITY:
-            dense |= beyond
-            uneven_times = max(uneven_times, level / tissue)
-        elif np.count_nonzero(beyond & dense) <= _MAX_PART * np.count_nonzero(dense):
-            above = ground + float(np.sqrt(tissue * level))
-            return Gap(ground, tissue, above, top / tissue), uneven_times
+        gap = Gap(ground, tissue, ground + float(np.sqrt(tissue * level)), top / tissue)
+        if _is_debris(count(gap, beyond), lit_beyond):
+            return gap, uneven_times
+        kept |= beyond
+        uneven_times = max(uneven_times, gap.times)
     return None, uneven_times
+
+
+def _is_debris(shapes: Shapes, lit_beyond: NDArray[np.bool_]) -> bool:
+    """Whether what is bright is no cells, by its shapes and by how the blocks with it lie."""
+    if shapes.cells > _LEAST_CELLS * shapes.things:
+        return False
+    # Blocks without any contrast, wholly saturated ones say, are no tissue.
+    is_strewn = not lit_beyond.any() or measure_density(lit_beyond) <= _MAX_DENSITY
+    return is_strewn or shapes.hard >= _MOST_HARD * max(1, shapes.things)
 
 
 def _find_tissue_below(
@@ -269,20 +300,33 @@ def _find_tissue_below(
 def _find_dead(
     looks: BlockLooks, lit: NDArray[np.bool_], darkest: NDArray[np.bool_]
 ) -> float | None:
-    """The value of dead pixels: one and the same in several blocks, and far below all others.
+    """The value of dead pixels and of what is as dark.
 
-    A canvas around the slide, of blocks without contrast that reach its edge, is none.
+    Dead pixels are of one value, in several blocks, and below those of all other blocks by more
+    than these differ. A canvas around the slide, of blocks without contrast that reach its edge, is
+    none. What is dark are blocks, glass perhaps, whose pixels lie below the tissue by more than its
+    range, and which are so many that they would move the lower bound there.
     """
     core = looks.core(lit & ~darkest)
-    if np.count_nonzero(darkest & lit) < 2 or not looks.look_like_tissue(core):
+    if not looks.look_like_tissue(core):
         return None
-    value = float(looks.least[darkest].min())
+    ground = float(np.median(looks.least[core]))
+    tissue = float(np.quantile(looks.most[core], 1 - _STRAGGLERS)) - ground
+    dark_below = ground - _DARK_DEPTH * tissue
+    rest = lit & ~darkest
+    counted = rest & (looks.classes >= looks.tissue_class(rest))
+    n_dark = np.count_nonzero(counted & (looks.least < dark_below))
+    if n_dark > _LEAST_DARK * np.count_nonzero(counted):
+        return dark_below
+    value = float(looks.least[lit].min())
     empty = (looks.classes == 0) & (looks.most <= value)
-    if any(edge.any() for edge in (empty[0], empty[-1], empty[:, 0], empty[:, -1])):
+    if np.count_nonzero(darkest & lit) < 2 or any(
+        edge.any() for edge in (empty[0], empty[-1], empty[:, 0], empty[:, -1])
+    ):
         return None
-    ground = float(np.quantile(looks.least[core], _STRAGGLERS))
-    tissue = float(np.quantile(looks.most[core], 1 - _STRAGGLERS))
-    return value if value < ground - _DEAD_DEPTH * (tissue - ground) else None
+    least = float(looks.least[rest].min())
+    depth = max(ground - least, _DEAD_DEPTH * tissue)
+    return value if value < least - depth else None
 
 
 def measure_density(where: NDArray[np.bool_]) -> float:

@@ -15,7 +15,7 @@ import xxhash
 
 from densebatch.base.geometry import Grid
 from densebatch.base.machine import count_cores
-from densebatch.planning.debris import BlockLooks, count_cells
+from densebatch.planning.debris import BlockLooks, Shapes, count_shapes
 from densebatch.planning.normalization import to_float32
 from densebatch.planning.survey_kernels import (
     BLOCK_PX,
@@ -143,10 +143,10 @@ def look_at_blocks(pixels: NDArray[Any]) -> BlockLooks:
     return BlockLooks(classes, *np.moveaxis(marks, -1, 0))
 
 
-def count_cells_in_blocks(
+def count_shapes_in_blocks(
     reader: Reader, cell_px: float, gap: Gap, blocks: NDArray[np.bool_]
-) -> tuple[int, int]:
-    """Sum `debris.count_cells` over the regions with the most of some blocks.
+) -> Shapes:
+    """Sum `debris.count_shapes` over the regions with the most of some blocks.
 
     Parameters
     ----------
@@ -158,16 +158,11 @@ def count_cells_in_blocks(
         What is bright.
     blocks
         `(rows, cols)` of the slide.
-
-    Returns
-    -------
-    things, cells : int
     """
     n_blocks = {index: int(blocks[blocks_of(reader.grid[index])].sum()) for index in reader.grid}
     chosen = sorted(filter(n_blocks.get, reader.grid), key=lambda index: -n_blocks[index])
-    counts = [count_cells(reader.read(index)[0], gap, cell_px) for index in chosen[:_N_LOOKED_AT]]
-    things, cells = map(sum, zip(*counts, strict=True))
-    return things, cells
+    counts = [count_shapes(reader.read(index)[0], gap, cell_px) for index in chosen[:_N_LOOKED_AT]]
+    return sum(counts, Shapes())
 
 
 def count_tissue_again(

@@ -285,8 +285,8 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
         if b.dead is not None:
             yield (
                 f"channel {b.name}: pixels of {b.dead:.6g} and less lie far below all others and "
-                "are taken for dead: the normalisation leaves their blocks out and the network "
-                "sees 0 there; if that is wrong, give --no-mask-debris"
+                "are taken for dead or empty: the normalisation leaves their blocks out and the "
+                "network sees 0 there; if that is wrong, give --no-mask-debris"
             )
         if survey.strewn:
             yield (

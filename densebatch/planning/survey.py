@@ -28,6 +28,7 @@ import numpy as np
 
 from densebatch.base.log import log_event
 from densebatch.planning.debris import (
+    TISSUE_CLASSES,
     find_debris,
     measure_density,
     reference_class,
@@ -38,7 +39,7 @@ from densebatch.planning.passes import (
     Reader,
     blocks_of,
     count_blocks,
-    count_cells_in_blocks,
+    count_shapes_in_blocks,
     count_tissue_again,
     count_wanted,
     open_reader,
@@ -46,7 +47,6 @@ from densebatch.planning.passes import (
 from densebatch.planning.survey_kernels import (
     BLOCK_PX,
     CELL_PX,
-    CLASSES_PER_OCTAVE,
     is_narrow,
     value_of_key,
 )
@@ -63,10 +63,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
-# Tissue reaches 1/64 of the 99th percentile of contrast. A larger share would leave out the dark
-# gaps of a field, which must count because networks are trained with the percentiles of whole
-# fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
-_TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 # Blocks of tissue that are fewer and more strewn than this are debris or rare cells, and it cannot
 # be told which.
 _SATURATED = 0.99
@@ -155,7 +151,7 @@ def survey_channel(
     looks, debris, uneven_times = counts.looks, None, 0.0
     if mask_debris:
         # The means are about half a cell wide.
-        searched = find_debris(looks, partial(count_cells_in_blocks, reader, 2 * side))
+        searched = find_debris(looks, partial(count_shapes_in_blocks, reader, 2 * side))
         debris, uneven_times = (searched if searched.is_any else None), searched.uneven_times
     if debris is not None:
         looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
@@ -229,7 +225,7 @@ def _find_usual(counts: Counts, dtype: np.dtype[Any]) -> float:
 def _tissue_class(classes: NDArray[np.uint8]) -> int:
     """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
     reference = reference_class(classes)
-    return max(1, reference - _TISSUE_CLASSES) if reference else 0
+    return max(1, reference - TISSUE_CLASSES) if reference else 0
 
 
 def _select_values(

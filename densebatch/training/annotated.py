@@ -16,7 +16,7 @@ from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
-from densebatch.planning.debris import count_cells, find_debris
+from densebatch.planning.debris import count_shapes, find_debris
 from densebatch.planning.normalization import find_masked
 from densebatch.planning.passes import look_at_blocks
 from densebatch.slides.slide import open_slide
@@ -128,7 +128,7 @@ def measure_diameters(labels: Sequence[NDArray[np.int32]]) -> NDArray[np.float64
 def _find_debris(plane: NDArray[np.generic], labels: NDArray[np.int32]) -> NDArray[np.bool_] | None:
     """Pixels that are taken for debris, and what is beside them; None if there are none."""
     cell_px = float(np.median(measure_diameters([labels]))) if labels.any() else _CELL_PX
-    debris = find_debris(look_at_blocks(plane), lambda gap, _: count_cells(plane, gap, cell_px))
+    debris = find_debris(look_at_blocks(plane), lambda gap, _: count_shapes(plane, gap, cell_px))
     return find_masked(plane, debris.above, debris.dead) if debris.is_any else None
 
 

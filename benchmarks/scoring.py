@@ -248,7 +248,7 @@ def time_reading(truth: str, pred: str, workers: int) -> dict[str, Any]:
 def time_plain_reading(truth: str, pred: str) -> dict[str, Any]:
     """Only read both arrays as anybody would, band after band; zarr uses its own threads."""
     start = time.perf_counter()
-    for path in (truth, pred):
+    for path in (Path(truth), Path(pred)):
         array = zarr.open_array(path, mode="r")
         for y in range(0, array.shape[0], SHARD):
             array[y : y + SHARD]

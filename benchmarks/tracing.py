@@ -50,7 +50,7 @@ def predict_flows(tissue: Tissue, scratch: Path) -> NDArray[np.float32]:
     slide, out = scratch / "slide.ome.zarr", scratch / "out"
     write_slide(tissue, slide, threads=2)
     segment(slide, out, membrane=("membrane",), workers=0, keep_flows=True, restart=out.exists())
-    return np.asarray(zarr.open_array(str(out / "work/flows.zarr"), mode="r")[:], np.float32)
+    return np.asarray(zarr.open_array(out / "work/flows.zarr", mode="r")[:], np.float32)
 
 
 def find_field(size: int, foreground: float, scratch: Path) -> tuple[NDArray[np.float32], Tissue]:

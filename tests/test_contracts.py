@@ -51,3 +51,14 @@ def test_a_newcomer_finds_packages_and_nothing_else():
         assert len(list(package.glob("*.py"))) - 1 <= 14, package
         for module in package.glob("*.py"):
             assert len(module.read_text().splitlines()) <= 450, module
+
+
+def test_paths_reach_zarr_as_paths():
+    """zarr takes a string with `::` or `s3:` in it for an address, and a path never."""
+    for module in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            match node:
+                case ast.Call(ast.Attribute(ast.Name("zarr")), [place, *_]):
+                    given = ast.unparse(place)
+                    is_text = given.startswith(("str(", "f'", "os.fspath("))
+                    assert not is_text, f"{module}:{node.lineno}"

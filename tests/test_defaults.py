@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from skimage.io import imsave
 
+from densebatch.simulation.debris import put_area, put_specks
 from tests.helpers.checkpoint_files import make_state
-from tests.helpers.debris import put_dead_area, put_specks
 from tests.helpers.run_files import call_main, simulate, write_tiff
+from tests.helpers.tiff_files import ome_image, ome_xml, place, write_pages
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "defaults.md"
 PIXELS = np.repeat(simulate(90, 120), 2, 0)
@@ -45,7 +47,7 @@ def plan(write, *options):
     return tell
 
 
-def train(sizes, um_per_px=None, value=0.0):
+def train(sizes, um_per_px=None, value=0.0, specks=False):
     """Case: what `train` prints of images of these pixel sizes."""
 
     def tell(folder, capsys):
@@ -55,6 +57,9 @@ def train(sizes, um_per_px=None, value=0.0):
         )
         labels[20:40, 20:40] = 1
         pixels[0, 0, 0] = value
+        if specks:
+            pixels, labels = put_specks(TISSUE, 100, 10, 3)[0], np.zeros(TISSUE.shape[1:])
+            labels[20:40, 20:40] = 1
         for index, size in enumerate(sizes):
             write_tiff(folder / f"t{index}_img.ome.tif", pixels, ["M"], size)
             imsave(folder / f"t{index}_masks.png", labels.astype(np.uint8), check_contrast=False)
@@ -113,7 +118,96 @@ TISSUE = simulate(256, 320)[:1]
 GLASS = rng.normal(300, 10, TISSUE.shape).astype(np.uint16)
 FOUR = ["CD8,4B", "CD8", "4B", "2"]
 
+
+def write_store(*transformations, of_image=(), labels=None):
+    def write(folder):
+        pixels = PIXELS[:2, None]
+        group = zarr.open_group(folder / "a.zarr", mode="w", zarr_format=2)
+        group.create_array("0", data=pixels, chunks=(1, 1, 64, 64))
+        axes = [{"name": name, "unit": "micrometer"} for name in "czyx"]
+        image = {"axes": axes, "coordinateTransformations": list(of_image)}
+        image["datasets"] = [{"path": "0", "coordinateTransformations": list(transformations)}]
+        group.attrs["multiscales"] = [image]
+        if labels is not None:
+            group.attrs["omero"] = {"channels": [{"label": label} for label in labels]}
+        return folder / "a.zarr"
+
+    return write
+
+
+def scale(*numbers):
+    return {"type": "scale", "scale": list(numbers)}
+
+
+def physical(**size):
+    def write(folder):
+        metadata = {"axes": "CYX", **size}
+        tifffile.imwrite(folder / "a.ome.tif", PIXELS[:1], metadata=metadata)
+        return folder / "a.ome.tif"
+
+    return write
+
+
+def with_thumbnail(folder):
+    with tifffile.TiffWriter(folder / "a.tif") as writer:
+        writer.write(PIXELS[0, :9, :20], subfiletype=1, metadata=None)
+        writer.write(PIXELS[0], metadata=None, resolution=(20000, 20000), resolutionunit=3)
+    return folder / "a.tif"
+
+
+def without_planes(folder):
+    """OME-XML of an image whose planes lie nowhere."""
+    description = ome_xml(ome_image("a", ["A"], ifd=-1, size=PIXELS.shape[1:]))
+    return write_pages(folder / "a.ome.tif", PIXELS[0], description=description)
+
+
+def with_more_pages(folder):
+    description = ome_xml(ome_image("a", ["A"], size=PIXELS.shape[1:]))
+    return write_pages(folder / "a.ome.tif", *PIXELS[:2], description=description)
+
+
+def renamed(folder):
+    planes = place(0, 0, file="another.ome.tif")
+    description = ome_xml(ome_image("a", ["A"], size=PIXELS.shape[1:], planes=planes))
+    return write_pages(folder / "a.ome.tif", PIXELS[0], description=description)
+
+
+def with_half(folder):
+    return write_pages(folder / "a.tif", PIXELS[0], PIXELS[0, ::2, ::2])
+
+
+def with_fold(folder):
+    dim = simulate(512, 512)[0] / 40
+    dim[100:250, 100:270] *= 30
+    return write_tiff(folder / "a.ome.tif", dim.astype(np.uint16)[None], ["M"])
+
+
+def inverted(folder):
+    tifffile.imwrite(folder / "a.tif", PIXELS[0], photometric="miniswhite", metadata=None)
+    return folder / "a.tif"
+
+
 NOTES = {
+    "the pixel size counts as unknown, unless": plan(write_store(), "--membrane", "0"),
+    "the last two are taken": plan(write_store(scale(1, 0.5, 0.5)), "--membrane", "0"),
+    "that of the whole image": plan(
+        write_store(of_image=[scale(1, 1, 0.5, 0.5)]), "--membrane", "0"
+    ),
+    "which are not square": plan(physical(PhysicalSizeX=0.5, PhysicalSizeY=0.7)),
+    "taken for its height too": plan(physical(PhysicalSizeX=0.5)),
+    "do not count and channels": plan(
+        write_store(scale(1, 1, 0.5, 0.5), labels=["a", "b", "c"]), "--membrane", "0"
+    ),
+    "of which": plan(with_thumbnail),
+    "which image of its OME-XML": plan(without_planes),
+    "0 is white": plan(inverted),
+    "describes all but": plan(with_more_pages),
+    "taken for it, renamed": plan(renamed),
+    "taken for lower resolutions": plan(with_half),
+    "no text as label": plan(
+        write_store(scale(1, 1, 0.5, 0.5), labels=[["x"], "b"]), "--membrane", "b"
+    ),
+    "looks like tissue by itself": plan(with_fold),
     "pixel size unknown: taken as": plan(slide(um_per_px=None)),
     "tells no pixel size": checkpoint(),
     "states no diam_mean": checkpoint("--diameter", 20, diam_mean=None),
@@ -127,13 +221,14 @@ NOTES = {
     "does not tell whether": checkpoint("--nuclei", "N", "--diameter", 20),
     "brightfield": plan(colours(LIGHT), "--membrane", "red"),
     "NaN or infinite; the network": plan(odd_float(with_nan)),
-    "taken for debris": plan(slide(put_specks(TISSUE, 20, 6)[0])),
-    "taken for dead": plan(slide(put_dead_area(TISSUE + 5000)[0])),
-    "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6)[0])),
+    "if they are cells": plan(slide(put_specks(TISSUE, 20, 6, 3)[0])),
+    "taken for dead": plan(slide(put_area(TISSUE + 5000, 0)[0])),
+    "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6, 3)[0])),
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
     "has no contrast": plan(slide(np.zeros_like(ONE))),
     "the images are taken to be of": train([None]),
     "that of the others": train([None, 0.5]),
+    "its percentiles leave them out": train([0.5], specks=True),
     "another is told by": train([0.25], um_per_px=0.5),
 }
 ERRORS = {
@@ -142,7 +237,7 @@ ERRORS = {
     "planes differ": plan(colours(NOISE)),
     "may be the channels": plan(slide(PIXELS, FOUR), "--membrane", "CD8,4B,2"),
     "such as": plan(slide(PIXELS, ["A", "B", "A", "C"]), "--membrane", "A"),
-    "has axes": plan(stack),
+    "say so with --axes": plan(stack),
     "at which the model is to see slides": train([0.25, 0.5]),
     "NaN, infinite or beyond": train([0.5], value=np.nan),
 }

@@ -137,7 +137,7 @@ def build_mosaic(fields: Path, work: Path, side: int, crop: int | None) -> Mosai
 
 
 def _write_store(path: Path, pixels: NDArray[np.generic]) -> None:
-    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    group = zarr.open_group(path, mode="w", zarr_format=3)
     array = group.create_array(
         "0",
         shape=pixels.shape,

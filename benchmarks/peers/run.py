@@ -164,7 +164,7 @@ def list_contestants(options: argparse.Namespace, mosaic: Mosaic) -> list[Contes
 
     def ours(out: Path) -> NDArray[Any]:
         report = json.loads((out / "out/run.json").read_text())
-        return zarr.open_array(report["labels"] + "/0", mode="r")[:]
+        return zarr.open_array(Path(report["labels"]) / "0", mode="r")[:]
 
     def our_lines(out: Path) -> tuple[list[int], list[int]]:
         """Of tracing tiles and of the cores of network patches."""
@@ -201,7 +201,7 @@ def list_contestants(options: argparse.Namespace, mosaic: Mosaic) -> list[Contes
             Contestant(
                 f"patchworks {tile}",
                 patchworks(tile),
-                lambda out: zarr.open_array(str(out / "labels.zarr/labels"), mode="r")[:],
+                lambda out: zarr.open_array(out / "labels.zarr/labels", mode="r")[:],
                 grid(tile),
                 f"tiles of {tile}, overlap {options.overlap}",
                 {**threads, "PYTHONPATH": str(HERE)},

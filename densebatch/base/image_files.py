@@ -260,7 +260,8 @@ def check_segments(path: Path, series: TiffPageSeries) -> None:
             "all must be there, in files of their own beside it or inside"
         )
     for number, page in enumerate(pages):
-        where = f"of page {number}" if page.parent is keyframe.parent else f"of {page.parent}"
+        is_here = page.parent is keyframe.parent
+        where = f"of page {number}" if is_here else f"of {page.parent.filename}"
         offsets = np.array(page.dataoffsets, dtype=np.uint64)
         counts = np.array(page.databytecounts, dtype=np.uint64)
         if not len(offsets) == len(counts) == expected:

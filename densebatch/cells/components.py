@@ -36,6 +36,7 @@ MAX_FEW = 255
 # piece. Among few labels a single shattered one raises the average, so that there more are allowed.
 HANDFUL = 16
 PIECES_PER_LABEL = {"handful": 3.0, "more": 1.5}
+PREDICTED_PIECES = 5  # of the one label of a prediction, from which it is a mask
 # A piece of fewer pixels is a slip of the pen where its label has a piece ten times as large.
 SLIP_PX = 10
 SLIP_RATIO = 10
@@ -97,7 +98,13 @@ def check_masks(source: PixelSource, label_components: bool | None, where: str) 
     return False
 
 
-def refuse_mask(source: PixelSource, where: str, labels: NDArray[np.uint32] | None = None) -> None:
+def refuse_mask(
+    source: PixelSource,
+    where: str,
+    labels: NDArray[np.uint32] | None = None,
+    *,
+    is_prediction: bool = False,
+) -> None:
     """Refuse an image whose few labels lie in many pieces.
 
     Parameters
@@ -108,6 +115,9 @@ def refuse_mask(source: PixelSource, where: str, labels: NDArray[np.uint32] | No
         Names it in the error.
     labels
         Its labels without 0, ascending, where they are known.
+    is_prediction
+        Whether it is the work of a program, which may well leave a cell or two in pieces: then only
+        one label in `PREDICTED_PIECES` and more is refused.
 
     Raises
     ------
@@ -128,6 +138,8 @@ def refuse_mask(source: PixelSource, where: str, labels: NDArray[np.uint32] | No
         return
     pieces, whole = count_pieces(source, labels, where)
     total, most = int(pieces.sum()), "" if whole else "at least "
+    if is_prediction and (labels.size > 1 or total < PREDICTED_PIECES):
+        return
     if labels.size == 1 and total > 1:
         raise InputError(
             f"{where} looks like a yes/no mask: its only label {labels[0]} lies in {most}{total} "

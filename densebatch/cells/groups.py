@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import warnings
-from typing import TYPE_CHECKING, Any
+import os
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from densebatch.base.ngff import ZarrFormat
+    from densebatch.ngff.metadata import ZarrFormat
 
 
 def find_format(folder: Path) -> ZarrFormat | None:
@@ -125,15 +128,114 @@ def describe_differences(found: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 
 def refresh_consolidated(folder: Path) -> None:
-    """Renew a group's consolidated metadata if it has them: readers would not see what is new."""
+    """Renew what consolidated metadata say of a group below it, and of the group itself.
+
+    A reader of consolidated metadata sees nothing that they do not list. Any group above may have
+    them: the image, and the plate, store or folder that holds the image. Only what they say of this
+    group is replaced, because the rest belongs to others, and zarr cannot open all that it can be.
+
+    Parameters
+    ----------
+    folder
+        A group that was changed, or whose members were.
+    """
     zarr_format = find_format(folder)
+    if zarr_format is None:
+        return
+    for holder in list_consolidated(folder):
+        path = holder.path / holder.document
+        with _locked(holder.path):
+            document = json.loads(path.read_bytes())
+            known = _list_known(document, zarr_format)
+            within = f"{holder.inside}/" if holder.inside else ""
+            for key in [key for key in known if key == holder.inside or key.startswith(within)]:
+                del known[key]
+            known |= dict(_list_documents(folder, holder.inside, zarr_format))
+            known.pop("", None)  # in format 3 a group does not list itself
+            write_atomic(path, json.dumps(document, indent=2).encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out: those of two images of a plate must not undo what the other wrote."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _list_known(document: dict[str, Any], zarr_format: ZarrFormat) -> dict[str, Any]:
+    """Entries of consolidated metadata, by their path; KeyError or TypeError if there are none."""
+    if zarr_format == 3:
+        document = document["consolidated_metadata"]
+    known: dict[str, Any] = document["metadata"]
+    return known
+
+
+class Holder(NamedTuple):
+    """A group with consolidated metadata that tell, or should tell, of another.
+
+    Attributes
+    ----------
+    path : its folder
+    document : name of the file that has them
+    inside : path of the other group in it; "" if it is that group
+    """
+
+    path: Path
+    document: str
+    inside: str
+
+
+def list_consolidated(folder: Path) -> list[Holder]:
+    """The groups above a group, and itself, that have consolidated metadata which list it.
+
+    A group that is not listed itself belongs to one that is: `labels` to its image.
+    """
+    zarr_format = find_format(folder) or find_format(folder.parent) or 3
+    name = ".zmetadata" if zarr_format == 2 else "zarr.json"
+    found = {}
+    # A link to the folder may stand in a group, or the folder itself.
+    for start in (folder.absolute(), folder.resolve()):
+        for path in (start, *start.parents):
+            try:
+                known = set(_list_known(json.loads((path / name).read_bytes()), zarr_format))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            inside = start.relative_to(path).as_posix()
+            inside = "" if inside == "." else inside
+            image = inside.rpartition("/")[0]
+            if not image or any(key == image or key.startswith(f"{image}/") for key in known):
+                found[path.resolve()] = Holder(path, name, inside)
+    return list(found.values())
+
+
+def _list_documents(
+    folder: Path, inside: str, zarr_format: ZarrFormat
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What consolidated metadata list of a group and its members: keys and documents."""
     if zarr_format == 2:
-        has_them = (folder / ".zmetadata").is_file()
+        for name in (".zgroup", ".zarray", ".zattrs"):
+            if (folder / name).is_file():
+                key = f"{inside}/{name}" if inside else name
+                yield key, json.loads((folder / name).read_bytes())
+        is_array = (folder / ".zarray").is_file()
     else:
-        node = json.loads((folder / "zarr.json").read_text())
-        has_them = node.get("consolidated_metadata") is not None
-    if has_them:
-        with warnings.catch_warnings():
-            # zarr remarks that format 3 does not specify them, but this group has them.
-            warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(LocalStore(folder), zarr_format=zarr_format)
+        document = json.loads((folder / "zarr.json").read_bytes())
+        is_array = document["node_type"] == "array"
+        if not is_array:
+            # As zarr writes it: members stand beside the group and not in it.
+            empty = {"kind": "inline", "must_understand": False, "metadata": {}}
+            document["consolidated_metadata"] = empty
+        yield inside, document
+    if is_array:
+        return
+    for child in folder.iterdir():
+        # A name that begins with a dot is that of something to be deleted.
+        is_member = child.is_dir() and not child.name.startswith(".")
+        if is_member and find_format(child) == zarr_format:
+            path = f"{inside}/{child.name}" if inside else child.name
+            yield from _list_documents(child, path, zarr_format)

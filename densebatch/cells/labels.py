@@ -20,25 +20,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
-from densebatch.base.ngff import (
-    SlidePyramid,
-    find_fault,
-    labels_attributes,
-    list_labels,
-    ome_attributes,
-    parse_pyramid,
-    require_multiscale,
-)
 from densebatch.cells.groups import (
     describe_differences,
     find_format,
     is_blank,
+    list_consolidated,
     open_array,
     open_group,
     read_attributes,
@@ -66,11 +59,25 @@ from densebatch.cells.pyramid_spec import (
     label_document,
     shard_grid,
 )
+from densebatch.ngff.choice import require_multiscale
+from densebatch.ngff.folders import Node
+from densebatch.ngff.metadata import (
+    SlidePyramid,
+    find_fault,
+    labels_attributes,
+    list_labels,
+    ome_attributes,
+    order_levels,
+    rank_levels,
+)
+from densebatch.ngff.scales import parse_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import zarr
+
+    from densebatch.ngff.metadata import Json, Version
 
 __all__ = [
     "PyramidSpec",
@@ -103,39 +110,64 @@ _IN_THE_WAY = "{} exists and was not written by densebatch; remove it or choose 
 _FOREIGN = "{} was not written by densebatch and is not deleted."
 
 
-def in_place_spec(image: str | Path) -> PyramidSpec:
+def in_place_spec(
+    image: str | Path, scene: str | None = None, axes: str | None = None
+) -> PyramidSpec:
     """Describe labels that go into an existing OME-Zarr image: same version, levels and scales.
 
     Parameters
     ----------
     image
         The image group, OME-Zarr 0.4 or 0.5, with axes y and x among others.
+    scene
+        Which image, where the group describes several.
+    axes
+        A letter for each axis, where a user said what they are.
 
     Raises
     ------
     InputError
-        If `image` is no such group.
+        If `image` is no such group, or labels cannot copy its scales.
     """
     root = Path(image)
-    attributes = read_attributes(root)
-    datasets = require_multiscale(attributes, str(root))["datasets"]
-    shapes = [open_array(root / dataset["path"]).shape for dataset in datasets]
-    version, pyramid = parse_pyramid(attributes, shapes, str(root))
+    version, pyramid = _read_layout(root, scene, axes, bare=True)
     return PyramidSpec(
         root=str(root),
         ngff=version,
         height=pyramid.shapes[0][0],
         width=pyramid.shapes[0][1],
-        n_levels=len(shapes),
+        n_levels=len(pyramid.shapes),
         slide=pyramid,
         in_place=True,
     )
 
 
-def slide_layout(image: str | Path) -> SlidePyramid | None:
-    """Layout of an OME-Zarr image whose labels go elsewhere; None if labels cannot copy it."""
+def _read_layout(
+    root: Path, scene: str | None, axes: str | None, *, bare: bool
+) -> tuple[Version, SlidePyramid]:
+    """Version and layout of an image; see `parse_pyramid` for `bare`."""
+    attributes = read_attributes(root)
+    node = Node(root, find_format(root) or 3, False, attributes)
+    multiscale, shapes = _order_levels(root, require_multiscale(node, scene))
+    return parse_pyramid(attributes, multiscale, shapes, str(root), axes=axes, bare=bare)
+
+
+def _order_levels(root: Path, multiscale: Json) -> tuple[Json, list[tuple[int, ...]]]:
+    """An image whose levels are listed from the largest on, and their shapes."""
+    shapes = [open_array(root / dataset["path"]).shape for dataset in multiscale["datasets"]]
+    ranked = [shapes[level] for level in rank_levels(multiscale, shapes)]
+    return order_levels(multiscale, shapes), ranked
+
+
+def slide_layout(
+    image: str | Path, scene: str | None = None, axes: str | None = None
+) -> SlidePyramid | None:
+    """Layout of an OME-Zarr image whose labels go elsewhere; None if labels cannot copy it.
+
+    Parameters as for `in_place_spec`.
+    """
     try:
-        return in_place_spec(image).slide
+        return _read_layout(Path(image), scene, axes, bare=False)[1]
     except InputError as error:
         log_event(
             log,
@@ -161,7 +193,16 @@ def check_place(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: b
         If labels of another run or of somebody else are in the way.
     """
     label = label_path(spec)
-    if not spec.in_place or find_format(label) is None:
+    if not spec.in_place:
+        return
+    for holder in list_consolidated(label.parent):
+        if not os.access(holder.path, os.W_OK):
+            raise InputError(
+                f"{holder.path} has consolidated metadata, without which nobody sees labels in "
+                f"{spec.root}, and cannot be written; accepted are labels that are not written in "
+                "place"
+            )
+    if find_format(label) is None:
         return
     group = open_group(label)
     attributes = read_attributes(label)
@@ -244,7 +285,7 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
     names = _listed_labels(label.parent)
     if spec.label_name not in names:
         _list_labels(spec, [*names, spec.label_name])
-    _refresh_consolidated(spec)
+    refresh_consolidated(label_path(spec).parent)
     log_event(log, "labels finished", path=str(label), cells=n_cells)
 
 
@@ -274,9 +315,11 @@ def read_labels(path: str | Path, level: int = 0) -> zarr.Array[Any]:
     attributes = read_attributes(label)
     if attributes.get(OWNER, {}).get("complete") is False:
         raise InputError(f"{label} is not finished; run the same command again to finish it.")
-    datasets = require_multiscale(attributes, str(label))["datasets"]
+    node = Node(label, find_format(label) or 3, False, attributes)
+    multiscale = require_multiscale(node)
     if "image-label" not in ome_attributes(attributes):
         raise InputError(f"{label} is an OME-Zarr image but not a label image.")
+    datasets = _order_levels(label, multiscale)[0]["datasets"]
     if not 0 <= level < len(datasets):
         raise InputError(f"{label} has levels 0 to {len(datasets) - 1}, not {level}.")
     return open_array(label / datasets[level]["path"])
@@ -361,7 +404,7 @@ def _delete_earlier(spec: PyramidSpec) -> None:
     target.rename(trash)
     shutil.rmtree(trash)
     if spec.in_place:
-        _refresh_consolidated(spec)
+        refresh_consolidated(label_path(spec).parent)
 
 
 def _listed_labels(folder: Path) -> list[str]:
@@ -375,8 +418,3 @@ def _list_labels(spec: PyramidSpec, names: list[str]) -> None:
     if "ome" in attributes:
         attributes = {"ome": read_attributes(folder).get("ome", {}) | attributes["ome"]}
     open_group(folder).update_attributes(attributes)
-
-
-def _refresh_consolidated(spec: PyramidSpec) -> None:
-    for folder in (label_path(spec).parent, Path(spec.root)):
-        refresh_consolidated(folder)

@@ -50,12 +50,18 @@ class Pixels:
         A letter for each dimension: Y and X for rows and columns, S for the samples of a colour.
     unit
         Rows and columns that are cheapest to read together.
+    scene
+        Which image of a file that holds several it is, as the user named it.
+    notes
+        What a user should know of how it was chosen, a sentence each.
     """
 
     path: Path
     array: Any
     axes: str
     unit: tuple[int, int] = (1, 1)
+    scene: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from densebatch.base.geometry import Grid
-from densebatch.base.ngff import (
+from densebatch.ngff.metadata import (
     ZARR_FORMATS,
     Json,
     SlidePyramid,

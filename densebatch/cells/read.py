@@ -22,7 +22,6 @@ from densebatch.base.image_files import (
     PALETTE,
     check_segments,
     decode_png,
-    open_tiff_file,
     read_png_header,
 )
 from densebatch.base.machine import measure_memory
@@ -36,10 +35,13 @@ from densebatch.cells.pixels import (
     guess_axes,
 )
 from densebatch.cells.read_zarr import open_zarr
+from densebatch.tiff.choice import choose_image
+from densebatch.tiff.images import open_tiff_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from tifffile import TiffFile
+
+    from densebatch.tiff.images import OpenTiff
 
 FILE_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 MAX_PX = 2**40
@@ -48,7 +50,7 @@ MAX_PX = 2**40
 class LabelImage:
     """A two-dimensional label image on disk that slices to uint32.
 
-    It travels to other processes as its path, and is opened there once.
+    It travels to other processes as its path and scene, and is opened there once.
 
     Parameters
     ----------
@@ -68,6 +70,7 @@ class LabelImage:
         self.where = str(pixels.path)
         self.shape = pixels.shape
         self.chunks = pixels.unit
+        self.notes = pixels.notes
         self._pixels = pixels
         self._masks = masks
         if np.dtype(pixels.array.dtype) == bool and not masks:
@@ -95,15 +98,15 @@ class LabelImage:
         return as_labels(planes[0], self.where, masks=self._masks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path.absolute()), self._masks)
+        return _reopen, (str(self.path.absolute()), self._pixels.scene, self._masks)
 
 
 @lru_cache(maxsize=4)
-def _reopen(path: str, masks: bool) -> LabelImage:
-    return open_labels(Path(path), masks=masks)
+def _reopen(path: str, scene: str | None, masks: bool) -> LabelImage:
+    return open_labels(Path(path), scene, masks=masks)
 
 
-def open_labels(path: Path, *, masks: bool = False) -> LabelImage:
+def open_labels(path: Path, scene: str | None = None, *, masks: bool = False) -> LabelImage:
     """Open a label image.
 
     Parameters
@@ -112,19 +115,22 @@ def open_labels(path: Path, *, masks: bool = False) -> LabelImage:
         A PNG, TIFF or .npy file; an OME-Zarr label group (`X.ome.zarr/labels/cells`), an image
         group with exactly one label image, a plain zarr array (zarr 2 and 3), or the output
         folder of `densebatch segment`.
+    scene
+        Which image of a file that holds several, by name or index; of no account for others.
     masks
         Whether yes/no masks of bool or one bit per pixel are read too, as 0 and 1.
 
     Raises
     ------
     InputError
-        Where the path does not exist, cannot be read, or is no label image. What only the pixels
+        Where the path does not exist, cannot be read, is no label image, or holds several of which
+        none was chosen. What only the pixels
         tell (their values, a damaged chunk) is raised when they are read.
     """
-    return LabelImage(open_pixels(path, labels=True), masks=masks)
+    return LabelImage(open_pixels(path, labels=True, scene=scene), masks=masks)
 
 
-def open_pixels(path: Path, *, labels: bool = False) -> Pixels:
+def open_pixels(path: Path, *, labels: bool = False, scene: str | None = None) -> Pixels:
     """Open an image of any kind.
 
     Parameters
@@ -133,6 +139,8 @@ def open_pixels(path: Path, *, labels: bool = False) -> Pixels:
         As for `open_labels`, or an image.
     labels
         Whether an OME-Zarr image stands for its label image, or for its highest resolution.
+    scene
+        As for `open_labels`.
 
     Raises
     ------
@@ -142,7 +150,7 @@ def open_pixels(path: Path, *, labels: bool = False) -> Pixels:
         Where a piece of it does not fit into memory.
     """
     try:
-        pixels = _open(path, labels=labels)
+        pixels = _open(path, labels=labels, scene=scene)
     except (InputError, MemoryError):
         raise
     # Whatever fails while a damaged header is read, the file cannot be used.
@@ -162,16 +170,16 @@ def open_pixels(path: Path, *, labels: bool = False) -> Pixels:
     return pixels
 
 
-def _open(path: Path, *, labels: bool) -> Pixels:
+def _open(path: Path, *, labels: bool, scene: str | None) -> Pixels:
     if not path.exists():
         raise InputError(f"{path} does not exist; accepted are {ACCEPTED}")
     if path.is_dir():
-        return open_zarr(path, labels=labels)
+        return open_zarr(path, labels=labels, scene=scene)
     suffix = path.suffix.lower()
     if suffix == ".png":
         return _open_png(path)
     if suffix in (".tif", ".tiff"):
-        return _open_tiff(path)
+        return _open_tiff(path, scene, labels=labels)
     if suffix == ".npy":
         return _open_npy(path)
     raise InputError(f"{path} is of an unknown kind; accepted are {ACCEPTED}")
@@ -211,22 +219,23 @@ def _open_png(path: Path) -> Pixels:
     return Pixels(path, pixels, "YX" if pixels.ndim == 2 else "YXS")
 
 
-def _open_tiff(path: Path) -> Pixels:
-    tif = open_tiff_file(path)
+def _open_tiff(path: Path, scene: str | None, *, labels: bool) -> Pixels:
+    opened = open_tiff_images(path, for_cells=labels)
     try:
-        pixels = _read_tiff_layout(path, tif)
+        pixels = _read_tiff_layout(opened, scene)
     except BaseException:
-        tif.close()
+        opened.tif.close()
         raise
     # Reads go through the open file for as long as somebody holds the pixels.
-    weakref.finalize(pixels, tif.close)
+    weakref.finalize(pixels, opened.tif.close)
     return pixels
 
 
-def _read_tiff_layout(path: Path, tif: TiffFile) -> Pixels:
-    series = tif.series[0]
-    check_segments(path, series)
-    level = series.levels[0]
+def _read_tiff_layout(opened: OpenTiff, scene: str | None) -> Pixels:
+    path = opened.path
+    chosen = choose_image(opened, scene, only_if_several=True)
+    level = chosen.series
+    check_segments(path, level)
     told, first = str(level.axes), level.keyframe
     axes = complete_axes(told, level.shape, path)
     is_inverted = level.dtype == bool and first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
@@ -236,13 +245,19 @@ def _read_tiff_layout(path: Path, tif: TiffFile) -> Pixels:
             f"{path} has one bit per pixel and says that 0 is white, so that it is not clear what "
             "is inside; save it with 0 as black, or with 8 bits"
         )
-    if len(series.levels) == 1 and first.is_memmappable and level.dataoffset is not None:
-        return Pixels(path, tifffile.memmap(path, series=0, mode="r"), axes)
-    unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
-    # The store fails at unnamed axes of length 1 behind those of a page, which it can leave out.
-    squeeze = 1 in level.shape and bool(set(UNNAMED) & set(told))
-    if squeeze:
-        axes = complete_axes(level.get_axes(squeeze=True), level.get_shape(squeeze=True), path)
-    # Unlike a page of tifffile, its store may be read by several threads at once.
-    store = series.aszarr(level=0, squeeze=squeeze or None)
-    return Pixels(path, zarr.open_array(store, mode="r"), axes, unit)
+    unit = (1, 1)
+    if chosen.image.n_levels == 1 and first.is_memmappable and level.dataoffset is not None:
+        dtype = np.dtype(level.dtype).newbyteorder(opened.tif.byteorder)
+        file = level.keyframe.parent.filehandle.path
+        array: Any = np.memmap(file, dtype, "r", level.dataoffset, level.shape)
+    else:
+        unit = (int(first.chunks[0]), int(first.chunks[1])) if len(first.chunks) > 1 else (1, 1)
+        # The store fails at unnamed axes of length 1 behind those of a page, which it can leave
+        # out.
+        squeeze = 1 in level.shape and bool(set(UNNAMED) & set(told))
+        if squeeze:
+            axes = complete_axes(level.get_axes(squeeze=True), level.get_shape(squeeze=True), path)
+        # Unlike a page of tifffile, its store may be read by several threads at once.
+        store = level.aszarr(level=0, squeeze=squeeze or None)
+        array = zarr.open_array(store, mode="r")
+    return Pixels(path, array, axes, unit, scene, chosen.notes)

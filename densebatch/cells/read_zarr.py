@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, cast
-
-import zarr
+from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.base.ngff import (
+from densebatch.base.names import Scene, choose_scene
+from densebatch.cells.groups import open_array
+from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes
+from densebatch.ngff.choice import choose_image, choose_multiscale, list_images
+from densebatch.ngff.folders import list_folders, read_node, read_shape, suggest_paths
+from densebatch.ngff.metadata import (
     find_multiscale,
+    is_inside,
     list_axis_names,
     list_labels,
-    ome_attributes,
+    list_level_paths,
+    order_levels,
 )
-from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import zarr
     from numpy.typing import NDArray
 
-    from densebatch.base.ngff import Json
+    from densebatch.ngff.folders import Node
 
 
 class CheckedArray:
@@ -84,7 +89,7 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
-def open_zarr(path: Path, *, labels: bool) -> Pixels:
+def open_zarr(path: Path, *, labels: bool, scene: str | None = None) -> Pixels:
     """Open an array, the label image of a group, or the highest resolution of its picture.
 
     Parameters
@@ -93,6 +98,8 @@ def open_zarr(path: Path, *, labels: bool) -> Pixels:
         A folder: an array, a group, or the output of a run.
     labels
         Whether the label image of an image group is meant, or its picture.
+    scene
+        Which label image or picture, by name or index; of no account where there is only one.
 
     Raises
     ------
@@ -102,51 +109,79 @@ def open_zarr(path: Path, *, labels: bool) -> Pixels:
     if not is_zarr(path) and is_zarr(path / "segmentation.ome.zarr"):
         path = path / "segmentation.ome.zarr"
     if not is_zarr(path):
-        raise InputError(f"{path} is a folder and no zarr; accepted are {ACCEPTED}")
-    node = zarr.open(path, mode="r")
-    axes = None
-    if isinstance(node, zarr.Group):
+        raise InputError(
+            f"{path} is a folder and no zarr; accepted are {ACCEPTED}"
+            f"{suggest_paths(path, labels=labels)}"
+        )
+    node = read_node(path)
+    axes, folder = None, path
+    if node is not None and not node.is_array:
         # A group below `labels` is taken for a label image, because not every writer marks them.
-        node, axes = _find_array(node, path, labels=labels and path.parent.name != "labels")
-    if axes is None or len(axes) != node.ndim or not {"Y", "X"} <= set(axes):
-        axes = guess_axes(node.shape, path)
-    array = CheckedArray(node, path / node.path)
-    unit = array.piece
-    return Pixels(path, array, axes, (unit[axes.index("Y")], unit[axes.index("X")]))
+        wanted = labels and path.parent.name != "labels" and "image-label" not in node.ome
+        found = _find_label_group(node, scene) if wanted else node
+        folder, axes = _find_array(found, None if wanted else scene, labels=labels)
+    array = open_array(folder)
+    if axes is None or len(axes) != array.ndim or not {"Y", "X"} <= set(axes):
+        axes = guess_axes(array.shape, path)
+    checked = CheckedArray(array, folder)
+    unit = checked.piece
+    return Pixels(path, checked, axes, (unit[axes.index("Y")], unit[axes.index("X")]), scene)
 
 
-def _find_array(
-    group: zarr.Group, path: Path, *, labels: bool
-) -> tuple[zarr.Array[Any], str | None]:
-    """The highest resolution of a label image, or of an image, and a letter for each axis."""
-    ome = ome_attributes(dict(group.attrs))
-    if labels and "image-label" not in ome:
-        return _find_array(_find_label_group(group, ome, path), path, labels=False)
-    multiscale = find_multiscale(ome)
-    if multiscale is None:
-        raise InputError(f"{path} is a zarr group without an image; accepted are {ACCEPTED}")
-    array = group[multiscale["datasets"][0]["path"]]
-    if not isinstance(array, zarr.Array):
-        raise InputError(f"{path} lists {array.name} as its highest resolution, which is no array")
-    letters = "".join(str(name)[0].upper() for name in list_axis_names(multiscale))
-    return array, letters or None
+def _find_array(node: Node, scene: str | None, *, labels: bool) -> tuple[Path, str | None]:
+    """Folder of the highest resolution of an image, and a letter for each axis."""
+    image = node
+    if "multiscales" not in node.ome and not labels:
+        several = len(list_images(node) or ()) > 1
+        image, scene = choose_image(node, scene if several else None) or node, None
+    if find_multiscale(image.ome) is None:
+        raise InputError(
+            f"{image.path} is a zarr group without an image; accepted are {ACCEPTED}"
+            f"{suggest_paths(image.path, labels=labels)}"
+        )
+    images = image.ome["multiscales"]
+    multiscale = images[choose_multiscale(image, scene if len(images) > 1 else None)]
+    folders = [image.path / name for name in list_level_paths(multiscale, image.path)]
+    levels = [read_node(folder) for folder in folders]
+    for folder, level in zip(folders, levels, strict=True):
+        if level is None or not level.is_array:
+            raise InputError(f"{image.path} lists {folder} as a resolution, which is no array")
+    multiscale = order_levels(multiscale, [read_shape(level) for level in levels if level])
+    letters = "".join(str(name)[:1].upper() for name in list_axis_names(multiscale))
+    return image.path / multiscale["datasets"][0]["path"], letters or None
 
 
-def _find_label_group(group: zarr.Group, ome: Json, path: Path) -> zarr.Group:
-    """The only label image of an image group, or of a group of label images."""
-    holder = group
-    listed = list_labels(ome)
-    if "labels" in set(group.group_keys()):
-        holder = cast("zarr.Group", group["labels"])
-        listed = list_labels(ome_attributes(dict(holder.attrs))) or sorted(holder.group_keys())
-    elif ome.get("labels") is None:
+def _find_label_group(node: Node, scene: str | None) -> Node:
+    """The label image that is meant of an image group, or of a group of label images."""
+    path = node.path
+    listed = list_labels(node.ome)
+    holder = read_node(path / "labels")
+    if holder is not None and not holder.is_array:
+        path = path / "labels"
+        listed = list_labels(holder.ome) or _list_groups(path)
+    elif path.name == "labels" and not listed:
+        listed = _list_groups(path)
+    elif node.ome.get("labels") is None:
         raise InputError(
             f"{path} is a zarr group without a label image; accepted are a label image "
             "(X.ome.zarr/labels/NAME), an image with exactly one, or a plain array"
+            f"{suggest_paths(path, labels=True)}"
         )
-    if len(listed) != 1:
+    names = list(map(str, listed))
+    if scene is not None and len(names) > 1:
+        names = [names[choose_scene(path, [Scene(name, "a label image") for name in names], scene)]]
+    if len(names) != 1:
+        example = path / (names[0] if names else "NAME")
         raise InputError(
-            f"{path} has {len(listed)} label images ({', '.join(map(str, listed))}); give the "
-            "path of one, such as X.ome.zarr/labels/NAME"
+            f"{node.path} has {len(names)} label images ({', '.join(names)}); give the path of "
+            f"one, such as {example}"
         )
-    return cast("zarr.Group", holder[str(listed[0])])
+    found = read_node(path / names[0]) if is_inside(names[0]) else None
+    if found is None or found.is_array:
+        raise InputError(f"{path} lists the label image {names[0]!r}, and there is none")
+    return found
+
+
+def _list_groups(path: Path) -> list[str]:
+    nodes = {child.name: read_node(child) for child in list_folders(path)}
+    return sorted(name for name, node in nodes.items() if node is not None and not node.is_array)

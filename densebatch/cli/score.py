@@ -68,6 +68,11 @@ _PIPE_WIDTH = 200
     metavar="PX",
     help="Also score outlines, with this tolerance.",
 )
+@click.option(
+    "--scene",
+    metavar="NAME",
+    help="Image, by name or index, of files that hold several.",
+)
 @click.option("--allow-missing", is_flag=True, help="Leave out files without a partner.")
 @click.option("--json", "json_path", type=_PATH, metavar="PATH", help="Write JSON; - for stdout.")
 @click.option("--csv", "csv_path", type=_PATH, metavar="PATH", help="Write CSV; - for stdout.")
@@ -91,6 +96,7 @@ def score(
     ignore: Path | None,
     label_components: bool | None,
     boundary: float | None,
+    scene: str | None,
     allow_missing: bool,
     json_path: Path | None,
     csv_path: Path | None,
@@ -121,7 +127,7 @@ def score(
         ignore_below=ignore_below,
         label_components=label_components,
     )
-    options = ScoreOptions(settings, boundary, ignore, image, allow_missing, field)
+    options = ScoreOptions(settings, boundary, ignore, image, allow_missing, field, scene)
     for path in filter(None, (json_path, csv_path, report)):
         if not path.absolute().parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -140,6 +146,8 @@ def score(
     pairing = next(iter(scores.values())).pairing
     if pairing.rule:
         click.echo(pairing.rule, err=True)
+    for note in dict.fromkeys(note for found in scores.values() for note in found.notes):
+        click.echo(note, err=True)
     if report is not None:
         pictures = {name: draw_pictures(found, options) for name, found in scores.items()}
         _write(report, format_html(images, pictures, pairing.rule))

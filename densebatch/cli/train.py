@@ -86,6 +86,13 @@ def train(
     masters = [find_model(teacher) for teacher in teachers]
     recipe, notes = settle_recipe(images, recipe)
     data, held_out = load_annotated(images, recipe, hold_out)
+    notes += [
+        f"image {image.name}: {image.masked_fraction:.2%} of its pixels are taken for debris: its "
+        "percentiles leave them out and the network sees 0 there; "
+        "if it is cells, state mask_debris: false in the recipe"
+        for image in data
+        if image.masked_fraction
+    ]
     for note in notes:
         click.echo(note, err=True)
     begun = time.monotonic()

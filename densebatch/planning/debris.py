@@ -4,24 +4,27 @@ A speck of precipitate may be a hundred times as bright as the tissue around it.
 neither what counts as tissue nor which value becomes 1, and the network must not see it: a network
 of Cellpose's kind adds a mean over the whole patch to every pixel, so that one speck disturbs all
 cells of its patch. Han et al. 2024 black debris out by hand. Here too, what is found is shown to
-the network as 0; clipped to the upper bound, specks of 40 px would still cost 4 to 8 % of the cells
-beside them, and at 0 they cost less than 1 %.
+the network as 0; clipped to the upper bound it would still cost cells beside it
+(benchmarks/results/debris.json, `shown`).
 
 What is looked for is a gap in how bright the brightest pixel of each block is. Blocks of tissue,
 however rare bright cells are in it, have theirs at all levels up to the highest. Debris leaves a
 level such that nearly all blocks of tissue stay below a part of it (`_GAP`) and the others are
-beyond it. Two things must hold besides, or what is bright are cells:
+beyond it. Three things must hold besides, or what is bright are cells:
 
 - the blocks beyond are few and strewn; tissue that is so much brighter fills its surroundings;
 - the blocks below look like tissue by themselves: grain as coarse as cells, bright on dark. Below
-  rare bright cells on a dark ground lies nothing but noise.
+  rare bright cells on a dark ground lies nothing but noise;
+- of what is bright, less than a third has the look of stained cells: about a cell's size, an edge
+  as soft as a lens makes it, no plateau of one value, and no more than 50 times as bright as the
+  tissue. A blurred speck of a cell's size and brightness looks so too, and is not masked.
 
-This is a judgement, and bright cells that are rare on a ground with a structure of its own cannot
-be told from debris in this way. So it is told to the user, who can refuse it (`mask_debris`).
+This is a judgement. So it is told to the user, who can refuse it (`mask_debris`), and what comes
+near it is told too.
 
 The limits were chosen on the training fields of Han et al. 2024, on simulated tissue, dense and
-sparse, with and without glass, and on these with debris put in. Tissue without debris has no gap
-of even 1.5, unless less than a twentieth of it is stained.
+sparse, with and without glass, and on these with debris or rare bright cells put in. Tissue without
+debris has no gap of even 1.5, unless less than a twentieth of it is stained.
 """
 
 from __future__ import annotations
@@ -33,18 +36,27 @@ import numpy as np
 from scipy import ndimage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 _GAP, _HAZE_GAP = 2.5, 4.0
 _STRAGGLERS = 0.02  # share of the tissue's blocks that may lie inside of the gap
 _STEPS_PER_OCTAVE = 8  # of the levels that are tried
 _MAX_SHARE = 0.35  # of the blocks with contrast
+_MAX_HAZY_SHARE = 0.1
 _NEAR_BLOCKS = 7  # side of the neighbourhood in which blocks are dense or strewn
-_MAX_DENSITY = 0.35
+_MAX_DENSITY = 0.42
+_MAX_PART = 0.2  # of a dense part, that may be beyond a higher gap
 _CORE_CLASSES = 6  # tissue is asked for its look where its contrast reaches 1/8 of the strongest
 _LEAST_CORE = 12  # blocks of tissue without which nothing can be told
 _LEAST_GRAIN = 0.38  # noise has 0.3, thin simulated membranes 0.47, real tissue 1 to 3
 _LEAST_SKEW = 0.12  # noise has 0, thin simulated membranes 0.27, real tissue 1.6 and more
+_CELL_AREAS = (1 / 6, 4)  # of an expected cell's area, of what may be one
+_HARD = 0.65  # of the height of something bright, a step from pixel to pixel that no lens makes
+_PLATEAU = 0.25  # share of its pixels that are as bright as its brightest
+_BRIGHTEST_CELL = 50.0  # times the tissue
+_LEAST_CELLS = 1 / 3  # of what is bright, above which it is cells
 _DEAD_DEPTH = 0.5  # dead pixels lie below the tissue's ground by more than this share of its range
 
 
@@ -79,97 +91,198 @@ class BlockLooks:
 
 
 @dataclass(frozen=True)
-class Debris:
-    """What of a channel is no light of the tissue.
+class Gap:
+    """A level that nearly all tissue stays far below.
 
     Attributes
     ----------
-    above : debris are pixels of more than this; infinite where none is too bright
-    dead : dead are pixels of this and less; minus infinite where none is dead
-    blocks : `(rows, cols)` bool, the blocks that hold such pixels
-    times : brightness of the brightest over that of the tissue; 0 where none is too bright
+    ground, tissue : pixel value of dark tissue, and by how much nearly all of it is brighter
+    above : a pixel value in the middle of the gap, as ratios go
+    times : how many times as bright as the tissue the brightest is
     """
 
+    ground: float
+    tissue: float
     above: float
-    dead: float
-    blocks: NDArray[np.bool_]
     times: float
+
+
+@dataclass(frozen=True)
+class Debris:
+    """What of a channel is no light of the tissue, and what might be.
+
+    Attributes
+    ----------
+    above : debris are pixels of more than this; None where none is too bright
+    dead : dead are pixels of this and less; None where none is dead
+    blocks : `(rows, cols)` bool, the blocks that hold such pixels
+    times : brightness of the brightest over that of the tissue; 0 where none is too bright
+    uneven_times : the same of what is bright and is cells, or dense; 0 without
+    """
+
+    above: float | None
+    dead: float | None
+    blocks: NDArray[np.bool_]
+    times: float = 0.0
+    uneven_times: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is debris, or a dead pixel."""
+        return self.above is not None or self.dead is not None
 
 
 def reference_class(classes: NDArray[np.uint8]) -> int:
     """The 99th percentile of the contrast classes of blocks that have contrast; 0 without any."""
-    ranked = np.sort(classes[classes > 0])
-    return int(ranked[int(0.99 * (ranked.size - 1))]) if ranked.size else 0
+    counts = np.bincount(classes.ravel(), minlength=1)
+    counts[0] = 0
+    rank = int(0.99 * (counts.sum() - 1))
+    return int(np.searchsorted(np.cumsum(counts), rank, side="right")) if counts.any() else 0
 
 
-def find_debris(looks: BlockLooks) -> Debris | None:
+def count_cells(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> tuple[int, int]:
+    """How many bright things there are that are no specks, and how many look like stained cells.
+
+    Parameters
+    ----------
+    pixels
+        `(height, width)`.
+    gap
+        What is bright.
+    cell_px
+        Diameter of a cell.
+
+    Returns
+    -------
+    things, cells : int
+    """
+    values = np.nan_to_num(pixels.astype(np.float32), nan=gap.ground, posinf=gap.ground)
+    area_px = np.pi / 4 * cell_px**2
+    bright = values > gap.above
+    holes, _ = ndimage.label(~bright)
+    is_inside = np.bincount(holes.ravel()) <= area_px
+    is_inside[0] = False
+    things, n = ndimage.label(bright | is_inside[holes], np.ones((3, 3), int))
+    areas = np.bincount(things.ravel(), minlength=n + 1)[1:]
+    least, most = (share * area_px for share in _CELL_AREAS)
+    index = 1 + np.flatnonzero(areas >= least)
+    if index.size == 0:
+        return 0, 0
+    steps = np.zeros_like(values)
+    for axis in (0, 1):
+        step = np.abs(np.diff(values, axis=axis))
+        for side in (slice(None, -1), slice(1, None)):
+            at = (side, slice(None)) if axis == 0 else (slice(None), side)
+            steps[at] = np.maximum(steps[at], step)
+    peaks = np.asarray(ndimage.maximum(values, things, index))
+    hardest = np.asarray(ndimage.maximum(steps, things, index))
+    top = np.concatenate([[np.inf], np.asarray(ndimage.maximum(values, things, range(1, n + 1)))])
+    at_top = np.asarray(ndimage.sum(values >= top[things], things, index))
+    areas = areas[index - 1]
+    is_cell = (
+        (areas <= most)
+        & (hardest <= _HARD * (peaks - gap.ground))
+        & (at_top < np.maximum(_PLATEAU * areas, 2))
+        & (peaks - gap.ground <= _BRIGHTEST_CELL * gap.tissue)
+    )
+    return index.size, int(is_cell.sum())
+
+
+def find_debris(
+    looks: BlockLooks, count: Callable[[Gap, NDArray[np.bool_]], tuple[int, int]]
+) -> Debris:
     """Find debris and dead areas in what a survey knows of each block.
 
     Parameters
     ----------
     looks
         Of all blocks of a channel.
-
-    Returns
-    -------
-    Debris or None
-        None if all is tissue or glass, or it cannot be told.
+    count
+        Sums `count_cells` of what is above a gap over the pixels of some blocks.
     """
     lit = looks.classes > 0
+    nothing = Debris(None, None, np.zeros_like(lit))
     if not lit.any():
-        return None
+        return nothing
     darkest = lit & (looks.least == looks.least[lit].min())
     if darkest.sum() > _MAX_SHARE * lit.sum():
         darkest = np.zeros_like(lit)
-    found = _find_bright(looks, lit & ~darkest)
-    above, times = (np.inf, 0.0) if found is None else found
-    dead = _find_dead(looks, lit & ~(looks.most > above), darkest)
-    blocks = (looks.most > above) | (looks.least <= dead)
-    return Debris(above, dead, blocks, times) if blocks.any() else None
+    gap, uneven_times = _find_gap(looks, lit & ~darkest)
+    if gap is not None:
+        things, cells = count(gap, looks.most > gap.above)
+        if cells > _LEAST_CELLS * things:
+            uneven_times = max(uneven_times, gap.times)
+            gap = None
+    blocks = np.zeros_like(lit) if gap is None else looks.most > gap.above
+    dead = _find_dead(looks, lit & ~blocks, darkest)
+    if dead is not None:
+        blocks = blocks | (looks.least <= dead)
+    if gap is None:
+        return Debris(None, dead, blocks, uneven_times=uneven_times)
+    return Debris(gap.above, dead, blocks, gap.times, uneven_times)
 
 
-def _find_bright(looks: BlockLooks, lit: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """The value above which pixels are debris, and how many times the tissue's the brightest is."""
+def _find_gap(looks: BlockLooks, lit: NDArray[np.bool_]) -> tuple[Gap | None, float]:
+    """The lowest gap beyond which blocks are strewn; and how bright a dense part is, at most."""
     if not lit.any():
-        return None
+        return None, 0.0
     ground = float(np.median(looks.least[lit]))
-    peaks = looks.most.astype(np.float64) - ground
+    peaks = looks.most - np.float32(ground)
     top = float(peaks[lit].max())
-    ranked = np.sort(peaks[lit])
-    lowest = float(ranked[int((1 - _MAX_SHARE) * (ranked.size - 1))])
-    if not 0 < max(lowest, 0) < top:
-        return None
-    n_steps = int(_STEPS_PER_OCTAVE * np.log2(top / lowest))
-    for step in range(n_steps, 0, -1):
+    lowest = float(np.quantile(peaks[lit], 1 - _MAX_SHARE))
+    uneven_times, dense = 0.0, np.zeros_like(lit)
+    if not 0 < lowest < top:
+        return None, uneven_times
+    n_lit = int(lit.sum())
+    for step in range(int(_STEPS_PER_OCTAVE * np.log2(top / lowest)), 0, -1):
         level = top * 2.0 ** (-step / _STEPS_PER_OCTAVE)
         beyond = lit & (peaks > level)
-        # Blocks beside debris hold its haze, which is of any brightness; so they are left out where
-        # the gap is the wider, which rare bright cells hardly ever leave.
-        beside = ndimage.binary_dilation(beyond, np.ones((3, 3), bool))
-        for gap, without in ((_GAP, beyond), (_HAZE_GAP, beside)):
-            core = looks.core(lit & ~without)
-            if not core.any():
-                continue
-            tissue = float(np.quantile(peaks[core], 1 - _STRAGGLERS))
-            if (
-                0 < gap * tissue <= level
-                and measure_density(beyond) <= _MAX_DENSITY
-                and looks.look_like_tissue(core)
-            ):
-                # In the middle of the gap, as ratios go.
-                return ground + float(np.sqrt(tissue * level)), top / tissue
-    return None
+        core = _find_tissue_below(looks, peaks, lit & ~beyond, level / _GAP)
+        if core is None and beyond.sum() <= _MAX_HAZY_SHARE * n_lit:
+            # Blocks beside debris hold its haze, which is of any brightness; so they are left out
+            # where the gap is the wider, which rare bright cells hardly ever leave.
+            beside = ndimage.binary_dilation(beyond, np.ones((3, 3), bool))
+            core = _find_tissue_below(looks, peaks, lit & ~beside, level / _HAZE_GAP)
+        if core is None:
+            continue
+        tissue = float(np.quantile(peaks[core], 1 - _STRAGGLERS))
+        if measure_density(beyond) > _MAX_DENSITY:
+            dense |= beyond
+            uneven_times = max(uneven_times, level / tissue)
+        elif np.count_nonzero(beyond & dense) <= _MAX_PART * np.count_nonzero(dense):
+            above = ground + float(np.sqrt(tissue * level))
+            return Gap(ground, tissue, above, top / tissue), uneven_times
+    return None, uneven_times
 
 
-def _find_dead(looks: BlockLooks, lit: NDArray[np.bool_], darkest: NDArray[np.bool_]) -> float:
-    """The value of dead pixels: one and the same, and far below all others."""
+def _find_tissue_below(
+    looks: BlockLooks, peaks: NDArray[np.float32], among: NDArray[np.bool_], level: float
+) -> NDArray[np.bool_] | None:
+    """The tissue of some blocks, if nearly all stays below a level and it looks like tissue."""
+    core = looks.core(among)
+    n_over = np.count_nonzero(core & (peaks > level))
+    if n_over > _STRAGGLERS * np.count_nonzero(core) or not looks.look_like_tissue(core):
+        return None
+    return core
+
+
+def _find_dead(
+    looks: BlockLooks, lit: NDArray[np.bool_], darkest: NDArray[np.bool_]
+) -> float | None:
+    """The value of dead pixels: one and the same in several blocks, and far below all others.
+
+    A canvas around the slide, of blocks without contrast that reach its edge, is none.
+    """
     core = looks.core(lit & ~darkest)
-    if not (darkest & lit).any() or not looks.look_like_tissue(core):
-        return -np.inf
+    if np.count_nonzero(darkest & lit) < 2 or not looks.look_like_tissue(core):
+        return None
     value = float(looks.least[darkest].min())
+    empty = (looks.classes == 0) & (looks.most <= value)
+    if any(edge.any() for edge in (empty[0], empty[-1], empty[:, 0], empty[:, -1])):
+        return None
     ground = float(np.quantile(looks.least[core], _STRAGGLERS))
     tissue = float(np.quantile(looks.most[core], 1 - _STRAGGLERS))
-    return value if value < ground - _DEAD_DEPTH * (tissue - ground) else -np.inf
+    return value if value < ground - _DEAD_DEPTH * (tissue - ground) else None
 
 
 def measure_density(where: NDArray[np.bool_]) -> float:

@@ -74,25 +74,29 @@ def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.
     if pixels.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
     if bounds.reach_px:
-        scaled[find_masked(pixels, bounds)] = 0
+        scaled[find_masked(pixels, bounds.above, bounds.dead)] = 0
     return scaled
 
 
-def find_masked(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.bool_]:
+def find_masked(
+    pixels: NDArray[np.generic], above: float | None, dead: float | None
+) -> NDArray[np.bool_]:
     """Debris and dead pixels, and what is nearer to them than `HALO_PX`.
 
     Parameters
     ----------
     pixels
         `(height, width)`.
-    bounds
-        Of the channel.
+    above, dead
+        As of `ChannelBounds`.
     """
     masked = np.zeros(pixels.shape, bool)
-    if bounds.above is not None:
-        masked |= np.greater(pixels, bounds.above)
-    if bounds.dead is not None:
-        masked |= np.less_equal(pixels, bounds.dead)
+    if above is not None:
+        masked |= np.greater(pixels, above)
+    if dead is not None:
+        masked |= np.less_equal(pixels, dead)
+    if pixels.dtype.kind == "f":
+        masked &= np.isfinite(pixels)
     if not masked.any():
         return masked
     # Imported here because few slides have debris, and workers start faster without.

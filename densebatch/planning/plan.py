@@ -21,9 +21,9 @@ from pydantic import TypeAdapter
 from densebatch.base.geometry import Grid, Lattice
 
 # pydantic looks these annotations up at run time
-from densebatch.base.ngff import Version  # noqa: TC001
 from densebatch.engines.backend import Engine
 from densebatch.models.model import Model  # noqa: TC001
+from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -142,11 +142,20 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides the labels."""
-        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+        text = json.dumps(_leave_out_notes(self), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> str:
         """Serialise; equal plans give equal text."""
         return json.dumps(asdict(self), sort_keys=True)
+
+
+def _leave_out_notes(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data without what is told of it, which depends on how it was asked for."""
+    document = asdict(plan)
+    for holder in (document, document["slide"], document["model"]):
+        del holder["notes"]
+    return document
 
 
 _ADAPTER = TypeAdapter(Plan)
@@ -168,7 +177,7 @@ def load_plan(path: str) -> Plan:
 
 def describe_difference(old: Plan, new: Plan) -> str:
     """The first setting in which two plans differ, in words."""
-    before, after = asdict(old), asdict(new)
+    before, after = _leave_out_notes(old), _leave_out_notes(new)
 
     def walk(a: Any, b: Any, name: str) -> str | None:  # noqa: ANN401
         if isinstance(a, dict) and isinstance(b, dict):

@@ -13,6 +13,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.base.names import explain_choice, quote_names
+from densebatch.cells.labels import in_place_spec
 from densebatch.models.model import Model, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.base.ngff import Version
+    from densebatch.ngff.metadata import Version
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
 _PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
+_UNEVEN_TIMES = 10.0  # from which a part of a slide that is brighter than the rest is told
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
 # A patch whose means over half a cell's width span less than this share of the slide's normalised
@@ -121,7 +123,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
         versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes, *_explain_light(slide)),
+        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes),
     )
 
 
@@ -146,7 +148,7 @@ def survey_plan(draft: Plan) -> Plan:
         membrane=tuple(bounds[:n_membrane]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
-        notes=(*draft.notes, *_odd_pixels(surveys)),
+        notes=(*draft.notes, *_explain_light(slide), *_odd_pixels(surveys)),
     )
 
 
@@ -176,6 +178,8 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
             f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
             f"--ngff {settings.ngff} is not accepted with --in-place"
         )
+    if settings.in_place:
+        in_place_spec(info.path, info.scene, info.axes)  # refuses scales that labels cannot copy
 
 
 def _choose_channels(
@@ -291,10 +295,17 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
                 f"bound {b.high:.6g}; 99 % of the pixels are up to {survey.usual_px:.6g}); if "
                 "these are not the cells, blacken them or crop the slide"
             )
-        if survey.saturated:
+        if survey.uneven_times >= _UNEVEN_TIMES:
+            yield (
+                f"channel {b.name}: parts of the slide are up to {survey.uneven_times:.3g} times "
+                "as bright as the rest, which looks like tissue by itself; they count in the "
+                f"normalisation (upper bound {b.high:.6g}), so that the rest may be seen as "
+                "background; if they are no cells, blacken them"
+            )
+        if survey.saturated_px is not None:
             yield (
                 f"channel {b.name}: saturated, its brightest pixels, at least a hundredth of the "
-                f"tissue, are all {b.high:.6g}; cells are told apart less well there"
+                f"tissue, are all {survey.saturated_px:.6g}; cells are told apart less well there"
             )
         if b.high <= b.low:
             yield f"channel {b.name}: has no contrast, so nothing is found in it"

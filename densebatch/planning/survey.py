@@ -21,35 +21,35 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.geometry import Grid
 from densebatch.base.log import log_event
-from densebatch.base.machine import count_cores
 from densebatch.planning.debris import (
-    BlockLooks,
-    Debris,
     find_debris,
     measure_density,
     reference_class,
 )
-from densebatch.planning.histograms import count_in_threads
-from densebatch.planning.normalization import ChannelBounds, normalize, to_float32
+from densebatch.planning.normalization import ChannelBounds, normalize
+from densebatch.planning.passes import (
+    Counts,
+    Reader,
+    blocks_of,
+    count_blocks,
+    count_cells_in_blocks,
+    count_tissue_again,
+    count_wanted,
+    open_reader,
+)
 from densebatch.planning.survey_kernels import (
     BLOCK_PX,
     CELL_PX,
     CLASSES_PER_OCTAVE,
-    N_CLASSES,
-    count_low_bits,
-    count_tissue,
     is_narrow,
-    make_keys,
-    survey_blocks,
     value_of_key,
 )
-from densebatch.slides.slide import decoded_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.planning.debris import BlockLooks
     from densebatch.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,8 @@ _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from g
 _TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 # Blocks of tissue that are fewer and more strewn than this are debris or rare cells, and it cannot
 # be told which.
+_SATURATED = 0.99
 _STREWN_FRACTION, _STREWN_DENSITY = 0.15, 0.3
-_N_BINS = 1 << 16
-_READ_PX = 2048  # a multiple of BLOCK_PX
-_MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
-_DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
 
 @dataclass(frozen=True)
@@ -84,56 +82,20 @@ class ChannelSurvey:
     bounds : of the normalisation
     lowest, highest : `(rows, cols)` of blocks, the extremes of each block's means
         (`signal_side`), normalised
-    saturated : whether the brightest hundredth of the tissue's pixels are all of one value
+    saturated_px : the value of the brightest hundredth of the tissue's pixels if all have one
     strewn : whether what counts as tissue are few blocks strewn over the slide
     usual_px : pixel value that 99 % of all pixels of the slide do not exceed
+    uneven_times : how many times as bright as the rest of the slide, which looks like tissue by
+        itself, a part is that is no debris; 0 without
     """
 
     bounds: ChannelBounds
     lowest: NDArray[np.float32]
     highest: NDArray[np.float32]
-    saturated: bool = False
+    saturated_px: float | None = None
     strewn: bool = False
     usual_px: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A channel of an open slide, read region by region in several threads."""
-
-    slide: Slide
-    channel: int
-    grid: Grid
-    threads: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.slide.info.dtype)
-
-    def read(self, index: tuple[int, int]) -> tuple[NDArray[Any], tuple[slice, slice]]:
-        """Pixels of a region, and where its blocks are among those of the slide."""
-        region = self.grid[index]
-        return self.slide.read(self.channel, region), _blocks_of(region)
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """What the first pass counts.
-
-    Attributes
-    ----------
-    lowest, highest : extremes of each block's means, in the slide's units; infinite where nothing
-        is finite
-    looks : contrast class of each block, and what tells debris from tissue
-    histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
-    nonfinite_px : pixels that are NaN or infinite
-    """
-
-    lowest: NDArray[np.float32]
-    highest: NDArray[np.float32]
-    looks: BlockLooks
-    histogram: NDArray[np.int64]
-    nonfinite_px: int
+    uneven_times: float = 0.0
 
 
 def signal_side(rescale: float) -> int:
@@ -161,7 +123,8 @@ def survey_channel(
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
-    It is read a second time if it is wider than 16 bits or has debris, a third time if both.
+    It is read a second time if it is wider than 16 bits or has debris, a third time if both; and
+    what may be debris is looked at in between.
 
     Parameters
     ----------
@@ -187,16 +150,20 @@ def survey_channel(
         If the slide cannot be read.
     """
     name = slide.info.channels[channel]
-    reader = _open_reader(slide, channel)
-    counts = _count_blocks(reader, side)
-    looks, debris = counts.looks, find_debris(counts.looks) if mask_debris else None
+    reader = open_reader(slide, channel)
+    counts = count_blocks(reader, side)
+    looks, debris, uneven_times = counts.looks, None, 0.0
+    if mask_debris:
+        # The means are about half a cell wide.
+        searched = find_debris(looks, partial(count_cells_in_blocks, reader, 2 * side))
+        debris, uneven_times = (searched if searched.is_any else None), searched.uneven_times
     if debris is not None:
         looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
     threshold = _tissue_class(looks.classes)
     if debris is None:
         tissue = counts.histogram[threshold:].sum(axis=0)
     else:
-        tissue = _count_tissue(reader, looks.classes, threshold)
+        tissue = count_tissue_again(reader, looks.classes, threshold)
     n_px = int(tissue.sum())
     if n_px == 0:
         bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px)
@@ -205,7 +172,10 @@ def survey_channel(
     else:
         # numpy.percentile interpolates between the two pixels that a percentile lies between.
         places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
-        ranks = sorted({int(near(place)) for place in places for near in (np.floor, np.ceil)})
+        near_top = int(_SATURATED * (n_px - 1))
+        ranks = sorted(
+            {near_top, *(int(near(place)) for place in places for near in (np.floor, np.ceil))}
+        )
         values = _select_values(reader, looks.classes, threshold, tissue, ranks)
         low, high = (
             _interpolate(values[int(np.floor(at))], values[int(np.ceil(at))], at - np.floor(at))
@@ -213,17 +183,25 @@ def survey_channel(
         )
         where = looks.classes >= threshold
         bounds = ChannelBounds(
-            channel, name, float(low), float(high), float(where.mean()), counts.nonfinite_px,
-            **_describe_debris(debris),
-        )  # fmt: skip
+            channel, name, float(low), float(high), float(where.mean()), counts.nonfinite_px
+        )
+        if debris is not None:
+            bounds = replace(
+                bounds,
+                above=debris.above,
+                dead=debris.dead,
+                debris_fraction=float(debris.blocks.mean()),
+                debris_times=debris.times,
+            )
         found = ChannelSurvey(
             bounds,
             *_normalize_extremes(counts, bounds),
-            saturated=bool(high >= looks.most[where].max() > looks.least[where].min()),
+            saturated_px=_find_plateau(values[near_top], looks, where),
             strewn=debris is None
             and bool(where.mean() < _STREWN_FRACTION)
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
+            uneven_times=uneven_times,
         )
     log_event(
         log, "channel surveyed", channel=name, low=bounds.low, high=bounds.high,
@@ -233,92 +211,16 @@ def survey_channel(
     return found
 
 
-def _describe_debris(debris: Debris | None) -> dict[str, Any]:
-    """The fields of `ChannelBounds` that tell of it."""
-    if debris is None:
-        return {}
-    return {
-        "above": debris.above if np.isfinite(debris.above) else None,
-        "dead": debris.dead if np.isfinite(debris.dead) else None,
-        "debris_fraction": float(debris.blocks.mean()),
-        "debris_times": debris.times,
-    }
+def _find_plateau(value: float, looks: BlockLooks, where: NDArray[np.bool_]) -> float | None:
+    """A value near the top, if it is that of the brightest pixel of some blocks too."""
+    return value if value >= looks.most[where].max() > looks.least[where].min() else None
 
 
-def _find_usual(counts: _Counts, dtype: np.dtype[Any]) -> float:
+def _find_usual(counts: Counts, dtype: np.dtype[Any]) -> float:
     """The 99th percentile of all pixels, as exactly as the first pass tells it."""
     cumulative = np.cumsum(counts.histogram.sum(axis=0))
     key = int(np.searchsorted(cumulative, 0.99 * cumulative[-1]))
     return value_of_key(key if is_narrow(dtype) else (key << 16) | 0xFFFF, dtype)
-
-
-def _open_reader(slide: Slide, channel: int) -> _Reader:
-    """Choose how many threads read: as many as the processors, the memory and the regions allow."""
-    info = slide.info
-    grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
-    at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
-    threads = max(1, min(count_cores(), _MAX_THREADS, grid.rows * grid.cols, at_once))
-    return _Reader(slide, channel, grid, threads)
-
-
-def _blocks_of(region: Region) -> tuple[slice, slice]:
-    """Rows and columns of the blocks that a region touches; it may begin before the slide."""
-    return (
-        slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),
-        slice(max(region.x0, 0) // BLOCK_PX, -(-max(region.x1, 0) // BLOCK_PX)),
-    )
-
-
-def _count_blocks(reader: _Reader, side: int) -> _Counts:
-    """Take the first pass."""
-    info, dtype = reader.slide.info, reader.dtype
-    shape = (-(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX))
-    lowest, highest = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
-    n_bins, shift = _choose_bins(dtype)
-
-    def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
-        pixels, at = reader.read(index)
-        values, keys = _take_values(pixels)
-        return int(
-            survey_blocks(
-                values, keys, shift, side, lowest[at], highest[at], classes[at], marks[at],
-                histogram,
-            )
-        )  # fmt: skip
-
-    histogram, nonfinite_px = count_in_threads(
-        count, reader.grid, reader.threads, (N_CLASSES, n_bins)
-    )
-    looks = BlockLooks(classes, *np.moveaxis(marks, -1, 0))
-    return _Counts(lowest, highest, looks, histogram, nonfinite_px)
-
-
-def _choose_bins(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Bins of the first histogram, and the bits by which keys are shifted for it."""
-    return (256**dtype.itemsize, 0) if is_narrow(dtype) else (_N_BINS, 16)
-
-
-def _take_values(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Values and keys of pixels, as the kernels take them."""
-    pixels = np.ascontiguousarray(pixels)
-    if is_narrow(pixels.dtype) and pixels.dtype.kind == "u":
-        return pixels, pixels  # no copies, which would take as long as all the rest
-    return to_float32(pixels), make_keys(pixels)
-
-
-def _count_tissue(reader: _Reader, classes: NDArray[np.uint8], threshold: int) -> NDArray[np.int64]:
-    """Count the tissue again, without the blocks whose class was set to 0: `(bins,)`."""
-    n_bins, shift = _choose_bins(reader.dtype)
-
-    def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
-        pixels, at = reader.read(index)
-        count_tissue(*_take_values(pixels), shift, classes[at], threshold, histogram)
-        return 0
-
-    histogram, _ = count_in_threads(count, reader.grid, reader.threads, (1, n_bins))
-    tissue: NDArray[np.int64] = histogram[0]
-    return tissue
 
 
 def _tissue_class(classes: NDArray[np.uint8]) -> int:
@@ -328,7 +230,7 @@ def _tissue_class(classes: NDArray[np.uint8]) -> int:
 
 
 def _select_values(
-    reader: _Reader,
+    reader: Reader,
     classes: NDArray[np.uint8],
     threshold: int,
     tissue: NDArray[np.int64],
@@ -359,28 +261,13 @@ def _select_values(
     if not is_narrow(reader.dtype):
         upper = keys
         wanted = np.array(sorted(set(upper.values())), np.uint32)
-        low_bits = _count_wanted(reader, classes, threshold, wanted)
+        low_bits = count_wanted(reader, classes, threshold, wanted)
         keys = {}
         for rank, high_bits in upper.items():
             before = int(cumulative[high_bits - 1]) if high_bits else 0
             within = np.cumsum(low_bits[int(np.searchsorted(wanted, high_bits))])
             keys[rank] = (high_bits << 16) + int(np.searchsorted(within, rank - before, "right"))
     return {rank: value_of_key(key, reader.dtype) for rank, key in keys.items()}
-
-
-def _count_wanted(
-    reader: _Reader, classes: NDArray[np.uint8], threshold: int, wanted: NDArray[np.uint32]
-) -> NDArray[np.int64]:
-    """Take the second pass: the lower 16 bits of keys with some upper bits, `(n, 65536)`."""
-
-    def count(index: tuple[int, int], histograms: NDArray[np.int64]) -> int:
-        pixels, at = reader.read(index)
-        # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
-        count_low_bits(make_keys(pixels), classes[at], threshold, wanted, histograms)
-        return 0
-
-    histograms, _ = count_in_threads(count, reader.grid, reader.threads, (wanted.size, _N_BINS))
-    return histograms
 
 
 def _interpolate(low: float, high: float, fraction: float) -> float:
@@ -390,7 +277,7 @@ def _interpolate(low: float, high: float, fraction: float) -> float:
 
 
 def _normalize_extremes(
-    counts: _Counts, bounds: ChannelBounds
+    counts: Counts, bounds: ChannelBounds
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Normalise the extremes of the means; a block without finite pixels has no contrast."""
     bounds = replace(bounds, above=None, dead=None)  # of single pixels, and these are means
@@ -406,7 +293,7 @@ def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
 
     It is the range of the means; a patch below `planner.SKIP_CONTRAST` is not evaluated.
     """
-    at = _blocks_of(region)
+    at = blocks_of(region)
     contrasts = [
         float(survey.highest[at].max() - survey.lowest[at].min())
         for survey in surveys

@@ -59,6 +59,8 @@ class ScoreOptions:
         Leave out label images without a partner.
     field_px
         Edge of the fields; None takes 256 for images up to 4 Mpx and 1024 for larger ones.
+    scene
+        Which image of files that hold several, by name or index; the only one of others is taken.
     """
 
     settings: ScoreSettings = field(default_factory=ScoreSettings)
@@ -67,14 +69,16 @@ class ScoreOptions:
     image: Path | None = None
     allow_missing: bool = False
     field_px: int | None = None
+    scene: str | None = None
 
 
 @dataclass(frozen=True)
 class FileScores:
-    """Scores of one prediction, in the order of its pairs."""
+    """Scores of one prediction, in the order of its pairs, and what is to be known of its files."""
 
     pairing: Pairing
     images: tuple[ImageScore, ...]
+    notes: tuple[str, ...] = ()
 
 
 def score_files(
@@ -116,20 +120,29 @@ def score_files(
     if options.ignore is not None and (missing := sorted(set(names) - regions.keys())):
         raise InputError(f"{options.ignore} has no ignored region for {missing[0]}")
     images = []
+    # A dictionary, because the files of a folder often have the same to tell.
+    notes: dict[str, None] = {}
     for k, pair in enumerate(pairing.pairs):
         show_progress(k, len(names))
-        images.append(_score_pair(pair, regions.get(pair.name), options, workers))
+        images.append(_score_pair(pair, regions.get(pair.name), options, workers, notes))
     show_progress(len(names), len(names))
-    return FileScores(pairing, tuple(images))
+    return FileScores(pairing, tuple(images), tuple(notes))
 
 
 def _score_pair(
-    pair: Pair, region: Path | None, options: ScoreOptions, workers: Workers
+    pair: Pair,
+    region: Path | None,
+    options: ScoreOptions,
+    workers: Workers,
+    notes: dict[str, None],
 ) -> ImageScore:
-    masks = bool(options.settings.label_components)
-    truth, pred = open_labels(pair.truth, masks=masks), open_labels(pair.pred, masks=masks)
+    scene, masks = options.scene, bool(options.settings.label_components)
+    truth = open_labels(pair.truth, scene, masks=masks)
+    pred = open_labels(pair.pred, scene, masks=masks)
     # An ignored region is a mask by its meaning.
-    ignore = None if region is None else open_labels(region, masks=True)
+    ignore = None if region is None else open_labels(region, scene, masks=True)
+    for labels in filter(None, (truth, pred, ignore)):
+        notes.update(dict.fromkeys(f"{labels.path.name}: {note}" for note in labels.notes))
     check_same_shape(truth, pred)
     if ignore is not None:
         check_same_shape(truth, ignore)
@@ -154,11 +167,11 @@ def _score_pair(
     return score
 
 
-def _open_side(path: Path, score: ImageScore, side: str) -> PixelSource:
+def _open_side(path: Path, scene: str | None, score: ImageScore, side: str) -> PixelSource:
     """A side as it was scored: a mask's pieces get the same numbers again."""
     if side not in score.labelled:
-        return open_labels(path, masks=bool(score.settings.label_components))
-    return settle_masks(open_labels(path, masks=True), True, str(path))[0]
+        return open_labels(path, scene, masks=bool(score.settings.label_components))
+    return settle_masks(open_labels(path, scene, masks=True), True, str(path))[0]
 
 
 def _is_small(labels: PixelSource) -> bool:
@@ -193,7 +206,7 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
     pictures: list[Picture] = []
     for k, (pair, score) in enumerate(zip(scores.pairing.pairs, scores.images, strict=True)):
         truth, pred = (
-            _open_side(path, score, side)
+            _open_side(path, options.scene, score, side)
             for path, side in ((pair.truth, "truth"), (pair.pred, "pred"))
         )
         focus = score.settings.focus
@@ -204,7 +217,9 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
         if not _is_small(truth):
             sample = choose_fields(score.fields, N_WORST, N_SAMPLE)[N_WORST:]
             wanted += [(", a field drawn by chance", f.region, f.score.ap) for f in sample]
-        background = open_pixels(backgrounds[pair.name]) if pair.name in backgrounds else None
+        background = None
+        if pair.name in backgrounds:
+            background = open_pixels(backgrounds[pair.name], scene=options.scene)
         if background is not None and background.shape != truth.shape:
             sizes = ["x".join(map(str, shape)) for shape in (background.shape, truth.shape)]
             raise InputError(

@@ -102,7 +102,8 @@ def score_labels(
     counts = count_fields(truth, pred, field_px=field_px, workers=workers)
     if settings.label_components is None:
         refuse_mask(truth, _name(truth, "the truth"), counts.total.truth_areas[0])
-        refuse_mask(pred, _name(pred, "the prediction"), counts.total.pred_areas[0])
+        found = counts.total.pred_areas[0]
+        refuse_mask(pred, _name(pred, "the prediction"), found, is_prediction=True)
     truth_inside, pred_inside = (
         None
         if ignore is None

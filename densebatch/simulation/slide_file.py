@@ -12,7 +12,8 @@ import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
-from densebatch.base.ngff import (
+from densebatch.base.resampling import mean_of_four
+from densebatch.ngff.metadata import (
     ZARR_FORMATS,
     ZarrFormat,
     describe_channel,
@@ -22,7 +23,6 @@ from densebatch.base.ngff import (
     labels_attributes,
     plain_pyramid,
 )
-from densebatch.base.resampling import mean_of_four
 from densebatch.simulation.tissue import CHANNELS, Tissue, render
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 
 if TYPE_CHECKING:
@@ -38,17 +39,17 @@ def looks_brightfield(slide: Slide) -> bool:
     Parameters
     ----------
     slide
-        With whatever channels; False if they are not called red, green and blue.
-
-    Raises
-    ------
-    InputError
-        If pixels cannot be read.
+        With whatever channels; False if they are not called red, green and blue, or a place cannot
+        be read: this is only for a note.
     """
     info = slide.info
     if {name.casefold() for name in info.channels[:3]} not in _COLOURS:
         return False
-    places = [place for region in _list_places(slide) if (place := _sample(slide, region)).any()]
+    try:
+        sampled = [_sample(slide, region) for region in _list_places(slide)]
+    except InputError:
+        return False
+    places = [place for place in sampled if place.any()]
     if not places:
         return False
     pixels = np.concatenate(places, axis=1)

@@ -14,20 +14,15 @@ from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.base.ngff import (
+from densebatch.ngff.folders import DOCUMENTS
+from densebatch.ngff.metadata import (
     Json,
     check_version,
-    find_multiscale,
-    find_pixel_length,
-    list_axis_letters,
     list_channel_labels,
 )
-from densebatch.slides.omezarr_metadata import (
-    DOCUMENTS,
-    find_image,
-    find_levels,
-    read_array_document,
-)
+from densebatch.ngff.scales import find_pixel_lengths
+from densebatch.slides.omezarr_axes import find_omezarr_axes
+from densebatch.slides.omezarr_metadata import find_image, find_levels
 from densebatch.slides.source import (
     MAX_CHUNK_BYTES,
     ArraySource,
@@ -37,14 +32,14 @@ from densebatch.slides.source import (
     Stamp,
     check_chunk,
     check_size,
-    find_axes,
     name_channels,
     square_pixel,
+    tell_oblong,
     to_um,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -121,54 +116,101 @@ class ZarrSource(ArraySource):
 
 
 def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
-    """Open the image group at `path`, or the only image of a bioformats2raw layout there.
+    """Open the image group at `path`, or an image in a plate, well, store or bioformats2raw folder.
 
     Raises
     ------
     InputError
-        If there is no image of version 0.4 or 0.5, or its axes, type or sizes are not accepted.
+        If there is no image of version 0.4 or 0.5, or several and none was chosen, or its axes,
+        type or sizes are not accepted.
     """
     stamps: dict[Path, Stamp] = {}
-    path, attributes, zarr_format = find_image(path, stamps)
-    image = find_multiscale(attributes)
-    if image is None:
-        raise InputError(f"{path} has multiscales metadata that list no image")
-    ngff = check_version(attributes, image, zarr_format, path)
-    levels = find_levels(path, image, zarr_format)
-    document = read_array_document(levels[0], zarr_format, stamps)
-    array = _open_array(path, levels[0], zarr_format, document)
-    axes = find_axes(path, list_axis_letters(image, path), array.shape, "C", "TZ")
+    found = find_image(path, selection.scene, stamps)
+    path, attributes = found.path, found.attributes
+    ngff = check_version(
+        attributes,
+        found.multiscale,
+        found.zarr_format,
+        path,
+        older=selection.axes is not None,
+    )
+    image, level_0, document = find_levels(found, stamps)
+    array = _open_array(path, level_0, found.zarr_format, document)
+    axes, letters = find_omezarr_axes(path, image, array.shape, selection.axes)
     height, width = array.shape[axes.y], array.shape[axes.x]
     n = 1 if axes.channel is None else array.shape[axes.channel]
     check_size(path, height, width, n)
     _check_chunks(path, array)
+    um_per_px, size_notes = _read_pixel_size(image, axes)
+    channels, channel_notes = _name_channels(list_channel_labels(attributes), n)
     layout = Layout(
         kind="ome-zarr",
         height=height,
         width=width,
-        channels=name_channels(list_channel_labels(attributes), n),
+        channels=channels,
         colour=False,
         dtype=array.dtype.newbyteorder("="),
-        um_per_px=_read_pixel_size(image, axes),
+        um_per_px=um_per_px,
         chunk_px=(min(array.chunks[axes.y], height), min(array.chunks[axes.x], width)),
         chunk_planes=math.prod(array.chunks) // (array.chunks[axes.y] * array.chunks[axes.x]),
-        n_levels=len(levels),
+        n_levels=len(image["datasets"]),
         ngff=ngff,
+        selection=Selection(found.scene, None if selection.axes is None else letters),
+        notes=(*size_notes, *channel_notes),
     )
-    described = {"multiscales": image, "omero": attributes.get("omero"), "array": document}
+    described = {
+        "multiscales": found.multiscale,
+        "omero": attributes.get("omero"),
+        "array": document,
+    }
     metadata = json.dumps(described, sort_keys=True)
-    return ZarrSource(path, layout, stamps, array, axes, levels[0], metadata)
+    return ZarrSource(path, layout, stamps, array, axes, level_0, metadata)
 
 
-def _read_pixel_size(image: Json, axes: Axes) -> float | None:
-    um_y, um_x = (to_um(*find_pixel_length(image, axis, axes.ndim)) for axis in (axes.y, axes.x))
-    return square_pixel(um_y, um_x)
+def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, ...]]:
+    """Pixel size in um, None if it is unknown; and what a user should know of it."""
+    found = find_pixel_lengths(image, axes.y, axes.x, axes.ndim)
+    um_per_px, problem = None, found.problem
+    if found.lengths is not None:
+        um_y, um_x = map(to_um, found.lengths, found.units)
+        um_per_px = square_pixel(um_y, um_x)
+        if um_y is None or um_x is None:
+            scale = " x ".join(f"{length:g}" for length in dict.fromkeys(found.lengths))
+            units = " and ".join(map(_quote_unit, dict.fromkeys(map(str, found.units))))
+            problem = f"a scale of {scale} {units}, which is no length"
+        elif um_per_px is None:
+            return None, tell_oblong(um_y, um_x)
+    if problem is not None:
+        return None, (
+            f"the metadata give {problem}: the pixel size counts as unknown, unless --pixel-size "
+            "gives it",
+        )
+    return um_per_px, found.notes
+
+
+def _quote_unit(unit: str) -> str:
+    return "without a unit" if unit in ("None", "") else f"in {unit!r}"
+
+
+def _name_channels(labels: Sequence[object], n: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the channels, and what a user should know of them."""
+    names = [label.strip() if isinstance(label, str) else "" for label in labels]
+    odd = [label for label in labels if not isinstance(label, str | None)]
+    notes = []
+    if any(names) and len(names) != n:
+        notes.append(
+            f"the metadata have labels for {len(names)} channels and there are {n}, so the labels "
+            "do not count and channels are numbered from 0"
+        )
+    elif odd or (any(names) and not all(names)):
+        lacking = ", ".join(str(index) for index, name in enumerate(names) if not name)
+        notes.append(
+            f"the metadata have no text as label of channel {lacking}, which is named by its index"
+        )
+    return name_channels(names, n), tuple(notes)
 
 
 def _open_array(path: Path, level: Path, zarr_format: int, document: Json) -> zarr.Array[Any]:
-    shape = document.get("shape")
-    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
-        raise InputError(f"{level} declares the shape {shape!r}; accepted are sizes of 1 and more")
     store = WholeChunkStore if _is_blosc(document) else LocalStore
     try:
         array = zarr.open_array(

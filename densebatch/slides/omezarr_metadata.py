@@ -1,6 +1,6 @@
 """Metadata documents of an OME-Zarr, versions 0.4 and 0.5: found and read, of either Zarr format.
 
-What their OME attributes say is the business of `base.ngff`.
+What their OME attributes say is the business of `ngff`.
 """
 
 from __future__ import annotations
@@ -11,46 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from densebatch.base.errors import InputError, describe_cause
-from densebatch.base.ngff import Json, list_level_paths, ome_attributes
+from densebatch.base.errors import InputError
+from densebatch.ngff.choice import choose_image, choose_multiscale
+from densebatch.ngff.folders import (
+    Node,
+    describe_node,
+    read_json,
+    read_node,
+    read_shape,
+    suggest_paths,
+)
+from densebatch.ngff.metadata import Json, list_level_paths, ome_attributes, order_levels
 from densebatch.slides.source import Stamp, check_dtype, stamp_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
-
-
-def _read_json(path: Path, stamps: dict[Path, Stamp]) -> Json:
-    stamps[path] = stamp_file(path)
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{path} is not a readable JSON document ({describe_cause(exc)})") from exc
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds a JSON {type(document).__name__}, not an object")
-    return document
-
-
-def _read_group(path: Path, stamps: dict[Path, Stamp]) -> tuple[Json, int]:
-    """OME attributes of a group and its Zarr format."""
-    if (path / "zarr.json").is_file():
-        document = _read_json(path / "zarr.json", stamps)
-        attributes, zarr_format = document.get("attributes"), 3
-        is_array = document.get("node_type") == "array"
-    elif any((path / name).is_file() for name in DOCUMENTS):
-        zattrs = path / ".zattrs"
-        attributes, zarr_format = _read_json(zattrs, stamps) if zattrs.is_file() else {}, 2
-        is_array = (path / ".zarray").is_file()
-    else:
-        raise InputError(
-            f"{path} is a folder without Zarr metadata (zarr.json, .zgroup); accepted folders "
-            "are OME-Zarr 0.4 and 0.5 images"
-        )
-    if is_array:
-        raise InputError(f"{path} is a single Zarr array; accepted is the image group above it")
-    attributes = attributes if isinstance(attributes, dict) else {}
-    return ome_attributes(attributes, zarr_format), zarr_format
 
 
 class FoundImage(NamedTuple):
@@ -59,77 +35,129 @@ class FoundImage(NamedTuple):
     Attributes
     ----------
     path : folder of its group
-    attributes : its OME attributes
+    attributes : OME attributes of the group
+    multiscale : the image among them
+    scene : with which the path stands for this image; None if it describes no other
     zarr_format : 2 or 3
     """
 
     path: Path
     attributes: Json
+    multiscale: Json
+    scene: str | None
     zarr_format: int
 
 
-def find_image(path: Path, stamps: dict[Path, Stamp]) -> FoundImage:
-    """Find the image at `path`, or the only one in it.
+def find_image(path: Path, scene: str | None, stamps: dict[Path, Stamp]) -> FoundImage:
+    """Find the image at `path`, or the one in it that is meant.
 
-    The documents that are read are added to `stamps`.
+    Parameters
+    ----------
+    path
+        An image group, or one that holds images.
+    scene
+        Which image; None if the user did not choose.
+    stamps
+        Documents that are read are added.
 
     Raises
     ------
     InputError
-        If there is no image, or several.
+        If there is no image, or several and none was chosen.
     """
-    attributes, zarr_format = _read_group(path, stamps)
-    if "image-label" in attributes:
-        raise InputError(f"{path} is a label image; accepted are images")
-    if "multiscales" in attributes:
-        return FoundImage(path, attributes, zarr_format)
-    if "bioformats2raw.layout" not in attributes:
-        what = "a plate: name one of its images" if "plate" in attributes else "no image"
+    look = _stamper(stamps)
+    node = read_node(path, look)
+    if node is None:
         raise InputError(
-            f"{path} is a Zarr group without multiscales metadata, so {what}; accepted are "
-            "OME-Zarr 0.4 and 0.5 image groups"
+            f"{path} is a folder without Zarr metadata (zarr.json, .zgroup); accepted folders "
+            f"are OME-Zarr 0.4 and 0.5 images{suggest_paths(path)}"
         )
-    images = []
-    for child in sorted(path.iterdir()):
-        if any((child / name).is_file() for name in DOCUMENTS):
-            child_attributes, child_format = _read_group(child, stamps)
-            if "multiscales" in child_attributes:
-                images.append(FoundImage(child, child_attributes, child_format))
-    if len(images) != 1:
-        names = ", ".join(image.path.name for image in images) or "none"
+    if node.is_array:
         raise InputError(
-            f"{path} is a bioformats2raw folder of {len(images)} images ({names}); "
-            "accepted is one image: add its name to the path"
+            f"{path} is a single Zarr array; accepted is the image group above it"
+            f"{suggest_paths(path)}"
         )
-    return images[0]
+    if "image-label" in node.ome:
+        raise InputError(f"{path} is a label image; accepted are images{suggest_paths(path)}")
+    if "multiscales" not in node.ome:
+        inside = choose_image(node, scene, look)
+        if inside is None:
+            raise InputError(
+                f"{path} is {describe_node(node)}, so no image; accepted are OME-Zarr 0.4 and 0.5 "
+                f"image groups{suggest_paths(path)}"
+            )
+        node, scene = inside, None
+    if "multiscales" not in ome_attributes(node.document, node.zarr_format):
+        raise InputError(
+            f"{node.path} keeps its multiscales metadata where Zarr format {node.zarr_format} does "
+            "not have them; accepted are OME-Zarr 0.4 in Zarr format 2 and 0.5 in Zarr format 3"
+        )
+    index = choose_multiscale(node, scene)
+    images = node.ome["multiscales"]
+    return FoundImage(
+        node.path,
+        node.ome,
+        images[index],
+        f"#{index}" if len(images) > 1 else None,
+        node.zarr_format,
+    )
 
 
-def find_levels(path: Path, image: Json, zarr_format: int) -> list[Path]:
-    """Array folders of all resolutions, the highest first.
+class FoundLevels(NamedTuple):
+    """The arrays of an image.
+
+    Attributes
+    ----------
+    multiscale : the image, its levels listed from the largest on
+    largest : folder of the largest
+    document : metadata of the largest
+    """
+
+    multiscale: Json
+    largest: Path
+    document: Json
+
+
+def find_levels(image: FoundImage, stamps: dict[Path, Stamp]) -> FoundLevels:
+    """Find the arrays of all resolutions, and the largest by its size.
+
+    Array metadata are read apart from Zarr, which cannot open every type that it can declare.
 
     Raises
     ------
     InputError
         If the metadata list none, or one that is missing.
     """
-    names = list_level_paths(image, path)
-    document = ".zarray" if zarr_format == 2 else "zarr.json"
+    path = image.path
+    names = list_level_paths(image.multiscale, path)
+    document = ".zarray" if image.zarr_format == 2 else "zarr.json"
+    levels = []
     for name in names:
         if not (path / name / document).is_file():
             raise InputError(
                 f"{path} lists {len(names)} resolutions of which '{name}' is missing: "
                 f"there is no {name}/{document}"
             )
-    return [path / name for name in names]
+        read_node(path / name)  # refuses documents of the two formats that disagree
+        about = read_json(path / name / document, _stamper(stamps))
+        levels.append(Node(path / name, image.zarr_format, True, about))
+    multiscale = order_levels(image.multiscale, [read_shape(level) for level in levels])
+    largest = levels[names.index(multiscale["datasets"][0]["path"])]
+    _check_type(largest)
+    return FoundLevels(multiscale, largest.path, largest.document)
 
 
-def read_array_document(level: Path, zarr_format: int, stamps: dict[Path, Stamp]) -> Json:
-    """Array metadata; read apart from Zarr, which cannot open every type that it can declare."""
-    document = _read_json(level / (".zarray" if zarr_format == 2 else "zarr.json"), stamps)
-    declared = document.get("dtype" if zarr_format == 2 else "data_type")
+def _stamper(stamps: dict[Path, Stamp]) -> Callable[[Path], None]:
+    def look(path: Path) -> None:
+        stamps[path] = stamp_file(path)
+
+    return look
+
+
+def _check_type(level: Node) -> None:
+    declared = level.document.get("dtype" if level.zarr_format == 2 else "data_type")
     name = json.dumps(declared) if not isinstance(declared, str) else declared
-    if zarr_format == 2:
+    if level.zarr_format == 2:
         with contextlib.suppress(TypeError, ValueError, SyntaxError):
             name = np.dtype(name).name
-    check_dtype(level, name)
-    return document
+    check_dtype(level.path, name)

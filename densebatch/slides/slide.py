@@ -10,6 +10,7 @@ be used is one `InputError` that names the file, what was found and what is acce
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -330,7 +331,10 @@ def open_slide(
         If it is missing, of another format, damaged, truncated, or has axes, types or sizes that
         are not accepted.
     """
-    place = Path(path).expanduser().absolute()
+    place = Path(path)
+    with contextlib.suppress(RuntimeError):  # no user's home, but a name that begins with "~"
+        place = place.expanduser()
+    place = place.absolute()
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.
     selection = Selection(scene, axes)

@@ -389,6 +389,16 @@ def to_um(value: object, unit: object) -> float | None:
     return length * factor
 
 
+def tell_oblong(um_y: float | None, um_x: float | None) -> tuple[str, ...]:
+    """A note where both lengths of a pixel are known and `square_pixel` makes nothing of them."""
+    if um_y is None or um_x is None or square_pixel(um_y, um_x) is not None:
+        return ()
+    return (
+        f"the metadata give pixels of {um_y:g} x {um_x:g} um, which are not square: the pixel size "
+        "counts as unknown, unless --pixel-size gives it",
+    )
+
+
 def square_pixel(um_y: float | None, um_x: float | None) -> float | None:
     """One pixel size for both directions, None if it is unknown or they differ by over 1 %."""
     if um_x is None or um_y is None:

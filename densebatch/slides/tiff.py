@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import zarr
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.base.image_files import check_segments, open_tiff_file
+from densebatch.base.image_files import check_segments
 from densebatch.slides.source import (
     ArraySource,
     Axes,
@@ -22,32 +23,31 @@ from densebatch.slides.source import (
     check_chunk,
     check_dtype,
     check_size,
-    find_axes,
     name_channels,
     name_colours,
     stamp_file,
 )
+from densebatch.slides.tiff_axes import find_tiff_axes, tell_odd_shape
 from densebatch.slides.tiff_metadata import (
     is_colour,
-    read_channel_names,
-    read_pixel_size,
-    refuse_lost_metadata,
+    read_metadata,
     refuse_photometric,
+    tell_inverted,
 )
 from densebatch.slides.tiff_rows import RowReader
+from densebatch.tiff.choice import choose_image
+from densebatch.tiff.images import open_tiff_images
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from tifffile import TiffFile, TiffPage
     from zarr.abc.store import Store
 
     from densebatch.base.geometry import Region
-
-# C is named by a format, S is a sample, and Q and I count pages that no metadata explain.
-_CHANNEL_AXES = "CSQI"
-_OTHER_AXES = "TZRHEPAVMKL"
+    from densebatch.tiff.choice import ChosenImage
+    from densebatch.tiff.images import OpenTiff
 
 
 class TiffSource(ArraySource):
@@ -57,6 +57,8 @@ class TiffSource(ArraySource):
     ----------
     path, layout, stamps, array, axes
         As of `ArraySource`.
+    part
+        Plain data that tell one image of the file from another.
     tif
         The open file, closed when nobody holds the source any more.
     """
@@ -66,12 +68,18 @@ class TiffSource(ArraySource):
         path: Path,
         layout: Layout,
         stamps: Mapping[Path, Stamp],
+        part: Sequence[object],
         array: zarr.Array[Any],
         axes: Axes,
         tif: TiffFile,
     ) -> None:
         super().__init__(path, layout, stamps, array, axes)
+        self._part = list(part)
         weakref.finalize(self, _close, array.store, tif)
+
+    def content(self) -> list[object]:
+        """Plain data that changes when the pixels may have changed."""
+        return [*super().content(), *self._part]
 
 
 class RowSource(Source):
@@ -81,15 +89,27 @@ class RowSource(Source):
     ----------
     path, layout, stamps
         As of `Source`.
+    part
+        Plain data that tell one image of the file from another.
     rows
         Reads the pieces.
     """
 
     def __init__(
-        self, path: Path, layout: Layout, stamps: Mapping[Path, Stamp], rows: RowReader
+        self,
+        path: Path,
+        layout: Layout,
+        stamps: Mapping[Path, Stamp],
+        part: Sequence[object],
+        rows: RowReader,
     ) -> None:
         super().__init__(path, layout, stamps)
+        self._part = list(part)
         self._rows = rows
+
+    def content(self) -> list[object]:
+        """Plain data that changes when the pixels may have changed."""
+        return [*super().content(), *self._part]
 
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
@@ -102,19 +122,26 @@ def _close(store: Store, tif: TiffFile) -> None:
 
 
 def open_tiff(path: Path, selection: Selection) -> Source:
-    """Open the first image series of a TIFF file at its highest resolution.
+    """Open an image of a TIFF file at its highest resolution.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    selection
+        Which image it is if the file holds several, and a letter for each of its dimensions.
 
     Raises
     ------
     InputError
-        If the file is damaged or truncated, or its axes, type, photometric interpretation or
-        sizes are not accepted.
+        If the file is damaged or truncated, holds several images of which none was chosen, or its
+        axes, type, photometric interpretation or sizes are not accepted.
     """
     stamps = {path: stamp_file(path)}
-    tif = open_tiff_file(path)
+    opened = open_tiff_images(path)
     keep = False
     try:
-        source = _open_series(path, tif, stamps)
+        source = _open_image(opened, selection, stamps)
         keep = isinstance(source, TiffSource)
     except InputError:
         raise
@@ -123,16 +150,16 @@ def open_tiff(path: Path, selection: Selection) -> Source:
         raise InputError(f"{path} cannot be read as a TIFF file ({describe_cause(exc)})") from exc
     finally:
         if not keep:
-            tif.close()
+            opened.tif.close()
     return source
 
 
-def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source:
-    if not tif.series or not tif.series[0].shape:
-        raise InputError(f"{path} is a TIFF file without an image; accepted is one with pixels")
-    series = tif.series[0]
+def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp]) -> Source:
+    path = opened.path
+    is_stack = selection.scene is None and selection.axes is not None
+    chosen = choose_image(opened, selection.scene, is_stack=is_stack)
+    series = chosen.series
     keyframe = series.keyframe
-    refuse_lost_metadata(path, tif, series)
     refuse_photometric(path, keyframe)
     shape = tuple(int(n) for n in series.shape)
     if 0 in keyframe.shape or 0 in shape:
@@ -140,7 +167,7 @@ def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source
             f"{path} has an image of {' x '.join(map(str, shape))} values; "
             "an image has at least one pixel and one channel"
         )
-    axes = find_axes(path, list(series.axes), shape, _CHANNEL_AXES, _OTHER_AXES)
+    axes, letters = find_tiff_axes(path, series, selection.axes)
     height, width = shape[axes.y], shape[axes.x]
     n = 1 if axes.channel is None else shape[axes.channel]
     check_size(path, height, width, n)
@@ -151,20 +178,23 @@ def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source
         )
     check_dtype(path, series.dtype.name)
     check_segments(path, series)
-    for page in series:
-        file = Path(page.parent.filehandle.path)
+    others = [Path(page.parent.filehandle.path) for page in series]
+    if opened.ome is not None and opened.ome.companion is not None:
+        others.append(opened.ome.companion)
+    for file in others:
         if file not in stamps and file != path:
             stamps[file] = stamp_file(file)
 
-    colour = n >= 3 and is_colour(keyframe)
+    metadata = read_metadata(opened, chosen, n)
+    samples = axes.channel is not None and letters[axes.channel] == "S"
+    colour = n >= 3 and is_colour(keyframe) and letters[axes.channel or 0] != "C"
     alpha = any(kind in (1, 2) for kind in keyframe.extrasamples[-1:])
-    samples = axes.channel is not None and series.axes[axes.channel] == "S"
     if colour:
         channels = name_colours(n, alpha=alpha)
     elif samples and alpha and n == 2:
         colour, channels = True, name_colours(n, alpha=True)
     else:
-        channels = name_channels(read_channel_names(path, tif, series), n)
+        channels = name_channels(metadata.names, n)
 
     rows = RowReader.of(series, axes)
     if rows is None:
@@ -181,17 +211,46 @@ def _open_series(path: Path, tif: TiffFile, stamps: dict[Path, Stamp]) -> Source
         channels=channels,
         colour=colour,
         dtype=np.dtype(series.dtype).newbyteorder("="),
-        um_per_px=read_pixel_size(path, tif, series),
+        um_per_px=metadata.um_per_px,
         chunk_px=(min(chunk[0], height), min(chunk[1], width)),
         chunk_planes=planes,
-        n_levels=len(series.levels),
+        n_levels=chosen.image.n_levels,
+        selection=_canonical(opened, chosen, selection, letters),
+        notes=(
+            *chosen.notes,
+            *tell_odd_shape(series, axes, letters),
+            *metadata.notes,
+            *tell_inverted(keyframe),
+        ),
     )
+    # Two images of a file may agree in all that their layouts tell.
+    is_only = len(opened.real) == 1 and chosen.image is opened.real[0]
+    part: list[object] = [] if is_only else [chosen.number]
+    part += [] if selection.axes is None else [letters]
     if rows is not None:
-        return RowSource(path, layout, stamps, rows)
+        return RowSource(path, layout, stamps, part, rows)
     array = zarr.open_array(series.aszarr(level=0), mode="r", zarr_format=2)
     if array.shape != shape or math.prod(array.chunks) != math.prod(keyframe.chunks):
         raise InputError(f"{path} has image metadata that contradict the sizes of its pages")
-    return TiffSource(path, layout, stamps, array, axes, tif)
+    if selection.axes is not None:
+        # Rows and columns may be others than those of a page.
+        chunk = array.chunks[axes.y], array.chunks[axes.x]
+        layout = replace(
+            layout,
+            chunk_px=(min(chunk[0], height), min(chunk[1], width)),
+            chunk_planes=1 if axes.channel is None else array.chunks[axes.channel],
+        )
+    return TiffSource(path, layout, stamps, part, array, axes, opened.tif)
+
+
+def _canonical(
+    opened: OpenTiff, chosen: ChosenImage, selection: Selection, letters: str
+) -> Selection:
+    """One way to say what was chosen, whichever way it was said."""
+    scene, real = selection.scene, opened.real
+    if chosen.image in real:
+        scene = f"#{real.index(chosen.image)}" if len(real) > 1 else None
+    return Selection(scene, None if selection.axes is None else letters)
 
 
 def _segment_name(keyframe: TiffPage) -> str:

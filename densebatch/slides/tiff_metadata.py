@@ -1,20 +1,26 @@
-"""What TIFF files tell of their channels and pixel size, in OME-XML, ImageJ's way or in tags."""
+"""What TIFF files tell of their channels and pixel size, in OME-XML or in a maker's own way."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET
 
 from tifffile import PHOTOMETRIC
 
-from densebatch.base.errors import InputError
-from densebatch.slides.source import square_pixel, to_um
+from densebatch.base.errors import InputError, describe_cause
+from densebatch.slides.source import square_pixel, tell_oblong, to_um
+from densebatch.slides.tiff_makers import READERS, Told, read_page_names
+from densebatch.tiff.markup import children
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+    from xml.etree.ElementTree import Element
 
     from tifffile import TiffFile, TiffPage, TiffPageSeries
+
+    from densebatch.tiff.choice import ChosenImage
+    from densebatch.tiff.images import OpenTiff
 
 # Pixels of a microscope image whose cells can be told apart are of a size in between; those of a
 # printer are not.
@@ -24,27 +30,23 @@ _JPEG = (6, 7, 33007, 34892)
 _XRESOLUTION, _YRESOLUTION = 282, 283
 
 
-def refuse_lost_metadata(path: Path, tif: TiffFile, series: TiffPageSeries) -> None:
-    """Refuse a file whose own description of its planes tifffile had to give up.
+@dataclass(frozen=True)
+class TiffMetadata:
+    """What a file tells of an image.
 
-    It then presents the pages as they come, which may be fewer, or channels as something else.
-
-    Raises
-    ------
-    InputError
-        Naming the kind of description.
+    Attributes
+    ----------
+    names
+        Of channels as far as they are told, in the order of planes.
+    um_per_px
+        None if the file does not tell, or tells of a screen or printer.
+    notes
+        A sentence for each part that could not be read.
     """
-    descriptions = {
-        "OME-XML": tif.is_ome,
-        "ImageJ metadata": tif.is_imagej,
-        "tifffile metadata": tif.is_shaped,
-    }
-    found = " and ".join(name for name, is_there in descriptions.items() if is_there)
-    if found and series.kind in ("generic", "uniform"):
-        raise InputError(
-            f"{path} is truncated, damaged or one of several files: its {found} cannot be "
-            f"followed with the {len(tif.pages)} pages that it has"
-        )
+
+    names: tuple[str | None, ...]
+    um_per_px: float | None
+    notes: tuple[str, ...] = ()
 
 
 def is_colour(keyframe: TiffPage) -> bool:
@@ -78,35 +80,130 @@ def refuse_photometric(path: Path, keyframe: TiffPage) -> None:
         raise InputError(f"{path} is of photometric interpretation {name}; {accepted}")
 
 
-def read_channel_names(path: Path, tif: TiffFile, series: TiffPageSeries) -> list[str | None]:
-    """Names as far as the file tells them, in the order of its planes."""
-    if series.kind == "ome":
-        pixels = _find_pixels(path, tif, series)
-        return [] if pixels is None else [e.get("Name") for e in _children(pixels, "Channel")]
-    if series.kind == "imagej":
-        labels = (tif.imagej_metadata or {}).get("Labels")
-        return [str(label) for label in labels] if isinstance(labels, list) else []
-    return []
+def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata:
+    """Names of channels and pixel size of an image.
+
+    Parameters
+    ----------
+    opened
+        The file.
+    chosen
+        The image.
+    n
+        Its number of planes.
+    """
+    tif, series = opened.tif, chosen.series
+    told = Told()
+    notes: list[str] = []
+    kinds = [series.kind, *(["micromanager"] if tif.is_micromanager else [])]
+    for kind in kinds:
+        if kind not in READERS:
+            continue
+        try:
+            told = told.or_else(READERS[kind](tif, series))
+        # Whatever is odd about a maker's metadata, the pixels are what they are.
+        except Exception as exc:
+            notes.append(
+                f"the file's own metadata ({kind}) cannot be read ({describe_cause(exc)}): names "
+                "of channels and pixel size are taken from elsewhere or unknown"
+            )
+    if chosen.number is None:
+        told = told.or_else(_read_stack(opened, n))
+    elif series.kind == "ome":
+        ome = chosen.image.ome
+        if ome is None:
+            notes.append(
+                "which image of its OME-XML this is cannot be told: names of channels and pixel "
+                "size are unknown"
+            )
+            return TiffMetadata((), None, tuple(notes))
+        names = [e.get("Name") for e in children(ome.pixels, "Channel")]
+        notes += _tell_misfit(names, n)
+        if "PhysicalSizeX" in ome.pixels.attrib:
+            lengths = _read_physical_size(ome.pixels)
+            notes += tell_oblong(*lengths)
+            if "PhysicalSizeY" not in ome.pixels.attrib:
+                notes.append(
+                    "the metadata give the width of a pixel, which is taken for its height too"
+                )
+            um = square_pixel(*lengths)
+            return TiffMetadata(_fit(names, n) or _page_names(series, n), um, tuple(notes))
+        told = Told(_fit(names, n)).or_else(told)
+    notes += _tell_misfit(told.names, n)
+    names_told = _fit(told.names, n) or _page_names(series, n)
+    um = told.um_per_px
+    if um is None:
+        lengths = _read_resolution(tif, series)
+        um = square_pixel(*lengths)
+        notes += tell_oblong(*lengths)
+    return TiffMetadata(names_told, um, tuple(notes))
 
 
-def read_pixel_size(path: Path, tif: TiffFile, series: TiffPageSeries) -> float | None:
-    """Micrometres per pixel, None if the file does not tell or tells of a screen or printer."""
-    if series.kind == "ome":
-        pixels = _find_pixels(path, tif, series)
-        if pixels is not None and pixels.get("PhysicalSizeX") is not None:
-            um_x = to_um(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit", "um"))
-            if pixels.get("PhysicalSizeY") is None:
-                return um_x
-            um_y = to_um(pixels.get("PhysicalSizeY"), pixels.get("PhysicalSizeYUnit", "um"))
-            return square_pixel(um_y, um_x)
+def tell_inverted(keyframe: TiffPage) -> tuple[str, ...]:
+    """A note on grey values of which the file says that 0 is white."""
+    if keyframe.photometric != PHOTOMETRIC.MINISWHITE:
+        return ()
+    return (
+        "the file says that 0 is white; its values are taken as they are stored, so that the "
+        "largest are the brightest",
+    )
+
+
+def _tell_misfit(names: Sequence[str | None], n: int) -> tuple[str, ...]:
+    """A note on names that are told and cannot be given to the planes."""
+    if len(names) == n or not any((name or "").strip() for name in names):
+        return ()
+    return (
+        f"the metadata have names for {len(names)} channels and there are {n}, so the names do not "
+        "count and channels are numbered from 0",
+    )
+
+
+def _fit(names: Iterable[str | None], n: int) -> tuple[str | None, ...]:
+    """Names if there is one for each plane and not all are empty, else none."""
+    found = tuple(name if name is None else str(name) for name in names)
+    return found if len(found) == n and any((name or "").strip() for name in found) else ()
+
+
+def _page_names(series: TiffPageSeries, n: int) -> tuple[str | None, ...]:
+    names = _fit(read_page_names(series), n) if len(series) == n else ()
+    # Some programs write the name of the file on every page.
+    return names if n == 1 or len(set(names)) > 1 else ()
+
+
+def _read_stack(opened: OpenTiff, n: int) -> Told:
+    """Of images that are the channels of one: their names, and those of their only channels."""
+    real = opened.real
+    channels = []
+    for image in real:
+        elements = [] if image.ome is None else list(children(image.ome.pixels, "Channel"))
+        name = (elements[0].get("Name") or "") if len(elements) == 1 else ""
+        channels.append(name.strip() or image.name)
+    sizes = [_read_physical_size(image.ome.pixels) for image in real if image.ome is not None]
+    um = square_pixel(*sizes[0]) if len(sizes) == n and len(set(sizes)) == 1 else None
+    return Told(tuple(channels) if len(set(channels)) == len(channels) else (), um)
+
+
+def _read_physical_size(pixels: Element) -> tuple[float | None, float | None]:
+    """Height and width of a pixel in um, as far as they are told; a lone width is both."""
+    if pixels.get("PhysicalSizeX") is None:
+        return None, None
+    um_x = to_um(pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit", "um"))
+    if pixels.get("PhysicalSizeY") is None:
+        return um_x, um_x
+    return to_um(pixels.get("PhysicalSizeY"), pixels.get("PhysicalSizeYUnit", "um")), um_x
+
+
+def _read_resolution(tif: TiffFile, series: TiffPageSeries) -> tuple[float | None, float | None]:
+    """Height and width of a pixel in um from the tags of the first page, if a lens made it so."""
     tags = series.keyframe.tags
-    unit = _RESOLUTION_UNITS.get(tags.valueof(296, default=2))
+    unit: object = _RESOLUTION_UNITS.get(tags.valueof(296, default=2))
     if series.kind == "imagej":
         unit = (tif.imagej_metadata or {}).get("unit", unit)
-    um = [_um_from_tag(tags.valueof(code), unit) for code in (_YRESOLUTION, _XRESOLUTION)]
-    size = square_pixel(um[0], um[1])
+    um_y, um_x = (_um_from_tag(tags.valueof(code), unit) for code in (_YRESOLUTION, _XRESOLUTION))
     low, high = _PLAUSIBLE_UM
-    return size if size is not None and low <= size <= high else None
+    is_plausible = um_x is not None and low <= um_x <= high
+    return (um_y, um_x) if is_plausible else (None, None)
 
 
 def _um_from_tag(resolution: tuple[int, int] | None, unit: object) -> float | None:
@@ -116,25 +213,3 @@ def _um_from_tag(resolution: tuple[int, int] | None, unit: object) -> float | No
         return to_um(denominator / numerator, unit)
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-
-
-def _children(element: ET.Element, name: str) -> Iterator[ET.Element]:
-    """Child elements of a name in whichever version of the OME name space."""
-    return (child for child in element if child.tag.rpartition("}")[2] == name)
-
-
-def _find_pixels(path: Path, tif: TiffFile, series: TiffPageSeries) -> ET.Element | None:
-    """The `Pixels` element of the first image of the series' size.
-
-    tifffile leaves out images without data, so the numbers of series and images may differ.
-    """
-    try:
-        root = ET.fromstring(tif.ome_metadata)
-    except ET.ParseError as exc:
-        raise InputError(f"{path} has OME-XML that cannot be parsed: {exc}") from exc
-    size = [str(series.shape[series.axes.index(axis)]) for axis in "YX"]
-    for image in _children(root, "Image"):
-        for pixels in _children(image, "Pixels"):
-            if [pixels.get("SizeY"), pixels.get("SizeX")] == size:
-                return pixels
-    return None

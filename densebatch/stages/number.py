@@ -218,7 +218,7 @@ def _read_shard_labels(work: Work, region: Region) -> tuple[NDArray[np.uint32], 
     grid = work.grid
     keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys))
     lost = {tuple(index) for index in json.loads(work.lost_tiles.read_bytes())}
-    array = zarr.open_array(str(work.tile_labels), mode="r")
+    array = zarr.open_array(work.tile_labels, mode="r")
     tiles = [index for index in grid.overlapping(region) if index not in lost]
     ids_of = {
         index: (np.searchsorted(keys, work.read_keys(*index)) + 1).astype(np.uint32)

@@ -23,11 +23,11 @@ def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:
         The OME-Zarr image group that gets the labels.
     """
     if plan.in_place:
-        return labels.in_place_spec(root)
+        return labels.in_place_spec(root, plan.slide.scene, plan.slide.axes)
     height, width = plan.shape
     layout = None
     if plan.slide.kind == "ome-zarr" and not plan.copy_image:
-        layout = labels.slide_layout(plan.slide.path)
+        layout = labels.slide_layout(plan.slide.path, plan.slide.scene, plan.slide.axes)
     return labels.PyramidSpec(
         root=root,
         ngff=plan.ngff,

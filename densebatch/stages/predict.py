@@ -64,7 +64,7 @@ def create_flows(plan: Plan, path: Path) -> None:
     if (path / "zarr.json").exists():  # a killed run leaves a folder without it
         return
     zarr.create_array(
-        str(path),
+        path,
         shape=(3, *plan.network_shape),
         chunks=(
             3,
@@ -111,7 +111,7 @@ class PredictGroup(Task):
         plan = self.work.plan
         group = plan.groups[self.row, self.col]
         flows, patches, device = self._evaluate(plan, group, meter)
-        array = zarr.open_array(str(self.work.flows), mode="r+")
+        array = zarr.open_array(self.work.flows, mode="r+")
         # Looking for chunks that are all NaN would take three times as long as writing.
         array = array.with_config({"write_empty_chunks": True})
         with meter.timed("write"):

@@ -47,7 +47,7 @@ def read_flows(plan: Plan, path: Path, window: Region) -> NDArray[np.float16 | n
     """The flow field of a window in slide pixels, `(3, h, w)`: as stored, or float32."""
     rows = axis_weights(np.arange(window.y0, window.y1), plan.network_shape[0], plan.shape[0])
     cols = axis_weights(np.arange(window.x0, window.x1), plan.network_shape[1], plan.shape[1])
-    array = zarr.open_array(str(path), mode="r")
+    array = zarr.open_array(path, mode="r")
     stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
     if plan.network_shape == plan.shape:
         return stored
@@ -92,7 +92,7 @@ def create_traces(work: Work) -> None:
         return
     height, width = work.plan.shape
     zarr.create_array(
-        str(work.tile_labels),
+        work.tile_labels,
         shape=(height, width),
         chunks=(min(work.tile_px, height), min(work.tile_px, width)),
         dtype="uint32",
@@ -149,7 +149,7 @@ class TraceTile(Task):
             with meter.timed("read"):
                 flows = read_flows(plan, work.flows, window)
             traced = _trace(plan, flows, window, core, meter)
-        array = zarr.open_array(str(work.tile_labels), mode="r+")
+        array = zarr.open_array(work.tile_labels, mode="r+")
         with meter.timed("write"):
             array[core.slices] = traced.labels
         buffer = io.BytesIO()

@@ -87,10 +87,10 @@ def measure_scoring(
 
 def _write_prediction(truth: Path, path: Path) -> None:
     """The truth moved by two pixels, without one cell in twenty; band by band."""
-    source = zarr.open_array(str(truth), mode="r")
+    source = zarr.open_array(truth, mode="r")
     height, width = source.shape
     target = zarr.create_array(
-        str(path), shape=source.shape, chunks=source.chunks, dtype="uint32", fill_value=0
+        path, shape=source.shape, chunks=source.chunks, dtype="uint32", fill_value=0
     )
     step = source.chunks[0]
     for y0 in range(0, height, step):

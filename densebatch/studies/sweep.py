@@ -141,7 +141,7 @@ def find_images(
         raise InputError(f"{images}: one slide needs its label image; give it with --truth")
     for file in files:
         info = open_slide(file.image, scene, axes).info
-        labels = open_labels(file.labels, masks=bool(label_components))
+        labels = open_labels(file.labels, scene, masks=bool(label_components))
         _ = labels[0:1, 0:1]  # Pixels that are no labels are refused before the network runs.
         if labels.shape != (info.height, info.width):
             raise InputError(
@@ -233,17 +233,21 @@ def _count_all(
     with ThreadPoolExecutor(_choose_threads(fields, settings.segment)) as pool:
         counted = []
         for field, file in zip(fields, files, strict=True):
-            truth, is_labelled = _open_truth(file, settings.label_components)
+            truth, is_labelled = _open_truth(
+                file, settings.segment.scene, settings.label_components
+            )
             tables = _count_image(field, truth, pairs, settings.segment, pool, progress)
             counted.append((tables, is_labelled))
         return counted
 
 
-def _open_truth(file: AnnotatedFile, label_components: bool | None) -> tuple[PixelSource, bool]:
+def _open_truth(
+    file: AnnotatedFile, scene: str | None, label_components: bool | None
+) -> tuple[PixelSource, bool]:
     """The labels, and whether they are the pieces of a mask; `find_images` has refused others."""
     if not label_components:
-        return open_labels(file.labels), False
-    return settle_masks(open_labels(file.labels, masks=True), True, str(file.labels))
+        return open_labels(file.labels, scene), False
+    return settle_masks(open_labels(file.labels, scene, masks=True), True, str(file.labels))
 
 
 def _choose_threads(fields: Sequence[FlowField], settings: SegmentSettings) -> int:

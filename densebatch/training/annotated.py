@@ -16,6 +16,9 @@ from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
+from densebatch.planning.debris import count_cells, find_debris
+from densebatch.planning.normalization import find_masked
+from densebatch.planning.passes import look_at_blocks
 from densebatch.slides.slide import open_slide
 from densebatch.tracing.diffusion import compute_flows
 
@@ -34,6 +37,9 @@ as zeros, as around a slide. It is wider than a patch's margin so that enough cr
 edges to be learnt: a quarter of the crops of fields of 1000 px."""
 
 
+_CELL_PX = 15.0  # of an image without cells
+
+
 @dataclass(frozen=True)
 class AnnotatedImage:
     """One annotated image in memory.
@@ -47,6 +53,7 @@ class AnnotatedImage:
     flows : `(2, h, w)` float32, unit vectors towards each cell's centre
     sha256 : of pixels and labels as they were read
     scale : pixels of it for one of the image as it was read, along an axis
+    masked_fraction : largest share of a channel's pixels that are taken for debris
     """
 
     name: str
@@ -55,6 +62,7 @@ class AnnotatedImage:
     flows: NDArray[np.float32]
     sha256: str
     scale: float = 1.0
+    masked_fraction: float = 0.0
 
     @cached_property
     def areas(self) -> NDArray[np.intp]:
@@ -86,7 +94,7 @@ def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDA
     if recipe.nuclei is not None:
         names.append(slide.channel_index(recipe.nuclei))
     pixels = np.stack([slide.read(channel, whole) for channel in names])
-    truth = open_labels(file.labels, masks=bool(recipe.label_components))
+    truth = open_labels(file.labels, recipe.scene, masks=bool(recipe.label_components))
     if truth.shape != pixels.shape[1:]:
         raise InputError(
             f"{file.labels}: labels of {truth.shape[0]} x {truth.shape[1]} px for an image of "
@@ -115,6 +123,13 @@ def measure_diameters(labels: Sequence[NDArray[np.int32]]) -> NDArray[np.float64
         raise InputError("the annotated images hold no cell")
     result: NDArray[np.float64] = 2.0 * np.sqrt(areas / np.pi)
     return result
+
+
+def _find_debris(plane: NDArray[np.generic], labels: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+    """Pixels that are taken for debris, and what is beside them; None if there are none."""
+    cell_px = float(np.median(measure_diameters([labels]))) if labels.any() else _CELL_PX
+    debris = find_debris(look_at_blocks(plane), lambda gap, _: count_cells(plane, gap, cell_px))
+    return find_masked(plane, debris.above, debris.dead) if debris.is_any else None
 
 
 def make_annotated(
@@ -147,15 +162,23 @@ def make_annotated(
     digest.update(np.ascontiguousarray(labels).tobytes())
     planes = np.zeros((2, *labels.shape), np.float32)
     scaled = []
-    for plane in pixels.astype(np.float32):
+    masked_fractions = []
+    for raw in pixels:
+        plane = raw.astype(np.float32)
         if not np.isfinite(plane).all():
             n = int((~np.isfinite(plane)).sum())
             raise InputError(
                 f"image {name}: {n} pixels are NaN, infinite or beyond float32; accepted for "
                 "training are finite values"
             )
-        low, high = np.percentile(plane, recipe.percentiles)
+        # A slide's debris is left out of its bounds and shown as 0, and so is that of images.
+        masked = _find_debris(raw, labels) if recipe.mask_debris else None
+        counted = plane if masked is None else plane[~masked]
+        low, high = np.percentile(counted, recipe.percentiles)
         scaled.append((plane - low) / max(high - low, 1e-6))
+        if masked is not None:
+            scaled[-1][masked] = 0
+            masked_fractions.append(float(masked.mean()))
     n_membrane = len(scaled) - (recipe.nuclei is not None)
     planes[0] = np.maximum.reduce(scaled[:n_membrane])
     if recipe.nuclei is not None:
@@ -175,7 +198,9 @@ def make_annotated(
     planes = np.pad(planes, ((0, 0), *edge), constant_values=np.nan)
     flows = np.pad(flows, ((0, 0), *edge))
     labels = np.pad(labels, edge)
-    return AnnotatedImage(name, planes, labels, flows, digest.hexdigest(), factor)
+    return AnnotatedImage(
+        name, planes, labels, flows, digest.hexdigest(), factor, max(masked_fractions, default=0.0)
+    )
 
 
 def _collate(

@@ -133,6 +133,11 @@ class Recipe(BaseModel):
         description="yes/no masks given for labels: true makes cells of their pieces, false takes "
         "each label for one cell; default: refused",
     )
+    mask_debris: bool = Field(
+        default=True,
+        description="leave specks far brighter than the tissue, and dead pixels, out of the "
+        "percentiles and show 0 there",
+    )
     percentiles: tuple[float, float] = Field(
         default=(1.0, 99.0), description="of an image that become 0 and 1"
     )

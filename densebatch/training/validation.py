@@ -92,6 +92,7 @@ def validate(network: CPnet, recipe: Recipe, held_out: Sequence[HeldOut]) -> dic
                 membrane=tuple(str(k) for k in range(n_membrane)),
                 nuclei=None if recipe.nuclei is None else str(n_membrane),
                 pixel_size=recipe.um_per_px,
+                mask_debris=recipe.mask_debris,
                 workers=0,
                 image="none",
                 # The reference needs no gate, which might refuse another backend.

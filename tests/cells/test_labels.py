@@ -1,6 +1,7 @@
 """The life of a label image: created, filled, finished, replaced; and inside a slide."""
 
 import dataclasses
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -11,9 +12,9 @@ import zarr
 import zarr.storage._local as local_store
 
 from densebatch.base.errors import InputError
-from densebatch.base.ngff import require_multiscale
 from densebatch.cells import labels as out
 from densebatch.cells import pyramid, pyramid_spec
+from densebatch.ngff.metadata import find_multiscale, ome_attributes
 from tests.helpers.label_files import (
     NO_SOURCE,
     OTHER_READERS,
@@ -286,8 +287,10 @@ def test_labels_inside_a_slide(tmp_path, version):
     validate(spec)
 
     attributes = zarr.open_group(root, mode="r").attrs.asdict()
-    image = require_multiscale(attributes, "")["datasets"]
-    mine = require_multiscale(zarr.open_group(root / "labels/cells", mode="r").attrs.asdict(), "")
+    image = ome_attributes(attributes)["multiscales"][0]["datasets"]
+    mine = find_multiscale(
+        ome_attributes(zarr.open_group(root / "labels/cells", mode="r").attrs.asdict())
+    )
     assert mine["axes"][0]["unit"] == "micrometer"
     for a, b in zip(image, mine["datasets"], strict=True):
         for step, own in zip(
@@ -361,11 +364,14 @@ def test_slides_that_cannot_take_labels_are_refused(tmp_path):
     declare(axes=[{"name": "y"}, {"name": "z"}])
     with pytest.raises(InputError, match=r"has axes \['y', 'z'\]"):
         out.in_place_spec(tmp_path / "a")
-    declare(datasets=[{"path": "0"}])
+    shift = {"type": "translation", "translation": [3, 4]}
+    declare(datasets=[{"path": "0", "coordinateTransformations": [shift]}])
     with pytest.raises(InputError, match="has a level without a scale"):
         out.in_place_spec(tmp_path / "a")
     declare(coordinateTransformations=[{"type": "affine", "affine": []}])
-    with pytest.raises(InputError, match=r"has the transformation .*affine.*, which is not known"):
+    with pytest.raises(
+        InputError, match="has a transformation of type 'affine', which labels cannot copy"
+    ):
         out.in_place_spec(tmp_path / "a")
     declare(datasets=[dataset | {"path": "1"}])
     with pytest.raises(InputError, match="is not a readable zarr array"):
@@ -394,7 +400,9 @@ def test_a_fault_of_the_slides_metadata_is_copied_and_logged(tmp_path, version, 
     assert "Expected a scale or (scale, translation)" in record.fields["fault"]
     fill(spec, np.zeros((40, 40), np.uint32))
     out.finalize(spec, n_cells=0, provenance={})
-    found = require_multiscale(zarr.open_group(root / "labels/cells", mode="r").attrs.asdict(), "")
+    found = find_multiscale(
+        ome_attributes(zarr.open_group(root / "labels/cells", mode="r").attrs.asdict())
+    )
     steps = [dataset["coordinateTransformations"] for dataset in found["datasets"]]
     assert steps == [[{"type": "scale", "scale": [k, k]}] * 2 for k in (0.5, 1.0)]
 
@@ -404,3 +412,60 @@ def test_metadata_of_ours_that_are_not_valid_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="would not be valid OME-Zarr: multiscales"):
         out.create(spec, label_attrs=NO_SOURCE)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_levels_listed_smallest_first_are_copied_by_size(tmp_path, version):
+    def document(attributes):
+        attributes["multiscales"][0]["datasets"].reverse()
+
+    pixels = np.zeros((1, 90, 70), np.uint16)
+    root = write_zarr(tmp_path / "a", pixels, "cyx", version, n_levels=3, document=document)
+    spec = out.in_place_spec(root)
+    assert spec.slide.shapes == ((90, 70), (45, 35), (23, 18))
+    assert [steps[0][1] for steps in spec.slide.transforms] == [0.5, 1.0, 2.0]
+    labels, _ = make_pixels(spec)
+    out.create(spec, label_attrs=NO_SOURCE)
+    fill(spec, labels)
+    out.finalize(spec, n_cells=5, provenance={})
+    assert [out.read_labels(root, level).shape for level in range(3)] == list(spec.slide.shapes)
+    # A label image of another program may list them in any order, too.
+    group = zarr.open_group(root / "labels/cells", mode="r+")
+    attributes = group.attrs.asdict()
+    ome_attributes(attributes)["multiscales"][0]["datasets"].reverse()
+    group.update_attributes(attributes)
+    assert [out.read_labels(root, level).shape for level in range(3)] == list(spec.slide.shapes)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_labels_of_an_image_without_scales(tmp_path, version):
+    def document(attributes):
+        for dataset in attributes["multiscales"][0]["datasets"]:
+            del dataset["coordinateTransformations"]
+
+    pixels = np.zeros((1, 90, 70), np.uint16)
+    root = write_zarr(tmp_path / "a", pixels, "cyx", version, n_levels=2, document=document)
+    assert out.slide_layout(root) is None
+    spec = out.in_place_spec(root)
+    out.create(spec, label_attrs=NO_SOURCE)
+    fill(spec, np.zeros((90, 70), np.uint32))
+    out.finalize(spec, n_cells=0, provenance={})
+    validate(dataclasses.replace(spec, in_place=False))
+    found = find_multiscale(
+        ome_attributes(zarr.open_group(root / "labels/cells", mode="r").attrs.asdict())
+    )
+    assert [axis.get("unit") for axis in found["axes"]] == [None, None]
+    steps = [dataset["coordinateTransformations"] for dataset in found["datasets"]]
+    assert steps == [[{"type": "scale", "scale": [k, k]}] for k in (1.0, 2.0)]
+
+
+@pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated metadata.*:UserWarning")
+def test_labels_that_nobody_could_see_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    write_zarr(tmp_path / "plate" / "image", np.zeros((1, 40, 40), np.uint16))
+    zarr.open_group(tmp_path / "plate", mode="a", zarr_format=3)
+    zarr.consolidate_metadata(tmp_path / "plate")
+    spec = out.in_place_spec(tmp_path / "plate" / "image")
+    out.check_place(spec, label_attrs=NO_SOURCE, restart=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "plate")
+    with pytest.raises(InputError, match="plate has consolidated metadata, without which nobody"):
+        out.check_place(spec, label_attrs=NO_SOURCE, restart=False)

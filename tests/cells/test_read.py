@@ -14,6 +14,7 @@ from PIL import Image
 from densebatch.base.errors import InputError
 from densebatch.cells.read import open_labels
 from tests.helpers.slide_files import png_chunk, write_png, write_zarr
+from tests.helpers.tiff_files import ome_image, ome_xml, place, write_pages
 
 LABELS = (np.arange(40 * 50).reshape(40, 50) * 13 % 60_000).astype(np.uint16)
 TILED = {"tile": (16, 16), "compression": "zlib"}
@@ -242,3 +243,85 @@ def test_booleans_are_read_where_masks_are_meant(tmp_path, name):
     labels = open_labels(path, masks=True)
     np.testing.assert_array_equal(labels[:, :], mask)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(labels))[:, :], mask)
+
+
+OTHER = (LABELS + 1).astype(np.uint16)
+
+
+def write_twice(path, **options):
+    for labels in (LABELS, OTHER):
+        tifffile.imwrite(path, labels, append=True, **options)
+    return path
+
+
+class TestScene:
+    @pytest.mark.parametrize("options", [{}, TILED, {"compression": "zlib"}])
+    def test_of_several_label_images_none_is_taken_silently(self, tmp_path, options):
+        path = write_twice(tmp_path / "a.tif", **options)
+        with pytest.raises(InputError, match="holds 2 images and none was chosen"):
+            open_labels(path)
+        for scene, expected in (("0", LABELS), ("#1", OTHER)):
+            np.testing.assert_array_equal(open_labels(path, scene)[:, :], expected)
+
+    def test_by_name(self, tmp_path):
+        xml = ome_xml(
+            *(
+                ome_image(f"core {name}", "x", ifd=ifd, size=LABELS.shape)
+                for ifd, name in enumerate("AB")
+            )
+        )
+        path = write_pages(tmp_path / "a.ome.tif", LABELS, OTHER, description=xml)
+        np.testing.assert_array_equal(open_labels(path, "core B")[:, :], OTHER)
+        with pytest.raises(InputError, match=r"0: 'core A'.*1: 'core B'"):
+            open_labels(path, "core C")
+
+    def test_it_travels(self, tmp_path):
+        labels = open_labels(write_twice(tmp_path / "a.tif"), "1")
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(labels))[:, :], OTHER)
+
+    @pytest.mark.parametrize("name", WRITERS)
+    def test_of_a_file_of_one_image_it_is_of_no_account(self, files, name):
+        np.testing.assert_array_equal(open_labels(files[name], "core B")[:, :], LABELS)
+
+    def test_a_thumbnail_is_left_out_and_told(self, tmp_path):
+        thumbnail = LABELS[::4, ::4].copy(), {"subfiletype": 1}
+        pages = [thumbnail, (LABELS, {"tile": (16, 16)})]
+        labels = open_labels(write_pages(tmp_path / "a.tif", *pages))
+        np.testing.assert_array_equal(labels[:, :], LABELS)
+        labels = open_labels(
+            write_pages(tmp_path / "b.tif", (LABELS[:9, :9].copy(), {"subfiletype": 1}), LABELS)
+        )
+        np.testing.assert_array_equal(labels[:, :], LABELS)
+        assert "9 x 9 px (reduced image)" in labels.notes[0]
+
+    def test_an_image_named_label_is_one(self, tmp_path):
+        xml = ome_xml(
+            ome_image("label", "x", size=LABELS.shape),
+            ome_image("larger", "x", ifd=1, size=(60, 70)),
+        )
+        larger = np.ones((60, 70), np.uint16)
+        path = write_pages(tmp_path / "a.ome.tif", LABELS, larger, description=xml)
+        with pytest.raises(InputError, match=r"0: 'label'.*1: 'larger'"):
+            open_labels(path)
+        np.testing.assert_array_equal(open_labels(path, "label")[:, :], LABELS)
+
+    def test_levels_from_the_smallest(self, tmp_path):
+        pages = [LABELS[::step, ::step].copy() for step in (4, 2, 1)]
+        labels = open_labels(write_pages(tmp_path / "a.tif", *pages))
+        np.testing.assert_array_equal(labels[:, :], LABELS)
+
+    def test_pixels_of_another_file(self, tmp_path):
+        planes = [place(0, 0, file=f"{k}.ome.tif", uuid=f"urn:uuid:{k}") for k in range(2)]
+        images = [
+            ome_image(f"well {k}", "x", size=LABELS.shape, planes=planes[k]) for k in range(2)
+        ]
+        for k, pixels in enumerate((LABELS, OTHER)):
+            write_pages(tmp_path / f"{k}.ome.tif", pixels, description=ome_xml(*images))
+        np.testing.assert_array_equal(open_labels(tmp_path / "0.ome.tif")[:, :], LABELS)
+        other = open_labels(tmp_path / "0.ome.tif", "well 1")
+        np.testing.assert_array_equal(other[:, :], OTHER)
+
+    def test_one_page_with_the_description_of_a_slide(self, tmp_path):
+        xml = ome_xml(ome_image("slide", "abc", size=(400, 500)))
+        path = write_pages(tmp_path / "a.ome.tif", LABELS, description=xml)
+        np.testing.assert_array_equal(open_labels(path)[:, :], LABELS)

@@ -10,6 +10,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.read_zarr import CheckedArray, is_zarr, open_zarr
 from tests.helpers.slide_files import write_zarr
+from tests.helpers.zarr_folders import mark_labels, write_plate, write_store
 
 VERSIONS = ["0.4", "0.5"]
 LABELS = np.arange(40 * 50, dtype=np.uint32).reshape(40, 50)
@@ -26,10 +27,6 @@ def write_array(path, pixels=LABELS, **options):
     array = zarr.create_array(path, shape=pixels.shape, dtype=pixels.dtype, **options)
     array[...] = pixels
     return path
-
-
-def mark_labels(attributes):
-    attributes["image-label"] = {}
 
 
 def write_image(path, version, names=("cells",), labels=LABELS):
@@ -133,7 +130,7 @@ def test_a_level_that_is_a_group_is_refused(tmp_path):
     path = write_zarr(tmp_path / "a.zarr", LABELS, "yx", document=document)
     zarr.open_group(path / "labels", mode="w")
     with pytest.raises(
-        InputError, match="lists /labels as its highest resolution, which is no arr"
+        InputError, match=r"lists .*a\.zarr/labels as a resolution, which is no array"
     ):
         open_zarr(path, labels=False)
 
@@ -168,3 +165,94 @@ def test_a_damaged_piece_is_named(tmp_path, layout):
     (path / key).write_bytes(b"nonsense")
     with pytest.raises(InputError, match=rf"^the stored piece {key} is damaged: \w+"):
         CheckedArray(array, path)[0:40, 0:50]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0), (1, 2, 0)])
+def test_the_largest_level_is_meant_wherever_it_is_listed(tmp_path, version, order):
+    def document(attributes):
+        mark_labels(attributes)
+        datasets = attributes["multiscales"][0]["datasets"]
+        attributes["multiscales"][0]["datasets"] = [datasets[level] for level in order]
+
+    write_zarr(tmp_path / "a.zarr", LABELS, "yx", version, n_levels=3, document=document)
+    for labels in (True, False):
+        pixels = open_zarr(tmp_path / "a.zarr", labels=labels)
+        np.testing.assert_array_equal(pixels.read(WHOLE)[0], LABELS)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_labels_of_a_spatialdata_store(tmp_path, version):
+    store = write_store(tmp_path / "store.zarr", version)
+    for path in (store, store / "labels"):
+        with pytest.raises(
+            InputError,
+            match=rf"has 2 label images \(cells, nuclei\); .* such as {store}/labels/cel",
+        ):
+            open_zarr(path, labels=True)
+        for scene in ("nuclei", "1"):
+            pixels = open_zarr(path, labels=True, scene=scene)
+            assert pixels.array.folder == store / "labels" / "nuclei" / "0"
+            assert (pixels.path, pixels.scene) == (path, scene)
+        with pytest.raises(InputError, match="holds no image 'membranes'; accepted with --scene"):
+            open_zarr(path, labels=True, scene="membranes")
+    for path in (store / "images" / "he", store / "images"):
+        with pytest.raises(InputError, match=rf"give one of the 2 label images in {store}: "):
+            open_zarr(path, labels=True)
+    only = write_store(tmp_path / "one.zarr", version, labels=("cells",), images=("he",))
+    assert open_zarr(only, labels=True).array.folder == only / "labels" / "cells" / "0"
+    assert open_zarr(only, labels=True, scene="of no account").shape == (64, 96)
+    assert open_zarr(only, labels=False).array.folder == only / "images" / "he" / "0"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_labels_and_pictures_of_a_plate(tmp_path, version):
+    plate = write_plate(tmp_path / "plate.zarr", version)
+    with pytest.raises(InputError, match=r"without a label image; accepted are a label image .*y$"):
+        open_zarr(plate, labels=True)
+    write_image(plate / "B" / "2" / "1", version)
+    with pytest.raises(InputError, match=rf"; give the label image in it, {plate}/B/2/1/labels/c"):
+        open_zarr(plate, labels=True)
+    with pytest.raises(InputError, match="holds 4 images and none was chosen"):
+        open_zarr(plate, labels=False)
+    pixels = open_zarr(plate, labels=False, scene="B/2/0")
+    assert pixels.array.folder == plate / "B" / "2" / "0" / "0"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_folders_near_label_images(tmp_path, version):
+    image = write_image(tmp_path / "data" / "a.zarr", version)
+    cells = image / "labels" / "cells"
+    with pytest.raises(InputError, match=rf"is a folder and no zarr; .* image in it, {cells}$"):
+        open_zarr(tmp_path / "data", labels=True)
+    with pytest.raises(InputError, match=rf"is a folder and no zarr; .* image in it, {image}$"):
+        open_zarr(tmp_path / "data", labels=False)
+
+
+def test_several_images_in_one_group_are_never_one_without_a_word(tmp_path):
+    def document(attributes):
+        (first,) = attributes["multiscales"]
+        attributes["multiscales"] = [first, first | {"name": "second"}]
+        mark_labels(attributes)
+
+    path = write_zarr(tmp_path / "a.zarr", LABELS, "yx", document=document)
+    with pytest.raises(InputError, match="holds 2 images and none was chosen"):
+        open_zarr(path, labels=True)
+    assert open_zarr(path, labels=True, scene="second").shape == LABELS.shape
+
+
+def test_metadata_of_both_formats_that_disagree(tmp_path):
+    path = write_image(tmp_path / "a.zarr", "0.5") / "labels" / "cells"
+    (path / ".zattrs").write_text("{}")
+    with pytest.raises(InputError, match="cells has metadata of both Zarr formats that disagree"):
+        open_zarr(path, labels=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_metadata_where_the_other_format_keeps_them(tmp_path, version):
+    path = write_image(tmp_path / "a.zarr", version) / "labels" / "cells"
+    group = zarr.open_group(path, mode="r+")
+    attributes = dict(group.attrs)
+    group.attrs.put(attributes["ome"] if version == "0.5" else {"ome": attributes})
+    for place in (path, tmp_path / "a.zarr"):
+        np.testing.assert_array_equal(open_zarr(place, labels=True).read(WHOLE)[0], LABELS)

@@ -62,7 +62,10 @@ def text_file(tmp_path):
 
 def stack(tmp_path):
     tifffile.imwrite(tmp_path / "a.ome.tif", PIXELS, metadata={"axes": "ZYX"})
-    return tmp_path / "a.ome.tif", "has axes ZYX of sizes 2 x 90 x 120; accepted are Y and X"
+    return (
+        tmp_path / "a.ome.tif",
+        "holds 2 images along Z (focal planes), and one image of all channels is accepted",
+    )
 
 
 def colours(tmp_path):

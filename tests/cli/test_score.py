@@ -381,4 +381,50 @@ def test_absurd_zarr_metadata_are_refused_before_anything_is_read(tmp_path):
     zarr.create_array(tmp_path / "big", shape=(10**6, 10**6), chunks=(10**6, 10**6), dtype="u4")
     assert "is stored in chunks of 4000.0 GB" in complain(tmp_path / "big", tmp_path / "big")
     (tmp_path / "wide" / "zarr.json").write_text("{")
-    assert "wide cannot be opened" in complain(tmp_path / "wide", tmp_path / "wide")
+    assert "wide/zarr.json is not a readable JSON document" in complain(
+        tmp_path / "wide", tmp_path / "wide"
+    )
+
+
+class TestScene:
+    @pytest.fixture
+    def files(self, tmp_path, pair):
+        """Two cores in each file, of which the first are alike."""
+        truth, pred = pair
+        for name, labels in (("truth", truth), ("pred", pred)):
+            for core in (truth, labels):
+                tifffile.imwrite(tmp_path / f"{name}.tif", core, append=True)
+        return tmp_path / "pred.tif", tmp_path / "truth.tif"
+
+    def test_it_chooses_in_both(self, files, pair):
+        aps = [
+            json.loads(run(*files, "--scene", scene, "--json", "-").stdout)["images"][0]["iou"]
+            for scene in ("0", "1")
+        ]
+        expected = score_labels(*pair)
+        assert aps[0]["0.50"]["ap"] == 1
+        assert aps[1]["0.50"]["ap"] == pytest.approx(expected.at(0.5).ap)
+        assert "none was chosen" in complain(*files)
+        assert "holds no image '7'" in complain(*files, "--scene", "7")
+
+    def test_files_of_one_image_are_taken_as_they_are(self, files, pair, tmp_path):
+        np.save(tmp_path / "one.npy", pair[1])
+        found = run(tmp_path / "one.npy", files[1], "--scene", "1", "--json", "-").stdout
+        expected = score_labels(*pair)
+        assert json.loads(found)["images"][0]["iou"]["0.50"]["ap"] == pytest.approx(
+            expected.at(0.5).ap
+        )
+
+    def test_on_threads_with_pictures(self, files, tmp_path):
+        options = ["--scene", "1", "--workers", "2", "--report", tmp_path / "a.html"]
+        run(*files, *options, "--image", files[1])
+        assert (tmp_path / "a.html").read_text().count("<img") >= 1
+
+    def test_what_was_left_out_is_told(self, tmp_path, pair):
+        truth, pred = pair
+        tifffile.imwrite(tmp_path / "pred.tif", pred)
+        with tifffile.TiffWriter(tmp_path / "truth.tif") as writer:
+            writer.write(truth[:9, :20], subfiletype=1)
+            writer.write(truth)
+        told = run(tmp_path / "pred.tif", tmp_path / "truth.tif").stderr
+        assert "truth.tif: the file holds 2 images, of which 1 is left out: 9 x 20 px" in told

@@ -169,6 +169,7 @@ def test_show_tells_of_a_file(tmp_path, capsys, checkpoint):
         "nuclei": True,
         "weights": sum(p.numel() for p in make_network().parameters() if p.requires_grad),
         "card": {},
+        "notes": [],
     }
     assert yaml.safe_load(run(capsys, "show", checkpoint)) == facts | {"card": None}
 

@@ -1,6 +1,5 @@
 """Debris moves neither bounds nor the cells beside it; tissue without debris is left alone."""
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,17 +15,16 @@ from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import survey_channel
 from densebatch.run.segment import segment
-from densebatch.slides.slide import open_slide
-from densebatch.stages.network_input import read_network_input
-from tests.helpers.debris import (
+from densebatch.simulation.debris import (
+    lay,
     put_area,
     put_columns,
-    put_dead_area,
     put_discs,
-    put_saturated_area,
     put_specks,
     put_strewn,
 )
+from densebatch.slides.slide import open_slide
+from densebatch.stages.network_input import read_network_input
 from tests.helpers.real_tissue import FIELDS, needs_data, read_field
 from tests.helpers.run_files import simulate, write_tiff
 
@@ -42,9 +40,9 @@ def survey(folder, pixels, **options):
     return survey_channel(open_slide(write(folder, pixels)), 0, (1.0, 99.0), **options)
 
 
-def run(folder, pixels, name):
+def run(folder, pixels, name, model="dense-tiny"):
     slide = write(folder, pixels, name)
-    settings = SETTINGS.model_copy(update={"workers": 0, "image": "none"})
+    settings = SETTINGS.model_copy(update={"workers": 0, "image": "none", "model": model})
     result = segment(slide, folder / f"{name}-out", settings, restart=True)
     return result, open_labels(result.labels)[:, :]
 
@@ -81,17 +79,19 @@ times = st.floats(5, 400)
 KINDS = {
     "specks": (put_specks, st.tuples(times, st.integers(1, 8), many)),
     "large specks": (put_specks, st.tuples(times, st.integers(9, 60), few)),
-    "discs": (put_discs, st.tuples(times, st.integers(2, 40), few)),
+    # Of a cell's size and brightness they would be taken for cells.
+    "discs": (put_discs, st.tuples(st.floats(120, 400), st.integers(2, 40), few)),
+    "large discs": (put_discs, st.tuples(times, st.integers(34, 50), few)),
     "strewn": (put_strewn, st.tuples(times, st.integers(1, 40), st.integers(3, 12))),
     "columns": (put_columns, st.tuples(times, st.integers(1, 2), st.sampled_from([0, 1]))),
-    "saturated area": (put_saturated_area, st.just(())),
-    "dead area": (put_dead_area, st.just(())),
+    "saturated area": (put_area, st.just((65535,))),
+    "dead area": (put_area, st.just((0,))),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data(), seed=st.integers(0, 2), offset=st.sampled_from([0, 2000]))
-@settings(max_examples=4, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 def test_cells_beside_debris_are_found(shared, kind, data, seed, offset):
     put, numbers = KINDS[kind]
     dirty, covered = put(
@@ -101,6 +101,27 @@ def test_cells_beside_debris_are_found(shared, kind, data, seed, offset):
     _, labels = run(shared, dirty, "dirty")
     beside, found = count_found(clean, labels, covered)
     assert beside > 100
+    assert found >= 0.97 * beside
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize("model", ["dense", "dense-small", "dense-tiny"])
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("kind", ["specks", "large specks", "discs", "strewn", "columns"])
+def test_cells_of_real_fields_beside_debris_are_found(tmp_path, model, name, kind):
+    pixels = read_field(name)[0][:SIDE, :SIDE].astype(np.uint16) * 16 + 100
+    put, numbers = {
+        "specks": (put_specks, (100, 6, 15)),
+        "large specks": (put_specks, (8, 50, 3)),
+        "discs": (put_discs, (150, 20, 5)),
+        "strewn": (put_strewn, (200, 30, 8)),
+        "columns": (put_columns, (60, 3)),
+    }[kind]
+    dirty, covered = put(pixels, *numbers)
+    clean, labels = (run(tmp_path, image, "a", model)[1] for image in (pixels, dirty))
+    beside, found = count_found(clean, labels, covered)
+    assert beside > 80
     assert found >= 0.97 * beside
 
 
@@ -122,7 +143,8 @@ def test_bounds_of_real_fields_stay_beside_debris(tmp_path, name, kind):
     assert clean.high < dirty.above
     assert dirty.low == pytest.approx(clean.low, abs=0.02 * span)
     assert dirty.high == pytest.approx(clean.high, abs=0.1 * span)
-    assert dirty.tissue_fraction == pytest.approx(clean.tissue_fraction, abs=0.25)
+    left_out = dirty.debris_fraction
+    assert clean.tissue_fraction - left_out <= dirty.tissue_fraction <= clean.tissue_fraction
 
 
 def check_clean(folder, pixels):
@@ -157,15 +179,22 @@ def test_odd_tissue_has_no_debris(tmp_path, change):
     check_clean(tmp_path, simulate(1024, 1024, 3, **change)[0])
 
 
-def put_cells(pixels, n, seed=0):
-    """Rare bright cells: rings of 16 px, of a brightness that varies as stain does."""
+def put_cells(pixels, n, radius=7.0, inside=0.0, counts=6000, seed=0):
+    """Rare bright cells, of a brightness that varies as stain does.
+
+    `inside` is the brightness of the inside, of that of the rim; 1 for cells that are solid.
+    """
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[-10:11, -10:11]
-    ring = np.exp(-(((np.hypot(y, x) - 7) / 1.5) ** 2))
+    reach = int(radius) + 4
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    distance = np.hypot(y, x)
+    rim = np.exp(-(((distance - radius) / 1.5) ** 2))
+    cell = np.where(distance < radius, np.maximum(rim, inside), rim)
     pixels = pixels.astype(np.float64)
     for _ in range(n):
-        y0, x0 = rng.integers(0, np.array(pixels.shape) - 21)
-        pixels[y0 : y0 + 21, x0 : x0 + 21] += 6000 * rng.lognormal(0, 0.5) * ring
+        y0, x0 = rng.integers(0, np.array(pixels.shape) - 2 * reach)
+        part = pixels[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1]
+        part += counts * rng.lognormal(0, 0.4) * cell
     return np.minimum(pixels, 65535).astype(np.uint16)
 
 
@@ -174,6 +203,130 @@ def put_cells(pixels, n, seed=0):
 def test_rare_bright_cells_on_noise_are_cells(tmp_path, n, blur):
     noise = np.random.default_rng(n).normal(300, 20, (1024, 1024))
     check_clean(tmp_path, put_cells(ndimage.gaussian_filter(noise, blur), n))
+
+
+SHAPES = {
+    "rings": {},
+    "dim inside": {"inside": 0.3},
+    "solid": {"inside": 1.0},
+    "small": {"radius": 4.0, "inside": 0.6},
+    "large and solid": {"radius": 11.0, "inside": 1.0},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n", [4, 20, 60])
+@pytest.mark.parametrize("counts", [700, 2500])
+def test_rare_bright_cells_on_dim_tissue_are_cells(tmp_path, n, shape, counts):
+    """Seven or twenty-five times as bright as tissue that looks like tissue by itself."""
+    dim = simulate(640, 640, n)[0] // 40 + np.uint16(100)
+    check_clean(tmp_path, put_cells(dim, n, counts=counts, seed=n, **SHAPES[shape]))
+
+
+@needs_data
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FIELDS)
+def test_rare_bright_cells_on_real_fields_are_cells(tmp_path, name, shape):
+    pixels = read_field(name)[0].astype(np.uint16) + 100
+    check_clean(tmp_path, put_cells(pixels, 30, counts=4000, **SHAPES[shape]))
+
+
+def put_grains(pixels, rng):
+    """Precipitate: grains of a pixel each, half of them bright."""
+    covered = np.zeros(pixels.shape, bool)
+    for _ in range(8):
+        y, x = rng.integers(0, SIDE - 24, 2)
+        covered[y : y + 24, x : x + 24] |= rng.random((24, 24)) < 0.5
+    return lay(pixels, covered, 30000)
+
+
+def put_rings(pixels, rng):
+    """Specks far out of focus."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    light = np.zeros(pixels.shape)
+    for _ in range(8):
+        distance = np.hypot(y - rng.integers(0, SIDE), x - rng.integers(0, SIDE))
+        light += np.exp(-(((distance - 9) / 2) ** 2))
+    bright = np.minimum(pixels + 40000 * light, 65535).astype(np.uint16)
+    return bright, light * 40000 > 30
+
+
+def put_fibres(pixels, rng):
+    """Long thin lines."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    covered = np.zeros(pixels.shape, bool)
+    for _ in range(2):
+        slope, at = rng.uniform(-1, 1), rng.integers(0, SIDE)
+        covered |= np.abs(y - at - slope * (x - SIDE / 2)) < 1.2
+    return lay(pixels, covered, 20000)
+
+
+def put_crossing_lines(pixels, rng):
+    """Hot rows with hot columns."""
+    pixels, columns = put_columns(pixels, 60, 2, seed=int(rng.integers(99)))
+    pixels, rows = put_columns(pixels, 60, 2, axis=0, seed=int(rng.integers(99)))
+    return pixels, columns | rows
+
+
+def put_two_kinds(pixels, rng):
+    pixels, specks = put_specks(pixels, 30, 5, 10, seed=int(rng.integers(99)))
+    pixels, area = put_area(pixels, 65535, seed=int(rng.integers(99)))
+    return pixels, specks | area
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "put", [put_grains, put_rings, put_fibres, put_crossing_lines, put_two_kinds]
+)
+def test_cells_beside_odd_debris_are_found(shared, put, seed):
+    dirty, covered = put(tissue(seed), np.random.default_rng(seed))
+    clean = clean_labels(shared, seed, 0)
+    _, labels = run(shared, dirty, "odd")
+    beside, found = count_found(clean, labels, covered)
+    assert beside > 100
+    assert found >= 0.97 * beside
+
+
+@pytest.mark.parametrize("times", [30, 100])
+def test_a_bright_dense_part_is_told(tmp_path, times):
+    """A fold, say: no debris by its looks, and it decides the bounds."""
+    pixels = simulate(1024, 1024, 1)[0].astype(np.float64) / 40
+    y, x = np.mgrid[:1024, :1024]
+    pixels = np.where(np.hypot(y - 500, x - 400) < 150, pixels * times, pixels)
+    slide = write(tmp_path, np.minimum(pixels, 65535).astype(np.uint16))
+    notes = build_plan(slide, SETTINGS).notes
+    assert "times as bright as the rest, which looks like tissue by itself" in notes[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_canvas_of_zeros_is_not_dead(tmp_path, seed):
+    """A stitched slide: nothing at its edge, and a camera's offset everywhere else."""
+    pixels = simulate(640, 640, seed)[0] // 8 + np.uint16(900)
+    pixels[:, 500 + 13 * seed :] = 0
+    pixels[:70] = 0
+    check_clean(tmp_path, pixels)
+
+
+def test_infinite_pixels_are_no_debris():
+    pixels = np.full((20, 20), 10, np.float32)
+    pixels[5, 5], pixels[15, 15], pixels[5, 15] = np.inf, -np.inf, 900
+    seen = normalize(pixels, ChannelBounds(0, "M", 0.0, 20.0, 1.0, 0, above=100.0, dead=-5.0))
+    assert (seen[5, 5], seen[15, 15], seen[5, 15], seen[5, 13], seen[5, 6]) == (1, 0, 0, 0, 0.5)
+
+
+@pytest.mark.parametrize("percentiles", [(1.0, 99.0), (0.0, 100.0)])
+def test_saturation_is_of_a_hundredth_of_the_tissue(tmp_path, percentiles):
+    pixels = simulate(SIDE, SIDE, 1)[0]
+    slide = open_slide(write(tmp_path, pixels))
+    assert survey_channel(slide, 0, percentiles).saturated_px is None
+    limit = int(np.percentile(pixels, 96))
+    slide = open_slide(write(tmp_path, np.minimum(pixels, limit).astype(np.uint16), "b"))
+    assert survey_channel(slide, 0, percentiles).saturated_px == limit
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_small_field_of_few_cells_has_no_debris(tmp_path, seed):
+    check_clean(tmp_path, simulate(256, 256, seed, stained_fraction=0.05)[0])
 
 
 def test_a_bright_region_is_tissue(tmp_path):
@@ -266,14 +419,9 @@ def test_glass_with_an_odd_area_is_left_as_it_was(tmp_path, value):
 
 def test_dead_pixels_are_of_one_value_far_below(tmp_path):
     pixels = tissue(0, 3000)
-    assert survey(tmp_path, put_dead_area(pixels)[0]).bounds.dead == 0
+    assert survey(tmp_path, put_area(pixels, 0)[0]).bounds.dead == 0
     # Glass beside bright tissue is dark too, and its pixels differ.
     glass = np.random.default_rng(0).normal(300, 10, pixels.shape).astype(np.uint16)
     pixels = np.where(np.arange(SIDE) < 100, glass, pixels).astype(np.uint16)
     assert survey(tmp_path, pixels).bounds.dead is None
     assert survey(tmp_path, tissue(0)).bounds.dead is None
-
-
-def test_bounds_of_a_draft_have_no_debris(tmp_path):
-    bounds = ChannelBounds(0, "M", 0.0, 1.0, 1.0, 0)
-    assert (bounds.reach_px, replace(bounds, dead=0.0).reach_px) == (0, HALO_PX)

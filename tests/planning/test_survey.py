@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from skimage.io import imsave
 
 from densebatch.base.geometry import Region
-from densebatch.planning import survey
+from densebatch.planning import passes
 from densebatch.planning.normalization import ChannelBounds, normalize
 from densebatch.planning.survey import BLOCK_PX, contrast_in, signal_side, survey_channel
 from densebatch.slides.slide import open_slide
@@ -177,7 +177,7 @@ def test_survey_does_not_depend_on_how_the_slide_is_read(dtype, monkeypatch):
         pixels[::7, ::5] = np.nan
     expected = survey_array(pixels)
     for read_px in (32, 96, 160):
-        monkeypatch.setattr(survey, "_READ_PX", read_px)
+        monkeypatch.setattr(passes, "_READ_PX", read_px)
         found = survey_array(pixels)
         assert found.bounds == expected.bounds
         assert found.lowest.tobytes() == expected.lowest.tobytes()

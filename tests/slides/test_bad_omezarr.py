@@ -20,10 +20,18 @@ class TestZarrGroup:
         zarr.open_group(str(tmp_path / "s.zarr"), mode="w", zarr_format=zarr_format)
         refused(tmp_path / "s.zarr", "without multiscales metadata, so no image; accepted")
 
+    @pytest.mark.parametrize("version", ["0.4", "0.5"])
+    def test_metadata_of_the_other_format(self, tmp_path, version):
+        path = write_zarr(tmp_path / "s.zarr", CYX, "cyx", version)
+        group = zarr.open_group(path, mode="r+")
+        attributes = dict(group.attrs)
+        group.attrs.put(attributes["ome"] if version == "0.5" else {"ome": attributes})
+        refused(path, r"keeps its multiscales metadata where Zarr format . does not have them; acc")
+
     def test_plate(self, tmp_path):
         group = zarr.open_group(str(tmp_path / "s.zarr"), mode="w", zarr_format=3)
         group.attrs["ome"] = {"version": "0.5", "plate": {}}
-        refused(tmp_path / "s.zarr", "so a plate: name one of its images")
+        refused(tmp_path / "s.zarr", "is a plate that holds no images")
 
     @pytest.mark.parametrize("zarr_format", [2, 3])
     def test_array(self, tmp_path, zarr_format):
@@ -36,9 +44,12 @@ class TestZarrGroup:
         group.attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
         for i in range(n):
             write_zarr(tmp_path / "s.zarr" / str(i), CYX)
-        names = r"\(0, 1\)" if n else r"\(none\)"
+        found = (
+            "holds 2 images and none was chosen; choose one with --scene, .* "
+            r"\(0: '0', .*3 x 64 x 96 \(c, y, x\); 1: '1', "
+        )
         refused(
-            tmp_path / "s.zarr", f"bioformats2raw folder of {n} images {names}; accepted is one"
+            tmp_path / "s.zarr", found if n else "is a bioformats2raw folder that holds no images"
         )
 
     @pytest.mark.parametrize("document", [b"{", b"[]", b"\xff\xfe"])
@@ -89,19 +100,31 @@ class TestZarrGroup:
         refused(path, "without a list of axes")
 
     @pytest.mark.parametrize(
-        ("axes", "shape"),
-        [
-            ("zyx", (3, 64, 96)),
-            ("tcyx", (2, 3, 64, 96)),
-            ("cx", (3, 64)),
-            ("yyx", (3, 64, 96)),
-            ("qyx", (3, 64, 96)),
-            ("qyx", (1, 64, 96)),
-        ],
+        ("axes", "shape"), [("cx", (3, 64)), ("yyx", (3, 64, 96)), ("qyx", (1, 64, 96))]
     )
     def test_axes(self, tmp_path, axes, shape):
         path = write_zarr(tmp_path / "s.zarr", random_pixels(shape), axes)
-        refused(path, f"has axes {axes.upper()} of sizes {' x '.join(map(str, shape))}; accepted")
+        found = f"has axes {axes.upper()} of sizes {' x '.join(map(str, shape))}; accepted"
+        assert "--axes, such as CYX" in refused(path, found)
+
+    @pytest.mark.parametrize(
+        ("axes", "shape", "found"),
+        [
+            ("zyx", (3, 64, 96), r"3 images along z \(focal planes\), .* with --axes CYX"),
+            ("tyx", (2, 64, 96), r"2 images along t \(time\), .* channels, say so with --axes CYX"),
+            ("qyx", (3, 64, 96), "3 images along q, .* with --axes CYX"),
+            ("yxt", (64, 96, 5), r"5 images along t \(time\), .* with --axes YXC"),
+            (
+                "tcyx",
+                (2, 3, 64, 96),
+                r"2 images along t \(time\) of 3 channels each .*save the one",
+            ),
+            ("tzyx", (2, 3, 64, 96), r"2 images along t .* and 3 images along z .*save the one"),
+        ],
+    )
+    def test_several_images_of_all_channels(self, tmp_path, axes, shape, found):
+        path = write_zarr(tmp_path / "s.zarr", random_pixels(shape), axes)
+        refused(path, found)
 
     @pytest.mark.parametrize("name", ["", "yx", "channel", None])
     def test_axis_name(self, tmp_path, name):

@@ -12,6 +12,7 @@ from densebatch.slides import source
 from densebatch.slides.slide import open_slide
 from tests.helpers.bad_slides import CYX, GREY, refused
 from tests.helpers.slide_files import random_pixels
+from tests.helpers.tiff_files import PLANES, ome_image, ome_xml, write_mmstack, write_pages
 
 TILED = {"tile": (16, 16), "compression": "zlib"}
 
@@ -30,14 +31,13 @@ def overwrite_tag(path, code, value, page=0):
 class TestTiffAxes:
     @pytest.mark.parametrize(
         ("axes", "shape"),
-        [("ZYX", (3, 64, 96)), ("TYX", (3, 64, 96)), ("TCYX", (2, 3, 64, 96))],
+        [("ZYX", (3, 64, 96)), ("TYX", (3, 64, 96)), ("TCYX", (3, 2, 64, 96))],
     )
     def test_stack(self, tmp_path, axes, shape):
         path = write_tiff(
             tmp_path / "a.ome.tif", random_pixels(shape), metadata={"axes": axes}, **TILED
         )
-        sizes = " x ".join(map(str, shape))
-        refused(path, f"has axes {axes} of sizes {sizes}; accepted are Y and X, .*of size 1")
+        refused(path, f"holds 3 images along {axes[0]} .*one image of all channels is accepted")
 
     def test_channels_of_colours(self, tmp_path):
         path = write_tiff(
@@ -182,9 +182,7 @@ class TestDamagedTiff:
         path = write_tiff(tmp_path / "a.ome.tif", GREY, description=bomb, metadata=None)
         refused(path, "document type declaration; accepted is OME-XML without one")
 
-    @pytest.mark.parametrize(
-        "xml", ["<OME><Image></OME>", '<OME><BinaryOnly MetadataFile="a"/></OME>']
-    )
+    @pytest.mark.parametrize("xml", ["<OME><Image></OME>", "<OME></OME>", "<OME><Image/></OME>"])
     def test_ome_xml_that_describes_nothing(self, tmp_path, xml):
         path = write_tiff(tmp_path / "a.ome.tif", CYX, description=xml, metadata=None)
         refused(path, "its OME-XML cannot be followed with the 3 pages")
@@ -211,6 +209,21 @@ class TestAbsurdTiff:
         path = write_tiff(tmp_path / "a.tif", CYX)
         refused(path, "declares 3 channels; at most 2 are accepted")
 
+    @pytest.mark.parametrize(
+        ("planes", "counts"), [(f'<TiffData PlaneCount="{10**11}"/>', ""), ("<TiffData/>", "T")]
+    )
+    def test_planes_of_ome_xml(self, tmp_path, planes, counts):
+        xml = ome_xml(ome_image("a", "abc", planes=planes))
+        if counts:
+            xml = xml.replace('SizeT="1"', f'SizeT="{10**9}"')
+        path = write_pages(tmp_path / "a.ome.tif", *PLANES, description=xml)
+        refused(path, rf"declares \d+ planes in its OME-XML; at most {2**20} are accepted")
+
+    @pytest.mark.parametrize("summary", [{"Frames": 10**9}, {"Slices": 2**20, "Channels": 3}])
+    def test_planes_of_micro_manager(self, tmp_path, summary):
+        path = write_mmstack(tmp_path / "a.tif", PLANES, **summary)
+        refused(path, rf"declares \d+ planes; at most {2**20} are accepted")
+
     def test_one_strip_below_a_gigabyte_is_fine(self, tmp_path):
         path = write_tiff(tmp_path / "a.tif", GREY, compression="zlib", rowsperstrip=64)
         np.testing.assert_array_equal(open_slide(path).read(0, Region(0, 0, 64, 96)), GREY)
@@ -231,5 +244,5 @@ def test_a_refused_tiff_is_closed(tmp_path, monkeypatch):
 
     path = write_tiff(tmp_path / "a.ome.tif", CYX, metadata={"axes": "ZYX"})
     monkeypatch.setattr(tifffile, "TiffFile", recorded)
-    refused(path, "has axes ZYX")
+    refused(path, "holds 3 images along Z")
     assert opened[0].filehandle.closed

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from densebatch.base.geometry import Region
-from densebatch.planning.planner import draft_plan
+from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.slides.brightfield import looks_brightfield
@@ -64,7 +64,7 @@ def test_stained_tissue_in_transmitted_light_is_told(tmp_path, kind):
     membrane, nuclei = tissue()
     slide = open_slide(write_colours(tmp_path, stain(nuclei, 0.3 + membrane), kind))
     assert looks_brightfield(slide)
-    notes = draft_plan(slide.info.path, SegmentSettings(membrane=("#0",), pixel_size=0.5)).notes
+    notes = build_plan(slide.info.path, SegmentSettings(membrane=("#0",), pixel_size=0.5)).notes
     assert [note for note in notes if "brightfield" in note]
 
 
@@ -145,3 +145,19 @@ def test_a_large_slide_is_read_in_a_few_places(tmp_path, monkeypatch):
     assert looks_brightfield(slide)
     assert len(regions) == len(set(regions)) == 16
     assert all(region.shape == (256, 256) for region in regions)
+
+
+def test_a_damaged_place_is_no_reason_to_stop(tmp_path):
+    """The note is not worth a channel that nobody asked for."""
+    path = tmp_path / "a.tif"
+    picture = np.full((3, 128, 128), 240, np.uint8)
+    picture[:, 30:60, 30:60] = 90
+    tifffile.imwrite(path, picture, photometric="rgb", planarconfig="separate", tile=(64, 64),
+                     compression="zlib")  # fmt: skip
+    assert looks_brightfield(open_slide(path))
+    with tifffile.TiffFile(path) as tif:
+        offset = tif.pages[0].dataoffsets[-1]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 8] = b"damaged!"
+    path.write_bytes(data)
+    assert not looks_brightfield(open_slide(path))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import zarr
 
+from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.slides import omezarr
 from densebatch.slides.slide import open_slide
-from tests.helpers.slide_files import write_zarr
+from tests.helpers.slide_files import edit_json, write_zarr
 from tests.helpers.slide_formats import CYX, read_all
 
 
@@ -68,6 +69,78 @@ class TestInfo:
         slide = open_slide(tmp_path / "s.zarr")
         assert slide.info.path == str(tmp_path / "s.zarr" / "0")
         np.testing.assert_array_equal(read_all(slide), CYX)
+
+
+class TestLevels:
+    """The highest resolution is the largest array, wherever it is listed."""
+
+    def write(self, folder, version, order):
+        def document(attributes):
+            datasets = attributes["multiscales"][0]["datasets"]
+            attributes["multiscales"][0]["datasets"] = [datasets[level] for level in order]
+
+        return write_zarr(folder / "s.zarr", CYX, "cyx", version, n_levels=3, document=document)
+
+    @pytest.mark.parametrize("version", ["0.4", "0.5"])
+    @pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2), (2, 0, 1), (0, 1, 2), (1, 0)])
+    def test_any_order(self, tmp_path, version, order):
+        slide = open_slide(self.write(tmp_path, version, order))
+        assert (slide.info.height, slide.info.um_per_px) == (75, 0.5)
+        assert slide.info.n_levels == len(order)
+        assert slide.info.notes == ()
+        np.testing.assert_array_equal(read_all(slide), CYX)
+
+    def test_levels_of_one_size_keep_their_order(self, tmp_path):
+        path = self.write(tmp_path, "0.5", (0, 1))
+        document = json.loads((path / "zarr.json").read_text())
+        image = document["attributes"]["ome"]["multiscales"][0]
+        write_zarr(tmp_path / "other.zarr", CYX[::-1])
+        (tmp_path / "other.zarr" / "0").rename(path / "twin")
+        image["datasets"].insert(0, image["datasets"][0] | {"path": "twin"})
+        (path / "zarr.json").write_text(json.dumps(document))
+        np.testing.assert_array_equal(read_all(open_slide(path)), CYX[::-1])
+
+    def test_a_level_without_a_shape(self, tmp_path):
+        path = self.write(tmp_path, "0.5", (0, 1))
+        edit_json(path / "1" / "zarr.json", shape=None)
+        with pytest.raises(InputError, match=r"s\.zarr/1 declares the shape None; accepted are"):
+            open_slide(path)
+
+
+class TestChannelLabels:
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            ([2, 10, 0], ("2", "10", "0")),
+            (["CD3", 2, "DAPI"], ("CD3", "2", "DAPI")),
+            ([1.5, -1, 10**12], ("1.5", "-1", "1000000000000")),
+        ],
+    )
+    def test_numbers(self, tmp_path, labels, expected):
+        info = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=labels)).info
+        assert (info.channels, info.notes) == (expected, ())
+
+    @pytest.mark.parametrize(
+        ("labels", "expected", "note"),
+        [
+            (["a", None, "c"], ("a", "1", "c"), "no text as label of channel 1, which is named"),
+            (["a", "", " "], ("a", "1", "2"), "no text as label of channel 1, 2, which is named"),
+            ([True, False, None], ("0", "1", "2"), "no text as label of channel 0, 1, 2"),
+            ([["a"], {"b": 1}, "c"], ("0", "1", "c"), "no text as label of channel 0, 1, which"),
+            (["a", "b"], ("0", "1", "2"), "labels for 2 channels and there are 3"),
+            ([1, 2, 3, 4], ("0", "1", "2"), "labels for 4 channels and there are 3"),
+        ],
+    )
+    def test_what_is_no_label_is_told(self, tmp_path, labels, expected, note):
+        info = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=labels)).info
+        assert info.channels == expected
+        assert note in info.notes[0]
+        assert len(info.notes) == 1
+
+    @pytest.mark.parametrize("labels", [[None, None, None], ["", "", ""], [None], None])
+    def test_no_labels_are_no_news(self, tmp_path, labels):
+        info = open_slide(write_zarr(tmp_path / "s.zarr", CYX, labels=labels)).info
+        assert (info.channels, info.notes) == (("0", "1", "2"), ())
 
 
 class TestIdentity:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
@@ -419,3 +420,14 @@ def test_each_setting_is_logged(images, swept, caplog):
         }
         for size, scores in zip(SIZES, result.scores.values(), strict=True)
     ]
+
+
+def test_a_scene_is_that_of_slides_and_labels(tmp_path):
+    for seed in (1, 2):
+        pixels, labels = simulate(seed)
+        tifffile.imwrite(tmp_path / "a_img.tif", pixels, append=True)
+        tifffile.imwrite(tmp_path / "a_masks.tif", labels, append=True)
+    with pytest.raises(DensebatchError, match=r"a_img\.tif holds 2 images and none was chosen"):
+        find_images(tmp_path, None)
+    (file,) = find_images(tmp_path, None, scene="1")
+    assert file.name == "a"

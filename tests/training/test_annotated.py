@@ -13,10 +13,17 @@ from skimage.segmentation import find_boundaries
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.pairs import find_annotated
+from densebatch.simulation.debris import put_specks
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
-from densebatch.training.annotated import EDGE_PX, load_annotated, measure_diameters
+from densebatch.training.annotated import (
+    EDGE_PX,
+    load_annotated,
+    make_annotated,
+    measure_diameters,
+)
 from densebatch.training.recipe import Recipe
+from tests.helpers.run_files import simulate
 
 RECIPE = Recipe(widths=(2, 8, 16, 32), patch_px=64)
 INSIDE = np.s_[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
@@ -200,6 +207,22 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
         load_annotated(tmp_path, RECIPE)
 
 
+@pytest.mark.parametrize("membrane", [("M",), ("M", "N")])
+def test_debris_of_images_moves_nothing_beside_it(tmp_path, membrane):
+    """Its percentiles leave debris out, and the network is trained to see 0 there, as in slides."""
+    clean = simulate(512, 512, 1) // 8
+    pixels, covered = put_specks(clean, 100, 40, 6)
+    recipe = RECIPE.model_copy(update={"membrane": membrane})
+    labels = np.zeros(covered.shape, np.int32)
+    plain = make_annotated("a", clean[: len(membrane)], labels, recipe)
+    found = make_annotated("a", pixels[: len(membrane)], labels, recipe)
+    beside = ~ndimage.binary_dilation(covered, np.ones((5, 5)))
+    assert (plain.masked_fraction, found.masked_fraction > 0.02) == (0, True)
+    assert not found.image[0][INSIDE][covered].any()
+    difference = found.image[0][INSIDE][beside] - plain.image[0][INSIDE][beside]
+    assert np.abs(difference).max() < 0.1
+
+
 def write_masks(folder, image, labels):
     """One annotated image whose labels are as given."""
     folder.mkdir()
@@ -256,3 +279,15 @@ def test_masks_of_classes_are_no_labels(tmp_path):
     recipe = RECIPE.model_copy(update={"label_components": False})
     (found,), _ = load_annotated(folder, recipe)
     assert found.labels.max() == 2
+
+
+def test_a_scene_is_that_of_images_and_labels(tmp_path):
+    drawn = [draw(seed) for seed in (0, 1)]
+    for pixels, labels in drawn:
+        tifffile.imwrite(tmp_path / "t0_img.tif", pixels, append=True)
+        tifffile.imwrite(tmp_path / "t0_masks.tif", labels, append=True)
+    with pytest.raises(InputError, match=r"t0_img\.tif holds 2 images and none was chosen"):
+        load_annotated(tmp_path, RECIPE)
+    recipe = RECIPE.model_copy(update={"scene": "1"})
+    (image,), _ = load_annotated(tmp_path, recipe)
+    np.testing.assert_array_equal(image.labels[INSIDE] > 0, drawn[1][1] > 0)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densebatch.base import ngff
 from densebatch.base.errors import InputError
+from densebatch.ngff import metadata as ngff
+from densebatch.ngff import scales
 
 VERSIONS = ["0.4", "0.5"]
 PYRAMID = ngff.plain_pyramid(0.5, 2)
@@ -38,20 +39,20 @@ def edited(attributes, edit):
     return result
 
 
-sizes = st.floats(1e-3, 1e3)
+lengths_um = st.floats(1e-3, 1e3)
 
 
 @st.composite
 def pyramids(draw):
     """Layouts that the specification allows: scales that grow, each perhaps with a translation."""
     n_levels = draw(st.integers(1, 5))
-    y, x = draw(sizes), draw(sizes)
+    y, x = draw(lengths_um), draw(lengths_um)
     transforms = []
     for level in range(n_levels):
         scale = ("scale", y * 3**level, x * 2**level)
         shift = ("translation", draw(st.floats(-5, 5)), draw(st.floats(-5, 5)))
         transforms.append((scale, shift) if draw(st.booleans()) else (scale,))
-    outer = (("scale", draw(sizes), draw(sizes)),) if draw(st.booleans()) else ()
+    outer = (("scale", draw(lengths_um), draw(lengths_um)),) if draw(st.booleans()) else ()
     shapes = tuple((max(1, 900 // 3**level), max(1, 700 // 2**level)) for level in range(n_levels))
     units = draw(st.tuples(*[st.sampled_from([None, "micrometer", "nanometer"])] * 2))
     return ngff.SlidePyramid(shapes, tuple(transforms), outer, units)
@@ -62,19 +63,18 @@ def test_what_is_written_is_valid_and_read_back(pyramid, version, channel):
     attributes = describe(version, pyramid, channel=channel)
     assert ngff.find_fault(attributes) is None
     shapes = [(2,) * channel + shape for shape in pyramid.shapes]
-    assert ngff.parse_pyramid(attributes, shapes, "a") == (version, pyramid)
     ome = ngff.ome_attributes(attributes)
     multiscale = ngff.find_multiscale(ome)
+    assert scales.parse_pyramid(attributes, multiscale, shapes, "a") == (version, pyramid)
     assert ngff.check_version(ome, multiscale, ngff.ZARR_FORMATS[version], WHERE) == version
     assert ngff.list_axis_letters(multiscale, WHERE) == ["C"] * channel + ["Y", "X"]
     names = [str(level) for level in range(len(pyramid.shapes))]
     assert ngff.list_level_paths(multiscale, WHERE) == names
     assert ngff.list_channel_labels(ome) == (["CD3", "DAPI"] if channel else [])
-    for axis, unit in enumerate(pyramid.units):
-        factor = pyramid.outer[0][axis + 1] if pyramid.outer else 1
-        length = pyramid.transforms[0][0][axis + 1] * factor
-        found = ngff.find_pixel_length(multiscale, axis + channel, 2 + channel)
-        assert found == (length, unit)
+    found = scales.find_pixel_lengths(multiscale, channel, 1 + channel, 2 + channel)
+    factors = pyramid.outer[0][1:] if pyramid.outer else (1, 1)
+    lengths = tuple(a * b for a, b in zip(pyramid.transforms[0][0][1:], factors, strict=True))
+    assert found == (lengths, pyramid.units, None, ())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -130,14 +130,17 @@ def test_what_the_models_refuse_is_read_all_the_same(version, edit):
     assert ngff.list_axis_letters(multiscale, WHERE) == ["C", "Y", "X"]
     assert ngff.list_level_paths(multiscale, WHERE) == ["0", "1"]
     assert ngff.list_channel_labels(ome) == ["CD3", "DAPI"]
-    assert ngff.find_pixel_length(multiscale, 1, 3) == (0.5, "micrometer")
+    found = scales.find_pixel_lengths(multiscale, 1, 2, 3)
+    assert (found.lengths, found.units) == ((0.5, 0.5), ("micrometer", "micrometer"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("edit", [no_axis_types, two_scales, translation_first])
 def test_labels_copy_transformations_to_the_letter(version, edit):
     attributes = edited(describe(version), edit)
-    found, pyramid = ngff.parse_pyramid(attributes, [(2, 8, 8), (2, 4, 4)], "a")
+    multiscale = ngff.find_multiscale(ngff.ome_attributes(attributes))
+    shapes = [(2, 8, 8), (2, 4, 4)]
+    found, pyramid = scales.parse_pyramid(attributes, multiscale, shapes, "a")
     copied = ngff.find_multiscale(ngff.ome_attributes(describe(found, pyramid, channel=False)))
     for theirs, ours in zip(
         ngff.find_multiscale(ngff.ome_attributes(attributes))["datasets"],
@@ -172,8 +175,42 @@ def test_ome_attributes_are_where_the_format_keeps_them():
 )
 def test_no_image(ome):
     assert ngff.find_multiscale(ome) is None
-    with pytest.raises(InputError, match="a is not an OME-Zarr image: it has no"):
-        ngff.require_multiscale(ome, "a")
+
+
+@given(st.permutations(range(4)))
+def test_levels_are_ordered_by_their_size(order):
+    shapes = [(3, 80 >> level, 60 >> level) for level in order]
+    image = {"name": "a", "datasets": [{"path": f"s{level}"} for level in order]}
+    found = ngff.order_levels(image, shapes)
+    assert [dataset["path"] for dataset in found["datasets"]] == ["s0", "s1", "s2", "s3"]
+    assert found["name"] == "a"
+    assert ngff.order_levels(image, [(2, 2)] * 4) == image
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([2, 10], ["2", "10"]),
+        ([1.5, "CD3"], ["1.5", "CD3"]),
+        ([True, None, {"a": 1}], [True, None, {"a": 1}]),
+    ],
+)
+def test_a_number_is_a_label(labels, expected):
+    ome = {"omero": {"channels": [{"label": label} for label in labels]}}
+    assert ngff.list_channel_labels(ome) == expected
+
+
+@pytest.mark.parametrize("omero", [None, [], {"channels": None}, {"channels": {}}, "a"])
+def test_no_channel_labels(omero):
+    assert ngff.list_channel_labels({"omero": omero}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("0", True), ("a/b", True), ("", False), ("/a", False), ("a/../b", False), (3, False)],
+)
+def test_paths_inside_a_group(path, expected):
+    assert ngff.is_inside(path) == expected
 
 
 @pytest.mark.parametrize("axes", [["c", "y", "x"], "cyx"])
@@ -181,14 +218,6 @@ def test_axes_before_0_4_were_bare_strings(axes):
     assert ngff.list_axis_names({"axes": axes}) == ["c", "y", "x"]
     with pytest.raises(InputError, match="without a list of axes"):
         ngff.list_axis_letters({"axes": axes}, WHERE)
-
-
-@pytest.mark.parametrize("scale", [[1, 1], ["a", "b", "c"], None, "no list"])
-def test_a_scale_that_is_none_does_not_count(scale):
-    image = ngff.find_multiscale(describe("0.4"))
-    image["coordinateTransformations"] = [{"type": "scale", "scale": scale}]
-    length = None if scale == ["a", "b", "c"] else 0.5
-    assert ngff.find_pixel_length(image, 1, 3) == (length, "micrometer")
 
 
 def test_reading_slides_and_labels_does_not_load_the_models():

@@ -1,8 +1,8 @@
 """Metadata of OME-Zarr (NGFF) 0.4 and 0.5: what the attributes of groups say, and writing them.
 
 `slides` reads images and `cells` reads and writes label images. The two know nothing of each other
-and both need this, which is why it stands below them. Nothing here touches a disk: attributes come
-and go as parsed JSON.
+and both need this package, which is why it stands below them. Nothing in this module touches a
+disk: attributes come and go as parsed JSON.
 
 Reading is tolerant and does without ome-zarr-models, because its models refuse what real files
 have and what is read here: channels (`omero`) with a label but no colour, axes without a type, a
@@ -31,6 +31,7 @@ Choices that the specification leaves open, and why they were made:
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -48,6 +49,7 @@ ZarrFormat = Literal[2, 3]
 # One step: its kind and its numbers along y and x.
 Transform = tuple[Literal["scale", "translation"], float, float]
 
+_OLDER = ("0.1", "0.2", "0.3")
 ZARR_FORMATS: dict[str, ZarrFormat] = {"0.4": 2, "0.5": 3}
 
 
@@ -103,9 +105,10 @@ def find_multiscale(ome: Json) -> Json | None:
 
 def list_axis_names(multiscale: Json) -> list[Any]:
     """Names of the axes, which are objects from 0.4 on and were bare strings before."""
+    axes = multiscale.get("axes")
     return [
         axis.get("name") if isinstance(axis, dict) else axis
-        for axis in multiscale.get("axes") or ()
+        for axis in (axes if isinstance(axes, list | str) else ())
     ]
 
 
@@ -119,7 +122,9 @@ def find_version(ome: Json, multiscale: Json, zarr_format: int) -> Any:  # noqa:
     return (multiscale if zarr_format == 2 else ome).get("version")
 
 
-def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) -> str:
+def check_version(
+    ome: Json, multiscale: Json, zarr_format: int, where: Path, *, older: bool = False
+) -> str:
     """Check that a version, where it is stated, belongs to the Zarr format; the version it is.
 
     Parameters
@@ -130,11 +135,13 @@ def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) ->
         Of the group.
     where
         Named in the error.
+    older
+        Whether 0.1 to 0.3 are accepted, which store arrays as 0.4 does and describe axes otherwise.
 
     Returns
     -------
     str
-        The version; that of the format where none is stated.
+        The version that it is read as; that of the format where none is stated.
 
     Raises
     ------
@@ -143,16 +150,18 @@ def check_version(ome: Json, multiscale: Json, zarr_format: int, where: Path) ->
     """
     expected = "0.4" if zarr_format == 2 else "0.5"
     found = find_version(ome, multiscale, zarr_format)
-    if found is not None and str(found) != expected:
+    accepted = {expected, *(_OLDER if older and zarr_format == 2 else ())}
+    if found is not None and str(found) not in accepted:
+        with_axes = ", and 0.1 to 0.3 if --axes says what the dimensions are, such as CYX"
         raise InputError(
             f"{where} is OME-Zarr {found} in Zarr format {zarr_format}; accepted are 0.4 in "
-            "Zarr format 2 and 0.5 in Zarr format 3"
+            f"Zarr format 2 and 0.5 in Zarr format 3{with_axes if str(found) in _OLDER else ''}"
         )
     return expected
 
 
 def list_level_paths(multiscale: Json, where: Path) -> list[str]:
-    """Paths of the arrays of all levels inside the group, the finest first.
+    """Paths of the arrays of all levels inside the group, as they are listed.
 
     Raises
     ------
@@ -165,10 +174,41 @@ def list_level_paths(multiscale: Json, where: Path) -> list[str]:
     names: list[str] = []
     for entry in datasets:
         name = entry.get("path") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not name or {"..", "/"} & set(PurePosixPath(name).parts):
+        if not isinstance(name, str) or not is_inside(name):
             raise InputError(f"{where} names a dataset {name!r}, which is no path inside it")
         names.append(name)
     return names
+
+
+def is_inside(path: object) -> bool:
+    """Whether something is the path of a member of a group, and leads nowhere else."""
+    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    return bool(parts) and not {"..", "/"} & set(parts)
+
+
+def rank_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Which levels have the most rows and columns, in order; parameters as of `order_levels`."""
+    names = [str(name).lower() for name in list_axis_names(multiscale)]
+    axes = [names.index("y"), names.index("x")] if {"y", "x"} <= set(names) else [-2, -1]
+    sizes = [
+        math.prod(shape[axis] for axis in axes if -len(shape) <= axis < len(shape))
+        for shape in shapes
+    ]
+    return sorted(range(len(sizes)), key=lambda level: -sizes[level])
+
+
+def order_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> Json:
+    """An image whose levels are listed from the largest on, as the specification wants it.
+
+    Parameters
+    ----------
+    multiscale
+        With at least one level.
+    shapes
+        Of the arrays of its levels, as they are listed. Levels of one size keep their order.
+    """
+    order = rank_levels(multiscale, shapes)
+    return multiscale | {"datasets": [multiscale["datasets"][level] for level in order]}
 
 
 def list_axis_letters(multiscale: Json, where: Path) -> list[str]:
@@ -181,135 +221,24 @@ def list_axis_letters(multiscale: Json, where: Path) -> list[str]:
     """
     axes = multiscale.get("axes")
     if not isinstance(axes, list) or not all(isinstance(axis, dict) for axis in axes):
-        raise InputError(f"{where} has multiscales metadata without a list of axes")
+        raise InputError(
+            f"{where} has multiscales metadata without a list of axes; accepted are names of axes, "
+            "or a letter for each with --axes, such as CYX"
+        )
     return [str(name).upper() for name in list_axis_names(multiscale)]
 
 
-def list_channel_labels(ome: Json) -> list[str | None]:
-    """Labels in the rendering metadata (`omero`), as far as there are any."""
+def list_channel_labels(ome: Json) -> list[object]:
+    """Labels in the rendering metadata (`omero`) as they are written, None where there is none.
+
+    A number is a label as well as a text is, and some programs write one; it is given as text.
+    """
     omero = ome.get("omero")
     channels = omero.get("channels") if isinstance(omero, dict) else None
     if not isinstance(channels, list):
         return []
     labels = [channel.get("label") if isinstance(channel, dict) else None for channel in channels]
-    return [label if isinstance(label, str) else None for label in labels]
-
-
-def find_pixel_length(multiscale: Json, axis: int, ndim: int) -> tuple[float | None, object]:
-    """Length of a pixel along an axis, and its unit.
-
-    Parameters
-    ----------
-    multiscale
-        An image whose levels and axes `list_level_paths` and `list_axis_letters` accept.
-    axis
-        Index of the axis.
-    ndim
-        Number of axes; a scale of another length does not count.
-
-    Returns
-    -------
-    tuple
-        Scale of the first level times that of the whole image, where both are numbers; the unit
-        as it is written.
-    """
-
-    def scales(holder: Json) -> list[Any]:
-        transforms = holder.get("coordinateTransformations")
-        for transform in transforms if isinstance(transforms, list) else []:
-            if isinstance(transform, dict) and transform.get("type") == "scale":
-                scale = transform.get("scale")
-                if isinstance(scale, list) and len(scale) == ndim:
-                    return scale
-        return [1] * ndim
-
-    unit = multiscale["axes"][axis].get("unit")
-    try:
-        length = float(scales(multiscale["datasets"][0])[axis]) * float(scales(multiscale)[axis])
-    except (TypeError, ValueError):
-        return None, unit
-    return length, unit
-
-
-def require_multiscale(attributes: Mapping[str, Any], where: str) -> Json:
-    """The first image of a group's attributes, which has at least one level.
-
-    Raises
-    ------
-    InputError
-        If the group is no multiscale image.
-    """
-    multiscale = find_multiscale(ome_attributes(attributes)) or {}
-    match multiscale.get("datasets"):
-        case [{"path": str()}, *_]:
-            return multiscale
-    raise InputError(f"{where} is not an OME-Zarr image: it has no multiscales with datasets.")
-
-
-def parse_pyramid(
-    attributes: Mapping[str, Any], shapes: Sequence[tuple[int, ...]], where: str
-) -> tuple[Version, SlidePyramid]:
-    """Version and layout of an existing image, for labels that copy it.
-
-    Parameters
-    ----------
-    attributes
-        Of the image group.
-    shapes
-        Of its arrays, one per level.
-    where
-        Named in the error.
-
-    Returns
-    -------
-    version
-        "0.4" or "0.5".
-    pyramid
-        Shapes and transformations of its levels, along y and x.
-
-    Raises
-    ------
-    InputError
-        If the version is neither 0.4 nor 0.5, there are no y and x axes, or a transformation is of
-        a kind that labels cannot copy.
-    """
-    multiscale = require_multiscale(attributes, where)
-    under_ome = "ome" in attributes
-    version = find_version(ome_attributes(attributes), multiscale, 3 if under_ome else 2)
-    if version not in ("0.4", "0.5"):
-        raise InputError(f"{where} is OME-Zarr {version}; labels go into 0.4 and 0.5 only.")
-    names = list_axis_names(multiscale)
-    if not {"y", "x"} <= set(names) or any(len(shape) != len(names) for shape in shapes):
-        raise InputError(f"{where} has axes {names} for shapes {list(shapes)}; y and x are needed.")
-    y, x = names.index("y"), names.index("x")
-
-    def plane(steps: Sequence[Json]) -> tuple[Transform, ...]:
-        result: list[Transform] = []
-        for step in steps:
-            match step:
-                case {"type": "scale", "scale": list(numbers)} if len(numbers) == len(names):
-                    result.append(("scale", float(numbers[y]), float(numbers[x])))
-                case {"type": "translation", "translation": list(n)} if len(n) == len(names):
-                    result.append(("translation", float(n[y]), float(n[x])))
-                case {"type": "identity"}:
-                    pass
-                case _:
-                    raise InputError(f"{where} has the transformation {step}, which is not known.")
-        return tuple(result)
-
-    axes = [axis if isinstance(axis, dict) else {} for axis in multiscale["axes"]]
-    pyramid = SlidePyramid(
-        shapes=tuple((shape[y], shape[x]) for shape in shapes),
-        transforms=tuple(
-            plane(dataset.get("coordinateTransformations", ()))
-            for dataset in multiscale["datasets"]
-        ),
-        outer=plane(multiscale.get("coordinateTransformations") or ()),
-        units=(axes[y].get("unit"), axes[x].get("unit")),
-    )
-    if not all(pyramid.transforms):
-        raise InputError(f"{where} has a level without a scale.")
-    return version, pyramid
+    return [str(label) if type(label) in (int, float) else label for label in labels]
 
 
 def plain_pyramid(um_per_px: float | None, n_levels: int) -> SlidePyramid:

@@ -1,0 +1,1 @@
+"""OME-Zarr: what its metadata and folders say of images, read and written; no pixels."""

@@ -1,0 +1,264 @@
+"""Passes over the pixels of one channel: read by threads, and counted.
+
+Each thread counts into a histogram of its own.
+"""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densebatch.base.geometry import Grid
+from densebatch.base.machine import count_cores
+from densebatch.planning.debris import BlockLooks, count_cells
+from densebatch.planning.normalization import to_float32
+from densebatch.planning.survey_kernels import (
+    BLOCK_PX,
+    CELL_PX,
+    N_CLASSES,
+    count_low_bits,
+    count_tissue,
+    is_narrow,
+    make_keys,
+    survey_blocks,
+)
+from densebatch.slides.slide import decoded_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from densebatch.base.geometry import Region
+    from densebatch.planning.debris import Gap
+    from densebatch.slides.slide import Slide
+
+_N_BINS = 1 << 16
+_READ_PX = 2048  # a multiple of BLOCK_PX
+_N_LOOKED_AT = 16  # regions that show whether something bright is debris
+_MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
+_DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A channel of an open slide, read region by region in several threads."""
+
+    slide: Slide
+    channel: int
+    grid: Grid
+    threads: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the slide's pixels."""
+        return np.dtype(self.slide.info.dtype)
+
+    def read(self, index: tuple[int, int]) -> tuple[NDArray[Any], tuple[slice, slice]]:
+        """Pixels of a region, and where its blocks are among those of the slide."""
+        region = self.grid[index]
+        return self.slide.read(self.channel, region), blocks_of(region)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the first pass counts.
+
+    Attributes
+    ----------
+    lowest, highest : extremes of each block's means, in the slide's units; infinite where nothing
+        is finite
+    looks : contrast class of each block, and what tells debris from tissue
+    histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
+    nonfinite_px : pixels that are NaN or infinite
+    """
+
+    lowest: NDArray[np.float32]
+    highest: NDArray[np.float32]
+    looks: BlockLooks
+    histogram: NDArray[np.int64]
+    nonfinite_px: int
+
+
+def open_reader(slide: Slide, channel: int) -> Reader:
+    """Choose how many threads read: as many as the processors, the memory and the regions allow."""
+    info = slide.info
+    grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
+    at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
+    threads = max(1, min(count_cores(), _MAX_THREADS, grid.rows * grid.cols, at_once))
+    return Reader(slide, channel, grid, threads)
+
+
+def blocks_of(region: Region) -> tuple[slice, slice]:
+    """Rows and columns of the blocks that a region touches; it may begin before the slide."""
+    return (
+        slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),
+        slice(max(region.x0, 0) // BLOCK_PX, -(-max(region.x1, 0) // BLOCK_PX)),
+    )
+
+
+def count_blocks(reader: Reader, side: int) -> Counts:
+    """Take the first pass."""
+    info, dtype = reader.slide.info, reader.dtype
+    shape = (-(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX))
+    lowest, highest = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
+    n_bins, shift = _choose_bins(dtype)
+
+    def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
+        pixels, at = reader.read(index)
+        values, keys = _take_values(pixels)
+        return int(
+            survey_blocks(
+                values, keys, shift, side, lowest[at], highest[at], classes[at], marks[at],
+                histogram,
+            )
+        )  # fmt: skip
+
+    histogram, nonfinite_px = count_in_threads(
+        count, reader.grid, reader.threads, (N_CLASSES, n_bins)
+    )
+    looks = BlockLooks(classes, *np.moveaxis(marks, -1, 0))
+    return Counts(lowest, highest, looks, histogram, nonfinite_px)
+
+
+def look_at_blocks(pixels: NDArray[Any]) -> BlockLooks:
+    """What a survey knows of the blocks of an image in memory, `(height, width)`."""
+    shape = tuple(-(-n // BLOCK_PX) for n in pixels.shape)
+    extremes = np.empty((2, *shape), np.float32)
+    classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
+    n_bins, shift = _choose_bins(pixels.dtype)
+    unused = np.zeros((N_CLASSES, n_bins), np.int64)
+    survey_blocks(*_take_values(pixels), shift, CELL_PX, *extremes, classes, marks, unused)
+    return BlockLooks(classes, *np.moveaxis(marks, -1, 0))
+
+
+def count_cells_in_blocks(
+    reader: Reader, cell_px: float, gap: Gap, blocks: NDArray[np.bool_]
+) -> tuple[int, int]:
+    """Sum `debris.count_cells` over the regions with the most of some blocks.
+
+    Parameters
+    ----------
+    reader
+        Of a channel.
+    cell_px
+        Diameter of a cell.
+    gap
+        What is bright.
+    blocks
+        `(rows, cols)` of the slide.
+
+    Returns
+    -------
+    things, cells : int
+    """
+    n_blocks = {index: int(blocks[blocks_of(reader.grid[index])].sum()) for index in reader.grid}
+    chosen = sorted(filter(n_blocks.get, reader.grid), key=lambda index: -n_blocks[index])
+    counts = [count_cells(reader.read(index)[0], gap, cell_px) for index in chosen[:_N_LOOKED_AT]]
+    things, cells = map(sum, zip(*counts, strict=True))
+    return things, cells
+
+
+def count_tissue_again(
+    reader: Reader, classes: NDArray[np.uint8], threshold: int
+) -> NDArray[np.int64]:
+    """Count the tissue again, without the blocks whose class was set to 0: `(bins,)`."""
+    n_bins, shift = _choose_bins(reader.dtype)
+
+    def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
+        pixels, at = reader.read(index)
+        count_tissue(*_take_values(pixels), shift, classes[at], threshold, histogram)
+        return 0
+
+    histogram, _ = count_in_threads(count, reader.grid, reader.threads, (1, n_bins))
+    tissue: NDArray[np.int64] = histogram[0]
+    return tissue
+
+
+def count_wanted(
+    reader: Reader, classes: NDArray[np.uint8], threshold: int, wanted: NDArray[np.uint32]
+) -> NDArray[np.int64]:
+    """Take the second pass: the lower 16 bits of keys with some upper bits, `(n, 65536)`."""
+
+    def count(index: tuple[int, int], histograms: NDArray[np.int64]) -> int:
+        pixels, at = reader.read(index)
+        # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
+        count_low_bits(make_keys(pixels), classes[at], threshold, wanted, histograms)
+        return 0
+
+    histograms, _ = count_in_threads(count, reader.grid, reader.threads, (wanted.size, _N_BINS))
+    return histograms
+
+
+def _choose_bins(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Bins of the first histogram, and the bits by which keys are shifted for it."""
+    return (256**dtype.itemsize, 0) if is_narrow(dtype) else (_N_BINS, 16)
+
+
+def _take_values(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values and keys of pixels, as the kernels take them."""
+    pixels = np.ascontiguousarray(pixels)
+    if is_narrow(pixels.dtype) and pixels.dtype.kind == "u":
+        return pixels, pixels  # no copies, which would take as long as all the rest
+    return to_float32(pixels), make_keys(pixels)
+
+
+def count_in_threads(
+    function: Callable[[tuple[int, int], NDArray[np.int64]], int],
+    grid: Grid,
+    threads: int,
+    shape: tuple[int, int],
+) -> tuple[NDArray[np.int64], int]:
+    """Call a function for every region, with a histogram to add to.
+
+    Parameters
+    ----------
+    function
+        Takes an index of the grid and a histogram; what it returns is summed up too.
+    grid
+        Regions.
+    threads
+        Threads that work at once: one that reads waits for the disk, and one that counts in a
+        numba kernel does not hold the interpreter's lock.
+    shape
+        Of a histogram. Rows in which nothing is counted take no memory.
+
+    Returns
+    -------
+    histogram : `shape` int64
+        Sum of all; of integers, so it does not depend on which thread counted what.
+    total : int
+        Sum of what the calls returned.
+
+    Raises
+    ------
+    Exception
+        Of the first region, in the grid's order, that failed; no further region is begun then.
+    """
+    histograms = [np.zeros(shape, np.int64) for _ in range(threads)]
+    spare: queue.SimpleQueue[NDArray[np.int64]] = queue.SimpleQueue()
+    for histogram in histograms:
+        spare.put(histogram)
+
+    def call(index: tuple[int, int]) -> int:
+        histogram = spare.get()
+        try:
+            return function(index, histogram)
+        finally:
+            spare.put(histogram)
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        total = sum(pool.map(call, grid))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    whole, *others = histograms
+    for histogram in others:
+        for row in np.flatnonzero(histogram.any(axis=1)):
+            whole[row] += histogram[row]
+    return whole, total

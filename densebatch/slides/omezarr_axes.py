@@ -1,0 +1,149 @@
+"""Dimensions of an OME-Zarr: which are rows, columns and channels, by metadata or as given."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from densebatch.base.errors import InputError
+from densebatch.ngff.metadata import Json, list_axis_letters
+from densebatch.slides.source import Axes, find_axes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_MAX_ONES = 12  # dimensions of length 1 of which a user may leave some out
+_WORDS = {"T": "time", "Z": "focal planes"}
+# Letters of dimensions that a user left out, which have length 1.
+_OTHER_AXES = "TZPSABDEFGHIJKLMNOQRUVWC"
+
+
+def find_omezarr_axes(
+    path: Path, image: Json, shape: Sequence[int], given: str | None
+) -> tuple[Axes, str]:
+    """Find rows, columns and channels.
+
+    Parameters
+    ----------
+    path
+        Named in the error.
+    image
+        Its metadata.
+    shape
+        Of its arrays.
+    given
+        `--axes`: a letter for each dimension, those of length one aside, instead of the axes of the
+        metadata.
+
+    Returns
+    -------
+    Axes
+        Of the arrays.
+    str
+        A letter for each dimension, by which they were found.
+
+    Raises
+    ------
+    InputError
+        If there is more than one image of all channels, with what may be done, or the letters that
+        were given are none that the sizes allow.
+    """
+    if given is not None:
+        letters = place_letters(path, given, shape)
+        _refuse_stacks(path, letters, shape)
+        return find_axes(path, letters, shape, "C", _OTHER_AXES), "".join(letters)
+    letters = list_axis_letters(image, path)
+    _refuse_stacks(path, letters, shape)
+    try:
+        return find_axes(path, letters, shape, "C", "TZ"), "".join(letters)
+    except InputError as error:
+        raise InputError(
+            f"{error}; if these are not the axes, give a letter for each with --axes, such as CYX"
+        ) from error
+
+
+def _refuse_stacks(path: Path, letters: Sequence[str], shape: Sequence[int]) -> None:
+    """Say in plain words that there are images along time, focus or the like, and what to do."""
+    if len(letters) != len(shape) or len(set(letters)) != len(letters):
+        return
+    if not {"Y", "X"} <= set(letters):
+        return
+    sizes = {a: n for a, n in zip(letters, shape, strict=True) if a not in "YX" and n > 1}
+    stacks = {axis: n for axis, n in sizes.items() if axis != "C"}
+    if not stacks:
+        return
+    listed = " and ".join(f"{n} images along {_describe(axis)}" for axis, n in stacks.items())
+    if len(sizes) == 1:
+        (axis,) = stacks
+        wanted = "".join("C" if a == axis else a for a in letters if a in (axis, "Y", "X"))
+        raise InputError(
+            f"{path} holds {listed}, and one image of all channels is accepted; if these are "
+            f"channels, say so with --axes {wanted}, else save the one that is meant to a file of "
+            "its own"
+        )
+    of = f" of {sizes['C']} channels each" if "C" in sizes else ""
+    raise InputError(
+        f"{path} holds {listed}{of} ({', '.join(letters)}: {' x '.join(map(str, shape))}), and one "
+        "image of all channels is accepted; save the one that is meant, or its projection, to a "
+        "file of its own"
+    )
+
+
+def _describe(axis: str) -> str:
+    return f"{axis.lower()} ({_WORDS[axis]})" if axis in _WORDS else axis.lower()
+
+
+def place_letters(path: Path, given: str, shape: Sequence[int]) -> list[str]:
+    """A letter for each dimension, from those that a user gave.
+
+    Parameters
+    ----------
+    path
+        Named in the error.
+    given
+        One letter for each dimension; those of length 1 may be left out.
+    shape
+        One size for each dimension.
+
+    Returns
+    -------
+    list
+        Upper-case letters. Dimensions that were left out get letters of their own.
+
+    Raises
+    ------
+    InputError
+        If letters are twice there or without Y and X, are too many or too few, or if it cannot be
+        told which dimensions were left out.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> place_letters(Path("a.zarr"), "cyx", (1, 3, 1, 64, 96))
+    ['T', 'C', 'Z', 'Y', 'X']
+    """
+    letters = given.strip().upper()
+    sizes = " x ".join(map(str, shape))
+    is_list = letters.isascii() and letters.isalpha() and len(set(letters)) == len(letters)
+    if not is_list or not {"Y", "X"} <= set(letters):
+        raise InputError(
+            f"--axes {given} is not accepted for {path}: give each dimension ({sizes}) a letter of "
+            "its own, Y for rows, X for columns and C for channels, such as CYX"
+        )
+    ones = [i for i, size in enumerate(shape) if size == 1]
+    n_left_out = len(shape) - len(letters)
+    ways: dict[tuple[int, ...], tuple[int, ...]] = {}
+    if 0 <= n_left_out <= len(ones) <= _MAX_ONES:
+        for left_out in itertools.combinations(ones, n_left_out):
+            kept = tuple(i for i in range(len(shape)) if i not in left_out)
+            ways.setdefault(tuple(shape[i] for i in kept), kept)
+    if len(ways) != 1:
+        raise InputError(
+            f"--axes {given} has {len(letters)} letters for {path}, which has {len(shape)} "
+            f"dimensions ({sizes}); give each a letter, or each that is longer than 1, such as CYX"
+        )
+    [kept] = ways.values()
+    placed = dict(zip(kept, letters, strict=True))
+    free = iter(axis for axis in _OTHER_AXES if axis not in letters)
+    return [placed.get(i) or next(free) for i in range(len(shape))]

@@ -38,6 +38,7 @@ MAX_WHOLE = 12
 N_WORST, N_SAMPLE = 6, 4
 # A picture is enlarged by a whole number until it is about so long, but not beyond MAX_SCALE.
 PICTURE_PX = 768
+_FEW_LABELS = 10  # cells of the truth for each label of a prediction, from which that is told
 MAX_SCALE = 4
 
 
@@ -164,6 +165,11 @@ def _score_pair(
         predicted_cells=score.n_pred,
         ap=round(score.at(score.settings.focus).ap, 4),
     )
+    if 0 < score.n_pred * _FEW_LABELS <= score.n_truth:
+        notes[
+            f"{pair.pred.name}: has {score.n_pred} labels where the truth has {score.n_truth} "
+            "cells; each label is one cell, so a mask of classes scores next to nothing"
+        ] = None
     return score
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -155,6 +156,19 @@ def _set_others_aside(path: Path, images: list[TiffImage]) -> list[TiffImage]:
     ]
 
 
+def _is_whole(tif: TiffFile) -> bool:
+    """Whether all pages that tifffile's own metadata tell of are there, and others follow them.
+
+    It gives up where pages that it did not write follow, and presents all pages as they come.
+    """
+    page = tif.pages.first
+    told = json.loads(page.shaped_description or "{}").get("shape")
+    if not isinstance(told, list | tuple) or not told or 0 in page.shape:
+        return False
+    n = math.prod(int(size) for size in told) // math.prod(page.shape)
+    return 0 < n < len(tif.pages) and all(tif.pages[k].shape == page.shape for k in range(n))
+
+
 def _refuse_lost_metadata(
     path: Path, tif: TiffFile, all_series: Sequence[TiffPageSeries], ome: Ome | None
 ) -> None:
@@ -168,6 +182,8 @@ def _refuse_lost_metadata(
         "tifffile metadata": tif.is_shaped,
     }
     found = " and ".join(name for name, is_there in descriptions.items() if is_there)
+    if tif.is_shaped and not (tif.is_ome or tif.is_imagej) and _is_whole(tif):
+        return
     if found and all_series and all_series[0].kind in UNNAMED_KINDS:
         if ome is not None and ome.missing:
             raise InputError(f"{path} is one of several files of one image; {ome.say_missing()}")

@@ -212,3 +212,14 @@ def test_pieces_are_8_connected():
     expected = ndimage.label(mask, np.ones((3, 3)))[0]
     assert score_labels(expected, mask, LABEL).at(0.95).ap == 1
     assert expected.max() == 2
+
+
+def test_a_prediction_of_classes_is_told(tmp_path):
+    """A poor prediction is scored; of one that has hardly any label a reader must hear why."""
+    truth = np.zeros((90, 160), np.uint16)
+    for k in range(40):
+        truth[10 * (k // 8) : 10 * (k // 8) + 8, 20 * (k % 8) : 20 * (k % 8) + 15] = k + 1
+    np.save(tmp_path / "truth.npy", truth)
+    np.save(tmp_path / "pred.npy", np.where(truth, truth % 2 + 1, 0).astype(np.uint8))
+    done = run("score", tmp_path / "pred.npy", tmp_path / "truth.npy")
+    assert "pred.npy: has 2 labels where the truth has 40 cells" in done.stderr

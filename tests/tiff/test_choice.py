@@ -286,3 +286,18 @@ class TestLevels:
             writer.write(SMALL, subifds=1, subfiletype=1, **PLAIN)
             writer.write(PLANES[0], **PLAIN)
         np.testing.assert_array_equal(read_all(open_slide(tmp_path / "a.tif"))[0], PLANES[0])
+
+
+@pytest.mark.parametrize("order", ["small last", "small first"])
+def test_pages_that_follow_those_of_tifffile(tmp_path, order):
+    """tifffile describes its own pages and gives up where others follow them."""
+    path = tmp_path / "a.tif"
+    large, small = PLANES[0], PLANES[1, ::5, ::3]
+    first, second = (large, small) if order == "small last" else (small, large)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(first)
+        writer.write(second, metadata=None)
+    with pytest.raises(InputError, match="holds 2 images and none was chosen"):
+        open_slide(path)
+    index = str(int(order == "small first"))
+    np.testing.assert_array_equal(read_all(open_slide(path, index))[0], large)

@@ -33,22 +33,18 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from scipy import ndimage
-
 from densebatch.tracing.candidates import Verdict
 from densebatch.tracing.dynamics import choose_dynamics
-from densebatch.tracing.follow_plain import DROPPED, Bounds
+from densebatch.tracing.follow_plain import Bounds
 from densebatch.tracing.foreground import mask_flows
 from densebatch.tracing.quality import check_errors, check_sizes, fill_holes
 from densebatch.tracing.seeds import gather_cells
-from densebatch.tracing.unknown import STEP_PX, find_lost, find_missing, mark_squares, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
     from densebatch.tracing.candidates import Candidates
-    from densebatch.tracing.unknown import Unknown
 
 
 def halo_for_travel(travel_px: int) -> int:
@@ -76,6 +72,20 @@ class TraceSettings:
     max_size_px: int = 20_000
     iterations: int = 200
     travel_limit_px: int = 256
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Where the flow of a window is unknown.
+
+    Attributes
+    ----------
+    pixels : `(h, w)` bool
+    reach_px : how far from there the known flow is followed: the travel that the halo allows for
+    """
+
+    pixels: NDArray[np.bool_]
+    reach_px: int
 
 
 @dataclass(frozen=True)
@@ -158,25 +168,24 @@ def trace_tile(
     ends, travel = dynamics.follow(
         foreground, bounds, settings.iterations, settings.travel_limit_px
     )
-    missing = None
     core_travel = travel[inner.slices]  # of background it is 0
     furthest = float(core_travel.max(initial=0.0))
-    if unknown is not None:
-        lost = find_lost(unit, unknown.pixels, foreground, travel, bounds, settings.iterations)
-        ends[lost] = DROPPED
-    labels, cells = gather_cells(ends)
-    cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
-    if unknown is not None:
-        hole = mark_squares(unknown.pixels, bounds)
-        beside = ndimage.maximum_filter(hole, 2 * STEP_PX + 1, mode="constant")
-        reached, reach = spread(unit, hole, beside, bounds, settings.iterations, unknown.reach_px)
-        # A pixel around the ways, for what runs between two of them.
-        possible = hole | ndimage.maximum_filter(reached, 3, mode="constant")
-        missing, doubtful = find_missing(unknown.pixels, lost, possible, ends, labels, cells)
-        verdict = np.where(doubtful, np.int8(Verdict.OUTSIDE), cells.verdict)
+    if unknown is None:
+        labels, cells = gather_cells(ends)
+        cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
+        missing = None
+    else:
+        # imported here, because most runs do without it
+        from densebatch.tracing.unknown import gather_known_cells
+
+        labels, cells, doubt = gather_known_cells(
+            unit, unknown, foreground, ends, travel, bounds, settings.iterations
+        )
+        cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
+        verdict = np.where(doubt.cells, np.int8(Verdict.OUTSIDE), cells.verdict)
         cells = cells._replace(verdict=verdict)
-        missing = missing[inner.slices]
-        furthest = max(furthest, float(reach[inner.slices].max(initial=0.0)))
+        missing = doubt.missing[inner.slices]
+        furthest = max(furthest, float(doubt.furthest[inner.slices].max(initial=0.0)))
     if settings.flow_threshold > 0:
         errors = dynamics.measure_errors(labels, cells)
         cells = check_errors(cells, errors, settings.flow_threshold)

@@ -35,13 +35,21 @@ import numpy as np
 from scipy import ndimage
 
 from densebatch.tracing.follow_plain import DROPPED
-from densebatch.tracing.seeds import CLAIM_REACH, GROW_COUNT, PEAK_REACH, SEED_COUNT, count_ends
+from densebatch.tracing.seeds import (
+    CLAIM_REACH,
+    GROW_COUNT,
+    PEAK_REACH,
+    SEED_COUNT,
+    count_ends,
+    gather_cells,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.tracing.candidates import Candidates
     from densebatch.tracing.follow_plain import Bounds
+    from densebatch.tracing.tile import Unknown
 
 STEP_PX = 2
 """No unknown flow is taken to be faster than this, px per step along an axis."""
@@ -49,18 +57,54 @@ STEP_PX = 2
 _PARTS = 4  # of a pixel: the known flow is followed from so many places along each axis
 
 
-class Unknown(NamedTuple):
-    """Where a window's flow is unknown.
+class Doubt(NamedTuple):
+    """What depends on unknown flows.
 
     Attributes
     ----------
-    pixels : `(h, w)` bool
-    reach_px : how far from beside the hole the known flow is followed, which is the travel that the
-        window's halo allows for
+    missing : `(h, w)` bool; pixels that may belong to another cell than theirs, or to some cell
+        where they have none
+    cells : `(n,)` bool; per candidate
+    furthest : `(h, w)` float32; as of `spread`
     """
 
-    pixels: NDArray[np.bool_]
-    reach_px: int
+    missing: NDArray[np.bool_]
+    cells: NDArray[np.bool_]
+    furthest: NDArray[np.float32]
+
+
+def gather_known_cells(
+    flows: NDArray[np.float32],
+    unknown: Unknown,
+    foreground: NDArray[np.bool_],
+    ends: NDArray[np.int32],
+    travel: NDArray[np.float32],
+    bounds: Bounds,
+    iterations: int,
+) -> tuple[NDArray[np.int32], Candidates, Doubt]:
+    """Candidate cells of a window, as `seeds.gather_cells` finds them, and which are in doubt.
+
+    Parameters
+    ----------
+    flows
+        `(h, w, 2)` float32: dy, dx in pixels per step; 0 where it is unknown.
+    unknown
+        Where that is.
+    foreground
+        `(h, w)` bool; nowhere unknown.
+    ends, travel
+        As `follow.follow` gives them for these. Changed in place: a lost pixel has no end.
+    bounds
+        Of the slide, in pixels of the window.
+    iterations
+        Steps.
+    """
+    lost = find_lost(flows, unknown.pixels, foreground, travel, bounds, iterations)
+    ends[lost] = DROPPED
+    labels, cells = gather_cells(ends)
+    possible, furthest = find_possible(flows, unknown, bounds, iterations)
+    missing, doubtful = find_missing(unknown.pixels | lost, possible, ends, labels, cells)
+    return labels, cells, Doubt(missing, doubtful, furthest)
 
 
 def find_lost(
@@ -251,9 +295,37 @@ def spread(
     return reached, furthest
 
 
+def find_possible(
+    flows: NDArray[np.float32], unknown: Unknown, bounds: Bounds, iterations: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Find where unknown trajectories may end.
+
+    Parameters
+    ----------
+    flows
+        `(h, w, 2)` float32: dy, dx in pixels per step; 0 where it is unknown.
+    unknown
+        Where that is.
+    bounds
+        Of the slide, in pixels of the window.
+    iterations
+        Steps.
+
+    Returns
+    -------
+    possible : `(h, w)` bool
+    furthest : `(h, w)` float32
+        As of `spread`.
+    """
+    hole = mark_squares(unknown.pixels, bounds)
+    beside = ndimage.maximum_filter(hole, 2 * STEP_PX + 1, mode="constant")
+    reached, furthest = spread(flows, hole, beside, bounds, iterations, unknown.reach_px)
+    # A pixel around the ways, for what runs between two of them.
+    return hole | ndimage.maximum_filter(reached, 3, mode="constant"), furthest
+
+
 def find_missing(
-    unknown: NDArray[np.bool_],
-    lost: NDArray[np.bool_],
+    without_end: NDArray[np.bool_],
     possible: NDArray[np.bool_],
     ends: NDArray[np.int32],
     labels: NDArray[np.int32],
@@ -263,7 +335,7 @@ def find_missing(
 
     Parameters
     ----------
-    unknown, lost
+    without_end
         `(h, w)` bool: pixels without a flow, and those that come to need one.
     possible
         `(h, w)` bool: where unknown trajectories may end.
@@ -287,7 +359,7 @@ def find_missing(
     steps = _count_steps(counts, sources, 2 * CLAIM_REACH)
     doubtful = steps[cells.seed_y, cells.seed_x] <= 2 * CLAIM_REACH
     missing: NDArray[np.bool_] = _mark_missing(
-        unknown | lost, ends, labels, steps <= CLAIM_REACH, doubtful
+        without_end, ends, labels, steps <= CLAIM_REACH, doubtful
     )
     return missing, doubtful
 
@@ -296,7 +368,7 @@ def find_missing(
 def _count_steps(
     counts: NDArray[np.int32], sources: NDArray[np.bool_], most: int
 ) -> NDArray[np.int32]:
-    """Steps to the 8 neighbours, over well-filled pixels, from the nearest source; else `most + 1`."""
+    """Steps to 8 neighbours, over well-filled pixels, from the nearest source; else `most + 1`."""
     height, width = counts.shape
     steps = np.full((height, width), most + 1, np.int32)
     queue = np.empty(height * width, np.int64)
@@ -337,8 +409,7 @@ def _mark_missing(
     for y in range(height):
         for x in range(width):
             end = ends[y, x]
-            if end != DROPPED and claimable[end // width, end % width]:
-                missing[y, x] = True
-            elif labels[y, x] > 0 and doubtful[labels[y, x] - 1]:
-                missing[y, x] = True
+            claimed = end != DROPPED and claimable[end // width, end % width]
+            doubted = labels[y, x] > 0 and doubtful[labels[y, x] - 1]
+            missing[y, x] = missing[y, x] or claimed or doubted
     return missing

@@ -11,8 +11,7 @@ from scipy import ndimage
 from densebatch.base.geometry import Grid, Region
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
-from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
-from densebatch.tracing.unknown import Unknown
+from densebatch.tracing.tile import TraceSettings, Unknown, halo_for_travel, trace_tile
 
 SHAPE = (240, 260)
 WHOLE = Region(0, 0, *SHAPE)
@@ -20,7 +19,7 @@ LIMITS = TraceSettings(min_size_px=15, travel_limit_px=60)
 
 
 def make_field(seed, noise):
-    """The flow field of simulated tissue, with noise: some cells are rejected, some pixels stray."""
+    """The flow field of simulated tissue, with noise: some cells are rejected."""
     truth = render(Tissue(*SHAPE, seed=seed, stained_fraction=0.8), WHOLE)[1]
     field = np.empty((3, *SHAPE), np.float32)
     field[:2] = 5 * compute_flows(truth)
@@ -123,7 +122,7 @@ def test_a_hole_far_from_any_cell_costs_itself():
 
 
 def test_far_known_flow_that_leads_on_is_reported():
-    """A road away from the hole, longer than the halo allows for: traced again with a larger one."""
+    """A road away from the hole, longer than the halo allows for: its tile is traced again."""
     field = np.zeros((3, *SHAPE), np.float16)
     field[2] = -3
     field[1, 100:110, 60:130] = 5

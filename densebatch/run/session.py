@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.log import log_event
-from densebatch.stages.work import Work, run_task
+from densebatch.slides.watch import watch_slide
+from densebatch.stages.work import Halt, Work, run_task
 from densebatch.workers.schedule import Job
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Session:
     facts : of all finished tasks, from their records; a key that was there stays when its task is
         done again, so how it was done last is told by its facts alone
     kept : tasks that an earlier session had finished
+    lost : tasks of this session that failed for good and leave a gap, with the reason
     """
 
     plan: Plan
@@ -90,11 +92,13 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[Task, dict[str, Any]] = field(default_factory=dict)
     kept: set[Task] = field(default_factory=set)
+    lost: dict[Task, str] = field(default_factory=dict)
 
     @cached_property
     def work(self) -> Work:
         """What its tasks are told."""
-        return Work(str(self.folder.plan_path(self.plan)), self.settings.tile)
+        path = str(self.folder.plan_path(self.plan))
+        return Work(path, self.settings.tile, watch_slide(self.plan.slide))
 
     @property
     def root(self) -> str:
@@ -121,6 +125,11 @@ class Session:
         -------
         dict
             Why each task failed that failed.
+
+        Raises
+        ------
+        SlideChangedError, WriteError
+            If a task says that no other can be done either.
         """
         done = self._recall(steps)
         for shown in dict.fromkeys(step.shown_as for step in steps):
@@ -134,6 +143,8 @@ class Session:
         failures = {}
         for outcome in self.executor.run(jobs, done_names, self.shuffle):
             step = by_name[outcome.job.name]
+            if isinstance(outcome.result, Halt):
+                raise outcome.result.to_error()
             if outcome.error is not None:
                 failures[step.task] = outcome.error
                 self.facts.pop(step.task, None)

@@ -104,6 +104,13 @@ def store_flows(
                     f"{prepared.plan.slide.path}: {task.name} failed ({reason}); "
                     "the same command continues"
                 )
+            for facts in session.facts.values():
+                if facts.get("unread"):
+                    piece = facts["unread"][0]
+                    raise DensebatchError(
+                        f"{piece['reason']}; no thresholds are tried on a part of a slide, and the "
+                        "same command tries it again"
+                    )
             new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
             fields[path] = FlowField(prepared.plan, session.work.flows, sum(new))
     return fields

@@ -323,7 +323,10 @@ def _count_tile(
         min_size_px=min(settings.min_size, LARGEST_SIZE_PX),
         max_size_px=min(settings.max_size or plan.trace.max_size_px, LARGEST_SIZE_PX),
     )
-    traced = trace_tile(read_flows(plan, field.flows, window), window, core, plan.shape, limits)
+    flows, unknown = read_flows(plan, field.flows, window)
+    if unknown is not None:
+        raise DensebatchError(f"{field.flows}: is not whole; the same command completes it")
+    traced = trace_tile(flows, window, core, plan.shape, limits)
     table = Contingency.from_arrays(as_labels(truth[core.slices]), traced.labels)
     return _Counted(table, traced.keys, traced.max_travel_px)
 

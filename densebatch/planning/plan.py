@@ -55,6 +55,7 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
+    n_unread : pieces of the slide that could not be read when it was surveyed
     engine : what evaluates the network; `run.engine.add_engine` decides it last
     """
 
@@ -78,6 +79,7 @@ class Plan:
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    n_unread: int = 0
     engine: Engine = field(default_factory=Engine)
 
     @property

@@ -20,12 +20,14 @@ bits from a histogram, everything else as float32 by radix selection in two pass
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.planning.debris import (
     find_debris,
@@ -52,11 +54,10 @@ from densebatch.planning.survey_kernels import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from densebatch.base.geometry import Region
     from densebatch.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class ChannelSurvey:
     saturated : whether the brightest hundredth of the tissue's pixels are all of one value
     strewn : whether what counts as tissue are few blocks strewn over the slide
     usual_px : pixel value that 99 % of all pixels of the slide do not exceed
+    unread : pieces that could not be read and count for nothing, with the reason; the extremes of
+        their blocks are infinite, because there may be anything
     """
 
     bounds: ChannelBounds
@@ -91,6 +94,7 @@ class ChannelSurvey:
     saturated: bool = False
     strewn: bool = False
     usual_px: float = 0.0
+    unread: Mapping[Region, str] = field(default_factory=dict)
 
 
 def signal_side(rescale: float) -> int:
@@ -142,10 +146,33 @@ def survey_channel(
     Raises
     ------
     InputError
-        If the slide cannot be read.
+        If no block of the slide can be read.
     """
-    name = slide.info.channels[channel]
     reader = open_reader(slide, channel)
+    n_unread = -1
+    while len(reader.unread) > n_unread:
+        # All passes must leave out the same pieces, so once more if one was found on the way.
+        n_unread = len(reader.unread)
+        found = _survey(reader, percentiles, side, mask_debris=mask_debris)
+    bounds = found.bounds
+    log_event(
+        log, "channel surveyed", channel=bounds.name, low=bounds.low, high=bounds.high,
+        tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
+        debris_fraction=bounds.debris_fraction, unread=n_unread,
+    )  # fmt: skip
+    lost = reader.find_lost(Region(0, 0, slide.info.height, slide.info.width))
+    if lost.all():
+        raise InputError(next(iter(reader.unread.values())))
+    found.lowest[lost], found.highest[lost] = -np.inf, np.inf
+    return replace(found, unread=dict(sorted(reader.unread.items())))
+
+
+def _survey(
+    reader: Reader, percentiles: tuple[float, float], side: int, *, mask_debris: bool
+) -> ChannelSurvey:
+    """Take all passes over a channel; see `survey_channel`."""
+    channel = reader.channel
+    name = reader.slide.info.channels[channel]
     counts = count_blocks(reader, side)
     looks, debris = counts.looks, None
     if mask_debris:
@@ -161,7 +188,7 @@ def survey_channel(
     if n_px == 0:
         bounds = ChannelBounds(channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px)
         flat = np.zeros_like(counts.lowest)
-        found = ChannelSurvey(bounds, flat, flat)
+        found = ChannelSurvey(bounds, flat, flat.copy())
     else:
         # numpy.percentile interpolates between the two pixels that a percentile lies between.
         places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
@@ -192,11 +219,6 @@ def survey_channel(
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
         )
-    log_event(
-        log, "channel surveyed", channel=name, low=bounds.low, high=bounds.high,
-        tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
-        debris_fraction=bounds.debris_fraction,
-    )  # fmt: skip
     return found
 
 

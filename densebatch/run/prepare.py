@@ -12,7 +12,7 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
-from densebatch.planning.planner import draft_plan, survey_plan
+from densebatch.planning.planner import draft_plan, keep_survey, survey_plan
 from densebatch.run.engine import add_engine, check_engine
 from densebatch.workers.scheduler import check_scheduler
 
@@ -100,7 +100,8 @@ def prepare(
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
-    for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
+    for new, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
+        plan = new if restart else keep_survey(new, folder.read_marker())
         complete, choice = add_engine(plan, settings, folder, restart=restart)
         prepared.append(Prepared(folder, complete, choice, workers, need))
     return prepared

@@ -81,9 +81,9 @@ def _trace_around(session: Session, failures: dict[Task, str]) -> dict[Task, str
     These tiles leave `failures`; those that fail now are returned.
     """
     groups = [task for task in failures if isinstance(task, PredictGroup)]
-    for task in groups:
-        give_up_group(session.work, task.row, task.col)
-    lost = {task.name for task in groups}
+    for group in groups:
+        give_up_group(session.work, group.row, group.col)
+    lost = {group.name for group in groups}
     waited = [
         task for task in failures if isinstance(task, TraceTile) and not lost.isdisjoint(task.needs)
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 
 if TYPE_CHECKING:
@@ -40,10 +41,7 @@ def looks_brightfield(slide: Slide) -> bool:
     slide
         With whatever channels; False if they are not called red, green and blue.
 
-    Raises
-    ------
-    InputError
-        If pixels cannot be read.
+    A place that cannot be read is left out.
     """
     info = slide.info
     if {name.casefold() for name in info.channels[:3]} not in _COLOURS:
@@ -82,9 +80,15 @@ def _list_places(slide: Slide) -> list[Region]:
 
 
 def _sample(slide: Slide, region: Region) -> NDArray[Any]:
-    """`(3, n)` float32; NaN and infinities are 0, and whole numbers below zero too."""
-    planes = slide.read_planes(0, 3, region)[:, ::_STEP_PX, ::_STEP_PX]
-    pixels = planes.reshape(3, -1).astype(np.float32)
+    """`(3, n)` float32; NaN and infinities are 0, and whole numbers below zero too.
+
+    All 0 if the place cannot be read; whether that matters is for others to tell.
+    """
+    try:
+        planes = slide.read_planes(0, 3, region)
+    except (InputError, OSError):
+        return np.zeros((3, 1), np.float32)
+    pixels = planes[:, ::_STEP_PX, ::_STEP_PX].reshape(3, -1).astype(np.float32)
     return np.maximum(np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0), 0.0)
 
 

@@ -162,6 +162,10 @@ class Source(ABC):
         """Plain data that a process which opens the slide can compare, cheaply."""
         return self.content()
 
+    def renew(self) -> None:
+        """What has changed until now is this slide from now on; for a process that plans again."""
+        self._newest_ns = None
+
     def newest_ns(self) -> int:
         """The latest change of a file that holds pixels, ns, as it was when this was first asked.
 

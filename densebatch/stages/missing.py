@@ -133,12 +133,8 @@ def _find_enclosed(missing: NDArray[np.bool_], hole_px: int) -> NDArray[np.bool_
     enclosed = np.zeros_like(missing)
     for number, (rows, cols) in enumerate(ndimage.find_objects(pieces), 1):
         is_small = max(rows.stop - rows.start, cols.stop - cols.start) <= hole_px
-        if (
-            is_small
-            and min(rows.start, cols.start) > 0
-            and rows.stop < height
-            and cols.stop < width
-        ):
+        is_open = min(rows.start, cols.start) == 0 or rows.stop == height or cols.stop == width
+        if is_small and not is_open:
             enclosed[rows, cols] |= pieces[rows, cols] == number
     return enclosed
 
@@ -160,7 +156,9 @@ def find_touching(
     if missing is None:
         return np.zeros(0, np.uint32)
     beside = ndimage.maximum_filter(missing, 3, mode="constant")
-    touching = np.unique(cells[beside[region.shift(-around.y0, -around.x0).slices]])
+    touching: NDArray[np.uint32] = np.unique(
+        cells[beside[region.shift(-around.y0, -around.x0).slices]]
+    )
     return touching[touching > 0]
 
 

@@ -207,7 +207,7 @@ class TraceTile(Task):
             array[core.slices] = traced.labels
 
         write_patiently(chunk, write_labels)
-        parts = {work.tile_keys(self.row, self.col): traced.keys}
+        parts: dict[Path, NDArray[np.generic]] = {work.tile_keys(self.row, self.col): traced.keys}
         if traced.missing is not None and traced.missing.any():
             parts[work.tile_missing(self.row, self.col)] = np.packbits(traced.missing)
         for path, values in parts.items():

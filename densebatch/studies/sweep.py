@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import psutil
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells.components import check_masks, settle_masks

@@ -11,7 +11,8 @@ from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
 from densebatch.cells.table import add_parts, write_table
 
 COLUMNS = [
-    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1", "touches_border")
+    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1", "touches_border"),
+    "touches_missing",
 ]
 
 
@@ -29,7 +30,8 @@ def measure_parts(labels, image, step):
             column, left_out = np.zeros(ids.size), np.zeros(ids.size, np.int64)
             add_intensities(local, pixels[region.slices], column, left_out)
             sums[:, channel], missing[:, channel] = column, left_out
-        yield CellSums(ids, measure_shapes(local, ids.size, region.y0, region.x0), sums, missing)
+        shapes = measure_shapes(local, ids.size, region.y0, region.x0)
+        yield CellSums(ids, shapes, sums, missing, np.zeros(ids.size, bool))
 
 
 def make_tissue(height, width, seed=0):

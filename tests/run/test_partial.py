@@ -227,7 +227,7 @@ def test_a_chunk_that_the_network_cannot_read(
     slide, clean, damage, tmp_path, capsys, monkeypatch, tile
 ):
     """Found only after the plan has read the whole slide; it costs what needs it, not tiles."""
-    expected, labels, table = clean
+    expected, labels, _ = clean
     hole = damage(0, 0, 17)
     stage = TerminalProgress.stage
 
@@ -259,8 +259,8 @@ def test_a_chunk_that_the_network_cannot_read(
     assert missing.sum() < 1.1 * (lost | cut).sum()
     assert err.splitlines()[-1] == (
         f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel "
-        f"CD3 ({report['unread'][0]['reason']}); {missing.sum()} pixels ({missing.mean():.2%}) have "
-        "no result and are 1 in the label image 'missing'; the same command tries them again"
+        f"CD3 ({report['unread'][0]['reason']}); {missing.sum()} pixels ({missing.mean():.2%}) "
+        "have no result and are 1 in the label image 'missing'; the same command tries them again"
     )
     validate(missing_spec(plan, str(tmp_path / "segmentation.ome.zarr")))
 
@@ -347,8 +347,8 @@ def test_a_chunk_that_only_the_cell_table_needs(slide, clean, damage, tmp_path, 
     assert code == 3
     region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
     assert err.splitlines()[-1].startswith(
-        f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel DAPI "
-        f"({slide} cannot be read in rows"
+        f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel "
+        f"DAPI ({slide} cannot be read in rows"
     )
     report = read_report(tmp_path)
     assert report["failed_tiles"] == []
@@ -372,7 +372,9 @@ def test_nothing_can_be_segmented(slide, clean, damage, tmp_path, capsys):
     expected, _, _ = clean
     holes = [damage(0, 0, col) for col in range(0, 18, 3)]
     watcher = Watcher(predict=lambda: [hole.do() for hole in holes])
-    with pytest.raises(DensebatchError, match="no tile could be segmented: .* cannot be read in rows 0 to 64"):
+    with pytest.raises(
+        DensebatchError, match=r"no tile could be segmented: .* cannot be read in rows 0 to 64"
+    ):
         segment(slide, tmp_path, progress=watcher, **{**OPTIONS, "tile": 2048})
     assert not (tmp_path / "run.json").exists()
     for hole in holes:

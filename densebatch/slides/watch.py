@@ -16,8 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from densebatch.base.errors import InputError, SlideChangedError
 from densebatch.slides.slide import reopen_slide
@@ -36,9 +35,8 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class SlideState:
-    """A slide as a session of a run found it; plain data.
+class SlideState(NamedTuple):
+    """A slide as a session of a run found it; small, because it travels with every task.
 
     Attributes
     ----------
@@ -121,4 +119,4 @@ def _is_newer(path: Path, newest_ns: int) -> bool:
 
 
 def _digest(content: list[object]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

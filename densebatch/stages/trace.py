@@ -21,7 +21,8 @@ from densebatch.base.resampling import axis_weights, resample
 from densebatch.stages.predict import UNKNOWN, name_prediction
 from densebatch.stages.work import Task
 from densebatch.stages.writing import write_patiently
-from densebatch.tracing.tile import TracedTile, Unknown, halo_for_travel, trace_tile
+from densebatch.tracing.foreground import Unknown
+from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,7 +113,7 @@ def _trace(
         except MemoryError:
             pass  # others may have filled the device; the CPU makes the same bits
     with meter.timed("trace"):
-        return trace_tile(*how, unknown=unknown)
+        return trace_tile(*how, "cpu", unknown)
 
 
 def create_traces(work: Work) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.tracing.candidates import Candidates
+    from densebatch.tracing.foreground import Unknown
 
 
 def halo_for_travel(travel_px: int) -> int:
@@ -72,20 +73,6 @@ class TraceSettings:
     max_size_px: int = 20_000
     iterations: int = 200
     travel_limit_px: int = 256
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """Where the flow of a window is unknown.
-
-    Attributes
-    ----------
-    pixels : `(h, w)` bool
-    reach_px : how far from there the known flow is followed: the travel that the halo allows for
-    """
-
-    pixels: NDArray[np.bool_]
-    reach_px: int
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from densebatch.tracing.candidates import Candidates
     from densebatch.tracing.follow_plain import Bounds
-    from densebatch.tracing.tile import Unknown
+    from densebatch.tracing.foreground import Unknown
 
 STEP_PX = 2
 """No unknown flow is taken to be faster than this, px per step along an axis."""

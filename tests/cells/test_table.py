@@ -99,6 +99,15 @@ def test_an_unread_pixel_makes_the_mean_nan_and_spares_other_cells(path):
     assert not np.isnan(read(path)["mean_a"]).any()
 
 
+def test_a_cell_touches_what_is_missing_if_it_does_so_in_any_shard(path):
+    labels, image = make_tissue(12, 20)
+    parts = list(measure_parts(labels, image, 6))
+    touching = int(parts[1].ids[-1])
+    parts[1].touching[-1] = True
+    write_table(path, parts, int(labels.max()), Region(0, 0, *labels.shape), None, ["a", "b"])
+    assert (np.flatnonzero(read(path)["touches_missing"]) + 1).tolist() == [touching]
+
+
 def test_an_unknown_pixel_size_is_null(path):
     labels, image = make_tissue(6, 8)
     parts = measure_parts(labels, image, 8)

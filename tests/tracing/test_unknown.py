@@ -11,7 +11,8 @@ from scipy import ndimage
 from densebatch.base.geometry import Grid, Region
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
-from densebatch.tracing.tile import TraceSettings, Unknown, halo_for_travel, trace_tile
+from densebatch.tracing.foreground import Unknown
+from densebatch.tracing.tile import TraceSettings, halo_for_travel, trace_tile
 
 SHAPE = (240, 260)
 WHOLE = Region(0, 0, *SHAPE)

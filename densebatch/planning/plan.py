@@ -194,6 +194,12 @@ def describe_difference(old: Plan, new: Plan) -> str:
     )  # fmt: skip
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
+        if found and found.startswith("slide.identity "):
+            return (
+                f"slide.identity was {old.slide.identity[:12]!r} and is now "
+                f"{new.slide.identity[:12]!r}, so files of the slide have got another size or time "
+                "since, as they do when they are changed, mended or copied"
+            )
         if found:
             return found
     return "nothing"

@@ -333,6 +333,7 @@ def test_a_mended_chunk_of_another_time_is_another_slide(slide, damage, tmp_path
     hole.file.write_bytes(hole.data)
     code, _, err = call_main(capsys, *arguments)
     assert code == 2
+    assert "files of the slide have got another size or time" in err
     assert "--restart" in err
     assert call_main(capsys, *arguments, "--restart")[0] == 0
 

@@ -65,7 +65,7 @@ def trace_on(
     results, seconds = [], []
     for core in cores:
         window = core.expand(halo).clip(*plan.shape)
-        flows = read_flows(plan, work / "flows.zarr", window)
+        flows, _ = read_flows(plan, work / "flows.zarr", window)
         start = time.perf_counter()
         results.append(trace_tile(flows, window, core, plan.shape, plan.trace, device))
         seconds.append(time.perf_counter() - start)

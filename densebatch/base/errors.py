@@ -21,6 +21,14 @@ class CapacityError(InputError):
     """The plan needs more memory or disk than there is; names the worst offender."""
 
 
+class SlideChangedError(DensebatchError):
+    """The slide is another than the one that the run began with."""
+
+
+class WriteError(DensebatchError):
+    """A task cannot write what it has made; names the path and the reason."""
+
+
 class PartialRunError(DensebatchError):
     """Some tiles failed after retries; everything else is written and the area is marked."""
 

@@ -32,8 +32,7 @@ from densebatch.base.checksums import (
 )
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
-from densebatch.cells.labels import OWNER
-from densebatch.cells.pyramid_spec import LABEL_NAME
+from densebatch.cells.pyramid_spec import LABEL_NAME, OWNER
 from densebatch.ngff.folders import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ _SEEDS = f"{_KEPT}/seeds.npy"
 WORK_LIST = "digests.sha256"
 # Files that records name, this list, and what says how the session stands.
 _RECORDED = re.compile(
-    rf".*/c/.*|[^/]*/(?:keys|cells)-\d+-\d+\.np[yz]|{re.escape(WORK_LIST)}|state\.json"
+    rf".*/c/.*|[^/]*/(?:keys|cells|missing)-\d+-\d+\.np[yz]|{re.escape(WORK_LIST)}|state\.json"
 )
 # What zarr reads of an array: a chunk or shard.
 _CHUNK = re.compile(r"(?:.*/)?\d+/(?:c/)?(?:\d+/)?\d+/\d+")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +39,7 @@ from densebatch.cells.groups import (
     require_array,
     require_group,
 )
+from densebatch.cells.listing import FOREIGN, delete_earlier, read_names, remove, write_names
 from densebatch.cells.pyramid import (
     array_settings,
     checksum_unit,
@@ -55,6 +55,8 @@ from densebatch.cells.pyramid import (
 )
 from densebatch.cells.pyramid_spec import (
     LABEL_NAME,
+    MISSING_NAME,
+    OWNER,
     PyramidSpec,
     count_levels,
     image_document,
@@ -66,8 +68,6 @@ from densebatch.ngff.folders import Node
 from densebatch.ngff.metadata import (
     SlidePyramid,
     find_fault,
-    labels_attributes,
-    list_labels,
     ome_attributes,
     order_levels,
     rank_levels,
@@ -97,6 +97,7 @@ __all__ = [
     "label_path",
     "read_labels",
     "read_run",
+    "remove",
     "shard_grid",
     "slide_layout",
     "source_region",
@@ -107,11 +108,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Our own key in a group's attributes tells our groups from others', and one run from another.
-OWNER = "densebatch"
-
 _IN_THE_WAY = "{} exists and was not written by densebatch; remove it or choose another place."
-_FOREIGN = "{} was not written by densebatch and is not deleted."
 
 
 def in_place_spec(
@@ -214,7 +211,7 @@ def check_place(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: b
         if not restart:
             _compare_runs(label, attributes, dict(label_attrs))
     elif restart:
-        raise InputError(_FOREIGN.format(label))
+        raise InputError(FOREIGN.format(label))
     elif not is_blank(group):
         raise InputError(_IN_THE_WAY.format(label))
 
@@ -245,7 +242,7 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
     _check_metadata(spec)
     try:
         if restart:
-            _delete_earlier(spec)
+            delete_earlier(spec)
         if not spec.in_place:
             _claim(root, spec, {"run": {"content": "segmentation"}})
         elif find_format(root) != spec.zarr_format:
@@ -263,7 +260,7 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
         raise InputError(f"cannot write {root}: {error.strerror or error}.") from error
 
 
-def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) -> None:
+def finalize(spec: PyramidSpec, *, n_cells: int | None, provenance: Mapping[str, Any]) -> None:
     """Write the metadata that makes the arrays an image and a label image; may be repeated.
 
     Parameters
@@ -271,7 +268,7 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
     spec
         What was created and filled.
     n_cells
-        Labels are 1 to this number.
+        Labels are 1 to this number; None if they are no cells.
     provenance
         How the labels were made, JSON-serialisable, kept with them. Leave times and paths out of it
         where results are compared byte by byte.
@@ -284,16 +281,16 @@ def finalize(spec: PyramidSpec, *, n_cells: int, provenance: Mapping[str, Any]) 
                 unfinished.unlink(missing_ok=True)
     if not spec.in_place:
         open_group(root).update_attributes(image_document(spec))
-    about = {
-        "run": read_attributes(label)[OWNER]["run"],
-        "complete": True,
-        "cells": n_cells,
-        "provenance": dict(provenance),
-    }
+    about = {"run": read_attributes(label)[OWNER]["run"], "complete": True}
+    if n_cells is not None:
+        about["cells"] = n_cells
+    about["provenance"] = dict(provenance)
     open_group(label).update_attributes(label_document(spec) | {OWNER: about})
-    names = _listed_labels(label.parent)
+    names = read_names(label.parent)
     if spec.label_name not in names:
-        _list_labels(spec, [*names, spec.label_name])
+        # Cells come before what marks their gaps, because viewers show the first.
+        last = [name for name in names if name == MISSING_NAME]
+        write_names(spec, [*(n for n in names if n not in last), spec.label_name, *last])
     refresh_consolidated(label_path(spec).parent)
     log_event(log, "labels finished", path=str(label), cells=n_cells)
 
@@ -390,40 +387,3 @@ def _compare_runs(folder: Path, attributes: Mapping[str, Any], given: Mapping[st
             f"{folder} belongs to another run ({describe_differences(found, given)}); use --restart"
             " to replace it."
         )
-
-
-def _delete_earlier(spec: PyramidSpec) -> None:
-    """Remove what an earlier run wrote, and nothing that is not marked as ours."""
-    target = label_path(spec) if spec.in_place else Path(spec.root)
-    # The folder is moved out of the way in one step and deleted then, because a kill must not leave
-    # half of an output that still carries its mark.
-    trash = target.with_name(f".{target.name}.deleted")
-    if trash.is_dir():
-        shutil.rmtree(trash)
-    if find_format(target) is None:
-        return
-    if OWNER not in read_attributes(target):
-        raise InputError(_FOREIGN.format(target))
-    log_event(log, "labels of an earlier run deleted", path=str(target))
-    if spec.in_place:
-        # The list is shortened first, because a reader must not follow it to labels that are gone.
-        names = _listed_labels(target.parent)
-        if spec.label_name in names:
-            _list_labels(spec, [name for name in names if name != spec.label_name])
-    target.rename(trash)
-    shutil.rmtree(trash)
-    if spec.in_place:
-        refresh_consolidated(label_path(spec).parent)
-
-
-def _listed_labels(folder: Path) -> list[str]:
-    return list_labels(ome_attributes(read_attributes(folder)))
-
-
-def _list_labels(spec: PyramidSpec, names: list[str]) -> None:
-    """Replace the list of label images and keep whatever else the group says."""
-    folder = label_path(spec).parent
-    attributes = labels_attributes(spec.ngff, names)
-    if "ome" in attributes:
-        attributes = {"ome": read_attributes(folder).get("ome", {}) | attributes["ome"]}
-    open_group(folder).update_attributes(attributes)

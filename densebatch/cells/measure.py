@@ -34,12 +34,15 @@ class CellSums:
         `(k, channels)` float64: finite pixel values.
     missing
         `(k, channels)` int64: pixels left out of the sums.
+    touching
+        `(k,)` bool: whether a pixel of the cell lies beside one that has no result.
     """
 
     ids: NDArray[np.uint32]
     shapes: NDArray[np.int64]
     sums: NDArray[np.float64]
     missing: NDArray[np.int64]
+    touching: NDArray[np.bool_]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -26,6 +26,10 @@ from densebatch.ngff.metadata import (
 )
 
 LABEL_NAME = "cells"
+MISSING_NAME = "missing"
+"""Of the label image that marks the area without a result, where there is such an area."""
+OWNER = "densebatch"
+"""Our own key in a group's attributes tells our groups from others', and one run from another."""
 SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few processors on a small slide
 
 # More layers than this switched on at once slow every viewer down; the rest is one click away.

@@ -97,6 +97,7 @@ def shape_columns(total: CellSums, slide: Region, um_per_px: float | None) -> di
         "area_px": _column(area),
         **{name: _column(shapes[:, column]) for name, column in _BOX.items()},
         "touches_border": _column(touches),
+        "touches_missing": _column(total.touching),
     }
 
 
@@ -144,6 +145,7 @@ def add_parts(parts: Iterable[CellSums], n_cells: int, n_channels: int) -> CellS
     shapes[:, [Y0, X0]] = np.iinfo(np.int64).max
     sums = np.zeros((n_cells, n_channels), np.float64)
     missing = np.zeros(sums.shape, np.int64)
+    touching = np.zeros(n_cells, np.bool_)
     for part in parts:
         # Plain indexing adds once, because ids are unique within a shard.
         rows = part.ids.astype(np.int64) - 1
@@ -152,7 +154,9 @@ def add_parts(parts: Iterable[CellSums], n_cells: int, n_channels: int) -> CellS
         shapes[rows, Y1:] = np.maximum(shapes[rows, Y1:], part.shapes[:, Y1:])
         sums[rows] += part.sums
         missing[rows] += part.missing
-    return CellSums(np.arange(1, n_cells + 1, dtype=np.uint32), shapes, sums, missing)
+        touching[rows] |= part.touching
+    ids = np.arange(1, n_cells + 1, dtype=np.uint32)
+    return CellSums(ids, shapes, sums, missing, touching)
 
 
 def _column(values: NDArray[np.generic]) -> pa.Array:

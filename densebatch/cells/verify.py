@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy import ndimage
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.cells.groups import compare_array, find_format, open_array, read_attributes
-from densebatch.cells.labels import OWNER
 from densebatch.cells.measure import N_SHAPES, CellSums, add_intensities, measure_shapes
 from densebatch.cells.pyramid import (
     array_settings,
@@ -25,7 +25,7 @@ from densebatch.cells.pyramid import (
     reduce_image,
     reduce_labels,
 )
-from densebatch.cells.pyramid_spec import LABEL_NAME, PyramidSpec
+from densebatch.cells.pyramid_spec import LABEL_NAME, OWNER, PyramidSpec
 from densebatch.ngff.metadata import (
     SlidePyramid,
     find_fault,
@@ -165,6 +165,7 @@ def measure_unit(
     region: Region,
     channels: Sequence[int],
     read_pixels: PixelReader | None,
+    gaps: PyramidSpec | None,
 ) -> CellSums:
     """Sums over the cells of one unit, as numbering took them.
 
@@ -176,6 +177,8 @@ def measure_unit(
         Of the slide, whose intensities are summed.
     read_pixels
         Reads them; None sums none.
+    gaps
+        The label image that marks pixels without a result; None if there is none.
 
     Raises
     ------
@@ -200,13 +203,35 @@ def measure_unit(
             touched = np.unique(local[hole.shift(-region.y0, -region.x0).slices])
             total[touched[touched > 0] - 1] = np.nan
         sums[:, column], missing[:, column] = total, left_out
-    return CellSums(ids.astype(np.uint32), shapes, sums, missing)
+    touching = np.zeros(ids.size, np.bool_)
+    if gaps is not None:
+        touching[_find_touching(gaps, region, local) - 1] = True
+    return CellSums(ids.astype(np.uint32), shapes, sums, missing, touching)
+
+
+def _find_touching(
+    gaps: PyramidSpec, region: Region, local: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """Labels beside a pixel without a result, diagonally or not."""
+    around = region.expand(1).clip(gaps.height, gaps.width)
+    array = open_array(level_path(gaps, 0))
+    try:
+        marked = np.asarray(array[around.slices]) != 0
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{label_path(gaps)} is damaged at {around}: {error}.") from error
+    beside = ndimage.maximum_filter(marked, 3, mode="constant")
+    inside = region.shift(-around.y0, -around.x0).slices
+    found: NDArray[np.uint32] = np.unique(local[beside[inside]])
+    return found[found > 0]
 
 
 def split_strangers(part: CellSums, n_cells: int) -> tuple[CellSums, NDArray[np.uint32]]:
     """The sums of a unit over the cells 1..n_cells, and the ids in it that are none of these."""
     known = part.ids <= n_cells
-    kept = CellSums(part.ids[known], part.shapes[known], part.sums[known], part.missing[known])
+    kept = CellSums(
+        part.ids[known], part.shapes[known], part.sums[known], part.missing[known],
+        part.touching[known],
+    )  # fmt: skip
     return kept, part.ids[~known]
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from densebatch.planning.plan import Plan
-    from densebatch.run.segment import SegmentResult
 
 
 def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -116,26 +115,9 @@ def segment(
         result = run_segment(slide, out, settings, restart=restart, progress=progress)
     print_summary(result)
     if result.is_partial and not allow_partial:
-        raise PartialRunError(_tell_missing(result))
+        raise PartialRunError(result.tell_missing())
     if result.is_partial:
-        click.echo(f"partial: {_tell_missing(result)}", err=True)
-
-
-def _tell_missing(result: SegmentResult) -> str:
-    parts = []
-    if result.failed_tiles:
-        first = result.failed_tiles[0]
-        parts.append(
-            f"{len(result.failed_tiles)} tiles have no labels, the first at pixels "
-            f"{first['region']} ({first['reason']})"
-        )
-    if result.unread:
-        first = result.unread[0]
-        parts.append(
-            f"{len(result.unread)} pieces of the slide could not be read for the cell table, the "
-            f"first at pixels {first['region']} of channel {first['channel']} ({first['reason']})"
-        )
-    return f"{' and '.join(parts)}; the same command tries them again"
+        click.echo(f"partial: {result.tell_missing()}", err=True)
 
 
 @click.command(cls=LoggedCommand)

@@ -1,19 +1,21 @@
 """Passes over the pixels of one channel: read by threads, and counted.
 
-Each thread counts into a histogram of its own.
+Each thread counts into a histogram of its own. A piece that cannot be read is left out, with the
+blocks that it lies in, and noted; all passes leave out the same.
 """
 
 from __future__ import annotations
 
 import queue
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
-from densebatch.base.geometry import Grid
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Grid, Region
 from densebatch.base.machine import count_cores
 from densebatch.planning.debris import BlockLooks, Shapes, count_shapes
 from densebatch.planning.normalization import to_float32
@@ -30,11 +32,10 @@ from densebatch.planning.survey_kernels import (
 from densebatch.slides.slide import decoded_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from densebatch.base.geometry import Region
     from densebatch.planning.debris import Gap
     from densebatch.slides.slide import Slide
 
@@ -47,22 +48,83 @@ _DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
 
 @dataclass(frozen=True)
 class Reader:
-    """A channel of an open slide, read region by region in several threads."""
+    """A channel of an open slide, read region by region in several threads.
+
+    Attributes
+    ----------
+    slide, channel : what is read
+    grid : regions
+    threads : that read at once
+    unread : pieces that cannot be read, with the reason
+    """
 
     slide: Slide
     channel: int
     grid: Grid
     threads: int
+    unread: dict[Region, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the slide's pixels."""
         return np.dtype(self.slide.info.dtype)
 
-    def read(self, index: tuple[int, int]) -> tuple[NDArray[Any], tuple[slice, slice]]:
-        """Pixels of a region, and where its blocks are among those of the slide."""
+    def read(self, index: tuple[int, int]) -> NDArray[Any]:
+        """Pixels of a region; 0 where they cannot be read."""
         region = self.grid[index]
-        return self.slide.read(self.channel, region), blocks_of(region)
+        if not any(region.intersect(piece) for piece in list(self.unread)):
+            try:
+                return self.slide.read(self.channel, region)
+            except (InputError, OSError):
+                pass
+        pixels = np.zeros(region.shape, self.dtype)
+        info = self.slide.info
+        pieces = Grid(info.height, info.width, *info.chunk_px)
+        for place in pieces.overlapping(region):
+            part = pieces[place].intersect(region)
+            if part is None or pieces[place] in self.unread:
+                continue
+            try:
+                read = self.slide.read(self.channel, part)
+            except (InputError, OSError) as error:
+                self.unread[pieces[place]] = " ".join(str(error).split())
+            else:
+                pixels[part.shift(-region.y0, -region.x0).slices] = read
+        return pixels
+
+    def read_blocks(
+        self, index: tuple[int, int]
+    ) -> Iterator[tuple[NDArray[Any], tuple[slice, slice]]]:
+        """Pixels of a region, as `split` divides them."""
+        return self.split(index, self.read(index))
+
+    def split(
+        self, index: tuple[int, int], pixels: NDArray[Any]
+    ) -> Iterator[tuple[NDArray[Any], tuple[slice, slice]]]:
+        """Pixels of a region, and where their blocks are among those of the slide.
+
+        In several parts, of whole blocks, if some cannot be read.
+        """
+        region = self.grid[index]
+        lost = self.find_lost(region)
+        if not lost.any():
+            yield pixels, blocks_of(region)
+            return
+        for row, col in zip(*np.nonzero(~lost), strict=True):
+            y0, x0 = region.y0 + int(row) * BLOCK_PX, region.x0 + int(col) * BLOCK_PX
+            block = Region(y0, x0, y0 + BLOCK_PX, x0 + BLOCK_PX).clip(region.y1, region.x1)
+            part = pixels[block.shift(-region.y0, -region.x0).slices]
+            yield part, blocks_of(block)
+
+    def find_lost(self, region: Region) -> NDArray[np.bool_]:
+        """`(rows, cols)` of a region's blocks: whether some of their pixels cannot be read."""
+        rows, cols = blocks_of(region)
+        lost = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.bool_)
+        for piece in list(self.unread):
+            part = piece.intersect(region)
+            if part is not None:
+                lost[blocks_of(part.shift(-region.y0, -region.x0))] = True
+        return lost
 
 
 @dataclass(frozen=True)
@@ -76,7 +138,7 @@ class Counts:
     looks : contrast class of each block, and what tells debris from tissue
     histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
     nonfinite_px : pixels that are NaN or infinite
-    content : digest of all pixels
+    content : digest of all pixels; those that cannot be read count as 0
     """
 
     lowest: NDArray[np.float32]
@@ -108,21 +170,24 @@ def count_blocks(reader: Reader, side: int) -> Counts:
     """Take the first pass."""
     info, dtype = reader.slide.info, reader.dtype
     shape = (-(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX))
-    lowest, highest = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    # What cannot be read looks like a block without finite pixels.
+    lowest, highest = np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32)
     classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
+    marks[..., 0], marks[..., 1] = np.inf, -np.inf
     n_bins, shift = _choose_bins(dtype)
     digests: dict[tuple[int, int], bytes] = {}
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
-        pixels, at = reader.read(index)
+        pixels = reader.read(index)
         digests[index] = xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest()
-        values, keys = _take_values(pixels)
-        return int(
-            survey_blocks(
+        nonfinite = 0
+        for part, at in reader.split(index, pixels):
+            values, keys = _take_values(part)
+            nonfinite += survey_blocks(
                 values, keys, shift, side, lowest[at], highest[at], classes[at], marks[at],
                 histogram,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        return nonfinite
 
     histogram, nonfinite_px = count_in_threads(
         count, reader.grid, reader.threads, (N_CLASSES, n_bins)
@@ -161,7 +226,7 @@ def count_shapes_in_blocks(
     """
     n_blocks = {index: int(blocks[blocks_of(reader.grid[index])].sum()) for index in reader.grid}
     chosen = sorted(filter(n_blocks.get, reader.grid), key=lambda index: -n_blocks[index])
-    counts = [count_shapes(reader.read(index)[0], gap, cell_px) for index in chosen[:_N_LOOKED_AT]]
+    counts = [count_shapes(reader.read(index), gap, cell_px) for index in chosen[:_N_LOOKED_AT]]
     return sum(counts, Shapes())
 
 
@@ -172,8 +237,8 @@ def count_tissue_again(
     n_bins, shift = _choose_bins(reader.dtype)
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
-        pixels, at = reader.read(index)
-        count_tissue(*_take_values(pixels), shift, classes[at], threshold, histogram)
+        for pixels, at in reader.read_blocks(index):
+            count_tissue(*_take_values(pixels), shift, classes[at], threshold, histogram)
         return 0
 
     histogram, _ = count_in_threads(count, reader.grid, reader.threads, (1, n_bins))
@@ -187,9 +252,9 @@ def count_wanted(
     """Take the second pass: the lower 16 bits of keys with some upper bits, `(n, 65536)`."""
 
     def count(index: tuple[int, int], histograms: NDArray[np.int64]) -> int:
-        pixels, at = reader.read(index)
-        # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
-        count_low_bits(make_keys(pixels), classes[at], threshold, wanted, histograms)
+        for pixels, at in reader.read_blocks(index):
+            # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
+            count_low_bits(make_keys(pixels), classes[at], threshold, wanted, histograms)
         return 0
 
     histograms, _ = count_in_threads(count, reader.grid, reader.threads, (wanted.size, _N_BINS))

@@ -55,6 +55,7 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
+    n_unread : pieces of the slide that could not be read when it was surveyed
     engine : what evaluates the network; `run.engine.add_engine` decides it last
     """
 
@@ -78,6 +79,7 @@ class Plan:
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    n_unread: int = 0
     engine: Engine = field(default_factory=Engine)
 
     @property
@@ -244,6 +246,12 @@ def describe_difference(old: Plan, new: Plan) -> str:
         after["slide"].pop("identity")
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
+        if found and found.startswith("slide.identity "):
+            return (
+                f"slide.identity was {old.slide.identity[:12]!r} and is now "
+                f"{new.slide.identity[:12]!r}, so files of the slide have got another size or time "
+                "since, as they do when they are changed, mended or copied"
+            )
         if found:
             return found
     return "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, cast
 
@@ -79,6 +79,7 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     """
     _check_settings(path, settings)
     slide = open_slide(path, settings.scene, settings.axes)
+    slide.source.renew()  # the tasks of this run compare with the slide as it is now
     info = slide.info
     model = find_model(settings.model)
     membrane, nuclei, channel_notes = _choose_channels(slide, settings, model)
@@ -149,7 +150,36 @@ def survey_plan(draft: Plan) -> Plan:
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
         notes=(*draft.notes, *_explain_light(slide), *_odd_pixels(surveys)),
+        n_unread=sum(len(survey.unread) for survey in surveys),
     )
+
+
+def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
+    """The plan that a run goes on with: the one that it began with, if only that was read better.
+
+    A piece of the slide that could be read then and cannot now, or the other way round, moves the
+    normalisation a little. A run must keep to one.
+
+    Parameters
+    ----------
+    plan
+        As surveyed now, before its engine is chosen.
+    earlier
+        Of the run in the output folder, if there is one.
+    """
+    if earlier is None or not (plan.n_unread or earlier.n_unread):
+        return plan
+    surveyed = {
+        name: getattr(earlier, name)
+        for name in ("membrane", "nuclei", "active", "notes", "n_unread")
+    }
+    kept = replace(plan, **surveyed)
+    used = [
+        [b.channel for b in (*p.membrane, *([p.nuclei] if p.nuclei else []))]
+        for p in (plan, earlier)
+    ]
+    is_same = replace(kept, engine=earlier.engine).to_json() == earlier.to_json()
+    return kept if is_same and used[0] == used[1] else plan
 
 
 def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
@@ -262,7 +292,9 @@ def find_active_cores(
             math.ceil(patch.y1 * scale[0]),
             math.ceil(patch.x1 * scale[1]),
         )
-        active[row, col] = contrast_in(surveys, region) > threshold
+        contrast = contrast_in(surveys, region)
+        # Where a piece could not be read there may be anything, so that it must be tried.
+        active[row, col] = contrast > threshold or contrast == np.inf
     return active
 
 
@@ -270,6 +302,12 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
     """Notes on channels in which a user would not expect what is found."""
     for survey in surveys:
         b = survey.bounds
+        for piece, reason in list(survey.unread.items())[:1]:
+            yield (
+                f"channel {b.name}: {len(survey.unread)} pieces cannot be read, the first at "
+                f"pixels {list(astuple(piece))} ({reason}): the normalisation leaves them out, and "
+                "the result lacks what depends on those that cannot be read later either"
+            )
         if b.nonfinite_px:
             yield (
                 f"channel {b.name}: {b.nonfinite_px} pixels are NaN or infinite; the network sees "

@@ -20,12 +20,14 @@ bits from a histogram, everything else as float32 by radix selection in two pass
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.errors import InputError
+from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.planning.debris import (
     TISSUE_CLASSES,
@@ -52,11 +54,10 @@ from densebatch.planning.survey_kernels import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from densebatch.base.geometry import Region
     from densebatch.planning.debris import BlockLooks
     from densebatch.slides.slide import Slide
 
@@ -83,6 +84,8 @@ class ChannelSurvey:
     usual_px : pixel value that 99 % of all pixels of the slide do not exceed
     uneven_times : how many times as bright as the rest of the slide, which looks like tissue by
         itself, a part is that is no debris; 0 without
+    unread : pieces that could not be read and count for nothing, with the reason; the extremes of
+        their blocks are infinite, because there may be anything
     """
 
     bounds: ChannelBounds
@@ -92,6 +95,7 @@ class ChannelSurvey:
     strewn: bool = False
     usual_px: float = 0.0
     uneven_times: float = 0.0
+    unread: Mapping[Region, str] = field(default_factory=dict)
 
 
 def signal_side(rescale: float) -> int:
@@ -143,10 +147,33 @@ def survey_channel(
     Raises
     ------
     InputError
-        If the slide cannot be read.
+        If no block of the slide can be read.
     """
-    name = slide.info.channels[channel]
     reader = open_reader(slide, channel)
+    n_unread = -1
+    while len(reader.unread) > n_unread:
+        # All passes must leave out the same pieces, so once more if one was found on the way.
+        n_unread = len(reader.unread)
+        found = _survey(reader, percentiles, side, mask_debris=mask_debris)
+    bounds = found.bounds
+    log_event(
+        log, "channel surveyed", channel=bounds.name, low=bounds.low, high=bounds.high,
+        tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
+        debris_fraction=bounds.debris_fraction, unread=n_unread,
+    )  # fmt: skip
+    lost = reader.find_lost(Region(0, 0, slide.info.height, slide.info.width))
+    if lost.all():
+        raise InputError(next(iter(reader.unread.values())))
+    found.lowest[lost], found.highest[lost] = -np.inf, np.inf
+    return replace(found, unread=dict(sorted(reader.unread.items())))
+
+
+def _survey(
+    reader: Reader, percentiles: tuple[float, float], side: int, *, mask_debris: bool
+) -> ChannelSurvey:
+    """Take all passes over a channel; see `survey_channel`."""
+    channel = reader.channel
+    name = reader.slide.info.channels[channel]
     counts = count_blocks(reader, side)
     looks, debris, uneven_times = counts.looks, None, 0.0
     if mask_debris:
@@ -166,7 +193,7 @@ def survey_channel(
             channel, name, 0.0, 0.0, 0.0, counts.nonfinite_px, content=counts.content
         )
         flat = np.zeros_like(counts.lowest)
-        found = ChannelSurvey(bounds, flat, flat)
+        found = ChannelSurvey(bounds, flat, flat.copy())
     else:
         # numpy.percentile interpolates between the two pixels that a percentile lies between.
         places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
@@ -202,11 +229,6 @@ def survey_channel(
             usual_px=_find_usual(counts, reader.dtype),
             uneven_times=uneven_times,
         )
-    log_event(
-        log, "channel surveyed", channel=name, low=bounds.low, high=bounds.high,
-        tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
-        debris_fraction=bounds.debris_fraction,
-    )  # fmt: skip
     return found
 
 

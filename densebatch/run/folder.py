@@ -225,6 +225,8 @@ class OutputFolder:
             return None
         if not report.get("complete") or report.get("failed_tiles") or report.get("unread"):
             return None
+        if report.get("missing_px"):
+            return None
         try:
             labels.read_labels(self.root(plan))
             if labels.read_run(self.root(plan)).get("fingerprint") != plan.fingerprint:

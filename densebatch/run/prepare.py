@@ -12,7 +12,7 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
-from densebatch.planning.planner import draft_plan, survey_plan
+from densebatch.planning.planner import draft_plan, keep_survey, survey_plan
 from densebatch.run.engine import add_engine, check_engine
 from densebatch.run.requirements import list_requirements
 from densebatch.workers.cluster import check_workers
@@ -113,7 +113,8 @@ def prepare(
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
-    for plan, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
+    for new, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
+        plan = new if restart else keep_survey(new, folder.read_marker())
         complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
         if folder.report.exists() and not restart and folder.read_complete(complete) is None:
             check_capacity(need, workers, folder.path, remote=settings.is_remote)

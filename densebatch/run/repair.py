@@ -53,10 +53,12 @@ from densebatch.stages.consistency import (
     list_columns,
     sum_shapes,
 )
-from densebatch.stages.number import NumberShard, read_pixels
+from densebatch.stages.missing import Gaps, write_gaps
+from densebatch.stages.number import NumberShard
 from densebatch.stages.predict import create_flows
 from densebatch.stages.trace import create_traces
-from densebatch.stages.work import Work
+from densebatch.stages.unread import read_pixels
+from densebatch.stages.work import Halt, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -394,7 +396,7 @@ class _Again:
         create_flows(plan, self.work.flows)
         create_traces(self.work)
         write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
-        write_atomic(self.work.lost_tiles, b"[]")
+        write_gaps(self.work, Gaps())
 
     @property
     def travel_px(self) -> int:
@@ -430,11 +432,8 @@ class _Again:
 def _drive(executor: Executor, work: Work, steps: list[Step], progress: Progress) -> None:
     """Run the tasks that no record calls done, none of which may fail."""
     by_name = {step.task.name: step for step in steps}
-    done = set()
-    for name, step in by_name.items():
-        facts = work.journal.done(name)
-        if facts is not None and step.task.is_current(facts):
-            done.add(name)
+    facts = {name: work.journal.done(name) for name in by_name}
+    done = {name for name, f in facts.items() if f and by_name[name].task.is_current(f)}
     for shown in dict.fromkeys(step.shown_as for step in steps):
         names = [name for name, step in by_name.items() if step.shown_as == shown]
         progress.stage(shown, len(names), len(done.intersection(names)))
@@ -442,5 +441,9 @@ def _drive(executor: Executor, work: Work, steps: list[Step], progress: Progress
     for outcome in executor.run(jobs, frozenset(done), None):
         if outcome.error is not None:
             raise IntegrityError(f"labels cannot be made again: {outcome.error}")
+        if isinstance(outcome.result, Halt):
+            raise outcome.result.to_error()
         step = by_name[outcome.job.name]
+        for hole in outcome.result["unread"] if step.task.stage == "predict" else ():
+            raise IntegrityError(f"labels cannot be made again: {hole['reason']}")
         progress.advance(step.shown_as, step.pixels)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from densebatch.base.files import write_atomic
+from densebatch.stages.predict import PredictGroup
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -47,6 +51,116 @@ def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dic
     ]
 
 
+def describe_gaps(
+    plan: Plan, facts: Mapping[Task, Mapping[str, Any]], lost: Mapping[Task, str]
+) -> dict[str, Any]:
+    """What has no result, beside the tiles that failed.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    facts
+        By task, from the records in the journal, of this session and of earlier ones.
+    lost
+        Tasks that failed for good, with the reason.
+
+    Returns
+    -------
+    dict
+        `failed_groups`: groups of patches whose task failed, so that their flows are unknown: which
+        group, its pixels (y0, x0, y1, x1) and why. `unread`: pieces of the slide that cannot be
+        read (channel, region, reason), each once, whoever met them. `missing_px`: pixels that the
+        label image `missing` marks.
+    """
+    scale_y, scale_x = (n / m for n, m in zip(plan.shape, plan.network_shape, strict=True))
+    groups = []
+    for task, reason in lost.items():
+        if isinstance(task, PredictGroup):
+            area = plan.groups[task.row, task.col]
+            groups.append(
+                {
+                    "group": [task.row, task.col],
+                    "region": [
+                        math.floor(area.y0 * scale_y),
+                        math.floor(area.x0 * scale_x),
+                        math.ceil(area.y1 * scale_y),
+                        math.ceil(area.x1 * scale_x),
+                    ],
+                    "reason": reason,
+                }
+            )
+    holes = {
+        (hole["channel"], *hole["region"]): hole
+        for task in sorted(facts, key=lambda task: task.name)
+        for hole in facts[task].get("unread", ())
+    }
+    return {
+        "failed_groups": sorted(groups, key=lambda group: group["group"]),
+        "unread": [holes[key] for key in sorted(holes)],
+        "missing_px": sum(f.get("missing_px", 0) for t, f in facts.items() if t.stage == "number"),
+    }
+
+
+def keep_tracebacks(lost: Mapping[Task, str]) -> list[str]:
+    """Names of the files, in the work folder, with the tracebacks of what failed.
+
+    A task that took its worker with it could not write one; its file has the reason.
+
+    Parameters
+    ----------
+    lost
+        Tasks that failed for good, with the reason.
+    """
+    kept = []
+    for task, reason in lost.items():
+        file = task.work.failure(task.name)
+        if not file.exists():
+            write_atomic(file, f"{reason}\n".encode())
+        kept.append(str(file.relative_to(task.work.folder.parent)))
+    return sorted(kept)
+
+
+def tell_missing(report: Mapping[str, Any]) -> str:
+    """One sentence on what has no result, for the user.
+
+    Parameters
+    ----------
+    report
+        Content of `run.json`.
+    """
+    parts = []
+    if report["failed_tiles"]:
+        first = report["failed_tiles"][0]
+        parts.append(
+            f"{_count(report['failed_tiles'], 'tile')} no labels, the first at pixels "
+            f"{first['region']} ({first['reason']})"
+        )
+    if report["failed_groups"]:
+        first = report["failed_groups"][0]
+        parts.append(
+            f"the network has not been evaluated in {len(report['failed_groups'])} groups of "
+            f"patches, the first at pixels {first['region']} ({first['reason']})"
+        )
+    if report["unread"]:
+        first = report["unread"][0]
+        parts.append(
+            f"{len(report['unread'])} pieces of the slide cannot be read, the first at pixels "
+            f"{first['region']} of channel {first['channel']} ({first['reason']})"
+        )
+    if report["missing_px"]:
+        share = report["missing_px"] / report["slide_px"]
+        parts.append(
+            f"{report['missing_px']} pixels ({share:.2%}) have no result and are 1 in the label "
+            "image 'missing'"
+        )
+    return f"{'; '.join(parts)}; the same command tries them again"
+
+
+def _count(items: Sequence[object], name: str) -> str:
+    return f"{len(items)} {name} has" if len(items) == 1 else f"{len(items)} {name}s have"
+
+
 def describe_run(
     plan: Plan,
     settings: SegmentSettings,
@@ -75,7 +189,7 @@ def describe_run(
     """
     height, width = plan.shape
     by_stage = _by_stage(facts)
-    trace, number = by_stage["trace"], by_stage["number"]
+    trace = by_stage["trace"]
     document = json.loads(plan.to_json())
     document.pop("active")
     return {
@@ -94,7 +208,6 @@ def describe_run(
         "seconds": dict(seconds),
         "mpx_per_second": round(height * width / 1e6 / seconds["total"], 4),
         "cells_per_second": round(n_cells / seconds["total"], 2),
-        "unread": [hole for f in number for hole in f.get("unread", ())],
         "model": {"name": plan.model.name, "sha256": plan.model.sha256},
         "settings": settings.model_dump(mode="json"),
         "plan": document,

@@ -22,7 +22,15 @@ from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import Prepared, prepare
-from densebatch.run.report import Progress, describe_costs, describe_lost, describe_run
+from densebatch.run.report import (
+    Progress,
+    describe_costs,
+    describe_gaps,
+    describe_lost,
+    describe_run,
+    keep_tracebacks,
+    tell_missing,
+)
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells, predict_and_trace
@@ -72,16 +80,26 @@ class SegmentResult:
 
     @property
     def unread(self) -> list[dict[str, Any]]:
-        """Pixels that could not be read after the labels were made: channel, region, reason.
+        """Pieces of the slide that cannot be read: channel, region, reason.
 
-        Cells there have no mean intensity in that channel, and a copied image is 0 there.
+        Cells there have no mean intensity in that channel, and a copied image is 0 there. If the
+        network sees the channel, pixels whose cells depend on them are missing.
         """
         return list(self.report["unread"])
 
     @property
+    def missing_px(self) -> int:
+        """Pixels without a result, which are 1 in the label image `missing` beside the cells."""
+        return int(self.report["missing_px"])
+
+    @property
     def is_partial(self) -> bool:
         """Whether anything is missing; the same command tries it again."""
-        return bool(self.failed_tiles or self.unread)
+        return bool(self.failed_tiles or self.unread or self.missing_px)
+
+    def tell_missing(self) -> str:
+        """One sentence on what is missing."""
+        return tell_missing(self.report)
 
 
 def segment(
@@ -295,6 +313,8 @@ def _finish(
         "tasks": len(session.facts),
         "tasks_kept": len(session.kept),
         "failed_tiles": tiles,
+        **describe_gaps(plan, session.facts, session.lost),
+        "tracebacks": keep_tracebacks(session.lost),
         "slide_pixels": {
             f"{task.row}-{task.col}": facts["pixels"]
             for task, facts in session.facts.items()
@@ -311,10 +331,11 @@ def _finish(
     }  # fmt: skip
     trees, seeds = session.folder.trees(plan), session.work.all_keys.read_bytes()
     keep(trees, Path(session.root), session.folder.table, known, seeds, content)
-    if session.settings.keep_flows or tiles or report["unread"]:
+    result = _result(session.folder, plan, report)
+    if session.settings.keep_flows or result.is_partial:
         keep_work(session.folder.work)
     write_atomic(session.folder.report, content)
-    return _result(session.folder, plan, report)
+    return result
 
 
 def _viewable(plan: Plan) -> str | None:

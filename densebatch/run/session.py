@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.log import log_event
-from densebatch.stages.work import Work, run_task
+from densebatch.slides.watch import watch_slide
+from densebatch.stages.work import Halt, Work, run_task
 from densebatch.workers.schedule import Job
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Session:
     facts : of all finished tasks, from their records; a key that was there stays when its task is
         done again, so how it was done last is told by its facts alone
     kept : tasks that an earlier session had finished
+    lost : tasks of this session that failed for good and leave a gap, with the reason
     """
 
     plan: Plan
@@ -88,12 +90,14 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[Task, dict[str, Any]] = field(default_factory=dict)
     kept: set[Task] = field(default_factory=set)
+    lost: dict[Task, str] = field(default_factory=dict)
     executor: Executor | None = field(default=None, init=False)
 
     @cached_property
     def work(self) -> Work:
         """What its tasks are told."""
-        return Work(str(self.folder.plan_path(self.plan)), self.settings.tile)
+        path = str(self.folder.plan_path(self.plan))
+        return Work(path, self.settings.tile, watch_slide(self.plan.slide))
 
     @cached_property
     def state(self) -> RunState:
@@ -142,6 +146,8 @@ class Session:
         ------
         InterruptedRunError, DensebatchError
             As `Driver.drive`, after the tasks that were under way.
+        SlideChangedError, WriteError
+            If a task says that no other can be done either.
         """
         done = self._recall(steps)
         for shown in dict.fromkeys(step.shown_as for step in steps):
@@ -159,6 +165,8 @@ class Session:
         executor = self.open_executor()
         with self.driver.drive(executor):
             for outcome in executor.run(jobs, done_names, self.shuffle):
+                if isinstance(outcome.result, Halt):
+                    raise outcome.result.to_error()
                 self._take(by_name[outcome.job.name], outcome, failures)
         return failures
 

@@ -14,6 +14,7 @@ from densebatch.cells import labels
 from densebatch.cells.table import write_table
 from densebatch.planning.capacity import count_lanes
 from densebatch.run.session import Session, Step
+from densebatch.stages.missing import MarkShard, collect_gaps, missing_spec
 from densebatch.stages.number import (
     NumberShard,
     ReduceShard,
@@ -22,13 +23,14 @@ from densebatch.stages.number import (
     read_parts,
 )
 from densebatch.stages.output import group_levels, output_spec
-from densebatch.stages.predict import PredictGroup
+from densebatch.stages.predict import PredictGroup, give_up_group
 from densebatch.stages.trace import TraceTile, flows_needed
 from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from densebatch.stages.missing import Gaps
     from densebatch.stages.work import Task, Work
 
 
@@ -51,12 +53,74 @@ def predict_and_trace(session: Session) -> dict[tuple[int, int], str]:
     """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
 
     Returns the tiles that have no result, with the reason.
+
+    Raises
+    ------
+    DensebatchError
+        If nothing of the slide has a result.
     """
     with session.timed("predict_and_trace"):
         failures = session.drive([*list_predict_steps(session), *list_trace_steps(session)])
+        failures |= _trace_around(session, failures)
         failed = _list_tiles(failures)
         _trace_far_travellers(session, failed)
+    session.lost |= {
+        task: reason for task, reason in failures.items() if isinstance(task, PredictGroup)
+    }
+    session.lost |= {
+        TraceTile(session.work, *index, session.plan.travel_px): reason
+        for index, reason in failed.items()
+    }
+    _refuse_nothing(session, failed)
     return failed
+
+
+def _trace_around(session: Session, failures: dict[Task, str]) -> dict[Task, str]:
+    """Trace the tiles that waited for groups that failed: as far as flows are known.
+
+    These tiles leave `failures`; those that fail now are returned.
+    """
+    groups = [task for task in failures if isinstance(task, PredictGroup)]
+    for group in groups:
+        give_up_group(session.work, group.row, group.col)
+    lost = {group.name for group in groups}
+    waited = [
+        task for task in failures if isinstance(task, TraceTile) and not lost.isdisjoint(task.needs)
+    ]
+    if not waited:
+        return {}
+    for task in waited:
+        del failures[task]
+    # These steps need nothing: all flows are on disk by now.
+    return session.drive([Step(task, "trace around gaps", task.core.area) for task in waited])
+
+
+def _refuse_nothing(session: Session, failed: Mapping[tuple[int, int], str]) -> None:
+    """A slide of which nothing could be segmented has no result."""
+    missing_px = _count_missing(session, failed)
+    grid = session.work.grid
+    if all(index in failed or missing_px[index] == grid[index].area for index in grid):
+        reasons = [
+            *(reason for task, reason in session.lost.items() if isinstance(task, PredictGroup)),
+            *(piece["reason"] for facts in session.facts.values()
+              for piece in facts.get("unread", ())),
+            *failed.values(),
+        ]  # fmt: skip
+        raise DensebatchError(
+            f"{session.plan.slide.path}: no tile could be segmented: {reasons[0]}"
+        )
+
+
+def _count_missing(
+    session: Session, failed: Mapping[tuple[int, int], str]
+) -> dict[tuple[int, int], int]:
+    """Missing pixels of each tile that has a result."""
+    travel = session.plan.travel_px
+    return {
+        index: session.facts[TraceTile(session.work, *index, travel)].get("missing_px", 0)
+        for index in session.work.grid
+        if index not in failed
+    }
 
 
 def _list_tiles(failures: Mapping[Task, str]) -> dict[tuple[int, int], str]:
@@ -102,7 +166,8 @@ def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int
     """Stage 3: ids, label shards, pyramid, cell table; returns the number of cells."""
     plan = session.plan
     with session.timed("number"):
-        n_cells, edition = collect_keys(session.work, failed)
+        gaps = collect_gaps(failed, _count_missing(session, failed))
+        n_cells, edition = collect_keys(session.work, gaps)
         spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
         _drive_all(session, list_number_steps(session, spec, edition))
@@ -121,7 +186,23 @@ def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
             table.result()
+        _mark_missing(session, gaps)
     return n_cells
+
+
+def _mark_missing(session: Session, gaps: Gaps) -> None:
+    """Write the label image `missing` beside the cells if there is a gap, else remove it."""
+    spec = missing_spec(session.plan, session.root)
+    labels.remove(spec)
+    if not gaps.any:
+        return
+    labels.create(spec, label_attrs={"fingerprint": session.plan.fingerprint})
+    for levels in group_levels(spec):
+        grid = labels.shard_grid(spec, levels[0])
+        tasks = [MarkShard(session.work, levels[0], *index, session.root) for index in grid]
+        shown = f"missing level {levels[0]}"
+        _drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
+    labels.finalize(spec, n_cells=None, provenance={"content": "pixels without a result are 1"})
 
 
 def list_number_steps(session: Session, spec: labels.PyramidSpec, edition: str) -> Iterator[Step]:

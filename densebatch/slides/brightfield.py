@@ -39,16 +39,14 @@ def looks_brightfield(slide: Slide) -> bool:
     Parameters
     ----------
     slide
-        With whatever channels; False if they are not called red, green and blue, or a place cannot
-        be read: this is only for a note.
+        With whatever channels; False if they are not called red, green and blue.
+
+    A place that cannot be read is left out.
     """
     info = slide.info
     if {name.casefold() for name in info.channels[:3]} not in _COLOURS:
         return False
-    try:
-        sampled = [_sample(slide, region) for region in _list_places(slide)]
-    except InputError:
-        return False
+    sampled = [_sample(slide, region) for region in _list_places(slide)]
     places = [place for place in sampled if place.any()]
     if not places:
         return False
@@ -83,9 +81,15 @@ def _list_places(slide: Slide) -> list[Region]:
 
 
 def _sample(slide: Slide, region: Region) -> NDArray[Any]:
-    """`(3, n)` float32; NaN and infinities are 0, and whole numbers below zero too."""
-    planes = slide.read_planes(0, 3, region)[:, ::_STEP_PX, ::_STEP_PX]
-    pixels = planes.reshape(3, -1).astype(np.float32)
+    """`(3, n)` float32; NaN and infinities are 0, and whole numbers below zero too.
+
+    All 0 if the place cannot be read; whether that matters is for others to tell.
+    """
+    try:
+        planes = slide.read_planes(0, 3, region)
+    except (InputError, OSError):
+        return np.zeros((3, 1), np.float32)
+    pixels = planes[:, ::_STEP_PX, ::_STEP_PX].reshape(3, -1).astype(np.float32)
     return np.maximum(np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0), 0.0)
 
 

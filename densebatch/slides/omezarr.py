@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
+
+    from densebatch.base.geometry import Region
 
 
 MAX_STATS = 200_000
@@ -105,14 +109,49 @@ class ZarrSource(ArraySource):
         Labels written into the image, and consolidated metadata, are no part of it: a run that
         writes into its own slide must find that slide unchanged when it continues.
         """
+        digest, newest = self._walk_chunks()
+        self._newest_ns = newest if self._newest_ns is None else self._newest_ns
+        return [self._metadata, digest]
+
+    def _walk_chunks(self) -> tuple[str, int]:
+        """Digest of the chunk files, and the latest change of one of them or of a folder."""
         digest = hashlib.sha256()
+        newest, folder = self._level_0.stat().st_ctime_ns, self._level_0
         for count, entry in enumerate(_walk(self._level_0)):
             name = os.path.relpath(entry.path, self._level_0)
             if count < MAX_STATS:
                 stat = entry.stat()
+                newest = max(newest, stat.st_ctime_ns)
+                if (above := Path(entry.path).parent) != folder:
+                    folder = above
+                    newest = max(newest, _find_newest_folder(folder, self._level_0))
                 name = f"{name} {stat.st_size} {stat.st_mtime_ns}"
+            else:
+                newest = max(newest, time.time_ns())  # files that nobody looks at are older
             digest.update(name.encode(errors="surrogateescape") + b"\n")
-        return [self._metadata, digest.hexdigest()]
+        return digest.hexdigest(), newest
+
+    def describe(self) -> list[object]:
+        """What the documents say: labels and consolidated metadata may be written meanwhile."""
+        return [self._metadata]
+
+    def _find_newest(self) -> int:
+        return self._walk_chunks()[1]
+
+    def list_files(self, first: int, stop: int, region: Region) -> Iterator[Path]:
+        """Chunk or shard files with the pixels of planes `first..stop` of a region."""
+        steps = self._array.shards or self._array.chunks
+        axes = self._axes
+        wanted = {axes.y: (region.y0, region.y1), axes.x: (region.x0, region.x1)}
+        if axes.channel is not None:
+            wanted[axes.channel] = (first, stop)
+        ranges = [
+            range(start // step, -(-end // step))
+            for axis, step in enumerate(steps)
+            for start, end in [wanted.get(axis, (0, 1))]
+        ]
+        for place in itertools.product(*ranges):
+            yield self._level_0 / self._array.metadata.encode_chunk_key(place)
 
 
 def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
@@ -249,6 +288,15 @@ def _check_chunks(path: Path, array: zarr.Array[Any]) -> None:
     if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
         # A shard that is itself encoded cannot be read in parts.
         check_chunk(path, "encoded shards", array.shards, itemsize)
+
+
+def _find_newest_folder(folder: Path, top: Path) -> int:
+    """The latest change of a folder, or of one of those that it lies in, below `top`."""
+    newest = 0
+    while folder != top:
+        newest = max(newest, folder.stat().st_ctime_ns)
+        folder = folder.parent
+    return newest
 
 
 def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:

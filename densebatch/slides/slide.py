@@ -103,6 +103,11 @@ class Slide:
     def __init__(self, source: Source) -> None:
         self._source = source
 
+    @property
+    def source(self) -> Source:
+        """The open files; for `watch`, which asks whether they have changed."""
+        return self._source
+
     @cached_property
     def info(self) -> SlideInfo:
         """What is known of the slide.

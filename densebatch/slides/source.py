@@ -12,7 +12,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import zarr
@@ -147,6 +147,7 @@ class Source(ABC):
         self.path = path
         self.layout = layout
         self.stamps = dict(stamps)
+        self._newest_ns: int | None = None
 
     @abstractmethod
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
@@ -154,7 +155,39 @@ class Source(ABC):
 
     def content(self) -> list[object]:
         """Plain data that changes when the pixels may have changed."""
+        self.newest_ns()  # what tasks compare with is as old as what is known of the pixels
         return [stamp[:2] for stamp in self.stamps.values()]
+
+    def describe(self) -> list[object]:
+        """Plain data that a process which opens the slide can compare, cheaply."""
+        return self.content()
+
+    def renew(self) -> None:
+        """What has changed until now is this slide from now on; for a process that plans again."""
+        self._newest_ns = None
+
+    def newest_ns(self) -> int:
+        """The latest change of a file that holds pixels, ns, as it was when this was first asked.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be looked at.
+        """
+        if self._newest_ns is None:
+            self._newest_ns = self._find_newest()
+        return self._newest_ns
+
+    def _find_newest(self) -> int:
+        try:
+            return max(path.stat().st_ctime_ns for path in self.stamps)
+        except OSError as exc:
+            raise InputError(f"{self.path} cannot be read: {exc.strerror}") from exc
+
+    def list_files(self, first: int, stop: int, region: Region) -> Iterable[Path]:
+        """Files with the pixels of planes `first..stop` of a region; some may not exist."""
+        del first, stop, region
+        return self.stamps
 
     def is_current(self) -> bool:
         """Whether the files are still those that were opened."""

@@ -6,7 +6,7 @@ The second half of `run.verify`. What is damaged is left out, for that has been 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,11 +20,12 @@ from densebatch.cells.groups import find_stale
 from densebatch.cells.kept import seeds_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.pyramid import label_path, read_unit, source_region, unit_files
+from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.table import add_parts, mean_column, name_means, shape_columns
 from densebatch.cells.verify import Finding
 from densebatch.ngff.folders import DOCUMENTS
 from densebatch.slides.slide import reopen_slide
-from densebatch.stages.number import read_pixels
+from densebatch.stages.unread import read_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -79,6 +80,14 @@ class Content:
         """Number of cells, as the run reported it."""
         return int(self.report["cells"])
 
+    @property
+    def missing(self) -> PyramidSpec | None:
+        """The label image that marks where there is no result; None without, or if damaged."""
+        folder = f"{self.name(f'labels/{MISSING_NAME}')}/"
+        if not self.report["missing_px"] or any(n.startswith(folder) for n in self.damaged):
+            return None
+        return replace(self.spec, label_name=MISSING_NAME)
+
     def name(self, path: Path | str) -> str:
         """Name in the tree of a path relative to the root."""
         return (Path(self.spec.root) / path).relative_to(self.tree.base).as_posix()
@@ -122,10 +131,10 @@ def check_content(content: Content) -> Iterator[Finding | str]:
         If metadata cannot be read.
     """
     failed, unread = content.report["failed_tiles"], content.report["unread"]
-    if failed or unread:
+    if failed or unread or content.report["missing_px"]:
         yield (
-            f"the run was partial: {len(failed)} tiles have no labels, and {len(unread)} pieces of "
-            "the slide could not be read for the table"
+            f"the run was partial: {len(failed)} tiles have no labels, {len(unread)} pieces of the "
+            f"slide could not be read, and {content.report['missing_px']} px have no result"
         )
     yield from _check_metadata(content)
     yield from _check_levels(content)
@@ -222,11 +231,12 @@ def _measure_units(
 ) -> Iterator[CellSums]:
     """Sums over the cells of every unit, in raster order; ids beyond N join `found`."""
     read = None if source is None else source.read
+    missing = None if channels else content.missing
     shown = f"measure channels {channels[0]} to {channels[-1]}" if channels else "measure cells"
     content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
 
     def measure(region: Region) -> CellSums:
-        return stored.measure_unit(content.spec, region, channels, read)
+        return stored.measure_unit(content.spec, region, channels, read, missing)
 
     for region, part in map_in_threads(measure, content.units(0), content.threads):
         content.progress.advance(shown, region.area)
@@ -254,7 +264,8 @@ def list_columns(
     shapes
         Sums over the shapes of the cells.
     source
-        Of the pixels; columns that need them are left out without.
+        Of the pixels; columns that need them are left out without. So is what a damaged label
+        image `missing` decides.
 
     Raises
     ------
@@ -262,7 +273,10 @@ def list_columns(
         If labels or pixels cannot be read.
     """
     plan = content.plan
-    yield from shape_columns(shapes, Region(0, 0, *plan.shape), plan.um_per_px).items()
+    columns = shape_columns(shapes, Region(0, 0, *plan.shape), plan.um_per_px)
+    if content.report["missing_px"] and content.missing is None:
+        del columns["touches_missing"]
+    yield from columns.items()
     names = name_means(plan.slide.channels)
     step = max(1, _SUMS_BYTES // max(1, 16 * content.n_cells))
     for first in range(0, len(names) if source.is_there else 0, step):
@@ -355,8 +369,9 @@ class PixelSource:
         ]  # fmt: skip
         if self._has_copy:
             return read_unit(self._spec, 0, region, channel), holes
-        pixels, missing = read_pixels(self._plan, channel, region)
-        return pixels, [*holes, *(hole for hole, _ in missing)]
+        pixels, unread = read_pixels(self._plan, channel, region)
+        parts = (hole.region.intersect(region) for hole in unread)
+        return pixels, [*holes, *(part for part in parts if part is not None)]
 
 
 def find_slide(plan: Plan) -> tuple[Slide | None, str]:

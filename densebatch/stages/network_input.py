@@ -12,13 +12,36 @@ from densebatch.planning.normalization import normalize
 from densebatch.slides.slide import reopen_slide
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from numpy.typing import NDArray
 
     from densebatch.planning.normalization import ChannelBounds
     from densebatch.planning.plan import Plan
 
 
-def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
+def list_sources(plan: Plan, region: Region) -> list[tuple[int, Region]]:
+    """Channels that the network sees, each with the slide pixels that a region is made from.
+
+    Parameters
+    ----------
+    plan
+        The run.
+    region
+        Pixels at the network's scale; may reach outside the slide.
+    """
+    inside = region.clip(*plan.network_shape)
+    rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, plan.network_shape[0])
+    cols = axis_weights(np.arange(inside.x0, inside.x1), plan.slide.width, plan.network_shape[1])
+    source = Region(rows.start, cols.start, rows.stop, cols.stop)
+    used = [*plan.membrane, *([plan.nuclei] if plan.nuclei is not None else [])]
+    return [(b.channel, source.expand(b.reach_px).clip(*plan.shape)) for b in used]
+
+
+def read_network_input(
+    plan: Plan, region: Region, read_pixels: Callable[[int, Region], NDArray[Any]] | None = None
+) -> NDArray[np.float32]:
     """Normalised channels of a region at the network's scale, zero beyond the slide's edges.
 
     Parameters
@@ -27,6 +50,8 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
         The run.
     region
         Pixels at the network's scale; may reach outside the slide.
+    read_pixels
+        Reads a region of a channel; from the plan's slide if it is None.
 
     Returns
     -------
@@ -40,7 +65,7 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
     the edge is. Zeros tell it: training images are surrounded by them too
     (`training.annotated.EDGE_PX`). A mirror image would be more tissue, to which the cell goes on.
     """
-    slide = reopen_slide(plan.slide)
+    read_pixels = read_pixels or reopen_slide(plan.slide).read
     net_height, net_width = plan.network_shape
     inside = region.clip(net_height, net_width)
     rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, net_height)
@@ -49,7 +74,7 @@ def read_network_input(plan: Plan, region: Region) -> NDArray[np.float32]:
 
     def read(bounds: ChannelBounds) -> NDArray[np.float32]:
         around = source.expand(bounds.reach_px).clip(plan.slide.height, plan.slide.width)
-        scaled = normalize(slide.read(bounds.channel, around), bounds)
+        scaled = normalize(read_pixels(bounds.channel, around), bounds)
         part = source.shift(-around.y0, -around.x0).slices
         return resample(scaled[part], rows, cols)
 

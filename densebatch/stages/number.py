@@ -8,58 +8,59 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from dataclasses import astuple, dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import xxhash
 import zarr
 
-from densebatch.base.errors import InputError
 from densebatch.base.files import digest_file, write_atomic
-from densebatch.base.geometry import Grid
 from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
-from densebatch.slides.slide import reopen_slide
+from densebatch.stages.missing import Gaps, find_touching, read_gaps, write_gaps
 from densebatch.stages.output import checksum_shard, levels_with, list_planes, output_spec
+from densebatch.stages.unread import read_pieces, read_pixels
 from densebatch.stages.work import Task
+from densebatch.stages.writing import write_patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.base.geometry import Region
+    from densebatch.base.geometry import Grid, Region
     from densebatch.planning.plan import Plan
     from densebatch.stages.work import Work
 
+_T = TypeVar("_T")
 
-def collect_keys(work: Work, lost: Collection[tuple[int, int]]) -> tuple[int, str]:
-    """Write what all shards are numbered by: the sorted union of keys, and the lost tiles.
+
+def collect_keys(work: Work, gaps: Gaps) -> tuple[int, str]:
+    """Write what all shards are numbered by: the sorted union of keys, and what is missing.
 
     Parameters
     ----------
     work
         Of the run; tiles are traced.
-    lost
-        Tiles that have no result.
+    gaps
+        Tiles that have no result, or not everywhere.
 
     Returns
     -------
     n_cells : int
     digest : str
-        Of what was written; it changes with any cell's id.
+        Of what was written; it changes with any cell's id and any missing pixel.
     """
-    parts = [work.read_keys(*index) for index in work.grid if index not in lost]
+    parts = [work.read_keys(*index) for index in work.grid if index not in gaps.lost]
     keys = np.unique(np.concatenate([*parts, np.zeros(0, np.int64)]))
     buffer = io.BytesIO()
     np.save(buffer, keys)
     write_atomic(work.all_keys, buffer.getvalue())
-    write_atomic(work.lost_tiles, json.dumps(sorted(lost)).encode())
-    files = (work.all_keys, work.lost_tiles)
+    files = [work.all_keys, *write_gaps(work, gaps)]
     return int(keys.size), digest_texts([digest_file(file) for file in files])
 
 
@@ -106,6 +107,9 @@ class _Shard(Task):
             == checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
         )
 
+    def _write(self, write: Callable[[], _T]) -> _T:
+        return write_patiently(Path(self.root), write)
+
 
 def name_shard(tile_px: int, level: int, row: int, col: int) -> str:
     """Name of the task that writes a shard.
@@ -134,7 +138,8 @@ class NumberShard(_Shard):
         spec = output_spec(plan, self.root)
         region = labels.shard_grid(spec, 0)[self.row, self.col]
         with meter.timed("read"):
-            local, ids = _read_shard_labels(work, region)
+            gaps = read_gaps(work)
+            local, ids = _read_shard_labels(work, gaps, region)
         with meter.timed("table"):
             shapes = measure_shapes(local, ids.size, region.y0, region.x0)
         sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
@@ -143,27 +148,30 @@ class NumberShard(_Shard):
         # Pixels are read only where there is a cell to measure or a copy to write.
         wanted = plan.slide.channels if ids.size or spec.image else ()
         seen = xxhash.xxh3_128()
-        for channel, name in enumerate(wanted):
+        for channel in range(len(wanted)):
             with meter.timed("read"):
-                pixels, holes = read_pixels(plan, channel, region)
+                pixels, holes = read_pieces(work, channel, region)
             seen.update(np.ascontiguousarray(pixels).data)
             column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
             with meter.timed("table"):
                 # Half precision is widened, because numba does not have it.
                 exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
                 add_intensities(local, exact, column, left_out)
-            for hole, reason in holes:
-                touched = np.unique(local[hole.shift(-region.y0, -region.x0).slices])
+            for hole in holes:
+                inside = hole.region.shift(-region.y0, -region.x0).clip(*region.shape)
+                touched = np.unique(local[inside.slices])
                 column[touched[touched > 0] - 1] = np.nan
-                unread.append({"channel": name, "region": list(astuple(hole)), "reason": reason})
+                unread.append(hole.describe(plan.slide.channels))
             sums[:, channel], missing[:, channel] = column, left_out
             if spec.image:
                 with meter.timed("write"):
-                    labels.write_image_shard(spec, channel, 0, region, pixels)
+                    self._write(partial(labels.write_image_shard, spec, channel, 0, region, pixels))
         present = shapes[:, 0] > 0
+        touching = np.zeros(ids.size, np.bool_)
+        touching[find_touching(work, gaps, region, local) - 1] = True
         with meter.timed("write"):
             numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
-            labels.write_label_shard(spec, 0, region, numbered)
+            self._write(partial(labels.write_label_shard, spec, 0, region, numbered))
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -171,11 +179,12 @@ class NumberShard(_Shard):
             shapes=shapes[present],
             sums=sums[present],
             missing=missing[present],
+            touching=touching[present],
         )
         with meter.timed("write"):
             files = checksum_shard(plan, self.root, 0, self.row, self.col)
         part = work.shard_cells(self.row, self.col)
-        write_atomic(part, buffer.getvalue())
+        write_patiently(part, lambda: write_atomic(part, buffer.getvalue()))
         facts = {
             "inputs": self.inputs,
             "files": files,
@@ -185,7 +194,7 @@ class NumberShard(_Shard):
             "pixels": seen.hexdigest() if wanted else "",
             **meter.read(),
         }
-        return work.journal.record(self.name, [part], facts)
+        return work.record(self.name, [part], facts)
 
 
 def find_changed_pixels(plan: Plan, root: str, pixels: Mapping[str, str]) -> Region | None:
@@ -232,13 +241,16 @@ class ReduceShard(_Shard):
                 for level in levels_with(spec, self.level):
                     region = labels.shard_grid(spec, level)[self.row, self.col]
                     if channel is None:
-                        pixels = labels.downsample_labels(spec, level, region, pixels)
+                        reduce = partial(labels.downsample_labels, spec, level, region, pixels)
                     else:
-                        pixels = labels.downsample_image(spec, channel, level, region, pixels)
+                        reduce = partial(
+                            labels.downsample_image, spec, channel, level, region, pixels
+                        )
+                    pixels = self._write(reduce)
         with meter.timed("write"):
             files = checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
         facts = {"inputs": self.inputs, "files": files, **meter.read()}
-        return self.work.journal.record(self.name, [], facts)
+        return self.work.record(self.name, [], facts)
 
 
 @lru_cache(maxsize=2)
@@ -249,16 +261,17 @@ def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
     return mapped
 
 
-def _read_shard_labels(work: Work, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def _read_shard_labels(
+    work: Work, gaps: Gaps, region: Region
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Shard-local labels 1..k of a region, and the global id of each.
 
-    The area of lost tiles is left 0; the run's report names them.
+    The area of lost tiles is left 0; the label image `missing` marks it.
     """
     grid = work.grid
     keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys))
-    lost = {tuple(index) for index in json.loads(work.lost_tiles.read_bytes())}
     array = zarr.open_array(work.tile_labels, mode="r")
-    tiles = [index for index in grid.overlapping(region) if index not in lost]
+    tiles = [index for index in grid.overlapping(region) if index not in gaps.lost]
     ids_of = {
         index: (np.searchsorted(keys, work.read_keys(*index)) + 1).astype(np.uint32)
         for index in tiles
@@ -273,32 +286,6 @@ def _read_shard_labels(work: Work, region: Region) -> tuple[NDArray[np.uint32], 
         table[1:] = np.searchsorted(ids, ids_of[index]) + 1
         local[part.shift(-region.y0, -region.x0).slices] = table[np.asarray(array[part.slices])]
     return local, ids
-
-
-def read_pixels(
-    plan: Plan, channel: int, region: Region
-) -> tuple[NDArray[np.generic], list[tuple[Region, str]]]:
-    """Pixels of a channel, 0 where they cannot be read, and where that is and why.
-
-    A damaged piece of some channel must cost no more than what it holds: the labels do not need
-    it, and the network saw its own channels before.
-    """
-    slide = reopen_slide(plan.slide)
-    try:
-        return slide.read(channel, region), []
-    except (InputError, OSError):
-        pixels = np.zeros(region.shape, plan.slide.dtype)
-        unread = []
-    pieces = Grid(*plan.shape, *plan.slide.chunk_px)
-    for index in pieces.overlapping(region):
-        piece = pieces[index].intersect(region)
-        if piece is None:
-            continue
-        try:
-            pixels[piece.shift(-region.y0, -region.x0).slices] = slide.read(channel, piece)
-        except (InputError, OSError) as error:
-            unread.append((piece, " ".join(str(error).split())))
-    return pixels, unread
 
 
 def read_parts(work: Work, grid: Grid) -> Iterator[CellSums]:

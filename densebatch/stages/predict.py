@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import zarr
 
+from densebatch.base.errors import InputError, SlideChangedError
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
 from densebatch.cells.groups import renew_array
@@ -20,16 +21,27 @@ from densebatch.engines.backend import evaluate_patches, patch_shape
 from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import load_network
-from densebatch.stages.network_input import read_network_input
+from densebatch.stages.network_input import list_sources, read_network_input
+from densebatch.stages.unread import read_pieces
 from densebatch.stages.work import Task
+from densebatch.stages.writing import write_patiently
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from densebatch.engines.backend import Backend, Engine, PatchShape
     from densebatch.planning.plan import Plan
+    from densebatch.stages.unread import Unread
+    from densebatch.stages.work import Work
+
+UNKNOWN = np.float16(np.inf)
+"""Stands in the flow field, in all three planes, where no patch could be evaluated.
+
+What was never written is NaN: a chunk that got lost must not pass for one that could not be made.
+"""
 
 model_loads = 0  # of this process; tests check that it stays at one
 
@@ -104,54 +116,148 @@ class PredictGroup(Task):
         """Name of the task and of its record."""
         return name_prediction(self.row, self.col)
 
+    def is_current(self, facts: Mapping[str, Any]) -> bool:
+        """Whether all patches could be evaluated; what could not be read is tried again."""
+        return not facts.get("unread")
+
     def run(self) -> dict[str, Any]:
-        """Facts: patches evaluated and on what, seconds and peak memory."""
+        """Facts: patches evaluated and on what, what could not be read, seconds and peak memory."""
         meter = Meter()
         plan = self.work.plan
         group = plan.groups[self.row, self.col]
-        flows, patches, device = self._evaluate(plan, group, meter)
-        array = zarr.open_array(self.work.flows, mode="r+")
-        # Looking for chunks that are all NaN would take three times as long as writing.
-        array = array.with_config({"write_empty_chunks": True})
+        flows, wanted = self._begin(plan, group)
+        seen, unread = self._read_patches(plan, wanted, meter)
+        device = None
+        if seen:
+            backend = get_backend(plan, self.work.folder, self.lanes)
+            device = backend.device
+            with meter.timed("network"):
+                outputs = evaluate_patches(backend, list(seen.values()))
+            for index, output in zip(seen, outputs, strict=True):
+                core = plan.lattice.cores[index]
+                # The last cores may be cut short by the slide's edge.
+                flows[:, *core.shift(-group.y0, -group.x0).slices] = output[
+                    :, : core.height, : core.width
+                ]
+                if not is_finite(output[:, : core.height, : core.width]):
+                    raise ValueError(f"the network gave values that are not finite in {core}")
         with meter.timed("write"):
-            array[:, *group.slices] = flows
-        chunk = self.work.flows / "c" / "0" / str(self.row) / str(self.col)
-        facts = {"patches": patches, "device": device, **meter.read()}
-        return self.work.journal.record(self.name, [chunk], facts)
+            write_group(self.work, self.row, self.col, flows)
+        facts = {
+            "patches": len(seen),
+            "device": device,
+            "unread": [piece.describe(plan.slide.channels) for piece in unread],
+            "unknown": len(wanted) - len(seen),
+            **meter.read(),
+        }
+        return self.work.record(self.name, [self._chunk], facts)
 
-    def _evaluate(
-        self, plan: Plan, group: Region, meter: Meter
-    ) -> tuple[NDArray[np.float16], int, str | None]:
-        """Flows of the group, how many patches were evaluated, and the device that did it."""
-        cores = plan.lattice.cores
-        active = plan.active_cores
+    @property
+    def _chunk(self) -> Path:
+        return self.work.flows / "c" / "0" / str(self.row) / str(self.col)
+
+    def _begin(
+        self, plan: Plan, group: Region
+    ) -> tuple[NDArray[np.float16], list[tuple[int, int]]]:
+        """Flows of the group as far as they are known beforehand, and the cores to evaluate."""
+        cores, active = plan.lattice.cores, plan.active_cores
         wanted = [index for index in cores.overlapping(group) if active[index]]
+        earlier = self.work.journal.done(self.name)
+        if earlier is not None and earlier.get("unread"):
+            flows = np.asarray(zarr.open_array(self.work.flows, mode="r")[:, *group.slices])
+            missing = flows[2] == UNKNOWN
+            corners = {i: cores[i].shift(-group.y0, -group.x0) for i in wanted}
+            return flows, [i for i in wanted if missing[corners[i].y0, corners[i].x0]]
         flows = np.zeros((3, *group.shape), np.float16)
         flows[2] = plan.background_logit
+        for index in wanted:
+            flows[:, *cores[index].shift(-group.y0, -group.x0).slices] = UNKNOWN
+        return flows, wanted
+
+    def _read_patches(
+        self, plan: Plan, wanted: Sequence[tuple[int, int]], meter: Meter
+    ) -> tuple[dict[tuple[int, int], NDArray[np.float32]], list[Unread]]:
+        """What the network sees of some cores, without those that cannot be read, and why."""
         if not wanted:
-            return flows, 0, None
-        backend = get_backend(plan, self.work.folder, self.lanes)
-        patches = [plan.lattice.patch(*index) for index in wanted]
+            return {}, []
+        patches = {index: plan.lattice.patch(*index) for index in wanted}
         around = Region(
-            min(p.y0 for p in patches),
-            min(p.x0 for p in patches),
-            max(p.y1 for p in patches),
-            max(p.x1 for p in patches),
+            min(p.y0 for p in patches.values()),
+            min(p.x0 for p in patches.values()),
+            max(p.y1 for p in patches.values()),
+            max(p.x1 for p in patches.values()),
         )
         with meter.timed("read"):
-            pixels = read_network_input(plan, around)
-        seen = [pixels[:, *p.shift(-around.y0, -around.x0).slices] for p in patches]
-        with meter.timed("network"):
-            outputs = evaluate_patches(backend, seen)
-        for index, output in zip(wanted, outputs, strict=True):
-            core = cores[index]
-            # The last cores may be cut short by the slide's edge.
-            flows[:, *core.shift(-group.y0, -group.x0).slices] = output[
-                :, : core.height, : core.width
-            ]
-        if not is_finite(flows):
-            raise ValueError(f"the network gave values that are not finite in {group}")
-        return flows, len(wanted), backend.device
+            try:
+                pixels = read_network_input(plan, around, self.work.read_slide)
+            except SlideChangedError:
+                raise
+            except (InputError, OSError):
+                return self._read_singly(plan, patches, around)
+        return {
+            index: pixels[:, *p.shift(-around.y0, -around.x0).slices]
+            for index, p in patches.items()
+        }, []
+
+    def _read_singly(
+        self, plan: Plan, patches: Mapping[tuple[int, int], Region], around: Region
+    ) -> tuple[dict[tuple[int, int], NDArray[np.float32]], list[Unread]]:
+        """As `_read_patches`, patch by patch, where the whole region cannot be read."""
+        unread = [
+            piece
+            for channel, source in list_sources(plan, around)
+            for piece in read_pieces(self.work, channel, source)[1]
+        ]
+        seen, in_the_way = {}, set()
+        for index, patch in patches.items():
+            sources = list_sources(plan, patch)
+            found = {
+                piece
+                for piece in unread
+                for channel, source in sources
+                if piece.channel == channel and piece.region.intersect(source)
+            }
+            if not found:
+                seen[index] = read_network_input(plan, patch, self.work.read_slide)
+            in_the_way |= found
+        return seen, [piece for piece in unread if piece in in_the_way]
+
+
+def write_group(work: Work, row: int, col: int, flows: NDArray[np.float16]) -> None:
+    """Write the chunk of a group.
+
+    Parameters
+    ----------
+    work
+        Of the run.
+    row, col
+        Group.
+    flows
+        `(3, h, w)` float16.
+
+    Raises
+    ------
+    WriteError
+        If it cannot be written.
+    """
+    array = zarr.open_array(work.flows, mode="r+")
+    # Looking for chunks that are all NaN would take three times as long as writing.
+    array = array.with_config({"write_empty_chunks": True})
+    group = work.plan.groups[row, col].slices
+
+    def write() -> None:
+        array[:, *group] = flows
+
+    write_patiently(work.flows, write)
+
+
+def give_up_group(work: Work, row: int, col: int) -> None:
+    """Mark the flows of a group, whose task has failed, as unknown; errors as `write_group`.
+
+    There is no record of it, so that the task is tried again by the next session.
+    """
+    shape = work.plan.groups[row, col].shape
+    write_group(work, row, col, np.full((3, *shape), UNKNOWN, np.float16))
 
 
 def name_prediction(row: int, col: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,8 +19,10 @@ from densebatch.base.geometry import Region
 from densebatch.base.process import Meter, has_gpu_context
 from densebatch.base.resampling import axis_weights, resample
 from densebatch.cells.groups import renew_array
-from densebatch.stages.predict import name_prediction
+from densebatch.stages.predict import UNKNOWN, name_prediction
 from densebatch.stages.work import Task
+from densebatch.stages.writing import write_patiently
+from densebatch.tracing.foreground import Unknown
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 
 if TYPE_CHECKING:
@@ -44,15 +47,41 @@ def flows_needed(plan: Plan, core: Region, travel_px: int) -> Region:
     return Region(rows.start, cols.start, rows.stop, cols.stop)
 
 
-def read_flows(plan: Plan, path: Path, window: Region) -> NDArray[np.float16 | np.float32]:
-    """The flow field of a window in slide pixels, `(3, h, w)`: as stored, or float32."""
+def read_flows(
+    plan: Plan, path: Path, window: Region
+) -> tuple[NDArray[np.float16 | np.float32], NDArray[np.bool_] | None]:
+    """Read the flow field of a window in slide pixels.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    path
+        The flow field.
+    window
+        Inside the slide.
+
+    Returns
+    -------
+    flows : `(3, h, w)`
+        As stored, or float32; NaN where nothing was written.
+    unknown : `(h, w)` bool, or None if there is no such pixel
+        Where no patch could be evaluated; flows are 0 there.
+    """
     rows = axis_weights(np.arange(window.y0, window.y1), plan.network_shape[0], plan.shape[0])
     cols = axis_weights(np.arange(window.x0, window.x1), plan.network_shape[1], plan.shape[1])
     array = zarr.open_array(path, mode="r")
     stored = np.asarray(array[:, rows.start : rows.stop, cols.start : cols.stop])
+    unknown = stored[2].view(np.uint16) == UNKNOWN.view(np.uint16)  # faster than as numbers
+    is_known = not unknown.any()
+    if not is_known:
+        stored = np.where(unknown, np.float16(0), stored)
     if plan.network_shape == plan.shape:
-        return stored
-    return resample(stored.astype(np.float32), rows, cols)
+        return stored, None if is_known else unknown
+    flows = resample(stored.astype(np.float32), rows, cols)
+    if is_known:
+        return flows, None
+    return flows, resample(unknown.astype(np.float32), rows, cols) > 0
 
 
 def _is_skipped(plan: Plan, region: Region) -> bool:
@@ -73,6 +102,7 @@ def _trace(
     flows: NDArray[np.float16 | np.float32],
     window: Region,
     core: Region,
+    unknown: Unknown | None,
     meter: Meter,
 ) -> TracedTile:
     how = (flows, window, core, plan.shape, plan.trace)
@@ -80,11 +110,11 @@ def _trace(
     if device != "cpu":
         try:
             with meter.timed("trace_on_device"):
-                return trace_tile(*how, device)
+                return trace_tile(*how, device, unknown)
         except MemoryError:
             pass  # others may have filled the device; the CPU makes the same bits
     with meter.timed("trace"):
-        return trace_tile(*how)
+        return trace_tile(*how, "cpu", unknown)
 
 
 def create_traces(work: Work) -> None:
@@ -134,34 +164,54 @@ class TraceTile(Task):
         return tuple(name_prediction(*group) for group in groups)
 
     def is_current(self, facts: Mapping[str, Any]) -> bool:
-        """Whether the tile was traced with as much halo as is wanted now."""
-        return bool(facts["travel_px"] >= self.travel_px)
+        """Whether the tile was traced with as much halo as is wanted now, and all flows known."""
+        return bool(facts["travel_px"] >= self.travel_px and not facts.get("unknown"))
 
     def run(self) -> dict[str, Any]:
-        """Facts: cells, rejected cells, travel, dropped pixels, seconds and peak memory."""
+        """Facts: cells, rejected cells, travel, dropped and missing pixels, seconds, peak memory.
+
+        `unknown` says whether a flow was that the tile's halo reaches to.
+        """
         meter = Meter()
         work, plan, core = self.work, self.work.plan, self.core
         window = _window(plan, core, self.travel_px)
+        unknown = None
         if _is_skipped(plan, flows_needed(plan, core, self.travel_px)):
             traced = TracedTile(np.zeros(core.shape, np.uint32), np.zeros(0, np.int64), 0.0, 0, 0)
         else:
             with meter.timed("read"):
-                flows = read_flows(plan, work.flows, window)
-            traced = _trace(plan, flows, window, core, meter)
-        array = zarr.open_array(work.tile_labels, mode="r+")
+                flows, holes = read_flows(plan, work.flows, window)
+            unknown = None if holes is None else Unknown(holes, self.travel_px)
+            traced = _trace(plan, flows, window, core, unknown, meter)
         with meter.timed("write"):
-            array[core.slices] = traced.labels
-        buffer = io.BytesIO()
-        np.save(buffer, traced.keys)
-        keys = work.tile_keys(self.row, self.col)
-        write_atomic(keys, buffer.getvalue())
-        chunk = work.tile_labels / "c" / str(self.row) / str(self.col)
+            files = self._write(traced)
         facts = {
             "cells": int(traced.keys.size),
             "rejected": traced.n_rejected,
             "max_travel_px": traced.max_travel_px,
             "dropped_px": traced.dropped_px,
             "travel_px": self.travel_px,
+            "unknown": unknown is not None,
+            "missing_px": 0 if traced.missing is None else int(traced.missing.sum()),
             **meter.read(),
         }
-        return work.journal.record(self.name, [chunk, keys], facts)
+        return work.record(self.name, files, facts)
+
+    def _write(self, traced: TracedTile) -> list[Path]:
+        """Write labels, keys and what is missing; returns the files."""
+        work, core = self.work, self.core
+        array = zarr.open_array(work.tile_labels, mode="r+")
+        chunk = work.tile_labels / "c" / str(self.row) / str(self.col)
+
+        def write_labels() -> None:
+            array[core.slices] = traced.labels
+
+        write_patiently(chunk, write_labels)
+        parts: dict[Path, NDArray[np.generic]] = {work.tile_keys(self.row, self.col): traced.keys}
+        if traced.missing is not None and traced.missing.any():
+            parts[work.tile_missing(self.row, self.col)] = np.packbits(traced.missing)
+        for path, values in parts.items():
+            buffer = io.BytesIO()
+            np.save(buffer, values)
+            write_patiently(path, partial(write_atomic, path, buffer.getvalue()))
+        return [chunk, *parts]

@@ -6,23 +6,30 @@ worker, and leaves a record in the journal under its name.
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from densebatch.base.errors import DensebatchError, SlideChangedError, WriteError
+from densebatch.base.files import write_atomic
 from densebatch.planning.plan import load_plan
+from densebatch.slides.watch import read_watched
 from densebatch.stages.journal import Journal
+from densebatch.stages.writing import write_patiently
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.base.geometry import Grid
+    from densebatch.base.geometry import Grid, Region
     from densebatch.planning.plan import Plan
+    from densebatch.slides.watch import SlideState
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,13 @@ class Work:
     ----------
     plan_path : the file of the run's plan; everything else lies beside it
     tile_px : side of a tracing tile
+    slide : how the slide was when the session began; tasks use the pixels of no other. None where
+        nobody has looked
     """
 
     plan_path: str
     tile_px: int
+    slide: SlideState | None = field(default=None, compare=False)
 
     @property
     def plan(self) -> Plan:
@@ -79,9 +89,43 @@ class Work:
         return self.traces / "keys.npy"
 
     @property
-    def lost_tiles(self) -> Path:
-        """The tiles that have no labels, as they were when cells were numbered."""
-        return self.traces / "lost.json"
+    def gaps(self) -> Path:
+        """The tiles that have no labels, or not everywhere, as they were when cells were numbered.
+
+        `stages.missing` reads it.
+        """
+        return self.traces / "gaps.json"
+
+    def tile_missing(self, row: int, col: int) -> Path:
+        """File of the pixels of a tile whose labels depend on unknown flows, if there are any."""
+        return self.traces / f"missing-{row}-{col}.npy"
+
+    def failure(self, task: str) -> Path:
+        """File of the last traceback of a task that failed."""
+        return self.folder / "failures" / f"{task}.txt"
+
+    def read_slide(self, channel: int, region: Region) -> NDArray[Any]:
+        """Pixels of a channel, if the slide is still the one that the session began with.
+
+        Raises
+        ------
+        SlideChangedError
+            If it is not.
+        InputError
+            If its pixels cannot be read or decoded.
+        """
+        return read_watched(self.plan.slide, self.slide, channel, region)
+
+    def record(self, task: str, files: list[Path], facts: dict[str, Any]) -> dict[str, Any]:
+        """State that a task is done, as `Journal.record`.
+
+        Raises
+        ------
+        WriteError
+            If it cannot be stated.
+        """
+        journal = self.journal
+        return write_patiently(journal.folder, lambda: journal.record(task, files, facts))
 
     def tile_keys(self, row: int, col: int) -> Path:
         """File of the keys of a tile's cells, in the order of its local labels."""
@@ -131,6 +175,43 @@ class Task(ABC):
         return True
 
 
-def run_task(task: Task) -> dict[str, Any]:
-    """Do a task; what executors are given to call."""
-    return task.run()
+@dataclass(frozen=True)
+class Halt:
+    """Instead of a task's facts: no task should be begun any more, for each would fail so.
+
+    Attributes
+    ----------
+    kind : name of the error
+    reason : the sentence for the user
+    """
+
+    kind: str
+    reason: str
+
+    def to_error(self) -> DensebatchError:
+        """The error that ends the session."""
+        errors = {error.__name__: error for error in (SlideChangedError, WriteError)}
+        return errors[self.kind](self.reason)
+
+
+def run_task(task: Task) -> dict[str, Any] | Halt:
+    """Do a task; what executors are given to call.
+
+    Returns
+    -------
+    dict or Halt
+        Facts of the task's record.
+
+    Raises
+    ------
+    Exception
+        What the task raised, whose traceback is kept (`Work.failure`).
+    """
+    try:
+        return task.run()
+    except (SlideChangedError, WriteError) as error:
+        return Halt(type(error).__name__, str(error))
+    except Exception:
+        with suppress(OSError):
+            write_atomic(task.work.failure(task.name), traceback.format_exc().encode())
+        raise

@@ -131,6 +131,12 @@ def _store_field(
                 f"{plan.slide.path}: {task.name} failed ({reason}); the same command continues"
             )
         check_unchanged(plan.slide)
+        for facts in session.facts.values():
+            if facts.get("unread"):
+                raise DensebatchError(
+                    f"{facts['unread'][0]['reason']}; no thresholds are tried on a part of a "
+                    "slide, and the same command tries it again"
+                )
     new = [f["patches"] for task, f in session.facts.items() if task not in session.kept]
     return FlowField(plan, session.work.flows, sum(new))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores, measure_memory
 from densebatch.cells.components import check_masks, settle_masks
@@ -322,7 +322,10 @@ def _count_tile(
         min_size_px=min(settings.min_size, LARGEST_SIZE_PX),
         max_size_px=min(settings.max_size or plan.trace.max_size_px, LARGEST_SIZE_PX),
     )
-    traced = trace_tile(read_flows(plan, field.flows, window), window, core, plan.shape, limits)
+    flows, unknown = read_flows(plan, field.flows, window)
+    if unknown is not None:
+        raise DensebatchError(f"{field.flows}: is not whole; the same command completes it")
+    traced = trace_tile(flows, window, core, plan.shape, limits)
     table = Contingency.from_arrays(as_labels(truth[core.slices]), traced.labels)
     return _Counted(table, traced.keys, traced.max_travel_px)
 

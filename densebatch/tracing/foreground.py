@@ -7,6 +7,7 @@ way: the result is the same where a processor is set to take subnormal numbers f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numba
@@ -21,6 +22,20 @@ _LARGEST_SINGLE = np.finfo(np.float32).max
 _SMALLEST_NORMAL = np.int32(0x0400)  # bits of a half; below are zero and the subnormal numbers
 _REBIAS = np.int32((127 - 15) << 23)  # from the exponents of halves to those of single precision
 _SUBNORMAL_UNIT = np.float32(2.0**-24)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Where the flow of a window is unknown.
+
+    Attributes
+    ----------
+    pixels : `(h, w)` bool
+    reach_px : how far from there the known flow is followed: the travel that the halo allows for
+    """
+
+    pixels: NDArray[np.bool_]
+    reach_px: int
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -23,8 +23,10 @@ SEED_COUNT = 10
 GROW_COUNT = 2
 """A claimed pixel has more end points than this."""
 
-_PEAK_REACH = 2  # a seed is the largest of the 5x5 pixels around it
-_CLAIM_REACH = 5  # a claim extends over at most 11x11 pixels around its seed
+PEAK_REACH = 2
+"""A seed is the largest of the 5x5 pixels around it."""
+CLAIM_REACH = 5
+"""A claim extends over at most 11x11 pixels around its seed."""
 
 
 def gather_cells(ends: NDArray[np.int32]) -> tuple[NDArray[np.int32], Candidates]:
@@ -76,8 +78,8 @@ def find_seeds(counts: NDArray[np.int32]) -> NDArray[np.int32]:
             if here <= SEED_COUNT:
                 continue
             largest = True
-            for j in range(max(0, y - _PEAK_REACH), min(height, y + _PEAK_REACH + 1)):
-                for i in range(max(0, x - _PEAK_REACH), min(width, x + _PEAK_REACH + 1)):
+            for j in range(max(0, y - PEAK_REACH), min(height, y + PEAK_REACH + 1)):
+                for i in range(max(0, x - PEAK_REACH), min(width, x + PEAK_REACH + 1)):
                     if counts[j, i] > here:
                         largest = False
                         break
@@ -110,7 +112,7 @@ def claim_pixels(
     """
     height, width = counts.shape
     claims = np.zeros((height, width), np.int32)
-    side = 2 * _CLAIM_REACH + 1
+    side = 2 * CLAIM_REACH + 1
     grown = np.zeros((side, side), np.bool_)
     queue_y = np.empty(side * side, np.int32)
     queue_x = np.empty(side * side, np.int32)
@@ -118,21 +120,21 @@ def claim_pixels(
         seed_y = seeds[index] // width
         seed_x = seeds[index] % width
         grown[:] = False
-        grown[_CLAIM_REACH, _CLAIM_REACH] = True
-        queue_y[0] = _CLAIM_REACH
-        queue_x[0] = _CLAIM_REACH
+        grown[CLAIM_REACH, CLAIM_REACH] = True
+        queue_y[0] = CLAIM_REACH
+        queue_x[0] = CLAIM_REACH
         claims[seed_y, seed_x] = index + 1
         tail = 1
         ring_start = 0
-        for _ in range(_CLAIM_REACH):
+        for _ in range(CLAIM_REACH):
             ring_end = tail
             for q in range(ring_start, ring_end):
                 for j in range(queue_y[q] - 1, queue_y[q] + 2):
                     for i in range(queue_x[q] - 1, queue_x[q] + 2):
                         if j < 0 or i < 0 or j >= side or i >= side or grown[j, i]:
                             continue
-                        y = seed_y + j - _CLAIM_REACH
-                        x = seed_x + i - _CLAIM_REACH
+                        y = seed_y + j - CLAIM_REACH
+                        x = seed_x + i - CLAIM_REACH
                         if y < 0 or x < 0 or y >= height or x >= width:
                             continue
                         if counts[y, x] > GROW_COUNT:

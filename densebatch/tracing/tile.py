@@ -21,7 +21,8 @@ from the edge, seeds (5x5 maxima) 2 px further, claims of seeds (11x11 windows) 
 further. A core pixel's cell has its seed within T + 5 px of the pixel, also if the pixel lies in a
 hole of the cell, and the cell's pixels are the sources of its claim. Hence `halo = 3 T + 24`.
 T is not an assumption: every tile reports the largest travel in its core, and a run traces again,
-with a larger T, the tiles near a core that exceeded it.
+with a larger T, the tiles near a core that exceeded it. Where flows are unknown, T bounds as well
+how far the known flow leads on from there; `unknown` says what follows for the cells around.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.tracing.candidates import Candidates
+    from densebatch.tracing.foreground import Unknown
 
 
 def halo_for_travel(travel_px: int) -> int:
@@ -81,9 +83,11 @@ class TracedTile:
     ----------
     labels : `(h, w)` uint32 of the core; 0 background, else index into `keys` plus one
     keys : int64, ascending; global linear index of each cell's seed pixel in the slide
-    max_travel_px : largest travel of a core pixel
+    max_travel_px : largest travel of a core pixel, and of what unknown flows may send on from there
     dropped_px : core pixels beyond the travel limit
     n_rejected : cells with their seed in the core that quality control or size limits dropped
+    missing : `(h, w)` bool of the core: pixels whose cells depend on unknown flows, which have
+        label 0; None if all flows are known
     """
 
     labels: NDArray[np.uint32]
@@ -91,6 +95,7 @@ class TracedTile:
     max_travel_px: float
     dropped_px: int
     n_rejected: int
+    missing: NDArray[np.bool_] | None = None
 
 
 def trace_tile(
@@ -100,6 +105,7 @@ def trace_tile(
     slide_shape: tuple[int, int],
     settings: TraceSettings,
     device: str = "cpu",
+    unknown: Unknown | None = None,
 ) -> TracedTile:
     """Cells of a tile's core from the flow field of its window.
 
@@ -119,6 +125,8 @@ def trace_tile(
     device
         Where pixels are followed and flow errors measured: `cpu`, or a device of PyTorch; no bit of
         the result depends on it.
+    unknown
+        Where in the window the flow is unknown; whatever finite values it has there do not count.
 
     Returns
     -------
@@ -139,27 +147,49 @@ def trace_tile(
         foreground, unit = mask_flows(flows, settings.cellprob_threshold)
     except ValueError as error:
         raise ValueError(f"{error} in {window}") from error
+    if unknown is not None:
+        foreground &= ~unknown.pixels
+        unit[unknown.pixels] = 0
     bounds = Bounds(-window.y0, -window.x0, height - 1 - window.y0, width - 1 - window.x0)
     dynamics = choose_dynamics(unit, device)
     ends, travel = dynamics.follow(
         foreground, bounds, settings.iterations, settings.travel_limit_px
     )
-    labels, cells = gather_cells(ends)
-    cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
+    core_travel = travel[inner.slices]  # of background it is 0
+    furthest = float(core_travel.max(initial=0.0))
+    if unknown is None:
+        labels, cells = gather_cells(ends)
+        cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
+        missing = None
+    else:
+        # imported here, because most runs do without it
+        from densebatch.tracing.unknown import gather_known_cells
+
+        labels, cells, doubt = gather_known_cells(
+            unit, unknown, foreground, ends, travel, bounds, settings.iterations
+        )
+        cells = check_sizes(cells, inner, settings.min_size_px, settings.max_size_px)
+        verdict = np.where(doubt.cells, np.int8(Verdict.OUTSIDE), cells.verdict)
+        cells = cells._replace(verdict=verdict)
+        missing = doubt.missing[inner.slices]
+        furthest = max(furthest, float(doubt.furthest[inner.slices].max(initial=0.0)))
     if settings.flow_threshold > 0:
         errors = dynamics.measure_errors(labels, cells)
         cells = check_errors(cells, errors, settings.flow_threshold)
     filled = fill_holes(labels, cells)
-    named, core_labels = _number_from_one(filled[inner.slices], cells.area.size)
+    core_filled = filled[inner.slices]
+    if missing is not None:
+        core_filled[missing] = 0  # a cell beside a hole may have filled a part of it
+    named, core_labels = _number_from_one(core_filled, cells.area.size)
     seed_y = cells.seed_y[named].astype(np.int64) + window.y0
     seed_x = cells.seed_x[named].astype(np.int64) + window.x0
-    core_travel = travel[inner.slices]  # of background it is 0
     return TracedTile(
         labels=core_labels,
         keys=seed_y * width + seed_x,
-        max_travel_px=float(core_travel.max(initial=0.0)),
+        max_travel_px=furthest,
         dropped_px=int(np.count_nonzero(core_travel > settings.travel_limit_px)),
         n_rejected=_count_rejected(cells, inner),
+        missing=missing,
     )
 
 

@@ -11,7 +11,8 @@ from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
 from densebatch.cells.table import add_parts, write_table
 
 COLUMNS = [
-    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1", "touches_border")
+    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1", "touches_border"),
+    "touches_missing",
 ]
 
 
@@ -29,7 +30,8 @@ def measure_parts(labels, image, step):
             column, left_out = np.zeros(ids.size), np.zeros(ids.size, np.int64)
             add_intensities(local, pixels[region.slices], column, left_out)
             sums[:, channel], missing[:, channel] = column, left_out
-        yield CellSums(ids, measure_shapes(local, ids.size, region.y0, region.x0), sums, missing)
+        shapes = measure_shapes(local, ids.size, region.y0, region.x0)
+        yield CellSums(ids, shapes, sums, missing, np.zeros(ids.size, bool))
 
 
 def make_tissue(height, width, seed=0):
@@ -95,6 +97,15 @@ def test_an_unread_pixel_makes_the_mean_nan_and_spares_other_cells(path):
     write_table(path, parts, int(labels.max()), slide, None, ["a", "b"])
     assert (np.flatnonzero(np.isnan(read(path)["mean_b"])) + 1).tolist() == [lost]
     assert not np.isnan(read(path)["mean_a"]).any()
+
+
+def test_a_cell_touches_what_is_missing_if_it_does_so_in_any_shard(path):
+    labels, image = make_tissue(12, 20)
+    parts = list(measure_parts(labels, image, 6))
+    touching = int(parts[1].ids[-1])
+    parts[1].touching[-1] = True
+    write_table(path, parts, int(labels.max()), Region(0, 0, *labels.shape), None, ["a", "b"])
+    assert (np.flatnonzero(read(path)["touches_missing"]) + 1).tolist() == [touching]
 
 
 def test_an_unknown_pixel_size_is_null(path):

@@ -33,6 +33,7 @@ def write_zarr(
     unit="micrometer",
     n_levels=1,
     document=None,
+    compressors="auto",
 ):
     """An OME-Zarr image; `document` changes its attributes before they are written."""
     zarr_format = 2 if version == "0.4" else 3
@@ -46,6 +47,7 @@ def write_zarr(
             chunks=chunks
             or tuple(min(32, n) if i > len(axes) - 3 else 1 for i, n in enumerate(data.shape)),
             shards=shards,
+            compressors=compressors,
         )
     scales = [[1.0] * (len(axes) - 2) + [scale * 2**i] * 2 for i in range(n_levels)]
     image = {

@@ -58,6 +58,7 @@ def change(plan):
         "in_place": not plan.in_place,
         "versions": {**plan.versions, "numpy": "1"},
         "notes": ("another",),
+        "n_unread": 1,
         "engine": Engine("openvino"),
     }
 

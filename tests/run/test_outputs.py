@@ -170,7 +170,13 @@ def test_table(done):
     result, _, _ = done
     table = pq.read_table(result.table)
     names = ["id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1"]
-    assert table.column_names == [*names, "touches_border", "mean_CD3", "mean_DAPI"]
+    assert table.column_names == [
+        *names,
+        "touches_border",
+        "touches_missing",
+        "mean_CD3",
+        "mean_DAPI",
+    ]
     assert table["id"].to_pylist() == list(range(1, result.cells + 1))
     assert all(column.null_count == 0 for column in table.columns)
 

@@ -1,27 +1,32 @@
 """What fails is reported, is never taken for background, and is made good by the same command."""
 
 import os
-import re
 
 import numpy as np
 import psutil
 import pytest
+import zarr
+from scipy import ndimage
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.base.geometry import Grid, Region
+from densebatch.base.geometry import Region
 from densebatch.cli.terminal import TerminalProgress
 from densebatch.planning import planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import start as start_module
 from densebatch.run.segment import segment
+from densebatch.stages import predict
+from densebatch.stages.missing import missing_spec
 from densebatch.stages.number import NumberShard
 from densebatch.stages.trace import TraceTile
+from tests.helpers.label_files import validate
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
     call_main,
     cells_alike,
+    count_calls,
     output_bytes,
     read_report,
     read_result,
@@ -174,7 +179,7 @@ def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_pa
     assert_same_output(tmp_path, expected)
 
 
-def test_a_chunk_that_the_survey_cannot_read(slide, damage, tmp_path, monkeypatch):
+def test_a_survey_that_cannot_read_anything(slide, damage, tmp_path, monkeypatch):
     """Workers, which start beside the survey, end with it."""
     pids = []
     start = start_module.start_executor
@@ -185,17 +190,44 @@ def test_a_chunk_that_the_survey_cannot_read(slide, damage, tmp_path, monkeypatc
         return executor
 
     monkeypatch.setattr(start_module, "start_executor", watch)
-    damage(0, 0, 17).do()
-    with pytest.raises(InputError, match=r"a\.ome\.zarr"):
+    for row in range(4):
+        for col in range(18):
+            damage(0, row, col).do()
+    with pytest.raises(InputError, match=r"a\.ome\.zarr cannot be read in rows 0 to 64"):
         segment(slide, tmp_path / "out", **OPTIONS | {"workers": 1})
     assert len(pids) == 1
     assert not psutil.pid_exists(pids[0])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_chunk_that_the_network_cannot_read(slide, clean, damage, tmp_path, capsys, monkeypatch):
-    """Found only after the plan has read the whole slide; the tiles around it have no labels."""
-    expected, labels, table = clean
+def read_missing(out):
+    return zarr.open_array(out / "segmentation.ome.zarr/labels/missing/0", mode="r")[:]
+
+
+def assert_rest_is_exact(out, clean_labels):
+    """Outside of what is marked as missing, cells are those of a clean run, whatever their numbers.
+
+    Returns what is marked.
+    """
+    missing = read_missing(out)
+    labels, found = read_result(out)
+    assert set(np.unique(missing)) == {0, 1}
+    missing = missing == 1
+    assert (labels[missing] == 0).all()
+    assert cells_alike(labels[~missing], clean_labels[~missing])
+    assert np.array_equal(np.unique(labels), np.arange(found["id"].size + 1))
+    beside = ndimage.maximum_filter(missing, 3)
+    touching = np.unique(labels[beside])
+    assert found["id"][found["touches_missing"]].tolist() == touching[touching > 0].tolist()
+    return missing
+
+
+@pytest.mark.parametrize("tile", [TILE, 64, 2048])
+def test_a_chunk_that_the_network_cannot_read(
+    slide, clean, damage, tmp_path, capsys, monkeypatch, tile
+):
+    """Found only after the plan has read the whole slide; it costs what needs it, not tiles."""
+    expected, labels, _ = clean
     hole = damage(0, 0, 17)
     stage = TerminalProgress.stage
 
@@ -205,39 +237,105 @@ def test_a_chunk_that_the_network_cannot_read(slide, clean, damage, tmp_path, ca
         stage(self, name, total, done)
 
     monkeypatch.setattr(TerminalProgress, "stage", break_then_tell)
-    arguments = ("segment", slide, tmp_path, *COMMAND)
+    arguments = ("segment", slide, tmp_path, *COMMAND, "--tile", tile)
     code, out, err = call_main(capsys, *arguments)
     assert code == 3
     report = read_report(tmp_path)
-    failed = report["failed_tiles"]
-    lines = err.splitlines()
-    assert lines[-1].startswith(
-        f"partial: {len(failed)} tiles have no labels, the first at pixels {failed[0]['region']} "
-        "(needs predict-0-"
-    )
-    assert lines[-1].endswith("the same command tries them again")
+    assert report["failed_tiles"] == report["failed_groups"] == []
+    region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
+    assert [(u["channel"], u["region"]) for u in report["unread"]] == [("CD3", region)]
     assert "cells in" in out
-    for tile in failed:
-        assert re.match(r"needs predict-0-\d, which failed: InputError: ", tile["reason"])
-        assert "a.ome.zarr" in tile["reason"]
-    # all that could not be told is marked, in the report and beside the labels
-    grid = Grid(*SHAPE, TILE, TILE)
-    regions = [tuple(tile["region"]) for tile in failed]
-    for index in grid.overlapping(hole.region):
-        region = grid[index]
-        assert (region.y0, region.x0, region.y1, region.x1) in regions
-    assert 2 <= len(failed) < len(grid)
-    assert_rest_is_labelled(tmp_path, labels, failed, table)
-    unread = [(piece["channel"], piece["region"]) for piece in report["unread"]]
-    assert unread == [
-        ("CD3", [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]),
-    ]
+    missing = assert_rest_is_exact(tmp_path, labels)
+    assert report["missing_px"] == missing.sum()
+    # the patch of 368 px with a margin of 8, and the cells that its border cuts
+    plan = draft_plan(slide, SegmentSettings(membrane=("CD3",)))
+    cores = plan.lattice.cores
+    lost = np.zeros(SHAPE, bool)
+    for index in cores:
+        if plan.lattice.patch(*index).intersect(hole.region):
+            lost[cores[index].slices] = True
+    assert missing[lost].all()
+    cut = np.isin(labels, labels[ndimage.maximum_filter(lost, 7)]) & (labels > 0)
+    assert missing.sum() < 1.1 * (lost | cut).sum()
+    assert err.splitlines()[-1] == (
+        f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel "
+        f"CD3 ({report['unread'][0]['reason']}); {missing.sum()} pixels ({missing.mean():.2%}) "
+        "have no result and are 1 in the label image 'missing'; the same command tries them again"
+    )
+    validate(missing_spec(plan, str(tmp_path / "segmentation.ome.zarr")))
+
+    # while it cannot be read, the same command ends the same way, and evaluates nothing
+    evaluate = count_calls(monkeypatch, predict, "evaluate_patches")
+    before = output_bytes(tmp_path)
+    assert call_main(capsys, *arguments)[0] == 3
+    assert not evaluate
+    assert_same_output(tmp_path, before)
 
     hole.undo()
     monkeypatch.undo()
+    evaluated = []
+    evaluate = predict.evaluate_patches
+
+    def evaluate_some(backend, patches):
+        evaluated.append(len(patches))
+        return evaluate(backend, patches)
+
+    monkeypatch.setattr(predict, "evaluate_patches", evaluate_some)
     code, _, err = call_main(capsys, *arguments)
-    assert (code, read_report(tmp_path)["failed_tiles"]) == (0, [])
+    assert (code, read_report(tmp_path)["missing_px"]) == (0, 0)
+    assert sum(evaluated) == sum(bool(plan.lattice.patch(*i).intersect(hole.region)) for i in cores)
     assert_same_output(tmp_path, expected)
+
+
+def test_a_chunk_that_the_survey_cannot_read(slide, clean, damage, tmp_path, capsys):
+    """The normalisation does without it, and so does the run, until it can be read again."""
+    _, labels, _ = clean
+    hole = damage(0, 0, 17)
+    hole.do()
+    arguments = ("segment", slide, tmp_path, *COMMAND)
+    code, _, err = call_main(capsys, *arguments)
+    assert code == 3
+    report = read_report(tmp_path)
+    region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
+    assert [(u["channel"], u["region"]) for u in report["unread"]] == [("CD3", region)]
+    assert report["notes"][-1].startswith(
+        f"channel CD3: 1 pieces cannot be read, the first at pixels {region} ({slide} cannot be "
+    )
+    assert report["notes"][-1] in err.replace("\n", " ")
+    bounds = report["plan"]["membrane"][0]
+    missing = read_missing(tmp_path) == 1
+    found = read_result(tmp_path)[0]
+    assert 0 < missing.mean() < 0.5
+    assert abs(np.unique(found).size / np.unique(labels[~missing]).size - 1) < 0.1
+    # as it was
+    before = output_bytes(tmp_path)
+    assert call_main(capsys, *arguments)[0] == 3
+    assert_same_output(tmp_path, before)
+    # readable again, of the same size and time: the run is completed as it began
+    hole.undo()
+    assert call_main(capsys, *arguments)[0] == 0
+    report = read_report(tmp_path)
+    assert report["plan"]["membrane"][0] == bounds
+    assert report["unread"] == []
+    assert not (tmp_path / "segmentation.ome.zarr/labels/missing").exists()
+    # a finished run whose slide is damaged later is finished still
+    hole.do()
+    code, _, err = call_main(capsys, *arguments)
+    assert code == 0
+    assert "already complete" in err
+
+
+def test_a_mended_chunk_of_another_time_is_another_slide(slide, damage, tmp_path, capsys):
+    hole = damage(0, 0, 17)
+    hole.do()
+    arguments = ("segment", slide, tmp_path, *COMMAND)
+    assert call_main(capsys, *arguments)[0] == 3
+    hole.file.write_bytes(hole.data)
+    code, _, err = call_main(capsys, *arguments)
+    assert code == 2
+    assert "files of the slide have got another size or time" in err
+    assert "--restart" in err
+    assert call_main(capsys, *arguments, "--restart")[0] == 0
 
 
 def test_a_chunk_that_only_the_cell_table_needs(slide, clean, damage, tmp_path, capsys):
@@ -250,8 +348,8 @@ def test_a_chunk_that_only_the_cell_table_needs(slide, clean, damage, tmp_path, 
     assert code == 3
     region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
     assert err.splitlines()[-1].startswith(
-        "partial: 1 pieces of the slide could not be read for the cell table, the first at pixels "
-        f"{region} of channel DAPI ({slide} cannot be read in rows"
+        f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel "
+        f"DAPI ({slide} cannot be read in rows"
     )
     report = read_report(tmp_path)
     assert report["failed_tiles"] == []
@@ -275,13 +373,11 @@ def test_nothing_can_be_segmented(slide, clean, damage, tmp_path, capsys):
     expected, _, _ = clean
     holes = [damage(0, 0, col) for col in range(0, 18, 3)]
     watcher = Watcher(predict=lambda: [hole.do() for hole in holes])
-    with pytest.raises(DensebatchError, match="no tile could be segmented: needs predict"):
+    with pytest.raises(
+        DensebatchError, match=r"no tile could be segmented: .* cannot be read in rows 0 to 64"
+    ):
         segment(slide, tmp_path, progress=watcher, **{**OPTIONS, "tile": 2048})
     assert not (tmp_path / "run.json").exists()
-    # the plan, too, refuses to begin while a channel that it needs cannot be read
-    with pytest.raises(InputError, match="cannot be read in rows"):
-        segment(slide, tmp_path / "other", **OPTIONS)
-    assert not (tmp_path / "other").exists()
     for hole in holes:
         hole.undo()
     segment(slide, tmp_path, **OPTIONS)

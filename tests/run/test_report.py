@@ -9,7 +9,7 @@ from densebatch.base.geometry import Grid
 from densebatch.planning.engine_choice import EngineChoice
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.run.report import describe_costs, describe_lost, describe_run
+from densebatch.run.report import describe_costs, describe_gaps, describe_lost, describe_run
 from densebatch.stages.number import NumberShard, ReduceShard
 from densebatch.stages.predict import PredictGroup
 from densebatch.stages.trace import TraceTile
@@ -26,6 +26,9 @@ def costs(seconds, process, peak_mb, **more):
     }  # fmt: skip
 
 
+PIECE = {"channel": "CD3", "region": [0, 0, 64, 64], "reason": "damaged"}
+
+
 @pytest.fixture
 def facts():
     network = {"parts": {"network": 3.0, "read": 0.5}}
@@ -38,9 +41,7 @@ def facts():
         TraceTile(WORK, 0, 1, 32): costs(
             0.5, "a:2", 800, cells=3, rejected=1, max_travel_px=9.0, dropped_px=0
         ),
-        NumberShard(WORK, 0, 0, 0, "/out", "x"): costs(
-            0.25, "main:1", 400, unread=[{"channel": "CD3"}]
-        ),
+        NumberShard(WORK, 0, 0, 0, "/out", "x"): costs(0.25, "main:1", 400, unread=[PIECE]),
         ReduceShard(WORK, 1, 0, 0, "/out", "y"): costs(0.125, "main:1", 400),
     }
 
@@ -62,7 +63,6 @@ def test_a_run_is_summed_up_by_stage(plan, facts):
     assert report["dropped_px"] == 1
     assert report["max_travel_px"] == 9.0
     assert report["devices"] == ["cpu"]
-    assert report["unread"] == [{"channel": "CD3"}]
     assert report["slide_px"] == 200_000
     assert report["mpx_per_second"] == 0.1
     assert report["cells_per_second"] == 4.0
@@ -84,6 +84,16 @@ def test_costs_are_those_of_stages_and_of_this_session(plan, facts):
     assert report["bytes_read"] == 10 + 4 * 10
     assert report["worker_peak_rss_mb"] == 900
     assert report["all_peak_rss_mb"] == 300 + 800 + 900
+
+
+def test_a_piece_that_several_tasks_cannot_read_is_told_once(plan, facts):
+    facts[PredictGroup(WORK, 0, 0, 1)]["unread"] = [PIECE, {**PIECE, "region": [0, 64, 64, 128]}]
+    lost = {PredictGroup(WORK, 0, 0, 1): "RuntimeError: no"}
+    gaps = describe_gaps(plan, facts, lost)
+    assert gaps["unread"] == [PIECE, {**PIECE, "region": [0, 64, 64, 128]}]
+    (group,) = gaps["failed_groups"]
+    assert group == {"group": [0, 0], "region": [0, 0, *plan.shape], "reason": "RuntimeError: no"}
+    assert gaps["missing_px"] == 0
 
 
 def test_what_an_earlier_session_did_costs_this_one_nothing(plan, facts):

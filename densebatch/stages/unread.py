@@ -1,0 +1,118 @@
+"""Pieces of a slide that cannot be read: which ones, and the rest of a region without them.
+
+A damaged piece must cost no more than what it holds, so a region that fails is read again piece by
+piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densebatch.base.errors import InputError, SlideChangedError
+from densebatch.base.geometry import Grid, Region
+from densebatch.slides.slide import reopen_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from densebatch.planning.plan import Plan
+    from densebatch.slides.slide import SlideInfo
+    from densebatch.stages.work import Work
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A piece of a channel that cannot be read.
+
+    Attributes
+    ----------
+    channel : index in the slide
+    region : pixels of the piece, as far as they lie in the slide
+    reason : one line
+    """
+
+    channel: int
+    region: Region
+    reason: str
+
+    def describe(self, channels: tuple[str, ...]) -> dict[str, Any]:
+        """As the report has it.
+
+        Parameters
+        ----------
+        channels
+            Names of the slide's channels.
+        """
+        return {
+            "channel": channels[self.channel],
+            "region": list(astuple(self.region)),
+            "reason": self.reason,
+        }
+
+
+def read_pieces(
+    work: Work, channel: int, region: Region
+) -> tuple[NDArray[np.generic], list[Unread]]:
+    """Pixels of a channel, 0 where they cannot be read, and where that is and why.
+
+    Parameters
+    ----------
+    work
+        Of the run.
+    channel, region
+        What to read.
+
+    Raises
+    ------
+    SlideChangedError
+        If the slide is not the one that the session began with.
+    """
+    return _read(work.plan.slide, work.read_slide, channel, region)
+
+
+def read_pixels(
+    plan: Plan, channel: int, region: Region
+) -> tuple[NDArray[np.generic], list[Unread]]:
+    """As `read_pieces`, of the slide that is there now.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened.
+    """
+    return _read(plan.slide, reopen_slide(plan.slide).read, channel, region)
+
+
+def _read(
+    info: SlideInfo,
+    read: Callable[[int, Region], NDArray[Any]],
+    channel: int,
+    region: Region,
+) -> tuple[NDArray[np.generic], list[Unread]]:
+    try:
+        return read(channel, region), []
+    except SlideChangedError:
+        raise
+    except (InputError, OSError):
+        pass
+    pixels = np.zeros(region.shape, info.dtype)
+    unread = []
+    pieces = Grid(info.height, info.width, *info.chunk_px)
+    for index in pieces.overlapping(region):
+        part = pieces[index].intersect(region)
+        if part is None:
+            continue
+        try:
+            found = read(channel, part)
+        except SlideChangedError:
+            raise
+        except (InputError, OSError) as error:
+            unread.append(Unread(channel, pieces[index], " ".join(str(error).split())))
+        else:
+            pixels[part.shift(-region.y0, -region.x0).slices] = found
+    return pixels, unread

@@ -150,7 +150,7 @@ def test_a_damaged_page_is_found_by_readers_that_look(tmp_path):
     image = np.random.default_rng(0).random((2, *labels.shape))
     write_table(path, measure_parts(labels, image, 2000), 2000, Region(0, 0, 1, 2000), None, "ab")
     data = bytearray(path.read_bytes())
-    column = pq.ParquetFile(path).metadata.row_group(0).column(11)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(12)
     assert column.path_in_schema == "mean_a"
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     path.write_bytes(data)

@@ -205,8 +205,8 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
     """A changed setting in words; what nobody can compare by eye is named by what it means."""
     if name == "slide.identity":
         return (
-            f"the slide {plan.slide.path} has changed since, or was replaced (size or time of its "
-            "files)"
+            f"the slide {plan.slide.path} has changed since, or was replaced (files of the slide "
+            "have got another size or time, as they do when they are changed or mended)"
         )
     if name.endswith(".content"):
         return f"the pixels of the slide {plan.slide.path} have changed since ({name})"
@@ -246,12 +246,6 @@ def describe_difference(old: Plan, new: Plan) -> str:
         after["slide"].pop("identity")
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
-        if found and found.startswith("slide.identity "):
-            return (
-                f"slide.identity was {old.slide.identity[:12]!r} and is now "
-                f"{new.slide.identity[:12]!r}, so files of the slide have got another size or time "
-                "since, as they do when they are changed, mended or copied"
-            )
         if found:
             return found
     return "nothing"

@@ -152,7 +152,7 @@ def check_content(content: Content) -> Iterator[Finding | str]:
     if content.table.name not in content.damaged:
         yield from _check_table(content, sums, source)
     if content.spec.image and source.slide is not None:
-        yield from _check_copy(content)
+        yield from _check_copy(content, source)
 
 
 def _check_metadata(content: Content) -> Iterator[Finding | str]:
@@ -310,7 +310,7 @@ def _check_table(content: Content, sums: CellSums, source: PixelSource) -> Itera
         yield Finding(table.name, f"cannot be compared: {describe_cause(error)}")
 
 
-def _check_copy(content: Content) -> Iterator[Finding]:
+def _check_copy(content: Content, source: PixelSource) -> Iterator[Finding]:
     """The copied image against the slide, where both can be read."""
 
     def look(unit: tuple[int, Region]) -> str | None:
@@ -322,7 +322,8 @@ def _check_copy(content: Content) -> Iterator[Finding]:
             copied = read_unit(content.spec, 0, region, channel)
         except InputError as error:
             return describe_cause(error)
-        differs = not holes and pixels.tobytes() != copied.tobytes()
+        known = source.find_holes(channel, region)
+        differs = not holes and not known and pixels.tobytes() != copied.tobytes()
         return "is not the image of the slide" if differs else None
 
     shown = "compare image"
@@ -360,13 +361,17 @@ class PixelSource:
         """Whether there are pixels."""
         return self._has_copy or self.slide is not None
 
-    def read(self, channel: int, region: Region) -> tuple[Any, Sequence[Region]]:
-        """Pixels of a channel, and where the run could not read them; see `cells.verify`."""
+    def find_holes(self, channel: int, region: Region) -> list[Region]:
+        """Where the run could not read a channel."""
         name = self._plan.slide.channels[channel]
-        holes = [
+        return [
             part for each, hole in self._unread
             if each == name and (part := hole.intersect(region)) is not None
         ]  # fmt: skip
+
+    def read(self, channel: int, region: Region) -> tuple[Any, Sequence[Region]]:
+        """Pixels of a channel, and where the run could not read them; see `cells.verify`."""
+        holes = self.find_holes(channel, region)
         if self._has_copy:
             return read_unit(self._spec, 0, region, channel), holes
         pixels, unread = read_pixels(self._plan, channel, region)

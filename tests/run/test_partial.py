@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from scipy import ndimage
@@ -15,7 +16,9 @@ from densebatch.planning import planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import start as start_module
+from densebatch.run.repair import repair
 from densebatch.run.segment import segment
+from densebatch.run.verify import verify
 from densebatch.stages import predict
 from densebatch.stages.missing import missing_spec
 from densebatch.stages.number import NumberShard
@@ -423,3 +426,31 @@ def test_a_flow_field_that_is_lost_before_it_is_traced(slide, clean, tmp_path, m
     assert_rest_is_labelled(tmp_path, labels, result.failed_tiles, table)
     assert not segment(slide, tmp_path, **OPTIONS).is_partial
     assert_same_output(tmp_path, expected)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_result_with_gaps_is_right_and_its_damage_is_found(tmp_path, in_place):
+    path = tmp_path / "a.ome.zarr"
+    slide = write_zarr(
+        path, simulate(*SHAPE, seed=8), labels=["CD3", "DAPI"], chunks=(1, CHUNK, CHUNK)
+    )
+    options = OPTIONS | ({"in_place": True, "image": "auto"} if in_place else {})
+    hole, out = Damage(slide, 0, 1, 4), tmp_path / "out"
+    hole.do()
+    assert segment(slide, out, **options).missing_px
+    assert pq.read_table(out / "cells.parquet")["touches_missing"].to_numpy().any()
+    for change in (hole.do, hole.undo):
+        change()
+        found = verify(out)
+        assert found.findings == []
+        assert "px have no result" in found.notes[0]
+    root = slide if in_place else out / "segmentation.ome.zarr"
+    chunk = next(p for p in sorted((root / "labels/missing/0").rglob("c/*/*")) if p.is_file())
+    before = chunk.read_bytes()
+    chunk.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    [finding] = verify(out).findings
+    assert finding.file.endswith("labels/missing/0/c/0/0")
+    chunk.write_bytes(before)
+    # the table is made again byte for byte, so what touches is found as numbering found it
+    (out / "cells.parquet").write_bytes(b"")
+    assert repair(out, workers=0).repaired == ["cells.parquet"]

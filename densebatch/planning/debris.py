@@ -53,7 +53,7 @@ _STEPS_PER_OCTAVE = 8  # of the levels that are tried
 _MAX_SHARE = 0.3  # of the blocks with contrast
 _MAX_HAZY_SHARE = 0.1
 _NEAR_BLOCKS = 7  # side of the neighbourhood in which blocks are dense or strewn
-_MAX_DENSITY = 0.42
+_MAX_DENSITY = 0.38
 _MAX_PART = 0.2  # of a dense part, that may be beyond a higher gap
 _CORE_CLASSES = 6  # tissue is asked for its look where its contrast reaches 1/8 of the strongest
 _LEAST_CORE = 6  # blocks of tissue without which nothing can be told
@@ -64,6 +64,7 @@ _HARD = 0.65  # of the height of something bright, a step from pixel to pixel th
 _PLATEAU = 0.25  # share of its pixels that are as bright as its brightest
 _BRIGHTEST_CELL = 30.0  # times the tissue
 _LEAST_CELLS = 1 / 3  # of what is bright, above which it is cells
+_HARDEST = 0.9  # of its height, a step that no sharpened picture of cells has either
 _MOST_HARD = 2 / 3  # of what is bright and dense, from which it is debris
 _DEAD_DEPTH = 0.01  # of the tissue's range, by which dead pixels lie below all others at least
 _DARK_DEPTH = 1.0  # of its range, by which what lies below the tissue's ground counts as dark
@@ -162,7 +163,7 @@ class Shapes:
     ----------
     things : that are no small specks
     cells : of these, those that look like stained cells
-    hard : of these, those with a hard edge or a plateau
+    hard : of these, those with an edge of one step
     """
 
     things: int = 0
@@ -208,8 +209,11 @@ def count_shapes(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> Shape
     top = np.concatenate([[np.inf], np.asarray(ndimage.maximum(values, things, range(1, n + 1)))])
     at_top = np.asarray(ndimage.sum(values >= top[things], things, index))
     areas = areas[index - 1]
-    is_hard = (hardest > _HARD * (peaks - gap.ground)) | (at_top >= np.maximum(_PLATEAU * areas, 2))
-    is_cell = ~is_hard & (areas <= most) & (peaks - gap.ground <= _BRIGHTEST_CELL * gap.tissue)
+    height = peaks - gap.ground
+    is_flat = at_top >= np.maximum(_PLATEAU * areas, 2)
+    is_cell = (hardest <= _HARD * height) & ~is_flat & (areas <= most)
+    is_cell &= height <= _BRIGHTEST_CELL * gap.tissue
+    is_hard = hardest > _HARDEST * height
     return Shapes(index.size, int(is_cell.sum()), int(is_hard.sum()))
 
 

@@ -59,6 +59,10 @@ def test_file_sets_every_setting(path):
         device: cpu
         backend: openvino
         keep_flows: yes
+        patience: 5m
+        tls_ca_file: ca.pem
+        tls_cert: cert.pem
+        tls_key: key.pem
         """
     )
     loaded = load_settings(path)
@@ -86,6 +90,10 @@ def test_file_sets_every_setting(path):
         device="cpu",
         backend="openvino",
         keep_flows=True,
+        patience=300,
+        tls_ca_file=Path("ca.pem"),
+        tls_cert=Path("cert.pem"),
+        tls_key=Path("key.pem"),
     )
     # nothing was left at its default, so nothing was left out above
     assert not set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())

@@ -126,7 +126,7 @@ def not_utf8(tmp_path):
     "make",
     [
         missing, no_zarr, text_file, stack, colours, several_channels, no_pixels, truncated,
-        empty_tile, complex_pixels, absurd_plane, undecodable, not_utf8,
+        empty_tile, complex_pixels, absurd_plane, not_utf8,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["segment", "plan"])
@@ -135,6 +135,17 @@ def test_slide(capsys, tmp_path, command, make):
     message = refused(capsys, tmp_path, command, path, tmp_path / "out" / "of" / "it")
     assert words in message
     assert "a" in message
+
+
+def test_a_slide_that_cannot_be_decoded_where_all_depends_on_it(capsys, tmp_path):
+    """What cannot be read costs itself; here that is everything, and it is told."""
+    path, _ = undecodable(tmp_path)
+    code, out, _ = call_main(capsys, "plan", path, tmp_path / "out")
+    assert code == 0
+    assert "1 pieces cannot be read" in out
+    code, _, err = call_main(capsys, "segment", path, tmp_path / "out", "--workers", 0)
+    assert code == 1
+    assert "no tile could be segmented" in err
 
 
 def test_a_slide_too_large_for_this_machine_is_not_read(capsys, tmp_path):

@@ -94,6 +94,7 @@ def test_all_workers_are_lost_for_good(cluster, tmp_path):
             list(outcomes)
 
 
+@pytest.mark.slow  # on a busy machine a worker may be missed before it is looked at
 def test_a_job_that_takes_its_workers_along_ends_the_run_in_words(tmp_path):
     """Of workers that nobody starts again; what else there was to do is done."""
     calls = tmp_path / "calls"
@@ -145,6 +146,7 @@ def test_workers_that_are_paused_for_their_memory(tmp_path, told):
     assert any("limit of 40 MB lets them; waiting for up to 6 s" in text for text in told)
 
 
+@pytest.mark.slow  # on a busy machine a job may be lost with the scheduler for good
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_the_scheduler_is_gone(tmp_path, told, monkeypatch, comes_back):
     if not comes_back:

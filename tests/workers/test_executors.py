@@ -279,7 +279,11 @@ def test_result_that_cannot_be_fetched_is_a_failure(dask_executor, tmp_path):
     outcomes = run(dask_executor, jobs)
     assert set(errors(outcomes)) == {"odd", "below"}
     assert "no result of mine" in errors(outcomes)["odd"]
-    assert executor_jobs.count_calls(tmp_path) == {"odd": 3} | {f"s{i}": 1 for i in range(4)}
+    calls = executor_jobs.count_calls(tmp_path)
+    assert calls.pop("odd") == 3
+    # Results that are fetched together with the odd one may have to be made once more.
+    assert set(calls) == {f"s{i}" for i in range(4)}
+    assert max(calls.values()) <= 2
 
 
 def test_death_of_a_worker_loses_no_job(dask_executor, tmp_path, caplog):

@@ -5,7 +5,7 @@ neither what counts as tissue nor which value becomes 1, and the network must no
 of Cellpose's kind adds a mean over the whole patch to every pixel, so that one speck disturbs all
 cells of its patch. Han et al. 2024 black debris out by hand. Here too, what is found is shown to
 the network as 0; clipped to the upper bound it would still cost cells beside it
-(benchmarks/results/debris.json, `shown`).
+(benchmarks/debris.py, `shown`).
 
 What is looked for is a gap in how bright the brightest pixel of each block is. Blocks of tissue,
 however rare bright cells are in it, have theirs at all levels up to the highest. Debris leaves a
@@ -36,17 +36,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from densebatch.planning.survey_kernels import CLASSES_PER_OCTAVE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-TISSUE_CLASSES = 12
-"""Of half an octave: tissue reaches 1/64 of the 99th percentile of contrast. A larger share would
-leave out the dark gaps of a field, which must count because networks are trained with the
-percentiles of whole fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64
-nothing."""
-
+# Tissue reaches 1/64 of the 99th percentile of contrast. A larger share would leave out the dark
+# gaps of a field, which must count because networks are trained with the percentiles of whole
+# fields: on the training field with the fewest cells 1/8 cost 0.016 AP, 1/64 nothing.
+_TISSUE_CLASSES = 6 * CLASSES_PER_OCTAVE
 _GAP, _HAZE_GAP = 2.5, 4.0
 _STRAGGLERS = 0.02  # share of the tissue's blocks that may lie inside of the gap
 _STEPS_PER_OCTAVE = 8  # of the levels that are tried
@@ -55,7 +55,9 @@ _MAX_HAZY_SHARE = 0.1
 _NEAR_BLOCKS = 7  # side of the neighbourhood in which blocks are dense or strewn
 _MAX_DENSITY = 0.38
 _MAX_PART = 0.2  # of a dense part, that may be beyond a higher gap
-_CORE_CLASSES = 6  # tissue is asked for its look where its contrast reaches 1/8 of the strongest
+_CORE_CLASSES = (
+    3 * CLASSES_PER_OCTAVE
+)  # tissue is asked for its look where its contrast reaches 1/8 of the strongest
 _LEAST_CORE = 6  # blocks of tissue without which nothing can be told
 _LEAST_GRAIN = 0.38  # noise has 0.3, thin simulated membranes 0.47, real tissue 1 to 3
 _LEAST_SKEW = 0.12  # noise has 0, thin simulated membranes 0.27, real tissue 1.6 and more
@@ -94,10 +96,6 @@ class BlockLooks:
             return False
         grain, skew = np.median(self.grain[where]), np.median(self.skew[where])
         return bool(grain >= _LEAST_GRAIN and abs(skew) >= _LEAST_SKEW)
-
-    def tissue_class(self, among: NDArray[np.bool_]) -> int:
-        """Lowest contrast class of some blocks that counts as tissue (`planning.survey`)."""
-        return max(1, reference_class(self.classes[among]) - TISSUE_CLASSES)
 
     def core(self, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of some blocks have about as much contrast as the strongest hundredth of them."""
@@ -155,6 +153,12 @@ def reference_class(classes: NDArray[np.uint8]) -> int:
     return int(np.searchsorted(np.cumsum(counts), rank, side="right")) if counts.any() else 0
 
 
+def tissue_class(classes: NDArray[np.uint8]) -> int:
+    """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
+    reference = reference_class(classes)
+    return max(1, reference - _TISSUE_CLASSES) if reference else 0
+
+
 @dataclass(frozen=True)
 class Shapes:
     """How many bright things there are, and of which looks.
@@ -204,9 +208,9 @@ def count_shapes(pixels: NDArray[np.generic], gap: Gap, cell_px: float) -> Shape
         for side in (slice(None, -1), slice(1, None)):
             at = (side, slice(None)) if axis == 0 else (slice(None), side)
             steps[at] = np.maximum(steps[at], step)
-    peaks = np.asarray(ndimage.maximum(values, things, index))
-    hardest = np.asarray(ndimage.maximum(steps, things, index))
     top = np.concatenate([[np.inf], np.asarray(ndimage.maximum(values, things, range(1, n + 1)))])
+    peaks = top[index]
+    hardest = np.asarray(ndimage.maximum(steps, things, index))
     at_top = np.asarray(ndimage.sum(values >= top[things], things, index))
     areas = areas[index - 1]
     height = peaks - gap.ground
@@ -318,7 +322,7 @@ def _find_dead(
     tissue = float(np.quantile(looks.most[core], 1 - _STRAGGLERS)) - ground
     dark_below = ground - _DARK_DEPTH * tissue
     rest = lit & ~darkest
-    counted = rest & (looks.classes >= looks.tissue_class(rest))
+    counted = rest & (looks.classes >= tissue_class(looks.classes[rest]))
     n_dark = np.count_nonzero(counted & (looks.least < dark_below))
     if n_dark > _LEAST_DARK * np.count_nonzero(counted):
         return dark_below

@@ -29,12 +29,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
-from densebatch.planning.debris import (
-    TISSUE_CLASSES,
-    find_debris,
-    measure_density,
-    reference_class,
-)
+from densebatch.planning.debris import find_debris, measure_density, tissue_class
 from densebatch.planning.normalization import ChannelBounds, normalize
 from densebatch.planning.passes import (
     Counts,
@@ -64,9 +59,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
+_SATURATED = 0.99  # of the tissue's pixels, above which all must have one value
 # Blocks of tissue that are fewer and more strewn than this are debris or rare cells, and it cannot
 # be told which.
-_SATURATED = 0.99
 _STREWN_FRACTION, _STREWN_DENSITY = 0.15, 0.3
 
 
@@ -182,7 +177,7 @@ def _survey(
         debris, uneven_times = (searched if searched.is_any else None), searched.uneven_times
     if debris is not None:
         looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
-    threshold = _tissue_class(looks.classes)
+    threshold = tissue_class(looks.classes)
     if debris is None:
         tissue = counts.histogram[threshold:].sum(axis=0)
     else:
@@ -242,12 +237,6 @@ def _find_usual(counts: Counts, dtype: np.dtype[Any]) -> float:
     cumulative = np.cumsum(counts.histogram.sum(axis=0))
     key = int(np.searchsorted(cumulative, 0.99 * cumulative[-1]))
     return value_of_key(key if is_narrow(dtype) else (key << 16) | 0xFFFF, dtype)
-
-
-def _tissue_class(classes: NDArray[np.uint8]) -> int:
-    """Lowest contrast class that counts as tissue; 0, hence everything, if all blocks are flat."""
-    reference = reference_class(classes)
-    return max(1, reference - TISSUE_CLASSES) if reference else 0
 
 
 def _select_values(

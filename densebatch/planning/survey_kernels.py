@@ -74,6 +74,7 @@ def describe_means(means: NDArray[np.float64]) -> tuple[float, float]:
     n = 0
     within = 0.0
     group_total, group_squares, groups = 0.0, 0.0, 0
+    centres = np.full((means.shape[0] // 2, means.shape[1] // 2), np.nan)
     for gy in range(0, means.shape[0], 2):
         for gx in range(0, means.shape[1], 2):
             part, m = 0.0, 0
@@ -85,6 +86,7 @@ def describe_means(means: NDArray[np.float64]) -> tuple[float, float]:
             if m == 0:
                 continue
             centre = part / m
+            centres[gy // 2, gx // 2] = centre
             for y in range(gy, gy + 2):
                 for x in range(gx, gx + 2):
                     if np.isfinite(means[y, x]):
@@ -99,16 +101,14 @@ def describe_means(means: NDArray[np.float64]) -> tuple[float, float]:
     second, third = 0.0, 0.0
     for gy in range(0, means.shape[0], 2):
         for gx in range(0, means.shape[1], 2):
-            part, m = 0.0, 0
+            if np.isnan(centres[gy // 2, gx // 2]):
+                continue
+            group_squares += (centres[gy // 2, gx // 2] - group_mean) ** 2
             for y in range(gy, gy + 2):
                 for x in range(gx, gx + 2):
                     if np.isfinite(means[y, x]):
-                        part += means[y, x]
-                        m += 1
                         second += (means[y, x] - mean) ** 2
                         third += (means[y, x] - mean) ** 3
-            if m:
-                group_squares += (part / m - group_mean) ** 2
     second, third, within = second / n, third / n, within / n
     grain = group_squares / groups / within if within > 0 else 0.0
     skew = third / second**1.5 if second > 0 else 0.0

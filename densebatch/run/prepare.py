@@ -92,8 +92,9 @@ def prepare(
     """
     for _, folder in slides:
         folder.check()
-    begun = not restart and all(folder.marker.exists() for _, folder in slides)
-    finished = begun and all(folder.report.exists() for _, folder in slides)
+    finished = not restart and all(
+        folder.marker.exists() and folder.report.exists() for _, folder in slides
+    )
     if not finished:  # else no worker may be needed; if one is, all of this is asked then
         check_scheduler(settings.scheduler, note)
     drafts = [draft_plan(slide, settings) for slide, _ in slides]

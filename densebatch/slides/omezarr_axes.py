@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from densebatch.base.errors import InputError
 from densebatch.ngff.metadata import Json, list_axis_letters
 from densebatch.slides.source import Axes, find_axes
+from densebatch.slides.stacks import refuse_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,44 +51,26 @@ def find_omezarr_axes(
         were given are none that the sizes allow.
     """
     if given is not None:
-        letters = place_letters(path, given, shape)
-        _refuse_stacks(path, letters, shape)
-        return find_axes(path, letters, shape, "C", _OTHER_AXES), "".join(letters)
-    letters = list_axis_letters(image, path)
-    _refuse_stacks(path, letters, shape)
+        letters, others = place_letters(path, given, shape), _OTHER_AXES
+    else:
+        letters, others = list_axis_letters(image, path), "TZ"
+    refuse_stacks(
+        path,
+        letters,
+        shape,
+        "C",
+        describe=_describe,
+        name=lambda _: "channels",
+        between=(", ", ": "),
+    )
+    if given is not None:
+        return find_axes(path, letters, shape, "C", others), "".join(letters)
     try:
-        return find_axes(path, letters, shape, "C", "TZ"), "".join(letters)
+        return find_axes(path, letters, shape, "C", others), "".join(letters)
     except InputError as error:
         raise InputError(
             f"{error}; if these are not the axes, give a letter for each with --axes, such as CYX"
         ) from error
-
-
-def _refuse_stacks(path: Path, letters: Sequence[str], shape: Sequence[int]) -> None:
-    """Say in plain words that there are images along time, focus or the like, and what to do."""
-    if len(letters) != len(shape) or len(set(letters)) != len(letters):
-        return
-    if not {"Y", "X"} <= set(letters):
-        return
-    sizes = {a: n for a, n in zip(letters, shape, strict=True) if a not in "YX" and n > 1}
-    stacks = {axis: n for axis, n in sizes.items() if axis != "C"}
-    if not stacks:
-        return
-    listed = " and ".join(f"{n} images along {_describe(axis)}" for axis, n in stacks.items())
-    if len(sizes) == 1:
-        (axis,) = stacks
-        wanted = "".join("C" if a == axis else a for a in letters if a in (axis, "Y", "X"))
-        raise InputError(
-            f"{path} holds {listed}, and one image of all channels is accepted; if these are "
-            f"channels, say so with --axes {wanted}, else save the one that is meant to a file of "
-            "its own"
-        )
-    of = f" of {sizes['C']} channels each" if "C" in sizes else ""
-    raise InputError(
-        f"{path} holds {listed}{of} ({', '.join(letters)}: {' x '.join(map(str, shape))}), and one "
-        "image of all channels is accepted; save the one that is meant, or its projection, to a "
-        "file of its own"
-    )
 
 
 def _describe(axis: str) -> str:

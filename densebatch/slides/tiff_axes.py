@@ -8,9 +8,9 @@ from tifffile import TIFF
 
 from densebatch.base.errors import InputError
 from densebatch.slides.source import Axes, find_axes
+from densebatch.slides.stacks import refuse_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from tifffile import TiffPageSeries
@@ -50,7 +50,15 @@ def find_tiff_axes(path: Path, series: TiffPageSeries, given: str | None) -> tup
     """
     shape = tuple(int(n) for n in series.shape)
     letters = str(series.axes) if given is None else _place_letters(path, given, series)
-    _refuse_stacks(path, letters, shape)
+    refuse_stacks(
+        path,
+        letters,
+        shape,
+        CHANNEL_AXES,
+        describe=lambda axis: f"{axis} ({_word(axis)})",
+        name=_word,
+        between=("", ", "),
+    )
     return find_axes(path, list(letters), shape, CHANNEL_AXES, _OTHER_AXES), letters
 
 
@@ -65,33 +73,6 @@ def tell_odd_shape(series: TiffPageSeries, axes: Axes, letters: str) -> list[str
         f"the file's dimensions {n} x {height} x {width} are taken for {n} channels of {height} x "
         f"{width} px; if the last are channels, say so with --axes YXC"
     ]
-
-
-def _refuse_stacks(path: Path, letters: str, shape: Sequence[int]) -> None:
-    """Say in plain words that there are images along time, focus or the like, and what to do."""
-    if len(letters) != len(shape) or len(set(letters)) != len(letters):
-        return
-    if not {"Y", "X"} <= set(letters):
-        return
-    sizes = {a: n for a, n in zip(letters, shape, strict=True) if a not in "YX" and n > 1}
-    stacks = {axis: n for axis, n in sizes.items() if axis not in CHANNEL_AXES}
-    if not stacks:
-        return
-    listed = " and ".join(f"{n} images along {axis} ({_word(axis)})" for axis, n in stacks.items())
-    held = f"{path} holds {listed}"
-    if len(sizes) == 1:
-        (axis,) = stacks
-        wanted = "".join("C" if a == axis else a for a in letters if a == axis or a in "YX")
-        raise InputError(
-            f"{held}, and one image of all channels is accepted; if these are channels, say so "
-            f"with --axes {wanted}, else save the one that is meant to a file of its own"
-        )
-    kept = {axis: n for axis, n in sizes.items() if axis not in stacks}
-    of = "".join(f" of {n} {_word(axis)} each" for axis, n in kept.items())
-    raise InputError(
-        f"{held}{of} ({letters}, {' x '.join(map(str, shape))}), and one image of all channels is "
-        "accepted; save the one that is meant, or its projection, to a file of its own"
-    )
 
 
 def _word(axis: str) -> str:

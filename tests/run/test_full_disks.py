@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from densebatch.base.errors import WriteError
-from densebatch.planning import planner
 from densebatch.run.segment import segment
 from densebatch.stages import writing
 from tests.helpers.run_files import output_bytes, simulate, write_tiff
@@ -20,10 +19,12 @@ SHAPE = (300, 1100)
 OPTIONS = {"membrane": ("CD3",), "tile": 128, "workers": 0, "model": "dense-tiny"}
 
 
+GROUP_PX = 250
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _small_groups():
+def _no_pauses():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", 250)
         patch.setattr(writing, "_PAUSES_S", (0.0, 0.0))
         yield
 

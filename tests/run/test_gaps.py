@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from densebatch.base.geometry import Grid
 from densebatch.cells.read import open_labels
-from densebatch.planning import planner
 from densebatch.run import steps
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
@@ -37,11 +36,7 @@ TILE = 128
 OPTIONS = {"membrane": ("CD3",), "tile": TILE, "workers": 0, "model": "dense-tiny"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_groups():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", 250)
-        yield
+GROUP_PX = 250
 
 
 @pytest.fixture(scope="module")

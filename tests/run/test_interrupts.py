@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from densebatch.planning import planner
 from densebatch.run.driver import Driver, InterruptedRunError
 from densebatch.run.segment import segment
 from tests.helpers.run_files import (
@@ -28,13 +27,6 @@ from tests.helpers.run_files import (
 GROUP_PX = 300
 SENTENCE = "interrupted; the same command continues the run"
 UNDER_WAY = "tasks under way are finished first; Ctrl-C stops now"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_groups():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", GROUP_PX)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import time
 import psutil
 import pytest
 
-from densebatch.planning import planner
 from densebatch.run.segment import segment
 from tests.helpers.die_at import POINTS, write_hook
 from tests.helpers.run_files import (
@@ -28,13 +27,6 @@ from tests.helpers.run_files import (
 GROUP_PX = 300
 QUICK = [("driver", "keys.npy"), ("worker", "journal/trace-*")]
 ALL = [(role, point) for role, points in POINTS.items() for point in points]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_groups():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", GROUP_PX)
-        yield
 
 
 @pytest.fixture(scope="module")

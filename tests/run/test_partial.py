@@ -12,7 +12,6 @@ from scipy import ndimage
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.geometry import Region
 from densebatch.cli.terminal import TerminalProgress
-from densebatch.planning import planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import start as start_module
@@ -44,12 +43,7 @@ OPTIONS = {"membrane": ("CD3",), "tile": TILE, "workers": 0, "image": "copy"}
 COMMAND = ("--membrane", "CD3", "--tile", TILE, "--workers", 0, "--image", "copy")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_groups():
-    """Several predict tasks on a slide of a fifth of a megapixel."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", 300)
-        yield
+GROUP_PX = 300
 
 
 @pytest.fixture(scope="module")

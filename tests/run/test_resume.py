@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.planning import planner
 from densebatch.run import segment as segment_module
 from densebatch.run import start
 from densebatch.run.folder import OutputFolder
@@ -31,13 +30,6 @@ from tests.helpers.run_files import (
 
 LONG = {"membrane": ("CD3",), "tile": 128}
 GROUP_PX = 300  # several predict tasks on a small slide
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_groups():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", GROUP_PX)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import tifffile
 
 from densebatch.base.errors import InputError, SlideChangedError
-from densebatch.planning import planner
 from densebatch.run.segment import Progress, segment
 from tests.helpers.run_files import output_bytes, simulate
 from tests.helpers.slide_files import write_zarr
@@ -18,11 +17,7 @@ SHAPE = (300, 1100)
 OPTIONS = {"membrane": ("CD3",), "tile": 128, "workers": 0, "model": "dense-tiny"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_groups():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", 250)
-        yield
+GROUP_PX = 250
 
 
 class Meddler(Progress):

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
-from scipy import ndimage
 from skimage.io import imread
 
 from densebatch.base.geometry import Region
@@ -28,6 +27,7 @@ from densebatch.planning.normalization import HALO_PX
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.simulation.debris import (
+    count_beside,
     lay,
     put_area,
     put_columns,
@@ -87,13 +87,8 @@ def measure_recall(
     clean: NDArray[np.uint32], found: NDArray[np.uint32], covered: NDArray[np.bool_]
 ) -> float:
     """Share of the cells that debris does not touch and that are found again."""
-    touched = clean[ndimage.binary_dilation(covered, iterations=HALO_PX)]
-    beside = np.setdiff1d(clean, np.append(touched, 0))
-    pairs, n = np.unique(np.stack([clean.ravel(), found.ravel()]), axis=1, return_counts=True)
-    areas, found_areas = np.bincount(clean.ravel()), np.bincount(found.ravel())
-    iou = n / (areas[pairs[0]] + found_areas[pairs[1]] - n)
-    again = pairs[0][(iou >= 0.5) & (pairs[1] > 0)]
-    return round(np.intersect1d(beside, again).size / beside.size, 4)
+    beside, again = count_beside(clean, found, covered, HALO_PX)
+    return round(again / beside, 4)
 
 
 def measure_image(pixels: NDArray[np.uint16], model: str, folder: Path) -> dict[str, Any]:

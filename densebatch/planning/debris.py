@@ -55,9 +55,8 @@ _MAX_HAZY_SHARE = 0.1
 _NEAR_BLOCKS = 7  # side of the neighbourhood in which blocks are dense or strewn
 _MAX_DENSITY = 0.38
 _MAX_PART = 0.2  # of a dense part, that may be beyond a higher gap
-_CORE_CLASSES = (
-    3 * CLASSES_PER_OCTAVE
-)  # tissue is asked for its look where its contrast reaches 1/8 of the strongest
+# Tissue is asked for its look where its contrast reaches 1/8 of the strongest.
+_CORE_CLASSES = 3 * CLASSES_PER_OCTAVE
 _LEAST_CORE = 6  # blocks of tissue without which nothing can be told
 _LEAST_GRAIN = 0.38  # noise has 0.3, thin simulated membranes 0.47, real tissue 1 to 3
 _LEAST_SKEW = 0.12  # noise has 0, thin simulated membranes 0.27, real tissue 1.6 and more

@@ -107,3 +107,31 @@ def put_area(pixels: NDArray[Any], value: float, side: int = 70, seed: int = 0) 
     y, x = np.random.default_rng(seed).integers(0, np.array(covered.shape) - side)
     covered[y : y + side, x : x + side] = True
     return lay(pixels, covered, value)
+
+
+def count_beside(
+    clean: NDArray[Any], found: NDArray[Any], covered: NDArray[np.bool_], margin_px: int
+) -> tuple[int, int]:
+    """How many cells debris leaves untouched, and how many of them are found in spite of it.
+
+    Parameters
+    ----------
+    clean, found
+        `(h, w)` labels of the image without debris, and with it.
+    covered
+        `(h, w)` where it is.
+    margin_px
+        A cell so near to it counts as touched.
+
+    Returns
+    -------
+    beside, again : int
+        Found again is a cell with which one of `found` has an IoU of 0.5 or more.
+    """
+    touched = clean[ndimage.binary_dilation(covered, iterations=margin_px)]
+    beside = np.setdiff1d(clean, np.append(touched, 0))
+    pairs, n = np.unique(np.stack([clean.ravel(), found.ravel()]), axis=1, return_counts=True)
+    areas, found_areas = np.bincount(clean.ravel()), np.bincount(found.ravel())
+    iou = n / (areas[pairs[0]] + found_areas[pairs[1]] - n)
+    again = pairs[0][(iou >= 0.5) & (pairs[1] > 0)]
+    return beside.size, np.intersect1d(beside, again).size

@@ -17,6 +17,7 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import survey_channel
 from densebatch.run.segment import segment
 from densebatch.simulation.debris import (
+    count_beside,
     lay,
     put_area,
     put_columns,
@@ -46,17 +47,6 @@ def run(folder, pixels, name, model="dense-tiny"):
     settings = SETTINGS.model_copy(update={"workers": 0, "image": "none", "model": model})
     result = segment(slide, folder / f"{name}-out", settings, restart=True)
     return result, open_labels(result.labels)[:, :]
-
-
-def count_found(clean, found, covered):
-    """Cells of the clean image that debris does not touch, and how many are found again."""
-    touched = clean[ndimage.binary_dilation(covered, iterations=HALO_PX)]
-    beside = np.setdiff1d(clean, np.append(touched, 0))
-    pairs, n = np.unique(np.stack([clean.ravel(), found.ravel()]), axis=1, return_counts=True)
-    areas, found_areas = np.bincount(clean.ravel()), np.bincount(found.ravel())
-    iou = n / (areas[pairs[0]] + found_areas[pairs[1]] - n)
-    again = pairs[0][(iou >= 0.5) & (pairs[1] > 0)]
-    return beside.size, np.intersect1d(beside, again).size
 
 
 @cache
@@ -100,7 +90,7 @@ def test_cells_beside_debris_are_found(shared, kind, data, seed, offset):
     )
     clean = clean_labels(shared, seed, offset)
     _, labels = run(shared, dirty, "dirty")
-    beside, found = count_found(clean, labels, covered)
+    beside, found = count_beside(clean, labels, covered, HALO_PX)
     assert beside > 100
     assert found >= 0.97 * beside
 
@@ -121,7 +111,7 @@ def test_cells_of_real_fields_beside_debris_are_found(tmp_path, model, name, kin
     }[kind]
     dirty, covered = put(pixels, *numbers)
     clean, labels = (run(tmp_path, image, "a", model)[1] for image in (pixels, dirty))
-    beside, found = count_found(clean, labels, covered)
+    beside, found = count_beside(clean, labels, covered, HALO_PX)
     assert beside > 80
     assert found >= 0.97 * beside
 
@@ -332,7 +322,7 @@ def test_cells_beside_odd_debris_are_found(shared, put, seed):
     dirty, covered = put(tissue(seed), np.random.default_rng(seed))
     clean = clean_labels(shared, seed, 0)
     _, labels = run(shared, dirty, "odd")
-    beside, found = count_found(clean, labels, covered)
+    beside, found = count_beside(clean, labels, covered, HALO_PX)
     assert beside > 100
     assert found >= 0.97 * beside
 

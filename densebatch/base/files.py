@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,6 +99,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, into which somebody may still write.
+
+    It is moved out of the way in one step first: who goes on writing makes it anew, under its own
+    name, and does not disturb the removal.
+
+    Raises
+    ------
+    OSError
+        If that cannot be done.
+    """
+    trash = path.with_name(f".{path.name}.deleted")
+    if trash.is_dir():  # of a process that was killed here
+        shutil.rmtree(trash)
+    if path.is_dir():
+        path.rename(trash)
+        shutil.rmtree(trash)
 
 
 def digest_file(path: Path) -> str:

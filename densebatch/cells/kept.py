@@ -143,7 +143,7 @@ def list_lists(out: Path) -> list[Path]:
 
 def forget(out: Path) -> None:
     """Remove the lists of an output folder, before anything that they speak of is changed."""
-    for path in (*list_lists(out), out / "work" / WORK_LIST):
+    for path in (*list_lists(out), *out.glob(f"work/*/{WORK_LIST}")):
         path.unlink(missing_ok=True)
     shutil.rmtree(out / _KEPT, ignore_errors=True)
 

@@ -57,7 +57,7 @@ class Driver:
         self._progress = progress
         self._owned: dict[Path, Ownership] = {}
         self._folders: list[OutputFolder] = []
-        self._states: dict[Path, RunState] = {}
+        self._states: list[tuple[OutputFolder, RunState]] = []
         self._executor: Executor | None = None
         self._asked: str | None = None
         self._handlers: dict[int, Any] = {}
@@ -81,8 +81,13 @@ class Driver:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
         try:
-            for state in self._states.values():
+            for folder, state in list(self._states):
                 state.end(error)
+                if error is None and folder.report.exists():
+                    # The report tells all that the state does, and has a checksum.
+                    with contextlib.suppress(OSError):
+                        folder.state.unlink(missing_ok=True)
+                    self._states.remove((folder, state))
             self._write_states()
         finally:
             for owned in self._owned.values():
@@ -125,9 +130,9 @@ class Driver:
             self._write_states()
 
     def _write_states(self) -> None:
-        for folder, state in list(self._states.items()):
+        for folder, state in list(self._states):
             with contextlib.suppress(OSError):  # of a full disk, which ends no run
-                write_state(folder, state)
+                write_state(folder.work, state)
 
     def refuse_living(self, folder: OutputFolder) -> None:
         """Refuse, before anything is planned, an output that another run is seen to write.
@@ -172,7 +177,8 @@ class Driver:
 
     def watch(self, folder: OutputFolder, tile_px: int) -> RunState:
         """The state of a run, which this thread fills and the other writes into the work folder."""
-        state = self._states[folder.work] = RunState(tile_px)
+        state = RunState(tile_px)
+        self._states.append((folder, state))
         return state
 
     @contextmanager

@@ -104,8 +104,8 @@ def add_engine(
     """
     earlier = None if restart else folder.read_marker()
     began = earlier.engine if earlier is not None else None
-    if began is not None and began.quantised is not None:
-        kept = _recall_quantised(folder, began, settings)
+    if earlier is not None and earlier.engine.quantised is not None:
+        kept = _recall_quantised(folder, earlier, settings)
         if kept is not None:
             return _with_engine(plan, kept), kept
     arguments = (plan, settings.backend, settings.device, began)
@@ -182,14 +182,15 @@ def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
 
 
 def _recall_quantised(
-    folder: OutputFolder, began: Engine, settings: SegmentSettings
+    folder: OutputFolder, earlier: Plan, settings: SegmentSettings
 ) -> EngineChoice | None:
     """The quantised network of an earlier session, if it is still there or no longer needed."""
+    began = earlier.engine
     if settings.backend != began.backend or began.quantised is None:
         return None
     reason = "as this run began"
     try:
-        packed = read_quantised(folder.work, began.quantised)
+        packed = read_quantised(folder.tasks(earlier), began.quantised)
     except InputError:
         return EngineChoice(began, reason) if folder.report.exists() else None
     return EngineChoice(began, reason, packed=packed)

@@ -309,10 +309,10 @@ class _Mender:
                 # Nobody reads these sums again, because the table is there.
                 path.unlink()
                 _, side, _, row, col = path.stem.split("-")
-                sums = self.folder.work / f"trace-{side}" / f"cells-{row}-{col}.npz"
+                sums = again.work.folder / f"trace-{side}" / f"cells-{row}-{col}.npz"
                 sums.unlink(missing_ok=True)
         again.run([Region(0, 0, *again.plan.shape)], None, self.progress)
-        keep_work(self.folder.work)
+        keep_work(again.work.folder)
         self.repaired += damaged
 
     def _still_damaged(self, content: Content) -> set[str]:

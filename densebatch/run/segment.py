@@ -266,7 +266,7 @@ def _open_output(session: Session, *, restart: bool) -> None:
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
         if session.choice.packed is not None:
-            write_quantised(session.folder.work, session.choice.packed)
+            write_quantised(session.work.folder, session.choice.packed)
         create_flows(session.plan, session.work.flows)
         create_traces(session.work)
     except InputError:
@@ -333,7 +333,7 @@ def _finish(
     keep(trees, Path(session.root), session.folder.table, known, seeds, content)
     result = _result(session.folder, plan, report)
     if session.settings.keep_flows or result.is_partial:
-        keep_work(session.folder.work)
+        keep_work(session.work.folder)
     write_atomic(session.folder.report, content)
     return result
 

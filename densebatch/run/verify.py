@@ -257,9 +257,11 @@ def _find_place(name: str, spec: PyramidSpec | None) -> Region | None:
 
 def _check_records(result: Verification, folder: OutputFolder, threads: int) -> None:
     """Records of tasks and the files that they cover, where a work folder is there."""
-    journal = Journal(folder.work / "journal")
+    if result.plan is None:
+        return
+    journal = Journal(folder.tasks(result.plan) / "journal")
     names = sorted(path.stem for path in journal.folder.glob("*.json"))
-    root = None if result.plan is None or result.finished else folder.root(result.plan)
+    root = None if result.finished else folder.root(result.plan)
 
     def look(name: str) -> str | None:
         facts = journal.done(name)
@@ -272,24 +274,27 @@ def _check_records(result: Verification, folder: OutputFolder, threads: int) -> 
     for name, what in map_in_threads(look, names, threads):
         result.n_files += 1
         if what is not None:
-            result.findings.append(Finding(f"work/journal/{name}.json", what))
+            shown = (journal.folder / f"{name}.json").relative_to(folder.path).as_posix()
+            result.findings.append(Finding(shown, what))
 
 
 def _check_work(result: Verification, folder: OutputFolder) -> None:
     """Files of a work folder that stays and that no record covers."""
-    if not folder.work.exists():
+    if result.plan is None or not folder.tasks(result.plan).exists():
         return
+    work = folder.tasks(result.plan)
+    shown = work.relative_to(folder.path).as_posix()
     try:
-        listed = parse_checksums((folder.work / WORK_LIST).read_bytes())
+        listed = parse_checksums((work / WORK_LIST).read_bytes())
     except (OSError, InputError) as error:
-        result.findings.append(Finding(f"work/{WORK_LIST}", describe_cause(error)))
+        result.findings.append(Finding(f"{shown}/{WORK_LIST}", describe_cause(error)))
         return
     result.n_files += 1 + len(listed)
     for name, checksum in listed.items():
-        found = checksum_file(folder.work / name)
+        found = checksum_file(work / name)
         if (found != checksum and not name.startswith("journal/")) or found == ABSENT:
             what = "is missing" if found == ABSENT else "is damaged: it does not fit its checksum"
-            result.findings.append(Finding(f"work/{name}", what))
+            result.findings.append(Finding(f"{shown}/{name}", what))
 
 
 def _check_content(

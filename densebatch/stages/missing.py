@@ -202,10 +202,9 @@ class MarkShard(Task):
         return False
 
     def run(self) -> dict[str, Any]:
-        """Facts: missing pixels of the slide, digests, seconds and peak memory."""
+        """Facts: missing pixels of the slide, checksums, seconds and peak memory."""
         meter = Meter()
         spec = missing_spec(self.work.plan, self.root)
-        digests = []
         missing_px = 0
         pixels = None
         for level in levels_with(spec, self.level):
@@ -220,9 +219,21 @@ class MarkShard(Task):
                     self._write(spec, region, pixels)
                 else:
                     pixels = self._reduce(spec, level, region, pixels)
-            digests.append(labels.digest_pixels(pixels))
-        facts = {"missing_px": missing_px, "digests": digests, **meter.read()}
+        with meter.timed("write"):
+            files = self.list_files()
+        facts = {"missing_px": missing_px, "files": files, **meter.read()}
         return self.work.record(self.name, [], facts)
+
+    def list_files(self) -> dict[str, str]:
+        """Checksums of its files of the output as they are now, by name."""
+        spec = missing_spec(self.work.plan, self.root)
+        return {
+            name: checksum
+            for level in levels_with(spec, self.level)
+            for name, checksum in labels.checksum_unit(
+                spec, level, labels.shard_grid(spec, level)[self.row, self.col], None
+            ).items()
+        }
 
     def _write(self, spec: labels.PyramidSpec, region: Region, pixels: NDArray[np.uint32]) -> None:
         where = labels.label_path(spec)

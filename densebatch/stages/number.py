@@ -103,9 +103,12 @@ class _Shard(Task):
             # Of a slide that was touched, only channels that the network sees are known to be
             # the same.
             and facts.get("slide", "") in ("", self.work.plan.slide.identity)
-            and facts.get("files")
-            == checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
+            and facts.get("files") == self.list_files()
         )
+
+    def list_files(self) -> dict[str, str]:
+        """Checksums of its files of the output as they are now, by name."""
+        return checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
 
     def _write(self, write: Callable[[], _T]) -> _T:
         return write_patiently(Path(self.root), write)
@@ -182,7 +185,7 @@ class NumberShard(_Shard):
             touching=touching[present],
         )
         with meter.timed("write"):
-            files = checksum_shard(plan, self.root, 0, self.row, self.col)
+            files = self.list_files()
         part = work.shard_cells(self.row, self.col)
         write_patiently(part, lambda: write_atomic(part, buffer.getvalue()))
         facts = {
@@ -248,7 +251,7 @@ class ReduceShard(_Shard):
                         )
                     pixels = self._write(reduce)
         with meter.timed("write"):
-            files = checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
+            files = self.list_files()
         facts = {"inputs": self.inputs, "files": files, **meter.read()}
         return self.work.record(self.name, [], facts)
 

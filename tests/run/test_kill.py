@@ -21,6 +21,7 @@ from tests.helpers.run_files import (
     run_command,
     simulate,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 
@@ -48,7 +49,7 @@ def environment(hook=None):
 
 def predicted(out):
     """When each record of the network's work was written."""
-    folder = out / "work" / "journal"
+    folder = tasks_folder(out) / "journal"
     return {p.name: p.stat().st_mtime_ns for p in folder.glob("predict-*.json")}
 
 

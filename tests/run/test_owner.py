@@ -27,6 +27,7 @@ from tests.helpers.run_files import (
     simulate,
     slow_traces,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 from tests.helpers.slide_files import write_zarr
@@ -234,9 +235,9 @@ def command(slide, out, *options):
     return "segment", slide, out, "--membrane", "CD3", "--workers", 0, "--tile", 64, *options
 
 
-def wait_for(path, process):
+def wait_for(happened, process):
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not happened():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -246,7 +247,7 @@ def test_the_second_of_two_commands_is_refused(slide, tmp_path):
     path, expected = slide
     out = tmp_path / "out"
     first = start_command(*command(path, out), before=slow_traces(0.3))
-    wait_for(out / NAME, first)
+    wait_for((out / NAME).exists, first)
     for restart in ([], ["--restart"]):
         code, said, err = run_command(*command(path, out), *restart)
         assert (code, said) == (2, "")
@@ -266,7 +267,7 @@ def test_a_suspended_command_stops_when_it_finds_another_in_its_place(slide, tmp
     path, expected = slide
     out = tmp_path / "out"
     first = start_command(*command(path, out), before=slow_traces(0.1))
-    wait_for(out / "work" / "journal" / "trace-64-0-1.json", first)
+    wait_for(lambda: (tasks_folder(out) / "journal" / "trace-64-0-1.json").exists(), first)
     first.send_signal(signal.SIGSTOP)
     impatient = "import densebatch.run.owner as o; o.SILENCE_S = 2.0\n" + slow_traces(0.3)
     second = start_command(*command(path, out), before=impatient)
@@ -289,7 +290,7 @@ def test_a_suspended_command_stops_when_it_finds_another_in_its_place(slide, tmp
 def test_two_outputs_of_labels_in_one_slide(tmp_path):
     slide = write_zarr(tmp_path / "a.zarr", simulate(200, 260), labels=["CD3", "DAPI"])
     first = start_command(*command(slide, tmp_path / "one", "--in-place"), before=slow_traces(0.3))
-    wait_for(slide / NAME, first)
+    wait_for((slide / NAME).exists, first)
     code, _, err = run_command(*command(slide, tmp_path / "two", "--in-place"))
     assert code == 2
     assert err.startswith(

@@ -14,7 +14,7 @@ from densebatch.run.segment import segment
 from densebatch.run.verify import verify
 from densebatch.stages.predict import PredictGroup
 from tests.helpers.damage import KINDS, draw_files, flip, make_result, read_files
-from tests.helpers.run_files import call_main, count_calls, simulate
+from tests.helpers.run_files import call_main, count_calls, simulate, tasks_folder
 from tests.helpers.slide_files import write_zarr
 
 ONE_OF_TWO = (".copy", ".sha256")
@@ -218,7 +218,7 @@ def test_kept_flows_are_made_again(tmp_path):
     assert not verify(out).is_right
     found = repair(out, workers=0)
     assert found.is_right, [str(f) for f in found.findings] + found.notes
-    flows = out / "work" / "flows.zarr"
+    flows = tasks_folder(out) / "flows.zarr"
     assert {p: p.read_bytes() for p in work if p.is_relative_to(flows)} == {
         p: d for p, d in work.items() if p.is_relative_to(flows)
     }

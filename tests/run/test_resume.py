@@ -25,6 +25,7 @@ from tests.helpers.run_files import (
     run_command,
     simulate,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 
@@ -51,7 +52,7 @@ def small_slide(tmp_path_factory):
 
 def records(out):
     """When each task's record was written."""
-    return {p.stem: p.stat().st_mtime_ns for p in (out / "work" / "journal").glob("*.json")}
+    return {p.stem: p.stat().st_mtime_ns for p in (tasks_folder(out) / "journal").glob("*.json")}
 
 
 def run_until(arguments, out, n_records):
@@ -295,7 +296,7 @@ def test_a_finished_run_is_not_done_again(small_slide, tmp_path, capsys, monkeyp
 def test_a_run_killed_while_it_removes_its_work_folder(small_slide, tmp_path):
     slide, expected, _ = small_slide
     segment(slide, tmp_path, workers=0, keep_flows=True, **SMALL)
-    (tmp_path / "work" / "flows.zarr" / "zarr.json").unlink()
+    (tasks_folder(tmp_path) / "flows.zarr" / "zarr.json").unlink()
     segment(slide, tmp_path, workers=0, **SMALL)
     assert not (tmp_path / "work").exists()
     assert_same_output(tmp_path, expected)

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.base.files import describe_trouble, is_disk_trouble, remove_folder, write_atomic
 from densebatch.cells import labels
-from densebatch.cells.kept import Tree, forget, list_trees
+from densebatch.cells.kept import Tree, forget, forget_work, list_trees, work_tree
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class OutputFolder:
     def trees(self, plan: Plan) -> list[Tree]:
         """Where the files of the result are, and the lists of their checksums."""
         return list_trees(self.path, self.root(plan), in_place=plan.in_place)
+
+    def work_tree(self, plan: Plan) -> Tree:
+        """As `trees`, of what tasks have left, if it stays."""
+        return work_tree(self.path, self.tasks(plan))
 
     def check(self) -> None:
         """Refuse, before a slide is read, what cannot be an output folder of any run.
@@ -277,6 +281,12 @@ class OutputFolder:
         except OSError as error:
             self.release()
             raise self.unusable(error) from error
+
+    def remove_work(self) -> None:
+        """Remove what is of no use any more when a run is complete, as far as the disk lets us."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        with suppress(OSError):
+            forget_work(self.path)
 
     def _remove_late(self, plan: Plan) -> None:
         """Remove what tasks of an earlier run have written since its work folder was removed."""

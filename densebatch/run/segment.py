@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +169,7 @@ def segment(
                 progress.note(f"{folder.path}: this run is already complete")
                 folder.mend_marker(prepared.plan)
                 if not settings.keep_flows:
-                    shutil.rmtree(folder.work, ignore_errors=True)  # killed as it ended
+                    folder.remove_work()  # killed as it ended
                 return _result(folder, prepared.plan, report)
         session = Session(
             prepared.plan,
@@ -196,7 +195,7 @@ def segment(
             session.seconds["start"] = round(starting.waited_s, 3)
             result = _finish(session, n_cells, failed, started, meter)
         if not settings.keep_flows and not result.is_partial:
-            shutil.rmtree(folder.work, ignore_errors=True)
+            folder.remove_work()
     return result
 
 
@@ -333,7 +332,7 @@ def _finish(
     keep(trees, Path(session.root), session.folder.table, known, seeds, content)
     result = _result(session.folder, plan, report)
     if session.settings.keep_flows or result.is_partial:
-        keep_work(session.work.folder)
+        keep_work(session.folder.work_tree(plan), session.work.journal.list_files())
     write_atomic(session.folder.report, content)
     return result
 

@@ -117,6 +117,12 @@ def find_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.bool_] | 
     return result
 
 
+def mark_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
+    """Pixels of the label image `missing`: 1 where there is no result; as `find_missing`."""
+    found = find_missing(work, gaps, region)
+    return np.zeros(region.shape, np.uint32) if found is None else found.astype(np.uint32)
+
+
 def _read_tile(work: Work, index: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
     bits = np.unpackbits(np.load(work.tile_missing(*index)), count=shape[0] * shape[1])
     return bits.astype(np.bool_).reshape(shape)
@@ -211,10 +217,7 @@ class MarkShard(Task):
             region = labels.shard_grid(spec, level)[self.row, self.col]
             with meter.timed("write"):
                 if level == 0:
-                    found = find_missing(self.work, read_gaps(self.work), region)
-                    pixels = np.zeros(region.shape, np.uint32)
-                    if found is not None:
-                        pixels[found] = 1
+                    pixels = mark_missing(self.work, read_gaps(self.work), region)
                     missing_px = int(pixels.sum())
                     self._write(spec, region, pixels)
                 else:

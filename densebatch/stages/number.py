@@ -173,7 +173,7 @@ class NumberShard(_Shard):
         touching = np.zeros(ids.size, np.bool_)
         touching[find_touching(work, gaps, region, local) - 1] = True
         with meter.timed("write"):
-            numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
+            numbered = _apply_ids(local, ids)
             self._write(partial(labels.write_label_shard, spec, 0, region, numbered))
         buffer = io.BytesIO()
         np.savez(
@@ -257,9 +257,12 @@ class ReduceShard(_Shard):
 
 
 @lru_cache(maxsize=2)
-def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
-    """The union, mapped rather than read; `digest` keys the cache."""
-    del digest
+def _mapped_keys(path: str, digest: str, inode: int) -> NDArray[np.int64]:
+    """The union, mapped rather than read; all arguments key the cache.
+
+    Digest and file both do, because a file that is damaged in place takes its map with it.
+    """
+    del digest, inode
     mapped: NDArray[np.int64] = np.load(path, mmap_mode="r")
     return mapped
 
@@ -272,7 +275,7 @@ def _read_shard_labels(
     The area of lost tiles is left 0; the label image `missing` marks it.
     """
     grid = work.grid
-    keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys))
+    keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys), work.all_keys.stat().st_ino)
     array = zarr.open_array(work.tile_labels, mode="r")
     tiles = [index for index in grid.overlapping(region) if index not in gaps.lost]
     ids_of = {
@@ -289,6 +292,26 @@ def _read_shard_labels(
         table[1:] = np.searchsorted(ids, ids_of[index]) + 1
         local[part.shift(-region.y0, -region.x0).slices] = table[np.asarray(array[part.slices])]
     return local, ids
+
+
+def _apply_ids(local: NDArray[np.uint32], ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    numbered: NDArray[np.uint32] = np.concatenate([np.zeros(1, np.uint32), ids])[local]
+    return numbered
+
+
+def number_region(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
+    """Labels of a region by the ids of the run.
+
+    Parameters
+    ----------
+    work
+        Of the run, whose keys are collected.
+    gaps
+        That were known then.
+    region
+        Pixels of the slide.
+    """
+    return _apply_ids(*_read_shard_labels(work, gaps, region))
 
 
 def read_parts(work: Work, grid: Grid) -> Iterator[CellSums]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from contextlib import contextmanager, suppress
@@ -23,6 +24,26 @@ CACHE_VARIABLE = "DENSEBATCH_CACHE"
 
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO}
+
+
+# Also as a path that was made of an address has it, which keeps one of its slashes.
+_ADDRESS = re.compile(r"(?P<schemes>[A-Za-z][\w+.-]+(?:::[A-Za-z][\w+.-]+)*):/")
+
+
+def refuse_address(path: Path) -> None:
+    """Refuse the address of something elsewhere, given for a path, unless there is such a path.
+
+    Raises
+    ------
+    InputError
+        Naming the scheme.
+    """
+    found = _ADDRESS.match(str(path))
+    if found is not None and not path.exists():
+        raise InputError(
+            f"{path}: is an address ({found['schemes']}://) and no path; accepted are files and "
+            "folders that this machine sees, such as a mounted share"
+        )
 
 
 def is_disk_trouble(error: OSError) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.base.files import sentences_for_disk, write_atomic
+from densebatch.base.files import refuse_address, sentences_for_disk, write_atomic
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.process import Meter
@@ -151,6 +151,7 @@ def segment(
         raise TypeError(f"give settings or keyword arguments, not both: {', '.join(options)}")
     settings = settings or load_settings(None, **options)
     progress = progress or Progress()
+    refuse_address(Path(out))
     folder = OutputFolder(Path(out).absolute())
     started, meter = time.monotonic(), Meter()
     # The output is owned until no worker is left that could write to it.

@@ -147,7 +147,7 @@ def test_sigkill_on_a_cluster_and_the_same_command_again(slide, alone, tmp_path,
         worker = processes.start_worker("--no-nanny")
         command = ("segment", slide, out, *OPTIONS, "--scheduler-address", processes.address)
         running = start_command(*command, "--patience", 2, group_px=10_000)
-        while not list(out.glob("work/journal/predict-*")):
+        while not list(out.glob("work/*/journal/predict-*")):
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
         processes.kill(worker if victim == "worker" else scheduler)

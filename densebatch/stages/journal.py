@@ -1,9 +1,9 @@
 """Which tasks of a run are done, in a way that survives the death of any process.
 
-A task is done when its record exists, still has the digest it was written with, and the files it
-names still have the digests it states. Records are written after the data and appear whole
-(written aside, synced, renamed), so there is no moment at which a record claims data that are not
-there.
+A task is done when its record exists, is of this run, still has the digest it was written with, and
+the files it names still have the digests it states. Records are written after the data and appear
+whole (written aside, synced, renamed), so there is no moment at which a record claims data that are
+not there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ def _digest_record(document: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Journal:
-    """Records of one run in one folder, a small JSON file per task."""
+    """Records of one run in one folder, a small JSON file per task.
+
+    The folder above has a name that no other run's has, and each record states it: one that came
+    from elsewhere says nothing of this run.
+    """
 
     folder: Path
 
@@ -44,6 +48,7 @@ class Journal:
         """
         root = self.folder.parent
         document = {
+            "run": root.name,
             "task": task,
             "files": {os.path.relpath(file, root): digest_file(file) for file in files},
             "facts": facts,
@@ -56,23 +61,31 @@ class Journal:
 
     def list_files(self) -> set[str]:
         """Names, relative to the work folder, of all files that a record covers."""
-        return {
-            name
-            for path in self.folder.glob("*.json")
-            for name in json.loads(path.read_bytes())["files"]
-        }
+        records = (self._read(path.stem) for path in self.folder.glob("*.json"))
+        return {name for document in records if document is not None for name in document["files"]}
 
     def done(self, task: str) -> dict[str, Any] | None:
         """Facts of a finished task, or None if it must be run (again)."""
+        document = self._read(task)
+        if document is None:
+            return None
+        root = self.folder.parent
         try:
-            document = json.loads(self._path(task).read_bytes())
-            # A document whose digest fits is as `record` wrote it, so its parts are not checked.
-            if document.pop("digest") != _digest_record(document) or document["task"] != task:
-                return None
-            root = self.folder.parent
             if any(digest_file(root / name) != old for name, old in document["files"].items()):
                 return None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except OSError:
             return None
         facts: dict[str, Any] = document["facts"]
         return facts
+
+    def _read(self, task: str) -> dict[str, Any] | None:
+        """The record of a task, None if there is none of this run as it was written."""
+        told = {"task": task, "run": self.folder.parent.name}
+        try:
+            document: dict[str, Any] = json.loads(self._path(task).read_bytes())
+            # A document whose digest fits is as `record` wrote it, so its parts are not checked.
+            if document.pop("digest") != _digest_record(document):
+                return None
+            return document if told.items() <= document.items() else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None

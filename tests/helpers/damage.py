@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from densebatch.base.checksums import checksum_file, format_checksums
@@ -42,6 +44,19 @@ def flip(path, rng):
     damaged[rng.integers(len(before))] ^= 1 << int(rng.integers(8))
     path.write_bytes(damaged)
     return before
+
+
+def take_records(tasks, foreign, names=None):
+    """Put records of another run, and the files that they cover, into the place of a run's own.
+
+    `names` are those of the records; all are taken if it is None.
+    """
+    for record in sorted((foreign / "journal").glob("*.json")):
+        if names is not None and record.stem not in names:
+            continue
+        for name in (*json.loads(record.read_bytes())["files"], f"journal/{record.name}"):
+            (tasks / name).parent.mkdir(parents=True, exist_ok=True)
+            (tasks / name).write_bytes((foreign / name).read_bytes())
 
 
 def draw_files(files, n, seed):

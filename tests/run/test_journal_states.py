@@ -1,4 +1,4 @@
-"""Run, kill, corrupt, delete, change a setting, resume, in any order: never a false "complete".
+"""Run, kill, corrupt, delete, mix up, change a setting, resume: never a false "complete".
 
 Hypothesis makes up the order. Whatever came before, a call that returns leaves the bytes of an
 undisturbed run, and a folder that calls itself complete holds them.
@@ -29,9 +29,17 @@ from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
-from tests.helpers.run_files import assert_same_output, output_bytes, simulate, write_tiff
+from tests.helpers.damage import take_records
+from tests.helpers.run_files import (
+    assert_same_output,
+    output_bytes,
+    simulate,
+    tasks_folder,
+    write_tiff,
+)
 
 MIN_SIZES = (15, 60)
+TILES = (64, 128)
 FIXED = {"membrane": ("CD3",), "model": "dense-tiny", "workers": 0}
 
 
@@ -72,6 +80,10 @@ def slide(tmp_path_factory):
             clean[size] = output_bytes(folder / str(size))
             plans[size] = build_plan(path, SegmentSettings(min_size=size, **FIXED))
         assert clean[15] != clean[60]
+        other = write_tiff(folder / "b.ome.tif", simulate(100, 260, seed=3), ["CD3", "DAPI"])
+        for tile in TILES:
+            segment(other, folder / f"b-{tile}", tile=tile, keep_flows=True, **FIXED)
+        Runs.others = [tasks_folder(folder / f"b-{tile}") for tile in TILES]
         Runs.slide, Runs.clean, Runs.plans = path, clean, plans
         yield path
 
@@ -93,11 +105,11 @@ class Runs(RuleBasedStateMachine):
         assert not result.is_partial
         assert_same_output(self.out, self.clean[size])
 
-    @rule(tile=st.sampled_from([64, 128]))
+    @rule(tile=st.sampled_from(TILES))
     def run(self, tile):
         self.call(self.size, tile)
 
-    @rule(k=st.integers(1, 45), tile=st.sampled_from([64, 128]))
+    @rule(k=st.integers(1, 45), tile=st.sampled_from(TILES))
     def kill(self, k, tile):
         try:
             with killed_at(k):
@@ -140,6 +152,18 @@ class Runs(RuleBasedStateMachine):
             path.write_bytes(content)
         else:
             path.write_bytes(b"")
+
+    @precondition(lambda self: (self.out / "work").is_dir())
+    @rule(data=st.data(), everything=st.booleans())
+    def mix_up_with_another_slide(self, data, everything):
+        """Records of tasks of the same names, with all that they cover."""
+        tasks = tasks_folder(self.out)
+        if not tasks.is_dir() or (self.out / "run.json").exists():
+            return
+        other = data.draw(st.sampled_from(self.others))
+        names = sorted(p.stem for p in (other / "journal").glob("*.json"))
+        chosen = None if everything else [data.draw(st.sampled_from(names))]
+        take_records(tasks, other, chosen)
 
     @precondition(lambda self: (self.out / ".densebatch.json").exists())
     @rule()

@@ -15,6 +15,7 @@ from densebatch.run import segment as segment_module
 from densebatch.run import start
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
+from tests.helpers.damage import take_records
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
@@ -194,6 +195,22 @@ def test_damage_after_a_kill_is_found_and_repaired(
     others = [name for name in ("predict", "trace") if name != stage]
     assert all(watcher.stages[name][0] == watcher.stages[name][1] for name in others)
     assert_same_output(tmp_path, expected)
+
+
+@pytest.mark.parametrize("names", [None, ["predict-0-0"], ["trace-100-0-1"], ["number-100-0-0-0"]])
+@pytest.mark.parametrize("until", ["trace", "number", "finish"])
+def test_records_of_another_run_are_not_taken_for_those_of_this(
+    small_slide, tmp_path, names, until
+):
+    """All, or any: a slide of the same size has tasks of the same names."""
+    slide, expected, _ = small_slide
+    other = write_tiff(tmp_path / "b.ome.tif", simulate(200, 260, seed=7), ["CD3", "DAPI"])
+    segment(other, tmp_path / "other", workers=0, keep_flows=True, **SMALL)
+    out = tmp_path / "out"
+    stop_at(until, slide, out, **SMALL)
+    take_records(tasks_folder(out), tasks_folder(tmp_path / "other"), names)
+    segment(slide, out, workers=0, **SMALL)
+    assert_same_output(out, expected)
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -136,15 +136,17 @@ def test_digest_tells_contents_apart(tmp_path):
     assert "absent" not in digests
 
 
-def test_run_folder_may_move(run, tmp_path):
-    journal, data = run
+def test_run_folder_may_move_and_says_nothing_of_another_run(tmp_path):
+    """The folder above the journal has the run's name, whatever lies above that."""
+    journal, data = Journal(tmp_path / "out" / "a1" / "journal"), tmp_path / "out" / "a1" / "data"
+    write_atomic(data, b"flows of a task")
     journal.record("predict-0-0", [data], FACTS)
-    moved = tmp_path.with_name(tmp_path.name + "-moved")
-    tmp_path.rename(moved)
-    try:
-        assert Journal(moved / "journal").done("predict-0-0") == FACTS
-    finally:
-        moved.rename(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert Journal(tmp_path / "moved" / "a1" / "journal").done("predict-0-0") == FACTS
+    (tmp_path / "moved" / "a1").rename(tmp_path / "moved" / "b2")
+    other = Journal(tmp_path / "moved" / "b2" / "journal")
+    assert other.done("predict-0-0") is None
+    assert other.list_files() == set()
 
 
 def test_later_record_wins(run):

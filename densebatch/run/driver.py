@@ -88,7 +88,8 @@ class Driver:
                     with contextlib.suppress(OSError):
                         folder.state.unlink(missing_ok=True)
                     self._states.remove((folder, state))
-            self._write_states()
+            if not any(owned.lost for owned in self._owned.values()):
+                self._write_states()
         finally:
             for owned in self._owned.values():
                 owned.release()

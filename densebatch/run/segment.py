@@ -195,6 +195,7 @@ def segment(
             n_cells = number_cells(session, failed)
             session.seconds["start"] = round(starting.waited_s, 3)
             result = _finish(session, n_cells, failed, started, meter)
+        driver.check()
         if not settings.keep_flows and not result.is_partial:
             folder.remove_work()
     return result
@@ -334,6 +335,7 @@ def _finish(
     result = _result(session.folder, plan, report)
     if session.settings.keep_flows or result.is_partial:
         keep_work(session.folder.work_tree(plan), session.work.journal.list_files())
+    session.driver.check()
     write_atomic(session.folder.report, content)
     return result
 

@@ -1,7 +1,6 @@
 """What a user was given by somebody else is read as data: no file runs a program."""
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -10,17 +9,8 @@ import pytest
 import torch
 import yaml
 
+from tests.helpers.checkpoint_files import Bomb
 from tests.helpers.run_files import call_main, simulate, write_tiff
-
-
-class Bomb:
-    """Leaves a file where it is unpickled."""
-
-    def __init__(self, trap):
-        self.trap = str(trap)
-
-    def __reduce__(self):
-        return os.mkdir, (self.trap,)
 
 
 @pytest.fixture
@@ -28,8 +18,8 @@ def trap(tmp_path):
     """A path that is there once anything was run."""
     path = tmp_path / "trap"
     pickle.loads(pickle.dumps(Bomb(path)))
-    assert path.is_dir()
-    path.rmdir()
+    assert path.exists()
+    path.unlink()
     return path
 
 

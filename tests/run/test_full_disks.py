@@ -94,8 +94,8 @@ def find_flows(out):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_any_more(slide, clean, tmp_path):
     try:
+        meddler = Meddler("predict", lambda: find_flows(tmp_path).chmod(0o500))
         with pytest.raises(WriteError, match=r"flows\.zarr: cannot be written \(Permission denied"):
-            meddler = Meddler("predict", lambda: find_flows(tmp_path).chmod(0o500))
             segment(slide, tmp_path, progress=meddler, **OPTIONS)
     finally:
         find_flows(tmp_path).chmod(0o700)

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import zarr
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.run import segment as segment_module
-from densebatch.run import start
+from densebatch.run import start, steps
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
+from densebatch.stages.journal import Journal
 from tests.helpers.damage import take_records
 from tests.helpers.run_files import (
     Watcher,
@@ -211,6 +213,38 @@ def test_records_of_another_run_are_not_taken_for_those_of_this(
     take_records(tasks_folder(out), tasks_folder(tmp_path / "other"), names)
     segment(slide, out, workers=0, **SMALL)
     assert_same_output(out, expected)
+
+
+@pytest.mark.parametrize("what", ["a shard", "a shard that is gone", "sums", "a record"])
+def test_a_late_write_of_another_process_ends_the_run(small_slide, tmp_path, monkeypatch, what):
+    """A worker of an earlier session may write what was numbered otherwise then."""
+    slide, expected, _ = small_slide
+
+    def write_late(*args):
+        write_table(*args)
+        task = tasks_folder(tmp_path)
+        if what == "a shard":
+            zarr.open_array(tmp_path / Path(LABELS).parents[2], mode="r+")[...] = 7
+        elif what == "a shard that is gone":
+            (tmp_path / LABELS).unlink()
+        elif what == "sums":
+            (task / "trace-100" / "cells-0-0.npz").write_bytes(b"of other cells")
+        else:
+            facts = Journal(task / "journal").done("number-100-0-0-0")
+            part = task / "trace-100" / "cells-0-0.npz"
+            Journal(task / "journal").record(
+                "number-100-0-0-0", [part], {**facts, "inputs": "of other tiles"}
+            )
+
+    write_table = steps.write_table
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "write_table", write_late)
+        with pytest.raises(DensebatchError, match="was changed by another process") as told:
+            segment(slide, tmp_path, workers=0, **SMALL)
+    assert "number-100-0-0-0" in str(told.value)
+    assert not (tmp_path / "run.json").exists()
+    segment(slide, tmp_path, workers=0, **SMALL)
+    assert_same_output(tmp_path, expected)
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -45,6 +45,14 @@ def checksum_file(path: Path) -> str:
         return ABSENT
 
 
+def fits_checksum(path: Path, checksum: str) -> bool:
+    """Whether a file is there, or absent, as a checksum says; what cannot be read does not fit."""
+    try:
+        return checksum_file(path) == checksum
+    except OSError:
+        return False
+
+
 def format_checksums(checksums: Mapping[str, str]) -> bytes:
     """A list of files, by name, with its own checksum at its end; inverse of `parse_checksums`.
 

@@ -36,6 +36,17 @@ class Scene:
     what: str
 
 
+def count_of(n: int, what: str) -> str:
+    """A number of things in words.
+
+    Examples
+    --------
+    >>> count_of(1, "piece"), count_of(2, "piece")
+    ('1 piece', '2 pieces')
+    """
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def quote_names(names: Sequence[str]) -> str:
     """Names in quotes, the first forty of them.
 

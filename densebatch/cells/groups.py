@@ -15,6 +15,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
+from densebatch.ngff.folders import DOCUMENTS, has_more
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -183,27 +184,35 @@ def refresh_consolidated(folder: Path) -> None:
             write_atomic(path, json.dumps(document, indent=2).encode())
 
 
-def find_stale(folder: Path) -> list[Path]:
+def find_stale(folder: Path, *, deep: bool = True) -> list[Path]:
     """Documents whose consolidated metadata tell of a group otherwise than the group does itself.
+
+    That others have added to a document meanwhile is no such thing.
 
     Parameters
     ----------
     folder
-        The group.
+        The group, or an array.
+    deep
+        Whether what is below it is looked at too.
     """
     zarr_format = find_format(folder)
     stale = []
     for holder in list_consolidated(folder) if zarr_format is not None else ():
         path = holder.path / holder.document
         within = f"{holder.inside}/" if holder.inside else ""
-        known = {
-            key: value
-            for key, value in _list_known(json.loads(path.read_bytes()), zarr_format or 3).items()
-            if key == holder.inside or key.startswith(within)
-        }
-        wanted = dict(_list_documents(folder, holder.inside, zarr_format or 3))
+        own = {holder.inside, *(f"{within}{name}" for name in DOCUMENTS)}
+        known, wanted = (
+            {k: v for k, v in told.items() if k in own or (deep and k.startswith(within))}
+            for told in (
+                _list_known(json.loads(path.read_bytes()), zarr_format or 3),
+                dict(_list_documents(folder, holder.inside, zarr_format or 3)),
+            )
+        )
         wanted.pop("", None)
-        if known != wanted:
+        if known.keys() != wanted.keys() or any(
+            wanted[key] != known[key] and not has_more(wanted[key], known[key]) for key in wanted
+        ):
             stale.append(path)
     return stale
 

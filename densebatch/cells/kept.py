@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from densebatch.base.checksums import (
     ABSENT,
     checksum_file,
+    fits_checksum,
     format_checksums,
     list_files,
     map_in_threads,
@@ -35,7 +36,7 @@ from densebatch.base.checksums import (
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.cells.pyramid_spec import LABEL_NAME, OWNER
-from densebatch.ngff.folders import DOCUMENTS
+from densebatch.ngff.folders import DOCUMENTS, has_more
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -288,18 +289,19 @@ def is_replaced(tree: Tree) -> bool:
 
 
 def read_list(tree: Tree) -> tuple[dict[str, str] | None, list[str]]:
-    """The checksums of a tree, from whichever copy of the list is whole.
+    """The checksums of a tree, from whichever copy of the list is whole and of this result.
 
     Returns
     -------
     checksums : dict or None
-        By name; None if no copy is whole.
+        By name; None if there is no such copy.
     faults : list of str
         A sentence for each copy that is not.
     """
-    found, faults = None, []
+    found: dict[str, dict[str, str]] = {}
+    faults = []
     for path in tree.lists:
-        shown = path.relative_to(tree.out)
+        shown = path.relative_to(tree.out).as_posix()
         try:
             parsed = parse_checksums(path.read_bytes())
         except FileNotFoundError:
@@ -308,10 +310,43 @@ def read_list(tree: Tree) -> tuple[dict[str, str] | None, list[str]]:
             reason = error.strerror if isinstance(error, OSError) else error
             faults.append(f"{shown}: is damaged ({reason})")
         else:
-            if found is not None and parsed != found:
-                faults.append(f"{shown}: is of another session than its copy")
-            found = parsed if found is None else found
-    return found, faults
+            if _tells_of(tree, parsed):
+                found[shown] = parsed
+            else:
+                faults.append(f"{shown}: is the list of another result")
+    if not found:
+        return None, faults
+    best = next(iter(found))
+    if any(parsed != found[best] for parsed in found.values()):
+        best = min(found, key=lambda shown: _count_misfits(tree, found[shown]))
+        faults += [
+            f"{shown}: is of another session than its copy" for shown in found if shown != best
+        ]
+    return found[best], faults
+
+
+def _tells_of(tree: Tree, listed: Mapping[str, str]) -> bool:
+    """Whether a document that no two runs have alike, or its copy, fits a list."""
+    return any(
+        path is not None and fits_checksum(path, listed[name])
+        for name in filter(_is_telling, listed)
+        for path in (tree.base / name, tree.copy_of(name))
+    )
+
+
+def _is_telling(name: str) -> bool:
+    """Whether a file of a result, by its name, tells which run's it is."""
+    path = Path(name)
+    is_label = path.parent.name == LABEL_NAME and path.name in ("zarr.json", ".zattrs")
+    return name in (REPORT, MARKER) or is_label or path.match("plan-*.json")
+
+
+def _count_misfits(tree: Tree, listed: Mapping[str, str]) -> tuple[int, int]:
+    """How many documents do not fit a list, both copies of them, and how many files."""
+    lost = [name for name in listed if not fits_checksum(tree.base / name, listed[name])]
+    copies = {name: tree.copy_of(name) for name in lost}
+    twice = [n for n, copy in copies.items() if copy and not fits_checksum(copy, listed[n])]
+    return len(twice), len(lost)
 
 
 def find_faults(
@@ -388,30 +423,15 @@ def _is_array(listed: Mapping[str, str], folder: str) -> bool:
 
 
 def _was_added_to(tree: Tree, name: str, checksum: str) -> bool:
-    """Whether the document of a group says all that it said, and more: somebody's own metadata.
-
-    Another program may add a label image to the list, or consolidate metadata. A bit that changes
-    never does that.
-    """
+    """Whether the document of a group says all that it said, and more: somebody's own metadata."""
     copy = tree.copy_of(name)
     try:
-        if copy is None or checksum_file(copy) != checksum:
+        if copy is None or not fits_checksum(copy, checksum):
             return False
         now, before = (json.loads(path.read_bytes()) for path in (tree.base / name, copy))
     except (OSError, ValueError):
         return False
-    is_group = Path(name).name in (".zattrs", ".zgroup") or (
-        isinstance(before, dict) and before.get("node_type") == "group"
-    )
-    return is_group and now != before and _contains(now, before)
-
-
-def _contains(now: object, before: object) -> bool:
-    if isinstance(now, dict) and isinstance(before, dict):
-        return all(key in now and _contains(now[key], before[key]) for key in before)
-    if isinstance(now, list) and isinstance(before, list):
-        return all(item in now for item in before)
-    return now == before and type(now) is type(before)
+    return has_more(now, before)
 
 
 def find_fault(trees: Sequence[Tree], threads: int) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
+from densebatch.base.names import count_of
 from densebatch.cells.read import FILE_SUFFIXES
 from densebatch.cells.read_zarr import is_zarr
 
@@ -123,19 +124,19 @@ def pair_labels(pred: Path, truth: Path, *, allow_missing: bool = False) -> Pair
     alone += [truths[name] for name in sorted(truths.keys() - preds.keys())]
     if alone and not (allow_missing and names):
         raise InputError(
-            f"{_count(len(alone), 'label image')} of {pred} and {truth} without a partner of the "
+            f"{count_of(len(alone), 'label image')} of {pred} and {truth} without a partner of the "
             f"same name: {_list_some(alone)}; names are compared without file type and endings "
             f"such as _masks{'' if allow_missing else '; --allow-missing leaves them out'}"
         )
     rule = (
-        f"Paired {_count(len(names), 'image')} by name, without file type and endings such as "
+        f"Paired {count_of(len(names), 'image')} by name, without file type and endings such as "
         "_masks."
     )
     if left := [*pred_left, *truth_left]:
-        rule += f" Left out {_count(len(left), 'file')} that are no label images by their names"
+        rule += f" Left out {count_of(len(left), 'file')} that are no label images by their names"
         rule += f": {_list_some(left)}."
     if alone:
-        rule += f" Left out {_count(len(alone), 'label image')} without a partner"
+        rule += f" Left out {count_of(len(alone), 'label image')} without a partner"
         rule += f": {_list_some(alone)}."
     return Pairing(
         tuple(Pair(name, preds[name], truths[name]) for name in names), rule, tuple(alone)
@@ -208,10 +209,6 @@ def _list_folder(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     if not labels:
         raise InputError(f"{folder} has no label images; accepted are {', '.join(FILE_SUFFIXES)}")
     return labels, left
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _list_some(paths: list[Path]) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densebatch.base.errors import InputError
 from densebatch.base.machine import count_cores
 from densebatch.cli.logs import LoggedGroup, get_console
+from densebatch.cli.options import check_writable, write_text
 from densebatch.planning.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def _measured(kind: str) -> Callable[[Callable[..., list[Row]]], Callable[..., N
             )
 
             target = out or Path(f"densebatch-benchmark-{kind}.json")
-            if not target.absolute().parent.is_dir():
-                raise InputError(f"{target} cannot be written: there is no folder {target.parent}")
+            check_writable(target)
             old = read_record(compare_with, kind) if compare_with is not None else None
             machine, versions = describe_machine(), describe_versions()
             console = get_console()
@@ -120,10 +119,7 @@ def _tell(record: BenchmarkRecord, target: Path, old: BenchmarkRecord | None) ->
 
     write_record(target, record)
     picture = target.with_suffix(".svg")
-    try:
-        picture.write_text(draw_record(record), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{picture} cannot be written: {error.strerror}") from error
+    write_text(picture, draw_record(record))
     ratios = None
     if old is not None:
         ratios = compare_records(old, record)

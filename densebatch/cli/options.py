@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from densebatch.base.errors import InputError
+from densebatch.base.files import write_atomic
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -46,3 +49,41 @@ def add_options(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
         return command
 
     return decorate
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse files in folders that are not there, before there is anything to write.
+
+    Parameters
+    ----------
+    *paths
+        None and `-` are accepted.
+
+    Raises
+    ------
+    InputError
+        Naming the file and the folder.
+    """
+    for path in filter(None, paths):
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named; `-` is standard output.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    if path == Path("-"):
+        click.echo(text, nl=False)
+        return
+    try:
+        if path.exists() and not path.is_file():  # such as a pipe
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomic(path, text.encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error

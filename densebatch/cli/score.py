@@ -12,7 +12,13 @@ import click
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import add_options, label_components_option, scheduler_options
+from densebatch.cli.options import (
+    add_options,
+    check_writable,
+    label_components_option,
+    scheduler_options,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,9 +134,7 @@ def score(
         label_components=label_components,
     )
     options = ScoreOptions(settings, boundary, ignore, image, allow_missing, field, scene)
-    for path in filter(None, (json_path, csv_path, report)):
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+    check_writable(json_path, csv_path, report)
     threads = count_cores() if workers is None else workers
     files = (pred, *also, truth, *([ignore] if ignore else []))
     connection = _open_cluster(cluster, files) or nullcontext(threads)
@@ -150,11 +154,11 @@ def score(
         click.echo(note, err=True)
     if report is not None:
         pictures = {name: draw_pictures(found, options) for name, found in scores.items()}
-        _write(report, format_html(images, pictures, pairing.rule))
+        write_text(report, format_html(images, pictures, pairing.rule))
     if csv_path is not None:
-        _write(csv_path, format_csv(images))
+        write_text(csv_path, format_csv(images))
     if json_path is not None:
-        _write(json_path, format_json(images))
+        write_text(json_path, format_json(images))
     if Path("-") not in (json_path, csv_path):
         print_report(images, Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH))
 
@@ -212,13 +216,3 @@ def _score_all(
 
             scores[name] = score_files(pred, truth, options, workers=workers, show_progress=show)
     return scores
-
-
-def _write(path: Path, text: str) -> None:
-    if path == Path("-"):
-        click.echo(text, nl=False)
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise InputError(f"{path} cannot be written: {exc.strerror}") from exc

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand
+from densebatch.cli.options import check_writable, write_text
 
 if TYPE_CHECKING:
     from densebatch.run.status import RunStatus
@@ -19,7 +21,8 @@ _STATES = {
     "empty": "nothing yet",
     "running": "running",
     "interrupted": "interrupted; the same command continues the run",
-    "partial": "done except for what failed; the same command tries it again",
+    "partial": "done except for what is missing; the same command tries it again",
+    "damaged": "done, but run.json is damaged and so is its copy; the same command does it again",
     "complete": "complete",
     "flows": "its flow field is stored, which is all that was asked for",
 }
@@ -40,19 +43,18 @@ def status(out: Path, watch: bool, as_json: Path | None) -> None:
 
     Reads files and writes none in OUT; works on any machine that sees them.
     """
-    from densebatch.base.files import write_atomic
     from densebatch.run.folder import OutputFolder
     from densebatch.run.status import read_status
 
+    check_writable(as_json)
     folder = OutputFolder(out.absolute())
     while True:
         found = read_status(folder)
         if as_json is None:
             click.echo("\n".join(_describe(found)))
-        elif str(as_json) == "-":
-            click.echo(json.dumps(found.to_dict(), indent=None if watch else 1))
         else:
-            write_atomic(as_json, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
+            is_line = watch and as_json == Path("-")
+            write_text(as_json, json.dumps(found.to_dict(), indent=None if is_line else 1) + "\n")
         if not watch or found.state != "running":
             return
         time.sleep(_WATCH_S)
@@ -71,19 +73,29 @@ def _describe(found: RunStatus) -> list[str]:
     if found.reason:
         lines.append(f"           ended by: {found.reason}")
     if found.driver is not None:
-        workers = f", {found.workers} workers" if found.workers else ""
+        workers = f", {count_of(found.workers, 'worker')}" if found.workers else ""
         lines.append(f"driver     {found.driver_state}: {found.driver}{workers}")
     if found.cells is not None:
         lines.append(f"cells      {found.cells}")
-    if found.failed_tiles or found.unread:
-        lines.append(f"missing    {found.failed_tiles} tiles, {found.unread} pieces of the slide")
+    missing = [
+        (count_of(n, what) + more)
+        for n, what, more in (
+            (found.failed_tiles, "tile", ""),
+            (found.failed_groups, "group", " of patches"),
+            (found.unread, "piece", " of the slide"),
+            (found.missing_px, "pixel", " without a result"),
+        )
+        if n
+    ]
+    if missing:
+        lines.append(f"missing    {', '.join(missing)}")
     lines += [_describe_stage(stage) for stage in found.stages]
     return lines
 
 
 def _describe_stage(stage: Any) -> str:  # noqa: ANN401
-    total = "?" if stage.tasks is None else stage.tasks
-    parts = [f"{stage.done}/{total} tasks"]
+    total = "? tasks" if stage.tasks is None else count_of(stage.tasks, "task")
+    parts = [f"{stage.done}/{total}"]
     if stage.running:
         parts.append(f"{stage.running} running")
     if stage.failed:

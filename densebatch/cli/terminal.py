@@ -11,6 +11,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from densebatch.base.names import count_of
 from densebatch.run.segment import Progress
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class TerminalProgress(Progress):
         if self._bars is not None:
             self._tasks[name] = self._bars.add_task(name, total=total, completed=done, rate="")
         elif done:
-            self._print(f"{name}: {done} of {total} tasks were done before")
+            self._print(f"{name}: {done} of {count_of(total, 'task')} done before")
 
     def advance(self, name: str, pixels: int) -> None:
         """Count a task."""
@@ -89,7 +90,7 @@ class TerminalProgress(Progress):
         now = time.monotonic()
         if counter.done == counter.total or now - counter.shown > _SECONDS_BETWEEN_LINES:
             counter.shown = now
-            self._print(f"{name}: {counter.done}/{counter.total} tasks, {rate}")
+            self._print(f"{name}: {counter.done}/{count_of(counter.total, 'task')}, {rate}")
 
     def note(self, text: str) -> None:
         """Print a remark."""

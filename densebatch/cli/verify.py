@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from densebatch.base.errors import InputError, IntegrityError
-from densebatch.base.files import write_atomic
+from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
+from densebatch.cli.options import check_writable, write_text
 
 if TYPE_CHECKING:
     from densebatch.run.verify import Verification
@@ -44,17 +45,22 @@ def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None)
     from densebatch.run.repair import repair as run_repair
     from densebatch.run.verify import verify as run_verify
 
-    if json_path not in (None, Path("-")) and not json_path.absolute().parent.is_dir():
-        raise InputError(f"{json_path} cannot be written: there is no folder {json_path.parent}")
+    check_writable(json_path)
     with TerminalProgress(get_console()) as progress:
         if repair:
             result = run_repair(out, workers=workers, progress=progress)
         else:
             result = run_verify(out, threads=workers or None, progress=progress)
-    if json_path is not None:
-        _write(json_path, json.dumps(result.to_dict(), indent=1) + "\n")
+    text = json.dumps(result.to_dict(), indent=1) + "\n"
     if json_path != Path("-"):
         _print(result)
+    try:
+        if json_path is not None:
+            write_text(json_path, text)
+    except InputError as error:
+        if result.is_right:
+            raise
+        click.echo(f"note: {error}", err=True)
     if not result.is_right:
         raise IntegrityError(_sum_up(result, repaired=repair))
 
@@ -77,18 +83,12 @@ def _print(result: Verification) -> None:
 
 
 def _sum_up(result: Verification, *, repaired: bool) -> str:
-    if result.findings:
-        n = len(result.findings)
-        advice = "" if repaired else "; `densebatch verify --repair` makes again what it can"
-        return f"{result.out}: {n} {'thing is' if n == 1 else 'things are'} wrong{advice}"
-    return f"{result.out}: is no finished result; the run's own command continues it"
-
-
-def _write(path: Path, text: str) -> None:
-    if path == Path("-"):
-        click.echo(text, nl=False)
-        return
-    try:
-        write_atomic(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    n = len(result.findings)
+    wrong = f"{result.out}: {count_of(n, 'thing')} {'is' if n == 1 else 'are'} wrong"
+    if result.driver is not None:
+        return f"{result.out}: is being written by {result.driver}; look again when it has ended"
+    if not result.finished:
+        if n:
+            return f"{wrong}; the run's own command does again what is damaged"
+        return f"{result.out}: is no finished result; the run's own command continues it"
+    return wrong if repaired else f"{wrong}; `densebatch verify --repair` makes again what it can"

@@ -123,6 +123,49 @@ def read_node(path: Path, look: Callable[[Path], object] | None = None) -> Node 
     return new
 
 
+def has_more(now: object, before: object) -> bool:
+    """Whether the document of a group says all that it said, and more that others may add.
+
+    They may add attributes, names to the list of label images, and consolidated metadata, into
+    which nobody looks here. A bit that changes never does that.
+
+    Parameters
+    ----------
+    now, before
+        The document, as JSON has it.
+    """
+    if not isinstance(now, dict) or not isinstance(before, dict) or now == before:
+        return False
+    if "zarr_format" not in before:  # format 2 keeps attributes apart
+        return _keeps(now, before)
+    attributes = before.get("attributes")
+    is_added = now.keys() - before.keys() <= {"consolidated_metadata", "attributes"}
+    rest = {key: value for key, value in before.items() if key != "attributes"}
+    return (
+        before.get("node_type") == "group"
+        and is_added
+        and _keeps(now, rest)
+        and (attributes is None or _keeps(now.get("attributes"), attributes))
+    )
+
+
+def _keeps(now: object, before: Json) -> bool:
+    """Whether attributes have all that they had, in lists of names in the same order."""
+    if not isinstance(now, dict):
+        return False
+
+    def is_kept(key: str) -> bool:
+        new, old = now.get(key), before[key]
+        if key == "ome" and isinstance(old, dict):
+            return _keeps(new, old)
+        if key == "labels" and isinstance(new, list) and isinstance(old, list):
+            rest = iter(new)
+            return all(name in rest for name in old)
+        return json.dumps(new, sort_keys=True) == json.dumps(old, sort_keys=True)
+
+    return all(key in now and is_kept(key) for key in before)
+
+
 def read_shape(node: Node) -> list[int]:
     """Sizes of an array along its axes.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from densebatch.base.geometry import Region  # noqa: TC001  pydantic looks it up at run time
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -31,6 +33,7 @@ class ChannelBounds:
     debris_fraction : share of the slide's blocks that hold either
     debris_times : brightness of the brightest debris over that of the tissue
     content : digest of the channel's pixels as the survey read them; empty before it
+    unread : pieces that could not be read then, which count as 0
     """
 
     channel: int
@@ -44,6 +47,7 @@ class ChannelBounds:
     debris_fraction: float = 0.0
     debris_times: float = 0.0
     content: str = ""
+    unread: tuple[Region, ...] = ()
 
     @property
     def reach_px(self) -> int:

@@ -55,7 +55,6 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
-    n_unread : pieces of the slide that could not be read when it was surveyed
     engine : what evaluates the network; `run.engine.add_engine` decides it last
     """
 
@@ -79,13 +78,17 @@ class Plan:
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    n_unread: int = 0
     engine: Engine = field(default_factory=Engine)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the slide in pixels."""
         return self.slide.height, self.slide.width
+
+    @property
+    def surveyed(self) -> tuple[ChannelBounds, ...]:
+        """Bounds of all channels that the network sees."""
+        return (*self.membrane, *([self.nuclei] if self.nuclei is not None else []))
 
     @property
     def network_shape(self) -> tuple[int, int]:
@@ -149,7 +152,7 @@ class Plan:
         touched or copied stays the same; before that, by size and time of its files.
         """
         document = _leave_out_notes(self)
-        if all(b.content for b in (*self.membrane, *([self.nuclei] if self.nuclei else []))):
+        if all(b.content for b in self.surveyed):
             document["slide"]["identity"] = ""
         return _digest(json.dumps(document, sort_keys=True))
 
@@ -194,10 +197,7 @@ def load_plan(path: str) -> Plan:
 
 def _have_equal_content(old: Plan, new: Plan) -> bool:
     """Whether two plans have surveyed the same channels and found the same pixels."""
-    found = [
-        {b.channel: b.content for b in (*plan.membrane, *([plan.nuclei] if plan.nuclei else []))}
-        for plan in (old, new)
-    ]
+    found = [{b.channel: b.content for b in plan.surveyed} for plan in (old, new)]
     return found[0] == found[1] and all(found[0].values())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.base.names import explain_choice, quote_names
+from densebatch.base.names import count_of, explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
 from densebatch.models.model import Model, find_model
 from densebatch.planning.normalization import ChannelBounds
@@ -128,16 +128,28 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     )
 
 
-def survey_plan(draft: Plan) -> Plan:
-    """Complete a draft with what one pass over the pixels tells."""
+def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
+    """Complete a draft with what one pass over the pixels tells.
+
+    Parameters
+    ----------
+    draft
+        As `draft_plan` makes it.
+    earlier
+        Of the run that is to go on, if there is one. What could not be read when it began is left
+        out again, because it would move the normalisation a little, and a run must keep to one.
+    """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
     percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
+    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.surveyed}
     surveys = [
-        survey_channel(slide, b.channel, percentiles, side, mask_debris=draft.mask_debris)
-        for b in used
-    ]
+        survey_channel(
+            slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
+            left_out=left_out.get(b.channel, ()),
+        )
+        for b in draft.surveyed
+    ]  # fmt: skip
     bounds = [survey.bounds for survey in surveys]
     threshold = draft.skip_contrast
     if not any(b.high > b.low for b in bounds[:n_membrane]):
@@ -150,15 +162,11 @@ def survey_plan(draft: Plan) -> Plan:
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
         notes=(*draft.notes, *_explain_light(slide), *_odd_pixels(surveys)),
-        n_unread=sum(len(survey.unread) for survey in surveys),
     )
 
 
 def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
-    """The plan that a run goes on with: the one that it began with, if only that was read better.
-
-    A piece of the slide that could be read then and cannot now, or the other way round, moves the
-    normalisation a little. A run must keep to one.
+    """The plan that a run goes on with: as it began, if only less of the slide can be read now.
 
     Parameters
     ----------
@@ -167,17 +175,13 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
     earlier
         Of the run in the output folder, if there is one.
     """
-    if earlier is None or not (plan.n_unread or earlier.n_unread):
+    if earlier is None or not any(b.unread for b in plan.surveyed):
         return plan
-    surveyed = {
-        name: getattr(earlier, name)
-        for name in ("membrane", "nuclei", "active", "notes", "n_unread")
-    }
-    kept = replace(plan, **surveyed)
-    used = [
-        [b.channel for b in (*p.membrane, *([p.nuclei] if p.nuclei else []))]
-        for p in (plan, earlier)
-    ]
+    kept = replace(
+        plan,
+        **{name: getattr(earlier, name) for name in ("membrane", "nuclei", "active", "notes")},
+    )
+    used = [[b.channel for b in p.surveyed] for p in (plan, earlier)]
     is_same = replace(kept, engine=earlier.engine).to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
 
@@ -304,9 +308,9 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
         b = survey.bounds
         for piece, reason in list(survey.unread.items())[:1]:
             yield (
-                f"channel {b.name}: {len(survey.unread)} pieces cannot be read, the first at "
-                f"pixels {list(astuple(piece))} ({reason}): the normalisation leaves them out, and "
-                "the result lacks what depends on those that cannot be read later either"
+                f"channel {b.name}: {count_of(len(survey.unread), 'piece')} cannot be read, the "
+                f"first at pixels {list(astuple(piece))} ({reason}): the normalisation leaves them "
+                "out, and the result lacks what depends on those that cannot be read later either"
             )
         if b.nonfinite_px:
             yield (

@@ -115,6 +115,7 @@ def survey_channel(
     side: int = _SIGNAL_PX,
     *,
     mask_debris: bool = True,
+    left_out: Sequence[Region] = (),
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
@@ -133,6 +134,8 @@ def survey_channel(
         Of the means in pixels (`signal_side`).
     mask_debris
         Whether to look for debris.
+    left_out
+        Pieces that count as if they could not be read.
 
     Returns
     -------
@@ -145,6 +148,7 @@ def survey_channel(
         If no block of the slide can be read.
     """
     reader = open_reader(slide, channel)
+    reader.unread.update(dict.fromkeys(left_out, "could not be read when the run began"))
     n_unread = -1
     while len(reader.unread) > n_unread:
         # All passes must leave out the same pieces, so once more if one was found on the way.
@@ -160,7 +164,8 @@ def survey_channel(
     if lost.all():
         raise InputError(next(iter(reader.unread.values())))
     found.lowest[lost], found.highest[lost] = -np.inf, np.inf
-    return replace(found, unread=dict(sorted(reader.unread.items())))
+    unread = dict(sorted(reader.unread.items()))
+    return replace(found, bounds=replace(bounds, unread=tuple(unread)), unread=unread)
 
 
 def _survey(

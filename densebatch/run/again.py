@@ -165,6 +165,6 @@ def require_slide(content: Content, what: str) -> None:
     IntegrityError
         If it is not there, or not what it was.
     """
-    slide, reason = find_slide(content.plan)
+    slide, reason = find_slide(content.plan, content.spec.root, content.report)
     if slide is None:
         raise IntegrityError(f"{what} cannot be made again without the slide ({reason})")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from densebatch.base.log import log_event
+from densebatch.base.names import count_of
 from densebatch.run.owner import BEAT_S, Ownership
 from densebatch.run.status import RunState, write_state
 
@@ -81,15 +82,15 @@ class Driver:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
         try:
+            is_lost = self._is_lost()
             for folder, state in list(self._states):
                 state.end(error)
-                if error is None and folder.report.exists():
+                if error is None and not is_lost and folder.report.exists():
                     # The report tells all that the state does, and has a checksum.
                     with contextlib.suppress(OSError):
                         folder.state.unlink(missing_ok=True)
                     self._states.remove((folder, state))
-            if not any(owned.lost for owned in self._owned.values()):
-                self._write_states()
+            self._write_states()
         finally:
             for owned in self._owned.values():
                 owned.release()
@@ -122,16 +123,26 @@ class Driver:
                 log_event(log, "stop asked", signal=reason, running=n)
                 with contextlib.suppress(Exception):  # of a terminal that is gone
                     self._progress.note(
-                        f"interrupted: {n} tasks under way are finished first; Ctrl-C stops now"
+                        f"interrupted, with {count_of(n, 'task')} running: "
+                        "tasks under way are finished first; Ctrl-C stops now"
                     )
-            for owned in list(self._owned.values()):
-                owned.beat()
-                if owned.lost is not None and executor is not None:
-                    executor.stopping = True
+            if self._is_lost() and executor is not None:
+                executor.stopping = True
             self._write_states()
 
+    def _is_lost(self) -> bool:
+        """Beat; whether an output is not this driver's any more."""
+        every = list(self._owned.values())
+        for owned in every:
+            owned.beat()
+        return any(owned.lost for owned in every)
+
     def _write_states(self) -> None:
+        """Write how the sessions stand, into outputs that are still this driver's."""
         for folder, state in list(self._states):
+            owned = self._owned.get(folder.path)
+            if owned is not None and owned.lost:
+                continue
             with contextlib.suppress(OSError):  # of a full disk, which ends no run
                 write_state(folder.work, state)
 

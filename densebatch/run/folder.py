@@ -7,6 +7,7 @@ the last thing written and the first removed, for it says that all the rest is t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from densebatch.base.files import describe_trouble, is_disk_trouble, remove_fold
 from densebatch.cells import labels
 from densebatch.cells.kept import Tree, forget, forget_work, list_trees, work_tree
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
+from densebatch.run.report import is_partial, read_report
 
 if TYPE_CHECKING:
     from densebatch.base.errors import DensebatchError
@@ -72,6 +74,15 @@ class OutputFolder:
     def marker(self) -> Path:
         """Tells that the folder is ours, and which run's."""
         return self.path / ".densebatch.json"
+
+    @property
+    def _markers(self) -> tuple[Path, Path]:
+        """The marker, and the copy that a finished run has of it."""
+        return self.marker, cast("Path", self._own_tree.copy_of(self.marker.name))
+
+    @property
+    def _own_tree(self) -> Tree:
+        return list_trees(self.path, self.path, in_place=False)[0]
 
     @property
     def owner(self) -> Path:
@@ -136,7 +147,7 @@ class OutputFolder:
         OSError
             If it cannot be listed.
         """
-        if self.marker.exists():
+        if any(path.exists() for path in self._markers):
             return True
         names = self._names()
         if names:
@@ -154,7 +165,7 @@ class OutputFolder:
             return None
 
     def require_marker(self) -> Plan:
-        """The plan of the run that the folder belongs to, if need be from the work folder's copy.
+        """The plan of the run that the folder belongs to, if need be from a copy of the marker.
 
         Raises
         ------
@@ -163,16 +174,11 @@ class OutputFolder:
         OSError
             If it cannot be read, or there is none.
         """
-        content = self.marker.read_bytes()
-        told, writer, is_whole = None, "unknown", False
-        with suppress(ValueError, LookupError, TypeError):
-            document = json.loads(content)
-            if not {"plan", "densebatch", "digest"} & set(document):
-                is_whole = True  # but not as this version writes it
-            else:
-                told, writer = document["plan"], document["densebatch"]
-                is_whole = document["digest"] == _digest_plan(told)
-        if not is_whole:
+        contents = [path.read_bytes() for path in self._markers if path.is_file()]
+        if not contents:
+            raise FileNotFoundError(errno.ENOENT, "is missing", str(self.marker))
+        found = next((marker for marker in map(_parse_marker, contents) if marker), None)
+        if found is None:
             copies = [plan for plan in map(_read_copy, self.work.glob("*/plan-*.json")) if plan]
             if len({copy.fingerprint for copy in copies}) == 1:  # its slide may have been touched
                 return copies[0]
@@ -180,6 +186,7 @@ class OutputFolder:
                 f"{self.marker}: is damaged (its content does not fit its digest), so that nobody "
                 "knows which run the folder holds; choose another folder or give --restart"
             )
+        told, writer = found
         try:
             return parse_plan(json.dumps(told))
         except (ValidationError, ValueError) as error:
@@ -203,23 +210,11 @@ class OutputFolder:
             return
         except OSError as error:
             raise self.unusable(error) from error
-        except InputError:
-            if self._is_told_by_results(plan):
-                return
-            raise
         if earlier.fingerprint != plan.fingerprint:
             raise InputError(
                 f"{self.path}: holds another run: {describe_difference(earlier, plan)}; "
                 "choose another folder or give --restart"
             )
-
-    def _is_told_by_results(self, plan: Plan) -> bool:
-        """Whether the results say that they are of a plan, where the marker does not any more."""
-        with suppress(OSError, ValueError, InputError, AttributeError):
-            report = json.loads(self.report.read_bytes()).get("fingerprint")
-            made = labels.read_run(self.root(plan)).get("fingerprint")
-            return bool(report == made == plan.fingerprint)
-        return False
 
     def may_need_workers(self) -> bool:
         """Whether tasks are likely to be left; False says that workers can wait until one is.
@@ -231,18 +226,14 @@ class OutputFolder:
 
     def read_complete(self, plan: Plan) -> dict[str, Any] | None:
         """The report of a run that left nothing to do, None if there is something."""
-        try:
-            report: dict[str, Any] = json.loads(self.report.read_bytes())
-        except (OSError, ValueError):
-            return None
-        if not report.get("complete") or report.get("failed_tiles") or report.get("unread"):
-            return None
-        if report.get("missing_px"):
+        report = read_report(self.path) if self.report.exists() else None
+        if report is None or is_partial(report):
             return None
         try:
             labels.read_labels(self.root(plan))
-            if labels.read_run(self.root(plan)).get("fingerprint") != plan.fingerprint:
-                return None  # another run has replaced the labels by its own
+            written = labels.read_run(self.root(plan)).get("fingerprint")
+            if not written == report["fingerprint"] == plan.fingerprint:
+                return None  # one of them has been replaced by another run's
         except InputError:  # somebody has removed the labels
             return None
         return report if self.table.is_file() else None
@@ -267,7 +258,7 @@ class OutputFolder:
             self.compare(plan)
         try:
             self.make()
-            if restart and self.marker.exists():
+            if restart and any(path.exists() for path in self._markers):
                 self._clear()
             self._fresh = not self._names()
             for trash in self.path.glob(".*.deleted"):
@@ -300,11 +291,13 @@ class OutputFolder:
         document = {"densebatch": version("densebatch"), "digest": _digest_plan(told), "plan": told}
         write_atomic(self.marker, json.dumps(document, sort_keys=True).encode())
 
-    def mend_marker(self, plan: Plan) -> None:
-        """Write the marker again if it was damaged, unless the disk is read only."""
-        if self.read_marker() is None:
-            with suppress(OSError):
-                self.write_marker(plan)
+    def mend_marker(self) -> None:
+        """Write the marker of a finished run as it was if it is damaged or gone, where one can."""
+        with suppress(OSError):
+            copy = self._markers[1].read_bytes()
+            is_whole = self.marker.is_file() and _parse_marker(self.marker.read_bytes())
+            if not is_whole and _parse_marker(copy):
+                write_atomic(self.marker, copy)
 
     def make(self) -> None:
         """Create the folder, with its parents.
@@ -365,6 +358,20 @@ class OutputFolder:
 def _digest_plan(plan: Any) -> str:  # noqa: ANN401  as JSON has it
     """Digest of a plan as JSON, whatever version wrote it."""
     return xxhash.xxh3_128(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _parse_marker(content: bytes) -> tuple[Any, str] | None:
+    """A plan as JSON and the version that wrote it, None if they are not as they were written.
+
+    A marker whose form is unknown is of another version, and whole as far as this one knows.
+    """
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        document = json.loads(content)
+        if not {"plan", "densebatch", "digest"} & set(document):
+            return None, "unknown"
+        if document["digest"] == _digest_plan(document["plan"]):
+            return document["plan"], str(document["densebatch"])
+    return None
 
 
 def _read_copy(path: Path) -> Plan | None:

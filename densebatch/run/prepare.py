@@ -109,12 +109,13 @@ def prepare(
         check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
-    surveyed = [survey_plan(draft) for draft in drafts]
+    earlier = [None if restart else folder.read_marker() for _, folder in slides]
+    surveyed = [survey_plan(*each) for each in zip(drafts, earlier, strict=True)]
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
-    for new, need, (_, folder) in zip(surveyed, needs, slides, strict=True):
-        plan = new if restart else keep_survey(new, folder.read_marker())
+    for new, old, need, (_, folder) in zip(surveyed, earlier, needs, slides, strict=True):
+        plan = keep_survey(new, old)
         complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
         if folder.report.exists() and not restart and folder.read_complete(complete) is None:
             check_capacity(need, workers, folder.path, remote=settings.is_remote)

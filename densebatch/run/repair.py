@@ -17,20 +17,22 @@ next. What is made from what:
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densebatch.base.checksums import ABSENT, checksum_file, format_checksums
+from densebatch.base.checksums import ABSENT, checksum_file, fits_checksum, format_checksums
 from densebatch.base.errors import DensebatchError, InputError, IntegrityError, describe_cause
 from densebatch.base.files import write_atomic
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
-from densebatch.cells.groups import find_stale, refresh_consolidated
+from densebatch.cells.groups import refresh_consolidated
 from densebatch.cells.kept import (
     RECORDS,
     is_replaced,
@@ -46,11 +48,12 @@ from densebatch.ngff.folders import DOCUMENTS
 from densebatch.run.again import Again, require_slide
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
-from densebatch.run.report import Progress
-from densebatch.run.verify import Verification, check_files, read_plan, read_report, verify
+from densebatch.run.report import Progress, read_report
+from densebatch.run.verify import Verification, check_files, verify
 from densebatch.stages.consistency import (
     Content,
     PixelSource,
+    find_slide,
     list_columns,
     sum_shapes,
 )
@@ -103,14 +106,18 @@ def repair(
     """
     progress = progress or Progress()
     found, folder = check_files(out, workers or count_cores())
-    if not found.finished:
+    if not (found.finished and found.findings):
         return verify(out, threads=workers, progress=progress)
     mender = _Mender(found, folder, workers, progress)
     try:
         with Driver(progress) as driver:
             plan = found.plan
-            in_slide = plan is not None and plan.in_place
-            driver.own(folder, folder.root(plan) if plan is not None and in_slide else None)
+            root = folder.root(plan) if plan is not None and plan.in_place else None
+            if root is not None and not root.is_dir():
+                raise IntegrityError(
+                    f"{root}: is gone, and the labels in it cannot be made again without it"
+                )
+            driver.own(folder, root)
             mender.mend()
     except OSError as error:
         raise DensebatchError(
@@ -142,21 +149,25 @@ class _Mender:
         """Make again what can be; what cannot joins `problems`."""
         self._mend_lists()
         self._mend_documents()
-        plan, report = read_plan(self.folder), read_report(self.folder)
+        plan, report = self.folder.read_marker(), read_report(self.folder.path)
         if plan is None or report is None or self.folder.trees(plan)[-1].name not in (
             self.found.lists
         ):  # fmt: skip
             return
         tree = self.folder.trees(plan)[-1]
         damaged = {f.name for f in self.found.faults if not f.is_copy and f.tree == tree}
-        damaged = {n for n in damaged if checksum_file(tree.base / n) != self._wanted(n)}
-        spec = read_spec(self.folder.root(plan), in_place=plan.in_place)
+        damaged = {n for n in damaged if not fits_checksum(tree.base / n, self._wanted(n))}
+        try:
+            spec = read_spec(self.folder.root(plan), in_place=plan.in_place)
+        except InputError as error:  # of documents that could not be mended
+            self.problems.append(describe_cause(error))
+            return
         threads, table = self.workers or count_cores(), self.folder.table
         content = Content(plan, tree, table, spec, report, damaged, threads, self.progress)
-        stale = find_stale(labels.label_path(spec)) if plan.in_place else []
-        if stale:
-            refresh_consolidated(labels.label_path(spec).parent)
-            self.repaired += map(str, stale)
+        if self.found.stale:
+            root = Path(spec.root)
+            refresh_consolidated(root / "labels" if plan.in_place else root)
+            self.repaired += map(str, self.found.stale)
         for step in (
             self._mend_work, self._mend_labels, self._mend_image, self._mend_levels,
             self._mend_missing, self._mend_missing_levels, self._mend_table,
@@ -172,13 +183,27 @@ class _Mender:
 
     def _wanted(self, name: str) -> str:
         """Checksum of a file of the tree that has the labels."""
-        plan = self.found.plan or read_plan(self.folder)
+        plan = self.found.plan or self.folder.read_marker()
         assert plan is not None
         return self.found.lists[self.folder.trees(plan)[-1].name].get(name, ABSENT)
 
     def _put(self, path: Path, data: bytes, shown: str) -> None:
-        write_atomic(path, data)
-        self.repaired.append(shown)
+        with self._place(path, shown):
+            write_atomic(path, data)
+
+    @contextmanager
+    def _place(self, path: Path, shown: str) -> Iterator[None]:
+        """Within, a file gets its place, unless something else that is not empty is there."""
+        try:
+            if path.is_dir():
+                path.rmdir()
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+                raise
+            self.problems.append(f"{shown} cannot be mended: something else is in its place")
+        else:
+            self.repaired.append(shown)
 
     def _mend_lists(self) -> None:
         trees = {fault.tree.name: fault.tree for fault in self.found.faults}
@@ -211,16 +236,21 @@ class _Mender:
             if copy is None:
                 continue
             source = tree.base / name if fault.is_copy else copy
-            if checksum_file(source) == self.found.lists[tree.name][name]:
+            if fits_checksum(source, self.found.lists[tree.name][name]):
                 self._put(fault.path, source.read_bytes(), shown)
             elif not fault.is_copy:
                 self.problems.append(f"{shown} cannot be mended: its second copy is damaged too")
 
     def _refuse_labels_of_others(self) -> None:
-        """Refuse to write over labels that another run has put into the slide since."""
+        """Refuse to write into another slide, or over labels that another run has put there."""
         plan = self.found.plan
         if plan is None or not plan.in_place:
             return
+        root, report = self.folder.root(plan), read_report(self.folder.path)
+        if any(fault.path.is_relative_to(root) for fault in self.found.faults):
+            slide, reason = find_slide(plan, root, report or {"slide_pixels": {}})
+            if slide is None:
+                raise IntegrityError(f"labels are not written into another slide: {reason}")
         if is_replaced(self.folder.trees(plan)[-1]):
             raise IntegrityError(
                 f"{self.folder.root(plan)}: holds labels of another run now, and those of "
@@ -271,7 +301,7 @@ class _Mender:
         )
         wanted = [p.relative_to(tree.base).as_posix() for p in (work.all_keys, work.gaps)]
         is_whole = all(
-            name in listed and checksum_file(tree.base / name) == listed[name] for name in wanted
+            name in listed and fits_checksum(tree.base / name, listed[name]) for name in wanted
         )
         if not is_whole or self._list_lost(tree):
             raise IntegrityError(
@@ -333,14 +363,14 @@ class _Mender:
             if name not in content.damaged:
                 continue
             made = scratch / file
-            if checksum_file(made) != self._wanted(name):
+            if not fits_checksum(made, self._wanted(name)):
                 raise IntegrityError(_tell_other(content, content.tree.shown(name)))
             self._put(content.tree.base / name, made.read_bytes(), content.tree.shown(name))
 
     def _mend_table(self, content: Content) -> None:
         table = content.table
         wanted = self.found.lists["digests"][table.name]
-        if checksum_file(table) == wanted:
+        if fits_checksum(table, wanted):
             return
         whole = replace(content, damaged=self._still_damaged(content))
         if any(whole.is_damaged(0, region, None) for region in whole.units(0)):
@@ -351,10 +381,10 @@ class _Mender:
         made = scratch_path(content.tree.out) / table.name
         made.parent.mkdir(parents=True, exist_ok=True)
         save_table(made, dict(list_columns(whole, sum_shapes(whole), source)))
-        if checksum_file(made) != wanted:
+        if not fits_checksum(made, wanted):
             raise IntegrityError(_tell_other(content, table.name))
-        made.replace(table)
-        self.repaired.append(table.name)
+        with self._place(table, table.name):
+            made.replace(table)
 
     def _list_lost(self, tree: Tree) -> list[str]:
         """Names of the tasks in a work folder whose record, or a file that it covers, is lost."""
@@ -392,7 +422,7 @@ class _Mender:
 
     def _still_damaged(self, content: Content) -> set[str]:
         base = content.tree.base
-        return {n for n in content.damaged if checksum_file(base / n) != self._wanted(n)}
+        return {n for n in content.damaged if not fits_checksum(base / n, self._wanted(n))}
 
 
 def _tell_other(content: Content, name: str) -> str:

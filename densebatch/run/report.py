@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from densebatch.base.checksums import ABSENT, fits_checksum
 from densebatch.base.files import write_atomic
+from densebatch.base.names import count_of
+from densebatch.cells.kept import REPORT, list_trees, read_list
 from densebatch.stages.predict import PredictGroup
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from densebatch.base.geometry import Grid
     from densebatch.planning.engine_choice import EngineChoice
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.stages.work import Task
 
+_MISSING = ("failed_tiles", "failed_groups", "unread", "missing_px")
+# What reports are read for, so that one without is none.
+_READ = (*_MISSING, "cells", "fingerprint", "settings", "stages", "workers")
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr-models", "tifffile", "imagecodecs", "scipy")
 
 
@@ -121,6 +128,39 @@ def keep_tracebacks(lost: Mapping[Task, str]) -> list[str]:
     return sorted(kept)
 
 
+def read_report(out: Path) -> dict[str, Any] | None:
+    """Content of `run.json` in an output folder, or of its copy, whichever is whole; None without.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    """
+    tree = list_trees(out, out, in_place=False)[0]
+    listed, _ = read_list(tree)
+    for path in (out / REPORT, tree.copy_of(REPORT)):
+        if path is None or (listed and not fits_checksum(path, listed.get(REPORT, ABSENT))):
+            continue
+        try:
+            report = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(report, dict) and report.get("complete") and report.keys() >= set(_READ):
+            return report
+    return None
+
+
+def is_partial(report: Mapping[str, Any]) -> bool:
+    """Whether anything is missing, so that the same command tries it again.
+
+    Parameters
+    ----------
+    report
+        Content of `run.json`.
+    """
+    return any(report[name] for name in _MISSING)
+
+
 def tell_missing(report: Mapping[str, Any]) -> str:
     """One sentence on what has no result, for the user.
 
@@ -133,20 +173,21 @@ def tell_missing(report: Mapping[str, Any]) -> str:
     if report["failed_tiles"]:
         first = report["failed_tiles"][0]
         parts.append(
-            f"{_count(report['failed_tiles'], 'tile')} no labels, the first at pixels "
+            f"{_have(report['failed_tiles'], 'tile')} no labels, the first at pixels "
             f"{first['region']} ({first['reason']})"
         )
     if report["failed_groups"]:
         first = report["failed_groups"][0]
         parts.append(
-            f"the network has not been evaluated in {len(report['failed_groups'])} groups of "
-            f"patches, the first at pixels {first['region']} ({first['reason']})"
+            "the network has not been evaluated in "
+            f"{count_of(len(report['failed_groups']), 'group')} of patches, the first at pixels "
+            f"{first['region']} ({first['reason']})"
         )
     if report["unread"]:
         first = report["unread"][0]
         parts.append(
-            f"{len(report['unread'])} pieces of the slide cannot be read, the first at pixels "
-            f"{first['region']} of channel {first['channel']} ({first['reason']})"
+            f"{count_of(len(report['unread']), 'piece')} of the slide cannot be read, the first at "
+            f"pixels {first['region']} of channel {first['channel']} ({first['reason']})"
         )
     if report["missing_px"]:
         share = report["missing_px"] / report["slide_px"]
@@ -157,8 +198,8 @@ def tell_missing(report: Mapping[str, Any]) -> str:
     return f"{'; '.join(parts)}; the same command tries them again"
 
 
-def _count(items: Sequence[object], name: str) -> str:
-    return f"{len(items)} {name} has" if len(items) == 1 else f"{len(items)} {name}s have"
+def _have(items: Sequence[object], name: str) -> str:
+    return f"{count_of(len(items), name)} {'has' if len(items) == 1 else 'have'}"
 
 
 def describe_run(

@@ -27,6 +27,7 @@ from densebatch.run.report import (
     describe_gaps,
     describe_lost,
     describe_run,
+    is_partial,
     keep_tracebacks,
     tell_missing,
 )
@@ -94,7 +95,7 @@ class SegmentResult:
     @property
     def is_partial(self) -> bool:
         """Whether anything is missing; the same command tries it again."""
-        return bool(self.failed_tiles or self.unread or self.missing_px)
+        return is_partial(self.report)
 
     def tell_missing(self) -> str:
         """One sentence on what is missing."""
@@ -164,11 +165,11 @@ def segment(
         _tell_plan(prepared, progress)
         if not restart:
             folder.compare(prepared.plan)
+            folder.mend_marker()
             report = folder.read_complete(prepared.plan)
             if report is not None and _is_intact(prepared, progress):
                 _check_slide(folder, prepared.plan, report)
                 progress.note(f"{folder.path}: this run is already complete")
-                folder.mend_marker(prepared.plan)
                 if not settings.keep_flows:
                     folder.remove_work()  # killed as it ended
                 return _result(folder, prepared.plan, report)
@@ -263,6 +264,8 @@ def _open_output(session: Session, *, restart: bool) -> None:
     try:
         if session.folder.is_fresh:  # workers that cannot work leave nothing behind
             session.open_executor()
+        # What says that all is there goes before anything changes.
+        session.folder.report.unlink(missing_ok=True)
         forget(session.folder.path)
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)

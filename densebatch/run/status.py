@@ -12,13 +12,14 @@ import os
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.run.owner import Holder, look_for_driver
+from densebatch.run.report import is_partial, read_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,14 +145,15 @@ class RunStatus:
     ----------
     out : the output folder
     state : `empty` (no run), `running`, `interrupted` (the same command continues), `partial` (done
-        but for tiles that failed), `complete`, or `flows` (all that was asked for, as by a sweep)
+        but for what is missing), `complete`, `damaged` (done, and nothing tells how), or `flows`
+        (all that was asked for, as by a sweep)
     slide, fingerprint : of the run
     driver : who drives it, or did last and left without a word; None if nobody
     driver_state : `alive`, `dead`, `silent` (not heard while it was watched), or None
     workers : of the driver; 0 is the driver itself
     reason : what ended the last session, if something did
     cells : of a run that is done
-    failed_tiles, unread : of a run that is done, how many
+    failed_tiles, failed_groups, unread, missing_px : of a run that is done, how many
     seconds_left : of the stages under way
     stages : in their order
     """
@@ -166,7 +168,9 @@ class RunStatus:
     reason: str = ""
     cells: int | None = None
     failed_tiles: int = 0
+    failed_groups: int = 0
     unread: int = 0
+    missing_px: int = 0
     seconds_left: float | None = None
     stages: tuple[StageStatus, ...] = ()
 
@@ -209,44 +213,59 @@ def read_status(folder: OutputFolder) -> RunStatus:
         plan = folder.require_marker()
         holder, alive = look_for_driver(folder.owner)
         told = _read_json(folder.state)
-        report = _read_json(folder.report)
+        report = read_report(folder.path) if folder.report.exists() else None
     except OSError as error:
         raise InputError(f"{out}: cannot be read ({error.strerror or error})") from error
-    live = alive == "alive"
-    failed, unread = len(report.get("failed_tiles", ())), len(report.get("unread", ()))
-    if live:
-        state = "running"
-    elif report.get("complete") and told.get("state", "ended") == "ended":
-        state = "partial" if failed or unread else "complete"
-    elif not report and told.get("state") == "ended":
-        state = "flows"
-    else:
-        state = "interrupted"
-    finished = state in ("complete", "partial")
-    stages = _list_finished(report) if finished else _list_stages(folder, plan, told, live=live)
-    left = [stage.seconds_left for stage in stages if stage.seconds_left is not None]
-    return RunStatus(
+    found = RunStatus(
         out=out,
-        state=state,
+        state=_name_state(folder, told, report, live=alive == "alive"),
         slide=plan.slide.path,
         fingerprint=plan.fingerprint,
         driver=holder,
         driver_state=alive,
-        workers=report.get("workers") if finished else told.get("workers"),
-        reason=told.get("reason", "") if state == "interrupted" else "",
-        cells=report.get("cells") if finished else None,
-        failed_tiles=failed if finished else 0,
-        unread=unread if finished else 0,
+    )
+    if report is not None and found.state in ("complete", "partial"):
+        try:
+            return replace(found, **_read_finished(report))
+        except (LookupError, TypeError, AttributeError):  # nothing is left that tells its checksum
+            return replace(found, state="damaged")
+    stages = tuple(_list_stages(folder, plan, told, live=found.state == "running"))
+    left = [stage.seconds_left for stage in stages if stage.seconds_left is not None]
+    return replace(
+        found,
+        workers=told.get("workers"),
+        reason=told.get("reason", "") if found.state == "interrupted" else "",
         seconds_left=max(left, default=None),
-        stages=tuple(stages),
+        stages=stages,
     )
 
 
-def _list_finished(report: dict[str, Any]) -> list[StageStatus]:
-    return [
-        StageStatus(name, facts["tasks"], facts["tasks"])
-        for name, facts in report.get("stages", {}).items()
-    ]
+def _name_state(
+    folder: OutputFolder, told: dict[str, Any], report: dict[str, Any] | None, *, live: bool
+) -> str:
+    if live:
+        return "running"
+    has_ended = told.get("state", "ended") == "ended"
+    if report is not None and has_ended:
+        return "partial" if is_partial(report) else "complete"
+    if folder.report.exists():
+        return "damaged" if report is None else "interrupted"
+    return "flows" if told.get("state") == "ended" else "interrupted"
+
+
+def _read_finished(report: dict[str, Any]) -> dict[str, Any]:
+    """What the report of a finished run tells."""
+    counted = ("failed_tiles", "failed_groups", "unread")
+    return {
+        **{name: len(report[name]) for name in counted},
+        "missing_px": report["missing_px"],
+        "cells": report["cells"],
+        "workers": report["workers"],
+        "stages": tuple(
+            StageStatus(name, facts["tasks"], facts["tasks"])
+            for name, facts in report["stages"].items()
+        ),
+    }
 
 
 def _list_stages(

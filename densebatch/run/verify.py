@@ -8,36 +8,38 @@ where its image was copied.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.checksums import checksum_file, map_in_threads
+from densebatch.base.checksums import fits_checksum, list_files, map_in_threads
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
+from densebatch.cells.groups import find_stale
 from densebatch.cells.kept import (
+    RECORDS,
     Fault,
     find_faults,
     list_lists,
     list_trees,
     read_list,
 )
+from densebatch.cells.pyramid_spec import LABEL_NAME, MISSING_NAME
 from densebatch.cells.verify import Finding, read_spec
 from densebatch.run.folder import OutputFolder
-from densebatch.run.report import Progress
+from densebatch.run.owner import look_for_driver
+from densebatch.run.report import Progress, is_partial, read_report
 from densebatch.stages.consistency import Content, check_content
 from densebatch.stages.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
+    from densebatch.run.owner import Holder
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Verification:
     notes : what the user should know, such as what was left out
     faults : the files among the findings that do not fit their checksums
     lists : checksums of all files, by the name of their tree
+    stale : documents with consolidated metadata that are not true of the result
+    driver : who writes the result now, if it is not finished
     n_files, n_cells : that were looked at
     repaired : files that `--repair` wrote
     """
@@ -71,6 +75,8 @@ class Verification:
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     lists: dict[str, dict[str, str]] = field(default_factory=dict)
+    stale: list[Path] = field(default_factory=list)
+    driver: Holder | None = None
     n_files: int = 0
     n_cells: int | None = None
     repaired: list[str] = field(default_factory=list)
@@ -143,73 +149,58 @@ def check_files(out: str | Path, threads: int) -> tuple[Verification, OutputFold
         raise InputError(
             f"{out}: is no output of densebatch; accepted is the folder OUT of a `segment`"
         )
-    result.plan = read_plan(folder)
-    if result.plan is None:
+    result.plan = plan = folder.read_marker()
+    if plan is None:
         result.findings.append(Finding(folder.marker.name, "cannot be read, nor can its copy"))
-    _check_trees(result, folder, threads)
-    _check_records(result, folder, threads)
+    result.finished = any(path.exists() for path in list_lists(folder.path))
+    if result.finished:
+        _check_trees(result, folder, threads)
+        if plan is not None:
+            _check_stale(result, folder.root(plan), in_place=plan.in_place)
+    elif folder.report.exists():
+        result.findings.append(Finding("digests.sha256", "is missing, and so is its copy"))
+    else:
+        _look_for_driver(result, folder)
+    if plan is not None and result.driver is None and (
+        not result.finished or _keeps_work(folder, plan)
+    ):  # fmt: skip
+        _check_records(result, folder, plan, threads)
     return result, folder
 
 
-def read_plan(folder: OutputFolder) -> Plan | None:
-    """The plan of a result, from its marker or the marker's copy, whichever is whole."""
-    for path in _whole_copies(folder, folder.marker):
-        plan = _MarkedBy(folder.path, path).read_marker()
-        if plan is not None:
-            return plan
-    return None
+def _look_for_driver(result: Verification, folder: OutputFolder) -> None:
+    try:
+        holder, state = look_for_driver(folder.owner)
+    except OSError:
+        holder, state = None, None
+    if state == "alive":
+        result.driver = holder
+        result.notes.append(f"the run is under way: {holder}")
+    else:
+        result.notes.append("the run is not finished; its command continues it")
 
 
-class _MarkedBy(OutputFolder):
-    """An output folder whose marker is another file."""
-
-    def __init__(self, path: Path, marker: Path) -> None:
-        super().__init__(path)
-        self._marker = marker
-
-    @property
-    def marker(self) -> Path:
-        """The other file."""
-        return self._marker
-
-
-def _whole_copies(folder: OutputFolder, path: Path) -> Iterator[Path]:
-    """A document of OUT and its copy, as far as they fit the checksum that was kept."""
-    tree = list_trees(folder.path, folder.path, in_place=False)[0]
-    listed, _ = read_list(tree)
-    for each in (path, tree.copy_of(path.name)):
-        if each is not None and (listed is None or checksum_file(each) == listed.get(path.name)):
-            yield each
-
-
-def read_report(folder: OutputFolder) -> dict[str, Any] | None:
-    """Content of `run.json` or of its copy, whichever is whole."""
-    for path in _whole_copies(folder, folder.report):
-        try:
-            report = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(report, dict) and "cells" in report:
-            return report
-    return None
+def _keeps_work(folder: OutputFolder, plan: Plan) -> bool:
+    """Whether flows and traces are part of a result, and not what a kill has left of them."""
+    tree = folder.work_tree(plan)
+    if not tree.base.exists() or any(path.exists() for path in tree.lists):
+        return tree.base.exists()
+    report = read_report(folder.path)
+    return report is not None and bool(is_partial(report) or report["settings"].get("keep_flows"))
 
 
 def _check_trees(result: Verification, folder: OutputFolder, threads: int) -> None:
     """Every file of the result against its checksum."""
-    if not any(path.exists() for path in list_lists(folder.path)):
-        if folder.report.exists() and not folder.work.exists():
-            result.findings.append(Finding("digests.sha256", "is missing, and so is its copy"))
-        else:
-            result.notes.append("the run is not finished; its command continues it")
-        return
-    result.finished = True
     plan = result.plan
     trees = list_trees(folder.path, folder.path, in_place=False) if plan is None else (
         folder.trees(plan)
     )  # fmt: skip
-    if plan is not None and folder.tasks(plan).exists():
+    if plan is not None:
         work = folder.work_tree(plan)
-        trees += [work] if any(path.exists() for path in work.lists) else []
+        if _keeps_work(folder, plan):
+            trees.append(work)
+        elif any(path.exists() for path in work.lists):  # a user may remove it
+            result.notes.append("flows and traces, which the run left in work/, are gone")
     for tree in trees:
         listed, faults = read_list(tree)
         for fault in faults:
@@ -220,6 +211,9 @@ def _check_trees(result: Verification, folder: OutputFolder, threads: int) -> No
             result.notes.append(f"no copy of {tree.lists[0].name} is whole: files were not checked")
             continue
         result.lists[tree.name] = listed
+        if plan is not None and tree.base == folder.root(plan) and not tree.base.is_dir():
+            result.findings.append(Finding(str(tree.base), "is gone, with the labels in it"))
+            continue
         result.n_files += len(listed)
         spec = None
         for found in find_faults(tree, listed, threads):
@@ -255,35 +249,66 @@ def _find_place(name: str, spec: PyramidSpec | None) -> Region | None:
     return place.intersect(Region(0, 0, height, width))
 
 
-def _check_records(result: Verification, folder: OutputFolder, threads: int) -> None:
-    """Records of tasks and the files that they cover, where a work folder is there."""
-    if result.plan is None:
+def _check_stale(result: Verification, root: Path, *, in_place: bool) -> None:
+    """Consolidated metadata, which readers believe, against what they tell of.
+
+    Somebody may have written them since; where labels are in a slide, they were there before.
+    """
+    ours = [root / "labels" / name for name in (LABEL_NAME, MISSING_NAME)]
+    groups = [] if in_place else [root, root / "labels"]
+    if not in_place:
+        ours += [path for path in root.glob("*") if path.name.isdigit()]
+    what = "has consolidated metadata that tell of the result otherwise than it is"
+    try:
+        stale = {path for top in ours if top.is_dir() for path in find_stale(top)}
+        stale |= {path for group in groups for path in find_stale(group, deep=False)}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        result.notes.append(f"consolidated metadata were not looked at: {describe_cause(error)}")
         return
-    journal = Journal(folder.tasks(result.plan) / "journal")
+    result.stale = sorted(stale)
+    for path in result.stale:
+        is_inside = path.is_relative_to(result.out)
+        shown = path.relative_to(result.out).as_posix() if is_inside else str(path)
+        result.findings.append(Finding(shown, what))
+
+
+def _check_records(result: Verification, folder: OutputFolder, plan: Plan, threads: int) -> None:
+    """Records of tasks and the files that they cover, where a work folder is there."""
+    tree = folder.work_tree(plan)
+    journal = Journal(tree.base / RECORDS)
     told = {fault.path for fault in result.faults}
     names = sorted(path.stem for path in journal.folder.glob("*.json") if path not in told)
-    root = None if result.finished else folder.root(result.plan)
+    root = None if result.finished else folder.root(plan)
 
     def look(name: str) -> str | None:
         facts = journal.done(name)
         if facts is None:
-            return "the record, or a file that it covers, is damaged"
+            return "the record, or a file that it covers, is damaged, or of another run"
         files = facts.get("files", {}) if root is not None else {}
-        wrong = [f for f in files if root and checksum_file(root / f) != files[f]]
+        wrong = [f for f in files if root and not fits_checksum(root / f, files[f])]
         return f"is not true of {', '.join(wrong)}" if wrong else None
 
+    n_findings = len(result.findings)
     for name, what in map_in_threads(look, names, threads):
         result.n_files += 1
         if what is not None:
-            shown = (journal.folder / f"{name}.json").relative_to(folder.path).as_posix()
-            result.findings.append(Finding(shown, what))
+            result.findings.append(Finding(tree.shown(f"{RECORDS}{name}.json"), what))
+    listed = result.lists.get(tree.name)
+    if listed is None or len(result.findings) > n_findings:
+        return  # what a damaged record covers is no file too many
+    known = {*listed, *journal.list_files()}
+    for name in list_files(tree.base):
+        if ".zarr/" in name and name not in known and tree.base / name not in told:
+            fault = Fault(tree, name, "is not a file of the run")
+            result.faults.append(fault)
+            result.findings.append(Finding(tree.shown(name), fault.what))
 
 
 def _check_content(
     result: Verification, folder: OutputFolder, plan: Plan, threads: int, progress: Progress
 ) -> None:
     """What the files say against each other."""
-    report = read_report(folder)
+    report = read_report(folder.path)
     damaged = {fault.name for fault in result.faults if not fault.is_copy}
     if report is None:
         result.notes.append("nothing but checksums was compared: run.json is damaged")

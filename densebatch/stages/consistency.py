@@ -15,16 +15,17 @@ import numpy as np
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
+from densebatch.base.names import count_of
 from densebatch.cells import verify as stored
-from densebatch.cells.groups import find_stale
 from densebatch.cells.kept import seeds_path
 from densebatch.cells.labels import shard_grid
-from densebatch.cells.pyramid import label_path, read_unit, source_region, unit_files
+from densebatch.cells.pyramid import read_unit, source_region, unit_files
 from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.table import add_parts, mean_column, name_means, shape_columns
 from densebatch.cells.verify import Finding
 from densebatch.ngff.folders import DOCUMENTS
 from densebatch.slides.slide import reopen_slide
+from densebatch.stages.number import find_changed_pixels
 from densebatch.stages.unread import read_pixels
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ def check_content(content: Content) -> Iterator[Finding | str]:
     failed, unread = content.report["failed_tiles"], content.report["unread"]
     if failed or unread or content.report["missing_px"]:
         yield (
-            f"the run was partial: {len(failed)} tiles have no labels, {len(unread)} pieces of the "
-            f"slide could not be read, and {content.report['missing_px']} px have no result"
+            f"the run was partial: {count_of(len(failed), 'tile')} without labels, "
+            f"{count_of(len(unread), 'piece')} of the slide that could not be read, "
+            f"{content.report['missing_px']} px without a result"
         )
     yield from _check_metadata(content)
     yield from _check_levels(content)
@@ -164,11 +166,6 @@ def _check_metadata(content: Content) -> Iterator[Finding | str]:
             yield f"{found}; labels copy the metadata of the slide, faults included"
         else:
             yield found
-    for document in find_stale(label_path(content.spec)):
-        what = "has consolidated metadata that tell of the labels otherwise than they do"
-        # Those of a slide are the run's work as well; elsewhere somebody else has consolidated.
-        stale = Finding(str(document), what)
-        yield stale if content.spec.in_place else str(stale)
 
 
 def _check_levels(content: Content) -> Iterator[Finding]:
@@ -349,7 +346,7 @@ class PixelSource:
         self._unread = [
             (hole["channel"], Region(*hole["region"])) for hole in content.report.get("unread", ())
         ]
-        self.slide, self.reason = find_slide(content.plan)
+        self.slide, self.reason = find_slide(content.plan, content.spec.root, content.report)
         self._has_copy = content.spec.image and not any(
             content.is_damaged(0, region, channel)
             for region in content.units(0)
@@ -379,12 +376,25 @@ class PixelSource:
         return pixels, [*holes, *(part for part in parts if part is not None)]
 
 
-def find_slide(plan: Plan) -> tuple[Slide | None, str]:
-    """The slide of a run if it is there and still the same, else why it is not."""
+def find_slide(plan: Plan, root: Path | str, report: Mapping[str, Any]) -> tuple[Slide | None, str]:
+    """The slide of a run if it is there and its pixels are what they were, else why it is not.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    root
+        The OME-Zarr image group that has the labels.
+    report
+        Content of `run.json`.
+    """
     try:
         slide = reopen_slide(plan.slide)
-        if slide.info.identity != plan.slide.identity:
-            return None, f"{plan.slide.path}: has changed since the run"
+        if slide.info.identity != plan.slide.identity:  # it may have been touched, no more
+            form = ("height", "width", "channels", "dtype")
+            same = all(getattr(slide.info, n) == getattr(plan.slide, n) for n in form)
+            if not same or find_changed_pixels(plan, str(root), report["slide_pixels"]):
+                return None, f"{plan.slide.path}: has changed since the run"
     except (InputError, OSError) as error:
         return None, describe_cause(error)
     return slide, ""

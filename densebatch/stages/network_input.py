@@ -35,7 +35,7 @@ def list_sources(plan: Plan, region: Region) -> list[tuple[int, Region]]:
     rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, plan.network_shape[0])
     cols = axis_weights(np.arange(inside.x0, inside.x1), plan.slide.width, plan.network_shape[1])
     source = Region(rows.start, cols.start, rows.stop, cols.stop)
-    used = [*plan.membrane, *([plan.nuclei] if plan.nuclei is not None else [])]
+    used = plan.surveyed
     return [(b.channel, source.expand(b.reach_px).clip(*plan.shape)) for b in used]
 
 

@@ -108,9 +108,6 @@ def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
         "model": plan.model.name,
         "model_sha256": plan.model.sha256,
         "fingerprint": plan.fingerprint,
-        "normalization": [
-            {"channel": b.name, "low": b.low, "high": b.high}
-            for b in (*plan.membrane, *([plan.nuclei] if plan.nuclei else []))
-        ],
+        "normalization": [{"channel": b.name, "low": b.low, "high": b.high} for b in plan.surveyed],
         "failed_tiles": failed,
     }

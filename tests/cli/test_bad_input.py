@@ -142,7 +142,7 @@ def test_a_slide_that_cannot_be_decoded_where_all_depends_on_it(capsys, tmp_path
     path, _ = undecodable(tmp_path)
     code, out, _ = call_main(capsys, "plan", path, tmp_path / "out")
     assert code == 0
-    assert "1 pieces cannot be read" in out
+    assert "1 piece cannot be read" in out
     code, _, err = call_main(capsys, "segment", path, tmp_path / "out", "--workers", 0)
     assert code == 1
     assert "no tile could be segmented" in err

@@ -102,7 +102,7 @@ def test_verbose_prints_lines_and_the_result_stays_on_stdout(capsys, tmp_path, s
     assert "command started: command=" in lines[0]
     assert lines[-1].partition(" INFO ")[2].startswith("densebatch.cli.logs: command ended: ")
     # lines of progress are among them as ever
-    assert "trace: 1/1 tasks" in err
+    assert "trace: 1/1 task," in err
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -58,7 +58,6 @@ def change(plan):
         "in_place": not plan.in_place,
         "versions": {**plan.versions, "numpy": "1"},
         "notes": ("another",),
-        "n_unread": 1,
         "engine": Engine("openvino"),
     }
 

@@ -448,7 +448,7 @@ def test_what_the_command_line_says(slide, tmp_path):
     ]
     assert out.startswith(f"{report['cells']} cells in 0.39 Mpx, ")
     assert "predict: " in err
-    assert "number: 1/1 tasks" in err
+    assert "number: 1/1 task," in err
     assert report["seconds"]["total"] <= time.monotonic() - start
 
 

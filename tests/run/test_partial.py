@@ -256,7 +256,7 @@ def test_a_chunk_that_the_network_cannot_read(
     cut = np.isin(labels, labels[ndimage.maximum_filter(lost, 7)]) & (labels > 0)
     assert missing.sum() < 1.1 * (lost | cut).sum()
     assert err.splitlines()[-1] == (
-        f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel "
+        f"partial: 1 piece of the slide cannot be read, the first at pixels {region} of channel "
         f"CD3 ({report['unread'][0]['reason']}); {missing.sum()} pixels ({missing.mean():.2%}) "
         "have no result and are 1 in the label image 'missing'; the same command tries them again"
     )
@@ -297,7 +297,7 @@ def test_a_chunk_that_the_survey_cannot_read(slide, clean, damage, tmp_path, cap
     region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
     assert [(u["channel"], u["region"]) for u in report["unread"]] == [("CD3", region)]
     assert report["notes"][-1].startswith(
-        f"channel CD3: 1 pieces cannot be read, the first at pixels {region} ({slide} cannot be "
+        f"channel CD3: 1 piece cannot be read, the first at pixels {region} ({slide} cannot be "
     )
     assert report["notes"][-1] in err.replace("\n", " ")
     bounds = report["plan"]["membrane"][0]
@@ -346,7 +346,7 @@ def test_a_chunk_that_only_the_cell_table_needs(slide, clean, damage, tmp_path, 
     assert code == 3
     region = [hole.region.y0, hole.region.x0, hole.region.y1, hole.region.x1]
     assert err.splitlines()[-1].startswith(
-        f"partial: 1 pieces of the slide cannot be read, the first at pixels {region} of channel "
+        f"partial: 1 piece of the slide cannot be read, the first at pixels {region} of channel "
         f"DAPI ({slide} cannot be read in rows"
     )
     report = read_report(tmp_path)

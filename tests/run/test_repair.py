@@ -14,8 +14,8 @@ from densebatch.run.segment import segment
 from densebatch.run.verify import verify
 from densebatch.stages.predict import PredictGroup
 from densebatch.stages.trace import TraceTile
-from tests.helpers.damage import KINDS, draw_files, flip, make_result, read_files
-from tests.helpers.run_files import call_main, count_calls, simulate, tasks_folder
+from tests.helpers.damage import KINDS, SHAPE, draw_files, flip, make_result, read_files
+from tests.helpers.run_files import call_main, count_calls, simulate, tasks_folder, write_tiff
 from tests.helpers.slide_files import write_zarr
 
 ONE_OF_TWO = (".copy", ".sha256")
@@ -151,12 +151,26 @@ def test_a_slide_that_is_gone_or_changed(copied, capsys):
     assert "cells.parquet cannot be made again while labels are damaged" in told
     assert err.splitlines()[-1] == f"error: {out}: 3 things are wrong"
     assert above.read_bytes() == files[above]
-    gone.rename(slide)
-    os.utime(slide)
+    gone.unlink()
+    write_tiff(slide, simulate(*SHAPE, seed=4), ["CD3", "DAPI"])
     code, told, _ = call_main(capsys, "verify", out, "--repair", "--workers", 0)
     assert code == 4
     assert "has changed since the run" in told
     assert not list(tops[0].rglob("*.partial"))
+
+
+def test_a_slide_that_was_only_touched_or_copied_is_the_same(copied):
+    out, slide, tops, files = copied
+    root = out / "segmentation.ome.zarr"
+    for path in (root / "labels/cells/0/c/0/0", root / "0/c/1/0/1", out / "cells.parquet"):
+        flip(path, np.random.default_rng(0))
+    content = slide.read_bytes()
+    slide.unlink()
+    slide.write_bytes(content)
+    os.utime(slide, (1, 1))
+    assert repair(out, workers=0).is_right
+    assert_mended(out, tops, files)
+    assert not verify(out).notes
 
 
 def test_a_table_needs_the_copied_image_or_the_slide(copied):

@@ -194,9 +194,9 @@ def test_what_the_command_says(slide, tmp_path, capsys):
         f"slide      {slide}\n"
         "run        interrupted; the same command continues the run\n"
         "           ended by: KeyboardInterrupt\n"
-        "predict    1/1 tasks\n"
+        "predict    1/1 task\n"
         "trace      6/6 tasks\n"
-        "number     0/1 tasks\n",
+        "number     0/1 task\n",
         "",
     )
     code, told, err = call_main(capsys, "status", tmp_path / "none")

@@ -351,7 +351,7 @@ def test_a_partial_result_is_as_it_was_written(tmp_path, monkeypatch):
     out, _, tops = make_result(tmp_path, "0.5")
     found = assert_right(out)
     assert [note.partition(",")[0] for note in found.notes] == [
-        "the run was partial: 1 tiles have no labels"
+        "the run was partial: 1 tile without labels"
     ]
     files = read_files(tops)
     drawn, rng = draw_files(files, len(files), seed=6)

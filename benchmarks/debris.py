@@ -52,6 +52,7 @@ KINDS = {
     "specks of 40 px, 2 % of the blocks, 8 times": (put_specks, (8, 40, 11)),
     "specks of 60 px, 1 % of the blocks, 150 times": (put_specks, (150, 60, 6)),
     "discs of 20 px out of focus, 2 % of the blocks, 40 times": (put_discs, (40, 20, 11)),
+    "discs of 16 px like cells, 2 % of the blocks, 12 times": (put_discs, (12, 16, 11)),
     "any size to 30 px, 5 to 200 times, 3 % of the blocks": (put_strewn, (200, 30, 17)),
     "4 hot columns, 60 times": (put_columns, (60, 4)),
     "a saturated area": (put_area, (65535,)),

@@ -132,7 +132,7 @@ def survey_plan(draft: Plan) -> Plan:
     """Complete a draft with what one pass over the pixels tells."""
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    used = [*draft.membrane, *([draft.nuclei] if draft.nuclei is not None else [])]
+    used = draft.seen_channels
     percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
     surveys = [
         survey_channel(slide, b.channel, percentiles, side, mask_debris=draft.mask_debris)
@@ -174,10 +174,7 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
         for name in ("membrane", "nuclei", "active", "notes", "n_unread")
     }
     kept = replace(plan, **surveyed)
-    used = [
-        [b.channel for b in (*p.membrane, *([p.nuclei] if p.nuclei else []))]
-        for p in (plan, earlier)
-    ]
+    used = [[b.channel for b in p.seen_channels] for p in (plan, earlier)]
     is_same = replace(kept, engine=earlier.engine).to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
 
@@ -319,6 +316,14 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
                 f"times as bright as the tissue, in {b.debris_fraction:.2%} of the blocks of "
                 f"{BLOCK_PX} px, are taken for debris: the normalisation leaves them out and the "
                 "network sees 0 there; if they are cells, give --no-mask-debris"
+            )
+        if b.bright is not None:
+            yield (
+                f"channel {b.name}: spots of more than {b.bright:.6g}, up to {b.bright_times:.3g} "
+                f"times as bright as the tissue, in {b.bright_fraction:.2%} of the blocks of "
+                f"{BLOCK_PX} px, are taken for rare bright cells: the normalisation leaves them "
+                "out, and the network is shown the tissue without them and them on their own "
+                "scale; --no-mask-debris shows all on one scale"
             )
         if b.dead is not None:
             yield (

@@ -109,8 +109,7 @@ def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
         "model_sha256": plan.model.sha256,
         "fingerprint": plan.fingerprint,
         "normalization": [
-            {"channel": b.name, "low": b.low, "high": b.high}
-            for b in (*plan.membrane, *([plan.nuclei] if plan.nuclei else []))
+            {"channel": b.name, "low": b.low, "high": b.high} for b in plan.seen_channels
         ],
         "failed_tiles": failed,
     }

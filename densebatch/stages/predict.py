@@ -144,8 +144,9 @@ class PredictGroup(Task):
             n_bright = len(bright)
             with meter.timed("network"):
                 outputs = evaluate_patches(backend, shown)
-            cores = [*((index, np.True_) for index in seen), *((i, near) for i, _, near in bright)]
-            for (index, where), output in zip(cores, outputs, strict=True):
+            parts: list[tuple[tuple[int, int], NDArray[np.bool_] | bool]]
+            parts = [*((index, True) for index in seen), *((i, near) for i, _, near in bright)]
+            for (index, where), output in zip(parts, outputs, strict=True):
                 core = plan.lattice.cores[index]
                 # The last cores may be cut short by the slide's edge.
                 kept = output[:, : core.height, : core.width]

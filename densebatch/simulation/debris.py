@@ -186,4 +186,5 @@ def _find_again(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[Any]:
     pairs, n = np.unique(np.stack([truth.ravel(), found.ravel()]), axis=1, return_counts=True)
     areas, found_areas = np.bincount(truth.ravel()), np.bincount(found.ravel())
     iou = n / (areas[pairs[0]] + found_areas[pairs[1]] - n)
-    return np.unique(pairs[0][(iou >= 0.5) & (pairs != 0).all(axis=0)])
+    again: NDArray[Any] = np.unique(pairs[0][(iou >= 0.5) & (pairs != 0).all(axis=0)])
+    return again

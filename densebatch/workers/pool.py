@@ -108,7 +108,7 @@ class WorkerPool:
         self._had_workers = False
         self._looked_at = -_LOOK_S
         self._waiting_since: float | None = None
-        self._gone_since: float | None = None
+        self._gone_since: float | None = None  # not while workers are those of this machine
         self._wake: Any = None
         self.generation = 0
 
@@ -119,7 +119,12 @@ class WorkerPool:
 
     @property
     def able(self) -> list[str]:
-        """Addresses of the workers that may do tasks and take them."""
+        """Addresses of the workers that may do tasks and take them; none of a scheduler that is gone.
+
+        It would come back with other workers.
+        """
+        if self._gone_since is not None:
+            return []
         return [address for address, member in self._members.items() if member.takes_tasks]
 
     @property
@@ -140,7 +145,7 @@ class WorkerPool:
     @property
     def threads(self) -> int:
         """Tasks that all able workers do at once."""
-        return sum(member.threads for member in self._members.values() if member.takes_tasks)
+        return sum(self._members[address].threads for address in self.able)
 
     def change(self, requirements: Requirements) -> None:
         """Ask all workers again, for more."""

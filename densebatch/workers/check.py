@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, describe_cause
-from densebatch.workers.flight import call_pickled
+from densebatch.workers.carry import call_pickled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +176,9 @@ def _ask_scheduler(client: Any) -> Lack | None:  # noqa: ANN401
     try:
         client.run_on_scheduler(call_pickled, pickle.dumps((int, ())))
     except OSError as error:
-        return Lack(f"has a scheduler that does not answer ({describe_cause(error)})", may_pass=True)
+        return Lack(
+            f"has a scheduler that does not answer ({describe_cause(error)})", may_pass=True
+        )
     except Exception as error:  # as what its process raises
         return Lack(
             f"has a scheduler that cannot import densebatch ({describe_cause(error)}); install it "

@@ -3,8 +3,8 @@
 A job goes to workers that were able when it was submitted. If all of these are gone, Dask would
 keep it for ever, so it is taken back here.
 
-Dask carries bytes both ways, see `call_pickled`. So whatever goes wrong with a call or a result is
-told by the job that it belongs to, and all that Dask itself reports is about the cluster.
+Dask carries bytes both ways, see `carry`. So whatever goes wrong with a call or a result is told by
+the job that it belongs to, and all that Dask itself reports is about the cluster.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from densebatch.workers.carry import call_pickled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,26 +46,6 @@ class Landing:
     error: BaseException | None = None
     is_lost: bool = False
     is_cut_off: bool = False
-
-
-def call_pickled(call: bytes) -> bytes:
-    """What a function returns, pickled; done by a worker.
-
-    Dask fetches many results in one message, and one that cannot be read would spoil them all. The
-    scheduler would import every function that it hands on.
-
-    Parameters
-    ----------
-    call
-        The function and its arguments, pickled.
-
-    Raises
-    ------
-    Exception
-        As the function; what pickle raises for what cannot be read or sent.
-    """
-    function, args = pickle.loads(call)
-    return pickle.dumps(function(*args))
 
 
 @dataclass(frozen=True)

@@ -119,9 +119,9 @@ class WorkerPool:
 
     @property
     def able(self) -> list[str]:
-        """Addresses of the workers that may do tasks and take them; none of a scheduler that is gone.
+        """Addresses of the workers that may do tasks and take them.
 
-        It would come back with other workers.
+        A scheduler that is gone has none, because it will come back with others.
         """
         if self._gone_since is not None:
             return []

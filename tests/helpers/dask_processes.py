@@ -17,9 +17,8 @@ import distributed
 
 import densebatch
 
-
 # They do jobs of the tests, which are not installed.
-_PATH = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+_PATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 
 
 class Processes:

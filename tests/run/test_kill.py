@@ -31,6 +31,7 @@ from tests.helpers.run_files import (
 
 GROUP_PX = 300
 QUICK = [("driver", "keys.npy"), ("worker", "journal/trace-*")]
+NOWHERE = "nothing is called so"
 ALL = [(role, point) for role, points in POINTS.items() for point in points]
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from densebatch.base.errors import DensebatchError
 from densebatch.base.log import log_event
+from densebatch.workers.connect import CONTINUES
 from densebatch.workers.flight import Flight
-from densebatch.workers.pool import CONTINUES
 from densebatch.workers.schedule import Job, Outcome, Schedule
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.log import log_event
 from densebatch.workers.check import Lack, ask, join_lacks
-from densebatch.workers.connect import GONE_S
+from densebatch.workers.connect import CONTINUES, GONE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,6 @@ _UNABLE_YET_S = 40.0
 _PAUSED_S = 30.0  # until what waits at a paused worker is given to another
 _WAKE_S = 2.0  # an idle worker of such a cluster is ended within seconds
 _POLL_S, _POLL_NONE_S = 0.05, 0.3
-CONTINUES = "the same command continues"
 
 
 @dataclass

@@ -12,8 +12,9 @@ import textwrap
 POINTS = {
     "driver": [
         ".densebatch-owner.json", ".densebatch.json", "plan-*.json", "flows.zarr/zarr.json",
-        "trace-*/labels.zarr/zarr.json", "labels/cells/zarr.json", "keys.npy", "lost.json",
-        "cells.parquet", "segmentation.ome.zarr/zarr.json", "run.json",
+        "trace-*/labels.zarr/zarr.json", "labels/cells/zarr.json", "state.json", "keys.npy",
+        "gaps.json", "cells.parquet", "segmentation.ome.zarr/zarr.json", ".kept/seeds.npy",
+        ".kept/digests.sha256", "out/digests.sha256", "run.json",
     ],
     "worker": [
         "flows.zarr/c/*", "journal/predict-*", "trace-*/labels.zarr/c/*", "keys-*.npy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 from distributed import LocalCluster
 
-from densebatch.base.errors import DensebatchError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.workers import connect
 from densebatch.workers import pool as pool_module
 from densebatch.workers.check import Requirements
@@ -209,3 +210,32 @@ def test_the_scheduler_is_gone_while_every_job_is_under_way(tmp_path, told, monk
             job = Job("waits", executor_jobs.wait_for_call, (str(calls), "waits", 6))
             assert results(run(executor, [job])) == {"waits": 6}
             killer.join()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_scheduler_that_is_gone_before_its_first_job(tmp_path, monkeypatch, comes_back):
+    """But has answered, so it is waited for."""
+    monkeypatch.setattr(connect, "GONE_S", 60.0 if comes_back else 1.0)
+    told = []
+    with dask_processes(tmp_path) as processes:
+        processes.kill(processes.start_scheduler())
+        scheduler = patient(processes.address, 60)
+
+        def note(text):
+            told.append(text)
+            if comes_back and "is gone" in text:
+                processes.start_scheduler(port=processes.address.rsplit(":", 1)[1])
+                processes.start_worker()
+
+        with pytest.raises(InputError, match="nobody answers"):
+            ask_worker(scheduler, Requirements(), os.getpid, note=note)
+        assert told == []
+        asking = functools.partial(
+            ask_worker, scheduler, Requirements(), os.getpid, note=note, returning=True
+        )
+        if comes_back:
+            assert asking() != os.getpid()
+        else:
+            with pytest.raises(DensebatchError, match="is gone and did not come back within 1 s"):
+                asking()
+    assert told[0].startswith(f"scheduler {scheduler}: is gone; waiting ")

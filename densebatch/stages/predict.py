@@ -129,10 +129,13 @@ class PredictGroup(Task):
 
     def run(self) -> dict[str, Any]:
         """Facts: patches evaluated, how many twice, on what, what could not be read, and costs."""
+        earlier = self.work.journal.done(self.name)
+        if earlier is not None and self.is_current(earlier):
+            return earlier  # a worker that was lost as it had finished could not tell
         meter = Meter()
         plan = self.work.plan
         group = plan.groups[self.row, self.col]
-        flows, wanted = self._begin(plan, group)
+        flows, wanted = self._begin(plan, group, earlier)
         seen, unread = self._read_patches(plan, wanted, meter)
         device, n_bright = None, 0
         if seen:
@@ -170,13 +173,12 @@ class PredictGroup(Task):
         return self.work.flows / "c" / "0" / str(self.row) / str(self.col)
 
     def _begin(
-        self, plan: Plan, group: Region
+        self, plan: Plan, group: Region, earlier: Mapping[str, Any] | None
     ) -> tuple[NDArray[np.float16], list[tuple[int, int]]]:
         """Flows of the group as far as they are known beforehand, and the cores to evaluate."""
         cores, active = plan.lattice.cores, plan.active_cores
         wanted = [index for index in cores.overlapping(group) if active[index]]
-        earlier = self.work.journal.done(self.name)
-        if earlier is not None and earlier.get("unread"):
+        if earlier is not None:  # some of them could not be read
             flows = np.asarray(zarr.open_array(self.work.flows, mode="r")[:, *group.slices])
             missing = flows[2] == UNKNOWN
             corners = {i: cores[i].shift(-group.y0, -group.x0) for i in wanted}

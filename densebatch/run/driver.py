@@ -57,6 +57,7 @@ class Driver:
         self._progress = progress
         self._owned: dict[Path, Ownership] = {}
         self._folders: list[OutputFolder] = []
+        self._writing = threading.Lock()
         self._states: list[tuple[OutputFolder, RunState]] = []
         self._executor: Executor | None = None
         self._asked: str | None = None
@@ -81,13 +82,8 @@ class Driver:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
         try:
-            for folder, state in list(self._states):
+            for _, state in self._states:
                 state.end(error)
-                if error is None and folder.report.exists():
-                    # The report tells all that the state does, and has a checksum.
-                    with contextlib.suppress(OSError):
-                        folder.state.unlink(missing_ok=True)
-                    self._states.remove((folder, state))
             if not any(owned.lost for owned in self._owned.values()):
                 self._write_states()
         finally:
@@ -131,9 +127,10 @@ class Driver:
             self._write_states()
 
     def _write_states(self) -> None:
-        for folder, state in list(self._states):
-            with contextlib.suppress(OSError):  # of a full disk, which ends no run
-                write_state(folder.work, state)
+        with self._writing:
+            for folder, state in self._states:
+                with contextlib.suppress(OSError):  # of a full disk, which ends no run
+                    write_state(folder.work, state)
 
     def refuse_living(self, folder: OutputFolder) -> None:
         """Refuse, before anything is planned, an output that another run is seen to write.
@@ -179,8 +176,16 @@ class Driver:
     def watch(self, folder: OutputFolder, tile_px: int) -> RunState:
         """The state of a run, which this thread fills and the other writes into the work folder."""
         state = RunState(tile_px)
-        self._states.append((folder, state))
+        with self._writing:
+            self._states.append((folder, state))
         return state
+
+    def unwatch(self, folder: OutputFolder) -> None:
+        """Remove the state of a run whose report tells all that it does, and has a checksum."""
+        with self._writing:
+            self._states = [pair for pair in self._states if pair[0] is not folder]
+            with contextlib.suppress(OSError):
+                folder.state.unlink(missing_ok=True)
 
     @contextmanager
     def drive(self, executor: Executor) -> Iterator[None]:

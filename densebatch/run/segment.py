@@ -195,6 +195,7 @@ def segment(
             n_cells = number_cells(session, failed)
             session.seconds["start"] = round(starting.waited_s, 3)
             result = _finish(session, n_cells, failed, started, meter)
+        driver.unwatch(folder)
         driver.check()
         if not settings.keep_flows and not result.is_partial:
             folder.remove_work()

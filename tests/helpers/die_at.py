@@ -11,7 +11,7 @@ import textwrap
 POINTS = {
     "driver": [
         ".densebatch-owner.json", ".densebatch.json", "plan-*.json", "flows.zarr/zarr.json",
-        "trace-*/labels.zarr/zarr.json", "labels/cells/zarr.json", "keys.npy", "lost.json",
+        "trace-*/labels.zarr/zarr.json", "labels/cells/zarr.json", "keys.npy", "gaps.json",
         "cells.parquet", "segmentation.ome.zarr/zarr.json", "run.json",
     ],
     "worker": [

@@ -78,8 +78,13 @@ def choose_tracing_device(device: str) -> str:
 
 
 def load_run(work: Path) -> Plan:
-    """The plan in a run's work folder."""
+    """The plan in the folder of a run's tasks."""
     return load_plan(str(next(work.glob("plan-*.json"))))
+
+
+def find_tasks(out: Path) -> Path:
+    """The folder of a run's tasks, which its plan names."""
+    return next((out / "work").glob("*/plan-*.json")).parent
 
 
 def check_bits(options: argparse.Namespace) -> None:
@@ -90,12 +95,13 @@ def check_bits(options: argparse.Namespace) -> None:
         shutil.rmtree(out, ignore_errors=True)
         segment(slide, out, membrane=(CHANNELS[0],), model=options.model, device=options.device,
                 workers=0, keep_flows=True)  # fmt: skip
-    plan = load_run(out / "work")
+    work = find_tasks(out)
+    plan = load_run(work)
     height, width = plan.shape
     # whole, and a part with less of the slide around it
     cores = [Region(0, 0, height, width), Region(height // 3, width // 4, height // 2, width)]
-    cpu, _ = trace_on("cpu", plan, out / "work", cores)
-    device, _ = trace_on(choose_tracing_device(options.device), plan, out / "work", cores)
+    cpu, _ = trace_on("cpu", plan, work, cores)
+    device, _ = trace_on(choose_tracing_device(options.device), plan, work, cores)
     require_same_bits(list(zip(cpu, device, strict=True)))
     tell(headline=f"the same bits for {sum(t.keys.size for t in cpu)} cells")
 
@@ -116,7 +122,7 @@ def choose_tiles(shape: tuple[int, int], side: int, n: int) -> list[Region]:
 
 def measure_tracing(options: argparse.Namespace) -> None:
     """Tiles of the first run's flows, in this process alone: a CPU's core, and the device."""
-    work = options.work / "flows" / "work"
+    work = find_tasks(options.work / "flows")
     plan, device = load_run(work), choose_tracing_device(options.device)
     tiles = choose_tiles(plan.shape, _TILE_PX[options.device], _TILES)
     mpx = tiles[0].area / 1e6

@@ -142,7 +142,7 @@ def run_whole(options: argparse.Namespace) -> None:
     with GpuSampler() as gpu:
         watched = watch_command(command, check=True)
     report = json.loads((out / "run.json").read_text())
-    tasks = read_tasks(out / "work" / "journal")
+    tasks = read_tasks(next((out / "work").glob("*/journal")))
     mpx = report["slide_px"] / 1e6
     speed = mpx / watched.wall_s
     end = watched.started + watched.wall_s

@@ -14,7 +14,7 @@ import secrets
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
@@ -50,8 +50,8 @@ def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
     Parameters
     ----------
     url
-        `https://`, `http://`, or `doi:PREFIX/RECORD/FILE` of a file in a repository that pooch
-        knows (Zenodo, figshare, Dataverse).
+        `https://`, or `doi:PREFIX/RECORD/FILE` of a file in a repository that pooch knows (Zenodo,
+        figshare, Dataverse); `http://` of this machine alone.
     path
         Where the file is to be; its folder is made.
     accept
@@ -70,8 +70,8 @@ def download(url: str, path: Path, accept: Callable[[Path], None]) -> None:
         "http": pooch.HTTPDownloader,
         "doi": pooch.DOIDownloader,
     }.get(url.partition(":")[0])
-    if transfer is None:
-        raise DownloadError(f"{url}: accepted are addresses that begin with https:// or http://")
+    if transfer is None or (url.startswith("http:") and not _is_private(url)):
+        raise DownloadError(f"{url}: accepted are addresses that begin with https://")
     # The name is unique because another process may be fetching the same file.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     start = time.monotonic()
@@ -126,11 +126,15 @@ def _requesting(url: str) -> Iterator[dict[str, Any]]:
     At the end all responses are closed, because pooch leaves those of failed requests open.
     """
     responses: list[Any] = []
+    may_be_plain = url.startswith("http://")
 
     def watch(response: Any, *_: object, **__: object) -> None:  # noqa: ANN401
         responses.append(response)
-        if not url.startswith("http://") and not response.url.startswith("https://"):
-            raise DownloadError(f"{url}: leads to {response.url}, which is not encrypted")
+        # Where a redirect leads to is looked at before it is followed.
+        onwards = response.headers.get("location") if response.is_redirect else None
+        for address in (response.url, *([urljoin(response.url, onwards)] if onwards else [])):
+            if not (_is_private(address) if may_be_plain else address.startswith("https://")):
+                raise DownloadError(f"{url}: leads to {address}, which is not encrypted")
 
     try:
         yield {"timeout": _TIMEOUT_S, "hooks": {"response": watch}}
@@ -163,6 +167,14 @@ def _explain_failure(url: str, path: Path | None) -> Iterator[None]:
         # pooch reads a repository's answer without checking that it is a record.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DownloadError(f"{url}: cannot be fetched ({reason})") from error
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody between can read or change what comes: by encryption, or on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+    )
 
 
 def _is_overloaded(error: Exception) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,26 @@ CACHE_VARIABLE = "DENSEBATCH_CACHE"
 
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO}
+
+
+# Also as a path that was made of an address has it, which keeps one of its slashes.
+_ADDRESS = re.compile(r"(?P<schemes>[A-Za-z][\w+.-]+(?:::[A-Za-z][\w+.-]+)*):/")
+
+
+def refuse_address(path: Path) -> None:
+    """Refuse the address of something elsewhere, given for a path, unless there is such a path.
+
+    Raises
+    ------
+    InputError
+        Naming the scheme.
+    """
+    found = _ADDRESS.match(str(path))
+    if found is not None and not path.exists():
+        raise InputError(
+            f"{path}: is an address ({found['schemes']}://) and no path; accepted are files and "
+            "folders that this machine sees, such as a mounted share"
+        )
 
 
 def is_disk_trouble(error: OSError) -> bool:
@@ -98,6 +120,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, into which somebody may still write.
+
+    It is moved out of the way in one step first: who goes on writing makes it anew, under its own
+    name, and does not disturb the removal.
+
+    Raises
+    ------
+    OSError
+        If that cannot be done.
+    """
+    trash = path.with_name(f".{path.name}.deleted")
+    if trash.is_dir():  # of a process that was killed here
+        shutil.rmtree(trash)
+    if path.is_dir():
+        path.rename(trash)
+        shutil.rmtree(trash)
 
 
 def digest_file(path: Path) -> str:

@@ -87,9 +87,13 @@ def open_array(folder: Path) -> zarr.Array[Any]:
         If there is none.
     """
     try:
-        return zarr.open_array(LocalStore(folder, read_only=True), mode="r")
+        array = zarr.open_array(LocalStore(folder, read_only=True), mode="r")
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise InputError(f"{folder} is not a readable zarr array: {error}.") from error
+    # To decode other values may run what a file says; pixels are numbers.
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{folder} holds values of type {array.dtype}; accepted are numbers.")
+    return array
 
 
 def require_array(folder: Path, settings: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@
 |---|---|
 | `digests.sha256` | SHA-256 of every file of the result, as `sha256sum -c` reads it |
 | `labels.sha256` | for labels written into a slide: those of the files there |
+| `work.sha256` | for a work folder that stays: those of its files that no record of a task covers |
 | `.kept/seeds.npy` | the position of each cell's seed, by which cells are numbered |
-| `.kept/` | second copies of these lists, the seeds and every document (`run.json`, metadata) |
+| `.kept/` | second copies of these lists, the seeds, every document (`run.json`, metadata) |
+| | and what `work.sha256` lists, but for records |
 
 Lists end with their own checksum, and a copy of a document has the checksum of the document, so
 that a bit that changes anywhere shows; and of anything that cannot be computed again there are two.
@@ -36,23 +38,20 @@ from densebatch.cells.pyramid_spec import LABEL_NAME, OWNER
 from densebatch.ngff.folders import DOCUMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 REPORT, MARKER = "run.json", ".densebatch.json"
 _KEPT = ".kept"
 _SEEDS = f"{_KEPT}/seeds.npy"
-WORK_LIST = "digests.sha256"
-# Files that records name, this list, and what says how the session stands.
-_RECORDED = re.compile(
-    rf".*/c/.*|[^/]*/(?:keys|cells|missing)-\d+-\d+\.np[yz]|{re.escape(WORK_LIST)}|state\.json"
-)
+_WORK = "work"
+RECORDS = "journal/"
 # What zarr reads of an array: a chunk or shard.
 _CHUNK = re.compile(r"(?:.*/)?\d+/(?:c/)?(?:\d+/)?\d+/\d+")
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Files of a result below one folder: those of OUT, or those in a slide.
+    """Files of a result below one folder: those of OUT, those in a slide, or of tasks.
 
     Attributes
     ----------
@@ -72,14 +71,15 @@ class Tree:
 
     def copy_of(self, name: str) -> Path | None:
         """Where the second copy of a file is; None if it has none, for it can be computed again."""
-        if not is_document(name):
+        if name.startswith(RECORDS) if self.name == _WORK else not is_document(name):
             return None
         # With an ending of its own, because nobody shall take the copies for an OME-Zarr.
         return self.out / _KEPT / self.name / f"{name}.copy"
 
     def shown(self, name: str) -> str:
         """How a user finds a file."""
-        return name if self.base == self.out else str(self.base / name)
+        path, is_inside = self.base / name, self.base.is_relative_to(self.out)
+        return path.relative_to(self.out).as_posix() if is_inside else str(path)
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,19 @@ def list_trees(out: Path, root: Path, *, in_place: bool) -> list[Tree]:
     return [*trees, Tree("labels", root, out)] if in_place else trees
 
 
+def work_tree(out: Path, work: Path) -> Tree:
+    """Flows, traces and records that stay with a result, as far as no record covers them.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    work
+        The folder of the run's tasks.
+    """
+    return Tree(_WORK, work, out)
+
+
 def seeds_path(out: Path) -> Path:
     """The positions of all cells' seeds, ascending int64: cell i is the i-th."""
     return out / _SEEDS
@@ -143,9 +156,17 @@ def list_lists(out: Path) -> list[Path]:
 
 def forget(out: Path) -> None:
     """Remove the lists of an output folder, before anything that they speak of is changed."""
-    for path in (*list_lists(out), out / "work" / WORK_LIST):
+    for path in list_lists(out):
         path.unlink(missing_ok=True)
+    forget_work(out)
     shutil.rmtree(out / _KEPT, ignore_errors=True)
+
+
+def forget_work(out: Path) -> None:
+    """Remove the list of a work folder that is gone, or is about to change, and what it lists."""
+    for path in work_tree(out, out).lists:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(out / _KEPT / _WORK, ignore_errors=True)
 
 
 def keep(
@@ -190,16 +211,34 @@ def keep(
         if tree.base == tree.out and copy is not None:
             write_atomic(copy, report)
             listed[REPORT] = checksum_file(copy)
-        text = format_checksums(listed)
-        for path in reversed(tree.lists):
-            write_atomic(path, text)
+        write_list(tree, listed)
 
 
-def keep_work(work: Path) -> None:
-    """Write the list of a work folder that stays: of all files that no record of a task covers."""
-    names = (name for name in list_files(work) if _RECORDED.fullmatch(name) is None)
-    checksums = {name: checksum_file(work / name) for name in names}
-    write_atomic(work / WORK_LIST, format_checksums(checksums))
+def keep_work(tree: Tree, recorded: Collection[str]) -> None:
+    """Write the list of a work folder that stays, and second copies of all that it lists.
+
+    Records themselves have none, because their tasks can be done again.
+
+    Parameters
+    ----------
+    tree
+        See `work_tree`.
+    recorded
+        Names of files that a record covers, which are not listed.
+    """
+    names = [name for name in list_files(tree.base) if name not in recorded]
+    for name in names:
+        copy = tree.copy_of(name)
+        if copy is not None:
+            write_atomic(copy, (tree.base / name).read_bytes())
+    write_list(tree, {name: checksum_file(tree.base / name) for name in names})
+
+
+def write_list(tree: Tree, listed: Mapping[str, str]) -> None:
+    """Write both copies of the list of a tree."""
+    text = format_checksums(listed)
+    for path in reversed(tree.lists):
+        write_atomic(path, text)
 
 
 def _list_results(tree: Tree, root: Path, table: Path) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import refuse_address
 from densebatch.base.log import log_event
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class LoggedCommand(click.Command):
                 version=version("densebatch"),
             )  # fmt: skip
             try:
+                for value in ctx.params.values():
+                    for path in value if isinstance(value, tuple) else (value,):
+                        if isinstance(path, Path):
+                            refuse_address(path)
                 result = super().invoke(ctx)
             except BaseException as error:
                 reason = f"{type(error).__name__}: {error}"

@@ -57,7 +57,8 @@ class Driver:
         self._progress = progress
         self._owned: dict[Path, Ownership] = {}
         self._folders: list[OutputFolder] = []
-        self._states: dict[Path, RunState] = {}
+        self._writing = threading.Lock()
+        self._states: list[tuple[OutputFolder, RunState]] = []
         self._executor: Executor | None = None
         self._asked: str | None = None
         self._handlers: dict[int, Any] = {}
@@ -81,9 +82,10 @@ class Driver:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
         try:
-            for state in self._states.values():
+            for _, state in self._states:
                 state.end(error)
-            self._write_states()
+            if not any(owned.lost for owned in self._owned.values()):
+                self._write_states()
         finally:
             for owned in self._owned.values():
                 owned.release()
@@ -125,9 +127,10 @@ class Driver:
             self._write_states()
 
     def _write_states(self) -> None:
-        for folder, state in list(self._states.items()):
-            with contextlib.suppress(OSError):  # of a full disk, which ends no run
-                write_state(folder, state)
+        with self._writing:
+            for folder, state in self._states:
+                with contextlib.suppress(OSError):  # of a full disk, which ends no run
+                    write_state(folder.work, state)
 
     def refuse_living(self, folder: OutputFolder) -> None:
         """Refuse, before anything is planned, an output that another run is seen to write.
@@ -172,8 +175,17 @@ class Driver:
 
     def watch(self, folder: OutputFolder, tile_px: int) -> RunState:
         """The state of a run, which this thread fills and the other writes into the work folder."""
-        state = self._states[folder.work] = RunState(tile_px)
+        state = RunState(tile_px)
+        with self._writing:
+            self._states.append((folder, state))
         return state
+
+    def unwatch(self, folder: OutputFolder) -> None:
+        """Remove the state of a run whose report tells all that it does, and has a checksum."""
+        with self._writing:
+            self._states = [pair for pair in self._states if pair[0] is not folder]
+            with contextlib.suppress(OSError):
+                folder.state.unlink(missing_ok=True)
 
     @contextmanager
     def drive(self, executor: Executor) -> Iterator[None]:

@@ -1,11 +1,15 @@
-"""Which engine a run takes: as it began, or as a worker of its cluster or this machine chooses."""
+"""Which engine a run takes, and what workers must have for it.
+
+The engine is the one that the run began with, or what a worker of its cluster or this machine
+chooses.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import digest
@@ -13,9 +17,9 @@ from densebatch.engines.backend import BACKENDS, Engine
 from densebatch.engines.make import check_backend, choose_device, measure_free_bytes
 from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import find_model
-from densebatch.planning.capacity import patch_bytes, trace_window_px
+from densebatch.planning.capacity import PROCESS_MB, estimate, patch_bytes, trace_window_px
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
-from densebatch.run.requirements import list_requirements
+from densebatch.workers.check import Requirements, SharedFile
 from densebatch.workers.cluster import ask_worker
 
 if TYPE_CHECKING:
@@ -32,6 +36,58 @@ _GPU_SHARE = 0.8  # of its free memory
 # Half of the workers use the GPU, because with a third of them (5 of 16) the others
 # waited for flows to trace (docs/design.md).
 _WORKERS_PER_DEVICE_WORKER = 2
+
+
+def list_requirements(
+    plans: Sequence[Plan], settings: SegmentSettings, engine: Engine | None = None
+) -> Requirements:
+    """What each worker must have.
+
+    Parameters
+    ----------
+    plans
+        Of the runs.
+    settings
+        Of all of them.
+    engine
+        What evaluates the network; None if that is yet to be chosen.
+
+    Returns
+    -------
+    Requirements
+        The versions of the plans, their slides and models, the device, and memory for the largest
+        task.
+
+    Raises
+    ------
+    InputError
+        If a slide or a model is gone.
+    """
+    files = {}
+    for plan in plans:
+        for what, path, dated in (
+            ("the slide", plan.slide.path, True),
+            ("the model", plan.model.path, False),  # its content is compared when it is loaded
+        ):
+            try:
+                files[path] = SharedFile.look(Path(path).absolute(), what, dated=dated)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    device = settings.device if engine is None else engine.device
+    questions: list[tuple[Any, tuple[Any, ...]]] = []
+    if device == "cuda":
+        questions.append((choose_device, (device,)))
+    if engine is not None:
+        # A quantised network is evaluated without the library that has made it.
+        name = "openvino" if engine.backend == "openvino-int8" else engine.backend
+        questions.append((check_backend, (name, device)))
+    largest = max((estimate(p, settings.tile) for p in plans), key=lambda need: need.worker_mb)
+    versions = {name: version for plan in plans for name, version in plan.versions.items()}
+    versions.pop("densebatch", None)  # which is always compared
+    return Requirements(
+        versions, tuple(files.values()), tuple(questions),
+        PROCESS_MB, largest.task_mb, largest.worst_task,
+    )  # fmt: skip
 
 
 def check_engine(settings: SegmentSettings) -> None:
@@ -104,8 +160,8 @@ def add_engine(
     """
     earlier = None if restart else folder.read_marker()
     began = earlier.engine if earlier is not None else None
-    if began is not None and began.quantised is not None:
-        kept = _recall_quantised(folder, began, settings)
+    if earlier is not None and earlier.engine.quantised is not None:
+        kept = _recall_quantised(folder, earlier, settings)
         if kept is not None:
             return _with_engine(plan, kept), kept
     arguments = (plan, settings.backend, settings.device, began)
@@ -182,14 +238,15 @@ def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
 
 
 def _recall_quantised(
-    folder: OutputFolder, began: Engine, settings: SegmentSettings
+    folder: OutputFolder, earlier: Plan, settings: SegmentSettings
 ) -> EngineChoice | None:
     """The quantised network of an earlier session, if it is still there or no longer needed."""
+    began = earlier.engine
     if settings.backend != began.backend or began.quantised is None:
         return None
     reason = "as this run began"
     try:
-        packed = read_quantised(folder.work, began.quantised)
+        packed = read_quantised(folder.tasks(earlier), began.quantised)
     except InputError:
         return EngineChoice(began, reason) if folder.report.exists() else None
     return EngineChoice(began, reason, packed=packed)

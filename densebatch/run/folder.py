@@ -20,9 +20,9 @@ import xxhash
 from pydantic import ValidationError
 
 from densebatch.base.errors import InputError
-from densebatch.base.files import describe_trouble, is_disk_trouble, write_atomic
+from densebatch.base.files import describe_trouble, is_disk_trouble, remove_folder, write_atomic
 from densebatch.cells import labels
-from densebatch.cells.kept import Tree, forget, list_trees
+from densebatch.cells.kept import Tree, forget, forget_work, list_trees, work_tree
 from densebatch.planning.plan import Plan, describe_difference, parse_plan
 
 if TYPE_CHECKING:
@@ -47,8 +47,16 @@ class OutputFolder:
 
     @property
     def work(self) -> Path:
-        """Flows, traces and journal; removed when a run is complete."""
+        """What is removed when a run is complete: the state, and the folder of its tasks."""
         return self.path / "work"
+
+    def tasks(self, plan: Plan) -> Path:
+        """Where the tasks of a run leave flows, traces and records.
+
+        Runs differ in the name, because tasks of an earlier one may outlive their driver on the
+        workers of a cluster: what they write late lies where nobody reads it, and is removed.
+        """
+        return self.work / plan.fingerprint[:16]
 
     @property
     def table(self) -> Path:
@@ -77,7 +85,7 @@ class OutputFolder:
 
     def plan_path(self, plan: Plan) -> Path:
         """Where the tasks read the plan; the name changes with its content."""
-        return self.work / f"plan-{plan.edition}.json"
+        return self.tasks(plan) / f"plan-{plan.edition}.json"
 
     def root(self, plan: Plan) -> Path:
         """The OME-Zarr image group that gets the labels."""
@@ -91,6 +99,10 @@ class OutputFolder:
     def trees(self, plan: Plan) -> list[Tree]:
         """Where the files of the result are, and the lists of their checksums."""
         return list_trees(self.path, self.root(plan), in_place=plan.in_place)
+
+    def work_tree(self, plan: Plan) -> Tree:
+        """As `trees`, of what tasks have left, if it stays."""
+        return work_tree(self.path, self.tasks(plan))
 
     def check(self) -> None:
         """Refuse, before a slide is read, what cannot be an output folder of any run.
@@ -161,7 +173,7 @@ class OutputFolder:
                 told, writer = document["plan"], document["densebatch"]
                 is_whole = document["digest"] == _digest_plan(told)
         if not is_whole:
-            copies = [plan for plan in map(_read_copy, self.work.glob("plan-*.json")) if plan]
+            copies = [plan for plan in map(_read_copy, self.work.glob("*/plan-*.json")) if plan]
             if len({copy.fingerprint for copy in copies}) == 1:  # its slide may have been touched
                 return copies[0]
             raise InputError(
@@ -215,7 +227,7 @@ class OutputFolder:
         All cells are numbered by the union of their keys, which is written when all tiles are
         traced: what is left after it is little, and nothing if the run was killed as it ended.
         """
-        return not self.report.exists() and not any(self.work.glob("trace-*/keys.npy"))
+        return not self.report.exists() and not any(self.work.glob("*/trace-*/keys.npy"))
 
     def read_complete(self, plan: Plan) -> dict[str, Any] | None:
         """The report of a run that left nothing to do, None if there is something."""
@@ -258,14 +270,29 @@ class OutputFolder:
             if restart and self.marker.exists():
                 self._clear()
             self._fresh = not self._names()
+            for trash in self.path.glob(".*.deleted"):
+                shutil.rmtree(trash)
             for unfinished in self.path.glob(".*.partial"):  # a killed writer leaves such files
                 if not unfinished.name.startswith(f".{self.owner.name}"):  # written all the time
                     unfinished.unlink(missing_ok=True)
             self.write_marker(plan)
+            self._remove_late(plan)
             write_atomic(self.plan_path(plan), plan.to_json().encode())
         except OSError as error:
             self.release()
             raise self.unusable(error) from error
+
+    def remove_work(self) -> None:
+        """Remove what is of no use any more when a run is complete, as far as the disk lets us."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        with suppress(OSError):
+            forget_work(self.path)
+
+    def _remove_late(self, plan: Plan) -> None:
+        """Remove what tasks of an earlier run have written since its work folder was removed."""
+        for path in [path for path in self.work.glob("*") if path.is_dir()]:
+            if path != self.tasks(plan):
+                remove_folder(path)
 
     def write_marker(self, plan: Plan) -> None:
         """Write whose the folder is, with a digest that tells damage from another version."""
@@ -310,11 +337,10 @@ class OutputFolder:
         """Remove what a run writes and nothing else."""
         self.report.unlink(missing_ok=True)
         forget(self.path)
-        for path in (self.table, self.path / _SEGMENTATION, self.work, self.marker):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for folder in (self.path / _SEGMENTATION, self.work):
+            remove_folder(folder)
+        for path in (self.table, self.marker):
+            path.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         """What the folder holds, without the owner file and the leavings of killed writers."""

@@ -26,8 +26,10 @@ import json
 import os
 import platform
 import secrets
+import sys
 import threading
 import time
+import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,9 +89,14 @@ class Holder:
         return self.machine == name_machine()
 
     @property
-    def is_dead(self) -> bool:
-        """Whether it is known, from this machine, that its process has ended."""
-        return self.is_here and find_start(self.pid) != self.started
+    def is_alive(self) -> bool | None:
+        """Whether its process runs; None if that cannot be told from here."""
+        if not self.is_here:
+            return None
+        found = find_start(self.pid)
+        if found is None:
+            return False
+        return found == self.started if found and self.started else None
 
 
 _ADAPTER = TypeAdapter(Holder)
@@ -125,8 +132,8 @@ def look_for_driver(path: Path) -> tuple[Holder | None, str | None]:
     """
     first = _read(path)
     holder = None if first is None else _parse(first)
-    if holder is not None and holder.is_here:
-        return holder, "dead" if holder.is_dead else "alive"
+    if holder is not None and holder.is_alive is not None:
+        return holder, "alive" if holder.is_alive else "dead"
     until = time.monotonic() + _GLANCE_S
     content = first
     while content == first and content is not None and time.monotonic() < until:
@@ -138,14 +145,18 @@ def look_for_driver(path: Path) -> tuple[Holder | None, str | None]:
 
 
 def find_start(pid: int) -> str | None:
-    """When a process began, None if there is no such process (or only its exit code is left)."""
+    """When a process began.
+
+    None if there is no such process (or only its exit code is left); "" if there is one of another
+    user that the system hides.
+    """
     try:
         # Not as seconds since the epoch, because these move when the clock is set.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
-            return None
+            return "" if _is_hidden(pid) else None
     except (OSError, IndexError):
         pass
     try:
@@ -158,9 +169,22 @@ def find_start(pid: int) -> str | None:
         return ""
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process that /proc does not show is there all the same, as under `hidepid`."""
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def name_machine() -> str:
     """Name of what process ids are counted in: a boot of a host, and a container in it."""
     parts = [platform.node()]
+    if sys.platform != "linux":  # hosts may be called alike
+        parts.append(f"{uuid.getnode():x}")
     with contextlib.suppress(OSError):  # only Linux tells these
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
@@ -183,6 +207,7 @@ class Ownership:
     def __init__(self, out: Path) -> None:
         self._watches: dict[Path, _Watch] = {}
         self._held: list[Path] = []
+        self._beaten_at: dict[Path, float] = {}
         self._beating = threading.Lock()
         self.lost: str | None = None
         self._me = Holder(
@@ -233,6 +258,7 @@ class Ownership:
         try:
             for path in places:
                 self._take(path, self._watch(path), tell)
+                self._beaten_at[path] = _read_clock()
                 self._held.append(path)
         except BaseException:
             self.release()
@@ -302,14 +328,23 @@ class Ownership:
         try:
             if self._is_mine(path):
                 self._write(path)
-            elif not self._create(path):
+            elif self._may_have_been_taken(path) or not self._create(path):
                 self.lost = (
                     f"{path.parent}: was taken over by {read_holder(path) or 'another run'}, "
                     f"because nothing was heard from this one for {SILENCE_S:.0f} s"
                 )
+                return
+            self._beaten_at[path] = _read_clock()
         except OSError:  # of a full disk, say; tried again at the next beat
             if not path.parent.is_dir():
                 self.lost = f"{path.parent}: is gone"
+
+    def _may_have_been_taken(self, path: Path) -> bool:
+        """Whether a file that is gone may be another's who has come and ended meanwhile.
+
+        A file that somebody has removed under an owner that beats comes back.
+        """
+        return _read_clock() - self._beaten_at[path] > SILENCE_S - _GLANCE_S
 
     def check(self) -> None:
         """Make sure, by a look at the files, that this is still the owner.
@@ -365,7 +400,7 @@ class _Watch:
             self._content = None
             return "absent"
         self.holder = _parse(content)
-        if self.holder is not None and self.holder.is_dead:
+        if self.holder is not None and self.holder.is_alive is False:
             return "stale"
         if self._content is None:
             self._content, self._since = content, now
@@ -382,6 +417,12 @@ class _Watch:
         if self.holder is None or Path(self.holder.out) == self.path.parent:
             return ""
         return f" with the output {self.holder.out}"
+
+
+def _read_clock() -> float:
+    """Seconds, also of the time that this machine has slept."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def _read(path: Path) -> bytes | None:

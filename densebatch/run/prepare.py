@@ -13,8 +13,7 @@ from densebatch.planning.capacity import (
     estimate,
 )
 from densebatch.planning.planner import draft_plan, keep_survey, survey_plan
-from densebatch.run.engine import add_engine, check_engine
-from densebatch.run.requirements import list_requirements
+from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.workers.cluster import check_workers
 from densebatch.workers.scheduler import check_scheduler
 

@@ -8,6 +8,8 @@ next. What is made from what:
 |---|---|
 | `run.json`, metadata, seeds, lists | their second copies |
 | labels at full resolution | the slide: all tiles that damaged shards touch; ids by the seeds |
+| those of a partial run, label image `missing` | traces in the work folder, which stays |
+| flows and traces that stay | the slide, but for what no record covers, of which there are two |
 | further levels | the level below |
 | copied image | the slide |
 | table | labels, and the copied image or the slide |
@@ -20,50 +22,53 @@ import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from densebatch.base.checksums import ABSENT, checksum_file, format_checksums
 from densebatch.base.errors import DensebatchError, InputError, IntegrityError, describe_cause
 from densebatch.base.files import write_atomic
-from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.cells.groups import find_stale, refresh_consolidated
-from densebatch.cells.kept import is_replaced, keep_work, read_list, scratch_path, seeds_path
+from densebatch.cells.kept import (
+    RECORDS,
+    is_replaced,
+    read_list,
+    scratch_path,
+    write_list,
+)
 from densebatch.cells.pyramid import level_path, reduce_image, reduce_labels, unit_files
+from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.table import save_table
 from densebatch.cells.verify import read_spec
-from densebatch.engines.quantization import write_quantised
 from densebatch.ngff.folders import DOCUMENTS
-from densebatch.planning.capacity import choose_workers, count_lanes
-from densebatch.planning.settings import SegmentSettings
+from densebatch.run.again import Again, require_slide
 from densebatch.run.driver import Driver
-from densebatch.run.engine import recall_engine
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress
-from densebatch.run.session import Step
-from densebatch.run.start import ExecutorStart
-from densebatch.run.steps import list_steps_again
 from densebatch.run.verify import Verification, check_files, read_plan, read_report, verify
 from densebatch.stages.consistency import (
     Content,
     PixelSource,
-    find_slide,
     list_columns,
     sum_shapes,
 )
-from densebatch.stages.missing import Gaps, write_gaps
-from densebatch.stages.number import NumberShard
-from densebatch.stages.predict import create_flows
-from densebatch.stages.trace import create_traces
+from densebatch.stages.journal import Journal
+from densebatch.stages.missing import mark_missing, read_gaps
+from densebatch.stages.number import number_region
 from densebatch.stages.unread import read_pixels
-from densebatch.stages.work import Halt, Work
+from densebatch.stages.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from densebatch.workers.executors import Executor
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from densebatch.base.geometry import Region
+    from densebatch.cells.kept import Tree
+    from densebatch.stages.missing import Gaps
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +108,9 @@ def repair(
     mender = _Mender(found, folder, workers, progress)
     try:
         with Driver(progress) as driver:
-            driver.own(folder)
+            plan = found.plan
+            in_slide = plan is not None and plan.in_place
+            driver.own(folder, folder.root(plan) if plan is not None and in_slide else None)
             mender.mend()
     except OSError as error:
         raise DensebatchError(
@@ -151,8 +158,8 @@ class _Mender:
             refresh_consolidated(labels.label_path(spec).parent)
             self.repaired += map(str, stale)
         for step in (
-            self._mend_labels, self._mend_image, self._mend_levels, self._mend_table,
-            self._mend_work,
+            self._mend_work, self._mend_labels, self._mend_image, self._mend_levels,
+            self._mend_missing, self._mend_missing_levels, self._mend_table,
         ):  # fmt: skip
             try:
                 step(content)
@@ -165,8 +172,9 @@ class _Mender:
 
     def _wanted(self, name: str) -> str:
         """Checksum of a file of the tree that has the labels."""
-        last = list(self.found.lists.values())[-1]
-        return last.get(name, ABSENT)
+        plan = self.found.plan or read_plan(self.folder)
+        assert plan is not None
+        return self.found.lists[self.folder.trees(plan)[-1].name].get(name, ABSENT)
 
     def _put(self, path: Path, data: bytes, shown: str) -> None:
         write_atomic(path, data)
@@ -175,7 +183,9 @@ class _Mender:
     def _mend_lists(self) -> None:
         trees = {fault.tree.name: fault.tree for fault in self.found.faults}
         if self.found.plan is not None:
-            trees |= {tree.name: tree for tree in self.folder.trees(self.found.plan)}
+            plan = self.found.plan
+            every = [*self.folder.trees(plan), self.folder.work_tree(plan)]
+            trees |= {tree.name: tree for tree in every if tree.name in self.found.lists}
         for tree in trees.values():
             listed, faults = read_list(tree)
             if listed is None or not faults:
@@ -228,22 +238,57 @@ class _Mender:
         regions = [r for r, channel in self._compare_units(content, 0) if channel is None]
         if not regions:
             return
-        if content.report["failed_tiles"] or content.report.get("missing_px"):
+        if _is_partial(content):
+            self._number_kept(content, regions, number_region)
+            return
+        scratch = _open_scratch(content, 0, image=False)
+        again = Again(content, OutputFolder(scratch.parent), self.workers, is_own=False)
+        again.number(regions, scratch, self.progress)
+        for region in regions:
+            self._take_unit(content, scratch, 0, region, None)
+
+    def _mend_missing(self, content: Content) -> None:
+        for marked in _list_missing(content):
+            regions = [region for region, _ in self._compare_units(marked, 0)]
+            if regions:
+                self._number_kept(marked, regions, mark_missing)
+
+    def _mend_missing_levels(self, content: Content) -> None:
+        for marked in _list_missing(content):
+            self._mend_levels(marked)
+
+    def _number_kept(
+        self,
+        content: Content,
+        regions: Sequence[Region],
+        make: Callable[[Work, Gaps, Region], NDArray[np.uint32]],
+    ) -> None:
+        """Make labels from the traces of a partial run: what failed then need not fail now."""
+        tree = self.folder.work_tree(content.plan)
+        listed = self.found.lists.get(tree.name, {})
+        work = Work(
+            str(self.folder.plan_path(content.plan)), int(content.report["settings"]["tile"])
+        )
+        wanted = [p.relative_to(tree.base).as_posix() for p in (work.all_keys, work.gaps)]
+        is_whole = all(
+            name in listed and checksum_file(tree.base / name) == listed[name] for name in wanted
+        )
+        if not is_whole or self._list_lost(tree):
             raise IntegrityError(
-                "labels of a partial run cannot be made again: what failed then need not fail now; "
-                "the run's own command makes them anew"
+                f"labels/{content.spec.label_name} of a partial run cannot be made again without "
+                "the traces in its work folder; the run's own command makes them anew"
             )
         scratch = _open_scratch(content, 0, image=False)
-        again = _Again(content, OutputFolder(scratch.parent), self.workers, keep=False)
-        again.run(regions, scratch, self.progress)
+        spec, gaps = replace(content.spec, root=str(scratch)), read_gaps(work)
         for region in regions:
+            labels.write_label_shard(spec, 0, region, make(work, gaps, region))
             self._take_unit(content, scratch, 0, region, None)
 
     def _mend_image(self, content: Content) -> None:
         found = [(r, c) for r, c in self._compare_units(content, 0) if c is not None]
         if not found:
             return
-        _require_slide(content, "the copied image")
+        require_slide(content, "the copied image")
         scratch = _open_scratch(content, 0, image=True)
         for region, channel in found:
             pixels, _ = read_pixels(content.plan, channel, region)
@@ -253,7 +298,10 @@ class _Mender:
 
     def _mend_levels(self, content: Content) -> None:
         for level in range(1, content.spec.n_levels):
-            for region, channel in self._compare_units(content, level):
+            left = replace(content, damaged=self._still_damaged(content))
+            for region, channel in self._compare_units(left, level):
+                if not self._has_below(left, level, region, channel):
+                    continue
                 scratch = _open_scratch(content, level, image=channel is not None)
                 spec = replace(content.spec, root=str(scratch))
                 if channel is None:
@@ -263,6 +311,18 @@ class _Mender:
                     pixels = reduce_image(content.spec, channel, level, region)
                     labels.write_image_shard(spec, channel, level, region, pixels)
                 self._take_unit(content, scratch, level, region, channel)
+
+    def _has_below(self, content: Content, level: int, region: Region, channel: int | None) -> bool:
+        """Whether all that a unit of a level is made from is whole; else that is a problem."""
+        below = labels.shard_grid(content.spec, level - 1)
+        sources = below.overlapping(labels.source_region(content.spec, level, region))
+        if not any(content.is_damaged(level - 1, below[index], channel) for index in sources):
+            return True
+        name = content.name(unit_files(content.spec, level, region, channel)[0])
+        self.problems.append(
+            f"{content.tree.shown(name)} cannot be made again while the level below is damaged"
+        )
+        return False
 
     def _take_unit(
         self, content: Content, scratch: Path, level: int, region: Region, channel: int | None
@@ -296,24 +356,39 @@ class _Mender:
         made.replace(table)
         self.repaired.append(table.name)
 
+    def _list_lost(self, tree: Tree) -> list[str]:
+        """Names of the tasks in a work folder whose record, or a file that it covers, is lost."""
+        journal = Journal(tree.base / RECORDS)
+        records = [n for n in self.found.lists.get(tree.name, {}) if n.startswith(RECORDS)]
+        return [name for n in records if journal.done(name := Path(n).stem) is None]
+
     def _mend_work(self, content: Content) -> None:
-        """Flows and traces that a user has kept: what no record vouches for is done again."""
-        damaged = [f.file for f in self.found.findings if f.file.startswith("work/")]
-        if not damaged:
+        """Flows and traces that have stayed: what no record vouches for is done again."""
+        tree = self.folder.work_tree(content.plan)
+        lost = self._list_lost(tree)
+        if not lost:
             return
-        if content.report["failed_tiles"] or content.report.get("missing_px"):
-            raise IntegrityError("what a partial run left in work/ is made anew by its own command")
-        again = _Again(content, self.folder, self.workers, keep=True)
-        for path in again.work.journal.folder.glob("number-*.json"):
-            if again.work.journal.done(path.stem) is None:
-                # Nobody reads these sums again, because the table is there.
-                path.unlink()
-                _, side, _, row, col = path.stem.split("-")
-                sums = self.folder.work / f"trace-{side}" / f"cells-{row}-{col}.npz"
-                sums.unlink(missing_ok=True)
-        again.run([Region(0, 0, *again.plan.shape)], None, self.progress)
-        keep_work(self.folder.work)
-        self.repaired += damaged
+        predicted = ("predict-", f"trace-{content.report['settings']['tile']}-")
+        repeated = {name for name in lost if name.startswith(predicted)}
+        if repeated:
+            again = Again(content, self.folder, self.workers, is_own=True)
+            again.repeat(repeated, self.progress)
+        listed = dict(self.found.lists[tree.name])
+        for name in lost:
+            record = f"{RECORDS}{name}.json"
+            if name in repeated:
+                listed[record] = checksum_file(tree.base / record)
+            else:
+                # Nobody reads these again, nor sums of shards, because what they led to is there.
+                (tree.base / record).unlink(missing_ok=True)
+                if name.startswith("number-"):
+                    _, side, _, row, col = name.split("-")
+                    sums = tree.base / f"trace-{side}" / f"cells-{row}-{col}.npz"
+                    sums.unlink(missing_ok=True)
+                del listed[record]
+            self.repaired.append(tree.shown(record))
+        write_list(tree, listed)
+        self.found.lists[tree.name] = listed
 
     def _still_damaged(self, content: Content) -> set[str]:
         base = content.tree.base
@@ -346,104 +421,13 @@ def _open_scratch(content: Content, level: int, *, image: bool) -> Path:
     return scratch
 
 
-def _require_slide(content: Content, what: str) -> None:
-    slide, reason = find_slide(content.plan)
-    if slide is None:
-        raise IntegrityError(f"{what} cannot be made again without the slide ({reason})")
+def _list_missing(content: Content) -> list[Content]:
+    """The label image `missing` of a result as if it were its cells; nothing if it has none."""
+    if not content.report.get("missing_px"):
+        return []
+    spec = replace(content.spec, label_name=MISSING_NAME, image=False, channels=())
+    return [replace(content, spec=spec)]
 
 
-class _Again:
-    """Tasks of a finished run, to be done again: predict and trace, then number.
-
-    Parameters
-    ----------
-    content
-        Of the result.
-    folder
-        Gets flows and traces in its work folder.
-    keep
-        Whether that work folder is the run's own.
-    workers
-        Processes; 0 for none but this one.
-
-    Raises
-    ------
-    IntegrityError
-        If the slide, the model or what evaluated the network is not what it was.
-    """
-
-    def __init__(
-        self, content: Content, folder: OutputFolder, workers: int | None, *, keep: bool
-    ) -> None:
-        _require_slide(content, "flows" if keep else "labels")
-        try:
-            plan, choice = recall_engine(content.plan, content.report["settings"]["model"])
-        except InputError as error:
-            raise IntegrityError(f"the network cannot be evaluated again: {error}") from error
-        if not keep:  # tasks shall find labels that lie in the scratch folder, and no image there
-            plan = replace(plan, in_place=False, copy_image=False)
-        self.content, self.plan = content, plan
-        self.settings = SegmentSettings(
-            tile=int(content.report["settings"]["tile"]),
-            workers=workers,
-            backend=cast("Any", plan.engine.backend),
-            device=cast("Any", plan.engine.device),
-        )
-        self.work = Work(str(folder.plan_path(plan)), self.settings.tile)
-        write_atomic(Path(self.work.plan_path), plan.to_json().encode())
-        if choice.packed is not None:
-            write_quantised(self.work.folder, choice.packed)
-        create_flows(plan, self.work.flows)
-        create_traces(self.work)
-        write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
-        write_gaps(self.work, Gaps())
-
-    @property
-    def travel_px(self) -> int:
-        """That the tracing halo allows for: the furthest of the run, so that once is enough."""
-        travel, limit = self.plan.travel_px, self.plan.trace.travel_limit_px
-        while travel < limit and travel < self.content.report["max_travel_px"]:
-            travel = min(2 * travel, limit)
-        return travel
-
-    def run(self, regions: list[Region], root: Path | None, progress: Progress) -> None:
-        """Do all that regions need; then number them, as units of labels below a root."""
-        settings, work = self.settings, self.work
-        with ExecutorStart(settings) as starting:
-            executor = starting.finish(
-                choose_workers(settings, self.plan), [self.plan], Path(self.work.folder)
-            )
-            lanes = count_lanes(self.plan, settings, executor.workers)
-            steps = list_steps_again(work, regions, lanes, self.travel_px)
-            _drive(executor, work, steps, progress)
-            if root is None:
-                return
-            grid = labels.shard_grid(self.content.spec, 0)
-            tasks = [
-                NumberShard(work, 0, r.y0 // grid.step_y, r.x0 // grid.step_x, str(root), "repair")
-                for r in regions
-            ]
-            steps = [
-                Step(task, "number again", r.area) for task, r in zip(tasks, regions, strict=True)
-            ]
-            _drive(executor, work, steps, progress)
-
-
-def _drive(executor: Executor, work: Work, steps: list[Step], progress: Progress) -> None:
-    """Run the tasks that no record calls done, none of which may fail."""
-    by_name = {step.task.name: step for step in steps}
-    facts = {name: work.journal.done(name) for name in by_name}
-    done = {name for name, f in facts.items() if f and by_name[name].task.is_current(f)}
-    for shown in dict.fromkeys(step.shown_as for step in steps):
-        names = [name for name, step in by_name.items() if step.shown_as == shown]
-        progress.stage(shown, len(names), len(done.intersection(names)))
-    jobs = [step.job for name, step in by_name.items() if name not in done]
-    for outcome in executor.run(jobs, frozenset(done), None):
-        if outcome.error is not None:
-            raise IntegrityError(f"labels cannot be made again: {outcome.error}")
-        if isinstance(outcome.result, Halt):
-            raise outcome.result.to_error()
-        step = by_name[outcome.job.name]
-        for hole in outcome.result["unread"] if step.task.stage == "predict" else ():
-            raise IntegrityError(f"labels cannot be made again: {hole['reason']}")
-        progress.advance(step.shown_as, step.pixels)
+def _is_partial(content: Content) -> bool:
+    return bool(content.report["failed_tiles"] or content.report.get("missing_px"))

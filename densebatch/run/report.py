@@ -103,7 +103,7 @@ def describe_gaps(
 
 
 def keep_tracebacks(lost: Mapping[Task, str]) -> list[str]:
-    """Names of the files, in the work folder, with the tracebacks of what failed.
+    """Names of the files, in the output folder, with the tracebacks of what failed.
 
     A task that took its worker with it could not write one; its file has the reason.
 
@@ -117,7 +117,7 @@ def keep_tracebacks(lost: Mapping[Task, str]) -> list[str]:
         file = task.work.failure(task.name)
         if not file.exists():
             write_atomic(file, f"{reason}\n".encode())
-        kept.append(str(file.relative_to(task.work.folder.parent)))
+        kept.append(str(file.relative_to(task.work.folder.parents[1])))
     return sorted(kept)
 
 

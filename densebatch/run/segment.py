@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, InputError
-from densebatch.base.files import sentences_for_disk, write_atomic
+from densebatch.base.files import refuse_address, sentences_for_disk, write_atomic
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.process import Meter
@@ -152,6 +151,7 @@ def segment(
         raise TypeError(f"give settings or keyword arguments, not both: {', '.join(options)}")
     settings = settings or load_settings(None, **options)
     progress = progress or Progress()
+    refuse_address(Path(out))
     folder = OutputFolder(Path(out).absolute())
     started, meter = time.monotonic(), Meter()
     # The output is owned until no worker is left that could write to it.
@@ -170,7 +170,7 @@ def segment(
                 progress.note(f"{folder.path}: this run is already complete")
                 folder.mend_marker(prepared.plan)
                 if not settings.keep_flows:
-                    shutil.rmtree(folder.work, ignore_errors=True)  # killed as it ended
+                    folder.remove_work()  # killed as it ended
                 return _result(folder, prepared.plan, report)
         session = Session(
             prepared.plan,
@@ -195,8 +195,10 @@ def segment(
             n_cells = number_cells(session, failed)
             session.seconds["start"] = round(starting.waited_s, 3)
             result = _finish(session, n_cells, failed, started, meter)
+        driver.unwatch(folder)
+        driver.check()
         if not settings.keep_flows and not result.is_partial:
-            shutil.rmtree(folder.work, ignore_errors=True)
+            folder.remove_work()
     return result
 
 
@@ -266,7 +268,7 @@ def _open_output(session: Session, *, restart: bool) -> None:
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
         if session.choice.packed is not None:
-            write_quantised(session.folder.work, session.choice.packed)
+            write_quantised(session.work.folder, session.choice.packed)
         create_flows(session.plan, session.work.flows)
         create_traces(session.work)
     except InputError:
@@ -333,7 +335,8 @@ def _finish(
     keep(trees, Path(session.root), session.folder.table, known, seeds, content)
     result = _result(session.folder, plan, report)
     if session.settings.keep_flows or result.is_partial:
-        keep_work(session.folder.work)
+        keep_work(session.folder.work_tree(plan), session.work.journal.list_files())
+    session.driver.check()
     write_atomic(session.folder.report, content)
     return result
 

@@ -254,7 +254,7 @@ def _list_stages(
 ) -> list[StageStatus]:
     """Stages of an unfinished run: what its driver counts, else what the journal has."""
     tile_px = told.get("tile_px")
-    recorded = _count_records(folder.work / "journal", tile_px)
+    recorded = _count_records(folder.tasks(plan) / "journal", tile_px)
     totals: dict[str, int | None] = {"predict": len(plan.groups), "trace": None, "number": None}
     if tile_px is not None:
         totals["trace"] = len(plan.tiles(tile_px))

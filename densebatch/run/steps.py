@@ -8,8 +8,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import DensebatchError
 from densebatch.base.geometry import Region
+from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.cells.table import write_table
 from densebatch.planning.capacity import count_lanes
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
     from densebatch.stages.missing import Gaps
     from densebatch.stages.work import Task, Work
+
+
+# What a record of a shard says beside what it cost.
+_MEANT = ("inputs", "files", "unread", "pixels", "missing_px")
 
 
 def list_predict_steps(session: Session) -> Iterator[Step]:
@@ -170,7 +176,7 @@ def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int
         n_cells, edition = collect_keys(session.work, gaps)
         spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
-        _drive_all(session, list_number_steps(session, spec, edition))
+        written = _drive_all(session, list_number_steps(session, spec, edition))
         with ThreadPoolExecutor(1) as pool:  # the table is written beside the pyramid
             table = pool.submit(
                 write_table,
@@ -182,27 +188,60 @@ def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int
                 plan.slide.channels,
             )
             for levels in above:
-                _drive_all(session, list_reduce_steps(session, spec, levels[0]))
+                written += _drive_all(session, list_reduce_steps(session, spec, levels[0]))
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
             table.result()
-        _mark_missing(session, gaps)
+        written += _mark_missing(session, gaps)
+        _refuse_late_writes(session, written)
     return n_cells
 
 
-def _mark_missing(session: Session, gaps: Gaps) -> None:
+def _refuse_late_writes(session: Session, tasks: Sequence[Task]) -> None:
+    """Look whether all is still as the tasks of this run have left it.
+
+    Those of an earlier session may outlive their driver, on a worker of a cluster that was
+    suspended or cut off, and then write what is not to be numbered so any more.
+
+    Raises
+    ------
+    DensebatchError
+        If something is not.
+    """
+
+    def was_changed(task: Task) -> bool:
+        assert isinstance(task, NumberShard | ReduceShard | MarkShard)
+        told, found = session.facts[task], task.work.journal.done(task.name)
+        return (
+            found is None
+            or any(found.get(name) != told.get(name) for name in _MEANT)
+            or told["files"] != task.list_files()
+        )
+
+    for task, changed in map_in_threads(was_changed, tasks, count_cores()):
+        if changed:
+            raise DensebatchError(
+                f"{session.root}: what {task.name} had written was changed by another process, "
+                "perhaps a worker of an earlier session that had been cut off; the same command "
+                "writes it again"
+            )
+
+
+def _mark_missing(session: Session, gaps: Gaps) -> list[Task]:
     """Write the label image `missing` beside the cells if there is a gap, else remove it."""
     spec = missing_spec(session.plan, session.root)
     labels.remove(spec)
+    written: list[Task] = []
     if not gaps.any:
-        return
+        return written
     labels.create(spec, label_attrs={"fingerprint": session.plan.fingerprint})
     for levels in group_levels(spec):
         grid = labels.shard_grid(spec, levels[0])
         tasks = [MarkShard(session.work, levels[0], *index, session.root) for index in grid]
         shown = f"missing level {levels[0]}"
-        _drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
+        written += _drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
     labels.finalize(spec, n_cells=None, provenance={"content": "pixels without a result are 1"})
+    return written
 
 
 def list_number_steps(session: Session, spec: labels.PyramidSpec, edition: str) -> Iterator[Step]:
@@ -252,14 +291,16 @@ def list_reduce_steps(session: Session, spec: labels.PyramidSpec, level: int) ->
         yield Step(task, f"pyramid level {level}", grid[index].area)
 
 
-def _drive_all(session: Session, steps: Iterator[Step]) -> None:
-    """Run tasks none of which may fail: without a shard the label image is not whole."""
-    failures = session.drive(list(steps))
+def _drive_all(session: Session, steps: Iterator[Step]) -> list[Task]:
+    """Run tasks none of which may fail, for without a shard the label image is not whole."""
+    every = list(steps)
+    failures = session.drive(every)
     if failures:
         task, reason = next(iter(failures.items()))
         raise DensebatchError(
             f"{session.root}: {task.name} failed ({reason}); the same command continues the run"
         )
+    return [step.task for step in every]
 
 
 def list_steps_again(

@@ -15,13 +15,12 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.checksums import ABSENT, checksum_file, map_in_threads, parse_checksums
+from densebatch.base.checksums import checksum_file, map_in_threads
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.cells.kept import (
-    WORK_LIST,
     Fault,
     find_faults,
     list_lists,
@@ -149,8 +148,6 @@ def check_files(out: str | Path, threads: int) -> tuple[Verification, OutputFold
         result.findings.append(Finding(folder.marker.name, "cannot be read, nor can its copy"))
     _check_trees(result, folder, threads)
     _check_records(result, folder, threads)
-    if result.finished:
-        _check_work(result, folder)
     return result, folder
 
 
@@ -210,6 +207,9 @@ def _check_trees(result: Verification, folder: OutputFolder, threads: int) -> No
     trees = list_trees(folder.path, folder.path, in_place=False) if plan is None else (
         folder.trees(plan)
     )  # fmt: skip
+    if plan is not None and folder.tasks(plan).exists():
+        work = folder.work_tree(plan)
+        trees += [work] if any(path.exists() for path in work.lists) else []
     for tree in trees:
         listed, faults = read_list(tree)
         for fault in faults:
@@ -257,9 +257,12 @@ def _find_place(name: str, spec: PyramidSpec | None) -> Region | None:
 
 def _check_records(result: Verification, folder: OutputFolder, threads: int) -> None:
     """Records of tasks and the files that they cover, where a work folder is there."""
-    journal = Journal(folder.work / "journal")
-    names = sorted(path.stem for path in journal.folder.glob("*.json"))
-    root = None if result.plan is None or result.finished else folder.root(result.plan)
+    if result.plan is None:
+        return
+    journal = Journal(folder.tasks(result.plan) / "journal")
+    told = {fault.path for fault in result.faults}
+    names = sorted(path.stem for path in journal.folder.glob("*.json") if path not in told)
+    root = None if result.finished else folder.root(result.plan)
 
     def look(name: str) -> str | None:
         facts = journal.done(name)
@@ -272,24 +275,8 @@ def _check_records(result: Verification, folder: OutputFolder, threads: int) -> 
     for name, what in map_in_threads(look, names, threads):
         result.n_files += 1
         if what is not None:
-            result.findings.append(Finding(f"work/journal/{name}.json", what))
-
-
-def _check_work(result: Verification, folder: OutputFolder) -> None:
-    """Files of a work folder that stays and that no record covers."""
-    if not folder.work.exists():
-        return
-    try:
-        listed = parse_checksums((folder.work / WORK_LIST).read_bytes())
-    except (OSError, InputError) as error:
-        result.findings.append(Finding(f"work/{WORK_LIST}", describe_cause(error)))
-        return
-    result.n_files += 1 + len(listed)
-    for name, checksum in listed.items():
-        found = checksum_file(folder.work / name)
-        if (found != checksum and not name.startswith("journal/")) or found == ABSENT:
-            what = "is missing" if found == ABSENT else "is damaged: it does not fit its checksum"
-            result.findings.append(Finding(f"work/{name}", what))
+            shown = (journal.folder / f"{name}.json").relative_to(folder.path).as_posix()
+            result.findings.append(Finding(shown, what))
 
 
 def _check_content(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.base.errors import DensebatchError, InputError, describe_cause
+from densebatch.base.files import refuse_address
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
@@ -339,6 +340,7 @@ def open_slide(
     place = Path(path)
     with contextlib.suppress(RuntimeError):  # no user's home, but a name that begins with "~"
         place = place.expanduser()
+    refuse_address(place)
     place = place.absolute()
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.

@@ -54,6 +54,14 @@ class Journal:
         kept: dict[str, Any] = document["facts"]
         return kept
 
+    def list_files(self) -> set[str]:
+        """Names, relative to the work folder, of all files that a record covers."""
+        return {
+            name
+            for path in self.folder.glob("*.json")
+            for name in json.loads(path.read_bytes())["files"]
+        }
+
     def done(self, task: str) -> dict[str, Any] | None:
         """Facts of a finished task, or None if it must be run (again)."""
         try:

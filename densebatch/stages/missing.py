@@ -117,6 +117,12 @@ def find_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.bool_] | 
     return result
 
 
+def mark_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
+    """Pixels of the label image `missing`: 1 where there is no result; as `find_missing`."""
+    found = find_missing(work, gaps, region)
+    return np.zeros(region.shape, np.uint32) if found is None else found.astype(np.uint32)
+
+
 def _read_tile(work: Work, index: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
     bits = np.unpackbits(np.load(work.tile_missing(*index)), count=shape[0] * shape[1])
     return bits.astype(np.bool_).reshape(shape)
@@ -202,27 +208,35 @@ class MarkShard(Task):
         return False
 
     def run(self) -> dict[str, Any]:
-        """Facts: missing pixels of the slide, digests, seconds and peak memory."""
+        """Facts: missing pixels of the slide, checksums, seconds and peak memory."""
         meter = Meter()
         spec = missing_spec(self.work.plan, self.root)
-        digests = []
         missing_px = 0
         pixels = None
         for level in levels_with(spec, self.level):
             region = labels.shard_grid(spec, level)[self.row, self.col]
             with meter.timed("write"):
                 if level == 0:
-                    found = find_missing(self.work, read_gaps(self.work), region)
-                    pixels = np.zeros(region.shape, np.uint32)
-                    if found is not None:
-                        pixels[found] = 1
+                    pixels = mark_missing(self.work, read_gaps(self.work), region)
                     missing_px = int(pixels.sum())
                     self._write(spec, region, pixels)
                 else:
                     pixels = self._reduce(spec, level, region, pixels)
-            digests.append(labels.digest_pixels(pixels))
-        facts = {"missing_px": missing_px, "digests": digests, **meter.read()}
+        with meter.timed("write"):
+            files = self.list_files()
+        facts = {"missing_px": missing_px, "files": files, **meter.read()}
         return self.work.record(self.name, [], facts)
+
+    def list_files(self) -> dict[str, str]:
+        """Checksums of its files of the output as they are now, by name."""
+        spec = missing_spec(self.work.plan, self.root)
+        return {
+            name: checksum
+            for level in levels_with(spec, self.level)
+            for name, checksum in labels.checksum_unit(
+                spec, level, labels.shard_grid(spec, level)[self.row, self.col], None
+            ).items()
+        }
 
     def _write(self, spec: labels.PyramidSpec, region: Region, pixels: NDArray[np.uint32]) -> None:
         where = labels.label_path(spec)

@@ -103,9 +103,12 @@ class _Shard(Task):
             # Of a slide that was touched, only channels that the network sees are known to be
             # the same.
             and facts.get("slide", "") in ("", self.work.plan.slide.identity)
-            and facts.get("files")
-            == checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
+            and facts.get("files") == self.list_files()
         )
+
+    def list_files(self) -> dict[str, str]:
+        """Checksums of its files of the output as they are now, by name."""
+        return checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
 
     def _write(self, write: Callable[[], _T]) -> _T:
         return write_patiently(Path(self.root), write)
@@ -170,7 +173,7 @@ class NumberShard(_Shard):
         touching = np.zeros(ids.size, np.bool_)
         touching[find_touching(work, gaps, region, local) - 1] = True
         with meter.timed("write"):
-            numbered = np.concatenate([np.zeros(1, np.uint32), ids])[local]
+            numbered = _apply_ids(local, ids)
             self._write(partial(labels.write_label_shard, spec, 0, region, numbered))
         buffer = io.BytesIO()
         np.savez(
@@ -182,7 +185,7 @@ class NumberShard(_Shard):
             touching=touching[present],
         )
         with meter.timed("write"):
-            files = checksum_shard(plan, self.root, 0, self.row, self.col)
+            files = self.list_files()
         part = work.shard_cells(self.row, self.col)
         write_patiently(part, lambda: write_atomic(part, buffer.getvalue()))
         facts = {
@@ -248,15 +251,18 @@ class ReduceShard(_Shard):
                         )
                     pixels = self._write(reduce)
         with meter.timed("write"):
-            files = checksum_shard(self.work.plan, self.root, self.level, self.row, self.col)
+            files = self.list_files()
         facts = {"inputs": self.inputs, "files": files, **meter.read()}
         return self.work.record(self.name, [], facts)
 
 
 @lru_cache(maxsize=2)
-def _mapped_keys(path: str, digest: str) -> NDArray[np.int64]:
-    """The union, mapped rather than read; `digest` keys the cache."""
-    del digest
+def _mapped_keys(path: str, digest: str, inode: int) -> NDArray[np.int64]:
+    """The union, mapped rather than read; all arguments key the cache.
+
+    Digest and file both do, because a file that is damaged in place takes its map with it.
+    """
+    del digest, inode
     mapped: NDArray[np.int64] = np.load(path, mmap_mode="r")
     return mapped
 
@@ -269,7 +275,7 @@ def _read_shard_labels(
     The area of lost tiles is left 0; the label image `missing` marks it.
     """
     grid = work.grid
-    keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys))
+    keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys), work.all_keys.stat().st_ino)
     array = zarr.open_array(work.tile_labels, mode="r")
     tiles = [index for index in grid.overlapping(region) if index not in gaps.lost]
     ids_of = {
@@ -286,6 +292,26 @@ def _read_shard_labels(
         table[1:] = np.searchsorted(ids, ids_of[index]) + 1
         local[part.shift(-region.y0, -region.x0).slices] = table[np.asarray(array[part.slices])]
     return local, ids
+
+
+def _apply_ids(local: NDArray[np.uint32], ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    numbered: NDArray[np.uint32] = np.concatenate([np.zeros(1, np.uint32), ids])[local]
+    return numbered
+
+
+def number_region(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
+    """Labels of a region by the ids of the run.
+
+    Parameters
+    ----------
+    work
+        Of the run, whose keys are collected.
+    gaps
+        That were known then.
+    region
+        Pixels of the slide.
+    """
+    return _apply_ids(*_read_shard_labels(work, gaps, region))
 
 
 def read_parts(work: Work, grid: Grid) -> Iterator[CellSums]:

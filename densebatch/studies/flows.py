@@ -122,7 +122,7 @@ def _store_field(
         driver.own(folder)
         folder.claim(plan, restart=restart)
         if run.choice.packed is not None:
-            write_quantised(folder.work, run.choice.packed)
+            write_quantised(session.work.folder, run.choice.packed)
         create_flows(plan, session.work.flows)
         failures = session.drive(list(list_predict_steps(session)))
         if failures:

@@ -107,9 +107,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_other_kinds_of_addresses(tmp_path):
-    for url in ("ftp://a/b", "file:///etc/passwd", "/etc/passwd", ""):
+    for url in ("ftp://a/b", "file:///etc/passwd", "/etc/passwd", "", "http://example.org/a",
+                "http://localhost.example.org/a", "http://localhost@example.org/a"):  # fmt: skip
         error = refuse(url, tmp_path / "a")
-        assert str(error) == f"{url}: accepted are addresses that begin with https:// or http://"
+        assert str(error) == f"{url}: accepted are addresses that begin with https://"
 
 
 def test_two_at_once_do_not_disturb_each_other(tmp_path):
@@ -167,5 +168,6 @@ def test_no_way_from_https_to_http(tmp_path, monkeypatch, certificate):
         with serve({"c": DATA}, special, certificate) as server:
             error = refuse(f"{server.url}/a", tmp_path / "a")
             assert str(error) == f"{server.url}/a: leads to {plain.url}/a, which is not encrypted"
+            assert plain.asked == []
             download(f"{server.url}/b", tmp_path / "b", accept_all)
             assert server.asked == ["a", "b", "c"]

@@ -1,7 +1,7 @@
-"""Kill or hold a process of a run as it gives a file its name: the named points of a run.
+"""Kill or hold a process of a run as it writes a file: the named points of a run.
 
-`write_hook` makes a folder for PYTHONPATH, which every process of a command imports as it starts:
-the driver and its workers alike. Nothing of the package is changed for it.
+`write_hook` and `write_holding_hook` make a folder for PYTHONPATH, which every process of a command
+imports as it starts: the driver and its workers alike. Nothing of the package is changed for it.
 """
 
 from __future__ import annotations
@@ -80,3 +80,35 @@ def list_predicted(hook):
 def hooked(hook):
     """The environment of a command and its processes."""
     return {"PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")])}
+
+
+_HOLD = """
+    import fnmatch, os, time
+    from pathlib import Path
+
+    _mkdir, _folder = Path.mkdir, Path({folder!r})
+
+    def _held(self, *args, **options):
+        if fnmatch.fnmatch(str(self), "*" + {point!r}):
+            try:
+                os.close(os.open(_folder / "held", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                pass
+            else:
+                while not (_folder / "go").exists():
+                    time.sleep(0.02)
+        return _mkdir(self, *args, **options)
+
+    Path.mkdir = _held
+"""
+
+
+def write_holding_hook(folder, point):
+    """As `write_hook`: the first process that writes into a folder waits until `go` is there.
+
+    Once it waits, there is a file `held`.
+    """
+    folder.mkdir()
+    hook = _HOLD.format(folder=str(folder), point=point)
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(hook))
+    return folder

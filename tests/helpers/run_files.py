@@ -58,6 +58,11 @@ def read_result(out, root=None):
     return labels, {name: table[name].to_numpy() for name in table.column_names}
 
 
+def tasks_folder(out):
+    """Where the tasks of the one run in an output folder work; it need not be there yet."""
+    return next((p for p in (out / "work").glob("*") if p.is_dir()), out / "work" / "none")
+
+
 def output_bytes(out):
     """Every file of a run's result, by its path."""
     files = [p for p in (out / "segmentation.ome.zarr").rglob("*") if p.is_file()]

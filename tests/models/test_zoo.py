@@ -236,7 +236,7 @@ def test_failed_fetch_is_one_sentence_and_leaves_nothing(tmp_path, capsys, netwo
     reason = f"no connection to {host}, or it was lost: offline?"
     assert told == f"{server.url}/page: cannot be fetched ({reason})"
     told = refused_fetch(capsys, "cyto", "--url", "ftp://a/b")
-    assert told == "ftp://a/b: accepted are addresses that begin with https:// or http://"
+    assert told == "ftp://a/b: accepted are addresses that begin with https://"
     assert not (tmp_path / "cache").exists()
 
 

@@ -17,6 +17,7 @@ from densebatch.base.errors import InputError
 from densebatch.run.segment import segment
 from densebatch.workers import pool as pool_module
 from tests.helpers.dask_processes import dask_processes, make_certificates
+from tests.helpers.die_at import write_holding_hook
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
@@ -28,6 +29,7 @@ from tests.helpers.run_files import (
     run_command,
     simulate,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 
@@ -147,7 +149,7 @@ def test_sigkill_on_a_cluster_and_the_same_command_again(slide, alone, tmp_path,
         worker = processes.start_worker("--no-nanny")
         command = ("segment", slide, out, *OPTIONS, "--scheduler-address", processes.address)
         running = start_command(*command, "--patience", 2, group_px=10_000)
-        while not list(out.glob("work/journal/predict-*")):
+        while not list(out.glob("work/*/journal/predict-*")):
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
         processes.kill(worker if victim == "worker" else scheduler)
@@ -167,6 +169,51 @@ def test_sigkill_on_a_cluster_and_the_same_command_again(slide, alone, tmp_path,
         for name, values in cells.items():
             np.testing.assert_array_equal(table[name], values)
         assert read_report(out)["tasks_kept"] > 0
+
+
+@pytest.mark.slow
+def test_a_task_that_outlives_its_killed_driver_does_not_reach_the_next_run(slide, tmp_path):
+    """The worker does not know that nobody waits for it, and writes what the killed run meant."""
+    out, other = tmp_path / "out", ("--membrane", "DAPI", *OPTIONS[2:])
+    code, _, err = run_command("segment", slide, tmp_path / "clean", *other, "--workers", 0,
+                               group_px=10_000)  # fmt: skip
+    assert code == 0, err
+    hook = write_holding_hook(tmp_path / "hook", "/flows.zarr/c/0/*")
+    paths = os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")])
+    with dask_processes(tmp_path) as processes:
+        processes.start_scheduler()
+        # Its other thread answers while one is held.
+        processes.start_worker("--no-nanny", "--nthreads", 2, env={"PYTHONPATH": paths})
+        to = ("--scheduler-address", processes.address)
+        first = start_command("segment", slide, out, *OPTIONS, *to, group_px=10_000)
+        wait_for(hook / "held", first)
+        processes.kill(first)
+        first.communicate()
+        late = tasks_folder(out)
+        processes.start_worker("--no-nanny")
+        second = start_command("segment", slide, out, *other, *to, "--restart", group_px=10_000)
+        deadline = time.monotonic() + 60
+        while not list(out.glob("work/*/journal/predict-*")) or late.exists():
+            assert second.poll() is None, second.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (hook / "go").touch()
+        while not (late / "flows.zarr").exists() and second.poll() is None:
+            time.sleep(0.01)
+        was_late = second.poll() is None
+        _, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert was_late
+    assert_same_output(out, output_bytes(tmp_path / "clean"))
+    assert not (out / "work").exists()
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

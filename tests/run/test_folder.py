@@ -12,6 +12,7 @@ from densebatch.base.errors import InputError
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
+from densebatch.stages.work import Work
 from tests.helpers.run_files import write_tiff
 
 
@@ -39,7 +40,8 @@ def test_a_claimed_folder_tells_whose_it_is(plan, tmp_path):
     folder.claim(plan, restart=False)
     assert folder.read_marker() == plan
     assert json.loads(folder.plan_path(plan).read_text()) == json.loads(plan.to_json())
-    assert files_in(folder.path) == [".densebatch.json", f"work/plan-{plan.edition}.json"]
+    name = folder.tasks(plan).name
+    assert files_in(folder.path) == [".densebatch.json", f"work/{name}/plan-{plan.edition}.json"]
     folder.claim(plan, restart=False)  # a run that continues
     assert folder.read_marker() == plan
 
@@ -61,7 +63,7 @@ def test_a_folder_of_another_run_is_refused_with_the_first_difference(plan, othe
 def test_restart_removes_what_a_run_wrote_and_nothing_else(plan, other, tmp_path):
     folder = OutputFolder(tmp_path / "out")
     folder.claim(plan, restart=False)
-    results = [folder.report, folder.table, folder.work / "flows.zarr" / "c" / "0"]
+    results = [folder.report, folder.table, folder.tasks(plan) / "flows.zarr" / "c" / "0"]
     results.append(folder.root(plan) / "labels" / "cells" / "zarr.json")
     mine = folder.path / "notes.txt"
     for path in (*results, mine):
@@ -69,8 +71,32 @@ def test_restart_removes_what_a_run_wrote_and_nothing_else(plan, other, tmp_path
         path.write_text("x")
     folder.claim(other, restart=True)
     assert folder.read_marker() == other
-    kept = [".densebatch.json", "notes.txt", f"work/plan-{other.edition}.json"]
+    name = folder.tasks(other).name
+    kept = [".densebatch.json", "notes.txt", f"work/{name}/plan-{other.edition}.json"]
     assert files_in(folder.path) == kept
+
+
+def test_what_tasks_of_an_earlier_run_write_late_lies_apart(plan, other, tmp_path):
+    """Their workers may not have heard that the driver was killed."""
+    folder = OutputFolder(tmp_path / "out")
+    folder.claim(plan, restart=False)
+    earlier = Work(str(folder.plan_path(plan)), 512)
+    folder.claim(other, restart=True)
+    now = Work(str(folder.plan_path(other)), 512)
+    earlier.record("predict-0-0", [], {"of": "the earlier run"})
+    assert now.journal.done("predict-0-0") is None
+    now.record("predict-0-0", [], {"of": "this run"})
+    folder.claim(other, restart=False)
+    assert not earlier.folder.exists()
+    assert now.journal.done("predict-0-0") == {"of": "this run"}
+
+
+def test_what_a_killed_removal_left_is_removed(plan, tmp_path):
+    folder = OutputFolder(tmp_path / "out")
+    folder.claim(plan, restart=False)
+    (folder.path / ".work.deleted" / "a").mkdir(parents=True)
+    folder.claim(plan, restart=False)
+    assert not (folder.path / ".work.deleted").exists()
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])

@@ -12,7 +12,7 @@ import pytest
 from densebatch.base.errors import WriteError
 from densebatch.run.segment import segment
 from densebatch.stages import writing
-from tests.helpers.run_files import output_bytes, simulate, write_tiff
+from tests.helpers.run_files import output_bytes, simulate, tasks_folder, write_tiff
 from tests.run.test_slide_changes import Meddler
 
 SHAPE = (300, 1100)
@@ -87,29 +87,33 @@ def test_a_file_that_may_not_grow(slide, clean, tmp_path, stage, n_bytes, file):
     assert output_bytes(tmp_path) == clean
 
 
+def find_flows(out):
+    return tasks_folder(out) / "flows.zarr" / "c" / "0" / "0"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_any_more(slide, clean, tmp_path):
-    flows = tmp_path / "work/flows.zarr/c/0/0"
     try:
+        meddler = Meddler("predict", lambda: find_flows(tmp_path).chmod(0o500))
         with pytest.raises(WriteError, match=r"flows\.zarr: cannot be written \(Permission denied"):
-            segment(slide, tmp_path, progress=Meddler("predict", lambda: flows.chmod(0o500)),
-                    **OPTIONS)  # fmt: skip
+            segment(slide, tmp_path, progress=meddler, **OPTIONS)
     finally:
-        flows.chmod(0o700)
+        find_flows(tmp_path).chmod(0o700)
     segment(slide, tmp_path, **OPTIONS)
     assert output_bytes(tmp_path) == clean
 
 
 def test_a_folder_that_became_a_file(slide, clean, tmp_path):
     """Nobody may write there, whoever he is."""
-    flows = tmp_path / "work/flows.zarr/c/0/0"
 
     def meddle():
+        flows = find_flows(tmp_path)
         flows.rename(tmp_path / "kept")
         flows.write_text("in the way")
 
     with pytest.raises(WriteError, match=r"flows\.zarr: cannot be written \("):
         segment(slide, tmp_path, progress=Meddler("predict", meddle), **OPTIONS)
+    flows = find_flows(tmp_path)
     flows.unlink()
     (tmp_path / "kept").rename(flows)
     segment(slide, tmp_path, **OPTIONS)

@@ -27,6 +27,7 @@ from tests.helpers.run_files import (
     read_report,
     read_result,
     simulate,
+    tasks_folder,
     write_tiff,
 )
 from tests.helpers.slide_files import write_zarr
@@ -109,7 +110,9 @@ def test_cells_that_a_lost_tile_cuts_are_told(slide, clean, tmp_path, monkeypatc
     assert len(cut) > 5
     assert set(cut) <= set(table["id"][table["touches_missing"]])
     report = read_report(tmp_path)
-    assert report["tracebacks"] == ["work/failures/trace-128-2-2.txt"]
+    assert report["tracebacks"] == [
+        f"work/{tasks_folder(tmp_path).name}/failures/trace-128-2-2.txt"
+    ]
     assert "ValueError: broken tile" in (tmp_path / report["tracebacks"][0]).read_text()
     assert "the label image 'missing'" in result.tell_missing()
     # whoever asks for the labels gets the cells

@@ -21,6 +21,7 @@ from tests.helpers.run_files import (
     run_command,
     simulate,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 
@@ -42,7 +43,7 @@ def command(slide, out, workers):
 
 
 def count_records(out):
-    return len(list((out / "work" / "journal").glob("*.json")))
+    return len(list((tasks_folder(out) / "journal").glob("*.json")))
 
 
 class Held:

@@ -27,6 +27,7 @@ from tests.helpers.run_files import (
     output_bytes,
     read_result,
     simulate,
+    tasks_folder,
     write_tiff,
 )
 
@@ -138,7 +139,7 @@ def test_ids_are_consecutive_in_the_order_of_the_seeds(references, case):
     n = table["id"].size
     assert np.array_equal(np.unique(labels), np.arange(n + 1))
     assert np.array_equal(table["id"], np.arange(1, n + 1))
-    seeds = np.load(out / "work" / f"trace-{WHOLE}" / "keys.npy")
+    seeds = np.load(tasks_folder(out) / f"trace-{WHOLE}" / "keys.npy")
     assert seeds.size == n
     assert (np.diff(seeds) > 0).all()
     y, x = np.divmod(seeds, labels.shape[1])

@@ -27,6 +27,7 @@ from tests.helpers.run_files import (
     simulate,
     slow_traces,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 from tests.helpers.slide_files import write_zarr
@@ -76,6 +77,30 @@ def test_the_start_of_a_process(monkeypatch):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     child.wait()
+
+
+HIDDEN = """
+import sys
+from densebatch.run.owner import Holder, find_start, name_machine
+pid = int(sys.argv[1])
+holder = Holder("ab", "/", "a", "b", pid, name_machine(), "1", "now")
+print([find_start(pid), holder.is_alive, find_start(int(sys.argv[2]))])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to mount")
+def test_a_process_of_another_user_that_the_system_hides_is_not_called_dead():
+    """As on machines that many share."""
+    command = [
+        "unshare", "-m", "sh", "-c",
+        'mount -t proc -o hidepid=2 proc /proc || exit 99; '
+        'exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"', "sh",
+        sys.executable, "-c", HIDDEN, str(os.getpid()), str(dead_pid()),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("nothing can be mounted here")
+    assert done.stdout == "['', None, None]\n", done.stderr
 
 
 def test_a_free_output_is_taken_and_left(tmp_path):
@@ -209,6 +234,18 @@ def test_an_owner_that_was_taken_over_notices(tmp_path, elsewhere):
     assert read_holder(tmp_path / NAME) == elsewhere
 
 
+def test_an_owner_that_slept_while_another_came_and_went_notices(tmp_path, quick):
+    """The other has left nothing that tells of it."""
+    mine, other = Ownership(tmp_path), Ownership(tmp_path)
+    mine.acquire([tmp_path / NAME], never)
+    other.acquire([tmp_path / NAME], lambda _: None)
+    other.release()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DensebatchError, match="was taken over by another run, because nothing was"):
+        mine.check()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_owner_file_that_is_removed_comes_back_unless_the_folder_is_gone(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -234,9 +271,9 @@ def command(slide, out, *options):
     return "segment", slide, out, "--membrane", "CD3", "--workers", 0, "--tile", 64, *options
 
 
-def wait_for(path, process):
+def wait_for(happened, process):
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not happened():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -246,7 +283,7 @@ def test_the_second_of_two_commands_is_refused(slide, tmp_path):
     path, expected = slide
     out = tmp_path / "out"
     first = start_command(*command(path, out), before=slow_traces(0.3))
-    wait_for(out / NAME, first)
+    wait_for((out / NAME).exists, first)
     for restart in ([], ["--restart"]):
         code, said, err = run_command(*command(path, out), *restart)
         assert (code, said) == (2, "")
@@ -266,7 +303,7 @@ def test_a_suspended_command_stops_when_it_finds_another_in_its_place(slide, tmp
     path, expected = slide
     out = tmp_path / "out"
     first = start_command(*command(path, out), before=slow_traces(0.1))
-    wait_for(out / "work" / "journal" / "trace-64-0-1.json", first)
+    wait_for(lambda: (tasks_folder(out) / "journal" / "trace-64-0-1.json").exists(), first)
     first.send_signal(signal.SIGSTOP)
     impatient = "import densebatch.run.owner as o; o.SILENCE_S = 2.0\n" + slow_traces(0.3)
     second = start_command(*command(path, out), before=impatient)
@@ -286,10 +323,34 @@ def test_a_suspended_command_stops_when_it_finds_another_in_its_place(slide, tmp
     assert_same_output(out, expected)
 
 
+@pytest.mark.slow
+def test_a_suspended_command_leaves_the_result_of_another_that_has_ended_alone(slide, tmp_path):
+    path, _ = slide
+    out, impatient = tmp_path / "out", "import densebatch.run.owner as o; o.SILENCE_S = 2.0\n"
+    impatient += "o._GLANCE_S = 1.0\n"
+    first = start_command(*command(path, out), before=impatient + slow_traces(0.3))
+    wait_for(lambda: (tasks_folder(out) / "journal" / "trace-64-0-1.json").exists(), first)
+    first.send_signal(signal.SIGSTOP)
+    other = command(path, out, "--restart", "--min-size", 60)
+    code, _, err = run_command(*other, before=impatient)
+    assert code == 0, err
+    found = output_bytes(out)
+    first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1, err
+    assert f"error: {out}: was taken over by another run" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert_same_output(out, found)
+    code, _, err = run_command(*command(path, out, "--min-size", 60))
+    assert code == 0
+    assert "already complete" in err
+    assert not (out / NAME).exists()
+
+
 def test_two_outputs_of_labels_in_one_slide(tmp_path):
     slide = write_zarr(tmp_path / "a.zarr", simulate(200, 260), labels=["CD3", "DAPI"])
     first = start_command(*command(slide, tmp_path / "one", "--in-place"), before=slow_traces(0.3))
-    wait_for(slide / NAME, first)
+    wait_for((slide / NAME).exists, first)
     code, _, err = run_command(*command(slide, tmp_path / "two", "--in-place"))
     assert code == 2
     assert err.startswith(

@@ -33,6 +33,7 @@ from tests.helpers.run_files import (
     read_report,
     read_result,
     simulate,
+    tasks_folder,
 )
 from tests.helpers.slide_files import write_zarr
 
@@ -167,7 +168,7 @@ def test_a_tile_that_fails_again_and_another_that_fails_now(slide, clean, tmp_pa
     # the first recovers, while the work of another is lost and cannot be done again
     broken.clear()
     broken.add((0, 7))
-    (tmp_path / "work" / "journal" / "trace-100-0-7.json").unlink()
+    (tasks_folder(tmp_path) / "journal" / "trace-100-0-7.json").unlink()
     result = segment(slide, tmp_path, **OPTIONS)
     assert [tile["tile"] for tile in result.failed_tiles] == [[0, 7]]
     assert_rest_is_labelled(tmp_path, labels, result.failed_tiles, table)
@@ -408,7 +409,7 @@ def test_a_flow_field_that_is_lost_before_it_is_traced(slide, clean, tmp_path, m
 
     def trace(task):
         if task.col == 10:
-            chunks = tmp_path / "work" / "flows.zarr" / "c" / "0" / "0"
+            chunks = tasks_folder(tmp_path) / "flows.zarr" / "c" / "0" / "0"
             (chunks / str(n_groups - 1)).unlink(missing_ok=True)
         return run(task)
 

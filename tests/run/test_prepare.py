@@ -54,8 +54,9 @@ def test_workers_start_beside_the_survey_unless_an_earlier_session_may_have_done
     starting = Starting()
     prepare([(slides[0], folder)], SETTINGS, starting=starting)
     assert starting.asked == [("begin", 1, 1), "wait"]
-    folder.claim(build_plan(slides[0], SETTINGS), restart=False)
-    keys = folder.work / "trace-2048" / "keys.npy"
+    plan = build_plan(slides[0], SETTINGS)
+    folder.claim(plan, restart=False)
+    keys = folder.tasks(plan) / "trace-2048" / "keys.npy"
     for traced, restart, asked in (
         (False, False, [("begin", 1, 1), "wait"]),
         (True, False, ["wait"]),

@@ -13,8 +13,9 @@ from densebatch.run.repair import repair
 from densebatch.run.segment import segment
 from densebatch.run.verify import verify
 from densebatch.stages.predict import PredictGroup
+from densebatch.stages.trace import TraceTile
 from tests.helpers.damage import KINDS, draw_files, flip, make_result, read_files
-from tests.helpers.run_files import call_main, count_calls, simulate
+from tests.helpers.run_files import call_main, count_calls, simulate, tasks_folder
 from tests.helpers.slide_files import write_zarr
 
 ONE_OF_TWO = (".copy", ".sha256")
@@ -208,9 +209,90 @@ def test_consolidated_metadata_of_a_slide(tmp_path):
     assert document.read_bytes() == before
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def partial(request, tmp_path_factory):
+    """A run that lost a tile and a group of patches, with the label image `missing`."""
+    runs = {PredictGroup: lambda task: task.col == 0, TraceTile: lambda task: task.col == 3}
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, fails in runs.items():
+
+            def run(task, run=kind.run, fails=fails):
+                if fails(task):
+                    raise MemoryError("not enough")
+                return run(task)
+
+            patch.setattr(kind, "run", run)
+        out, slide, tops = make_result(tmp_path_factory.mktemp("partial"), request.param)
+    (root,) = [top for top in tops[-1:] if top != out] or [out / "segmentation.ome.zarr" / "labels"]
+    assert (root / "missing").is_dir()
+    return out, slide, tops, read_files(tops)
+
+
+def is_costs(path):
+    """Whether a file tells of seconds, or is read by nobody any more: records, sums of shards."""
+    return path.parent.name == "journal" or path.name.startswith("cells-")
+
+
+def assert_partial_mended(out, tops, files):
+    assert verify(out).is_right
+    found = read_files(tops)
+    lists = [p for p in files if p.name == "work.sha256"]  # they name records
+    kept = [p for p in files if not is_costs(p) and p not in lists]
+    assert [p for p in kept if found.get(p) != files[p]] == []
+    assert set(found) - set(files) == set()
+
+
+def test_a_bit_of_every_file_of_a_partial_run(partial):
+    out, _, tops, files = partial
+    damage_all(files, 11)
+    mended = repair(out, workers=0)
+    assert mended.is_right, [str(f) for f in mended.findings] + mended.notes
+    assert_partial_mended(out, tops, files)
+
+
+def test_each_file_of_a_partial_run_alone(partial):
+    out, _, tops, files = partial
+    rng = np.random.default_rng(12)
+    for path in [path for path in files if files[path] and path.exists()]:
+        flip(path, rng)
+        assert not verify(out).is_right, path
+        mended = repair(out, workers=0)
+        assert mended.is_right, (path, [str(f) for f in mended.findings] + mended.notes)
+    assert_partial_mended(out, tops, files)
+
+
+def test_labels_of_a_partial_run_without_its_work_folder(partial, tmp_path):
+    """The run's own command makes them anew; what has two copies or a level below is mended."""
+    out, _, tops, _ = partial
+    if len(tops) > 1:
+        pytest.skip("a copy of OUT leaves the labels in the slide")
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / "work")
+    found = verify(copy)
+    assert found.is_right, [str(f) for f in found.findings] + found.notes
+    root = copy / "segmentation.ome.zarr" / "labels" / "missing"
+    rng = np.random.default_rng(13)
+    chunks = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name.isdigit()]
+    before = {path: path.read_bytes() for path in chunks}
+    flip(chunks[0], rng)
+    flip(chunks[-1], rng)
+    mended = repair(copy, workers=0)
+    assert [f.file for f in mended.findings] == [chunks[0].relative_to(copy).as_posix()]
+    (note,) = [note for note in mended.notes if "cannot be made again" in note]
+    assert note.startswith("labels/missing of a partial run cannot be made again without the")
+    assert chunks[-1].read_bytes() == before[chunks[-1]]
+
+
+def read_result(out):
+    """All files but those of tasks, and the list of these: it names records, with their costs."""
+    found = read_files([out])
+    return {p: d for p, d in found.items() if "work" not in p.parts and p.name != "work.sha256"}
+
+
 def test_kept_flows_are_made_again(tmp_path):
     out, _, _ = make_result(tmp_path, "0.5", keep_flows=True)
-    result = {p: d for p, d in read_files([out]).items() if "work" not in p.parts}
+    result = read_result(out)
     rng = np.random.default_rng(7)
     work = read_files([out / "work"])
     for path in work:
@@ -218,10 +300,10 @@ def test_kept_flows_are_made_again(tmp_path):
     assert not verify(out).is_right
     found = repair(out, workers=0)
     assert found.is_right, [str(f) for f in found.findings] + found.notes
-    flows = out / "work" / "flows.zarr"
+    flows = tasks_folder(out) / "flows.zarr"
     assert {p: p.read_bytes() for p in work if p.is_relative_to(flows)} == {
         p: d for p, d in work.items() if p.is_relative_to(flows)
     }
-    assert {p: d for p, d in read_files([out]).items() if "work" not in p.parts} == result
+    assert read_result(out) == result
     shutil.rmtree(out / "work")
     assert verify(out).is_right  # a user may remove it

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import zarr
 
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.run import segment as segment_module
-from densebatch.run import start
+from densebatch.run import start, steps
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
+from densebatch.stages.journal import Journal
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
@@ -25,6 +27,7 @@ from tests.helpers.run_files import (
     run_command,
     simulate,
     start_command,
+    tasks_folder,
     write_tiff,
 )
 
@@ -51,7 +54,7 @@ def small_slide(tmp_path_factory):
 
 def records(out):
     """When each task's record was written."""
-    return {p.stem: p.stat().st_mtime_ns for p in (out / "work" / "journal").glob("*.json")}
+    return {p.stem: p.stat().st_mtime_ns for p in (tasks_folder(out) / "journal").glob("*.json")}
 
 
 def run_until(arguments, out, n_records):
@@ -170,13 +173,13 @@ LABELS = "segmentation.ome.zarr/labels/cells/0/c/0/0"
 @pytest.mark.parametrize(
     ("file", "until", "stage", "n_redone"),
     [
-        ("work/flows.zarr/c/0/0/0", "number", "predict", 1),
-        ("work/trace-100/labels.zarr/c/1/1", "number", "trace", 1),
-        ("work/trace-100/keys-0-2.npy", "number", "trace", 1),
-        ("work/trace-100/cells-0-0.npz", "finish", "number", 1),
+        ("work/*/flows.zarr/c/0/0/0", "number", "predict", 1),
+        ("work/*/trace-100/labels.zarr/c/1/1", "number", "trace", 1),
+        ("work/*/trace-100/keys-0-2.npy", "number", "trace", 1),
+        ("work/*/trace-100/cells-0-0.npz", "finish", "number", 1),
         (LABELS, "finish", "number", 1),
         ("segmentation.ome.zarr/0/c/0/0/0", "finish", "number", 1),
-        ("work/journal/trace-100-0-1.json", "number", "trace", 1),
+        ("work/*/journal/trace-100-0-1.json", "number", "trace", 1),
     ],
 )
 def test_damage_after_a_kill_is_found_and_repaired(
@@ -184,13 +187,46 @@ def test_damage_after_a_kill_is_found_and_repaired(
 ):
     slide, expected, _ = small_slide
     stop_at(until, slide, tmp_path, **SMALL)
-    damage(tmp_path / file)
+    (path,) = tmp_path.glob(file)
+    damage(path)
     watcher = Watcher()
     segment(slide, tmp_path, workers=0, progress=watcher, **SMALL)
     total, done = watcher.stages[stage]
     assert total - done == n_redone
     others = [name for name in ("predict", "trace") if name != stage]
     assert all(watcher.stages[name][0] == watcher.stages[name][1] for name in others)
+    assert_same_output(tmp_path, expected)
+
+
+@pytest.mark.parametrize("what", ["a shard", "a shard that is gone", "sums", "a record"])
+def test_a_late_write_of_another_process_ends_the_run(small_slide, tmp_path, monkeypatch, what):
+    """A worker of an earlier session may write what was numbered otherwise then."""
+    slide, expected, _ = small_slide
+
+    def write_late(*args):
+        write_table(*args)
+        task = tasks_folder(tmp_path)
+        if what == "a shard":
+            zarr.open_array(tmp_path / Path(LABELS).parents[2], mode="r+")[...] = 7
+        elif what == "a shard that is gone":
+            (tmp_path / LABELS).unlink()
+        elif what == "sums":
+            (task / "trace-100" / "cells-0-0.npz").write_bytes(b"of other cells")
+        else:
+            facts = Journal(task / "journal").done("number-100-0-0-0")
+            part = task / "trace-100" / "cells-0-0.npz"
+            Journal(task / "journal").record(
+                "number-100-0-0-0", [part], {**facts, "inputs": "of other tiles"}
+            )
+
+    write_table = steps.write_table
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "write_table", write_late)
+        with pytest.raises(DensebatchError, match="was changed by another process") as told:
+            segment(slide, tmp_path, workers=0, **SMALL)
+    assert "number-100-0-0-0" in str(told.value)
+    assert not (tmp_path / "run.json").exists()
+    segment(slide, tmp_path, workers=0, **SMALL)
     assert_same_output(tmp_path, expected)
 
 
@@ -295,7 +331,7 @@ def test_a_finished_run_is_not_done_again(small_slide, tmp_path, capsys, monkeyp
 def test_a_run_killed_while_it_removes_its_work_folder(small_slide, tmp_path):
     slide, expected, _ = small_slide
     segment(slide, tmp_path, workers=0, keep_flows=True, **SMALL)
-    (tmp_path / "work" / "flows.zarr" / "zarr.json").unlink()
+    (tasks_folder(tmp_path) / "flows.zarr" / "zarr.json").unlink()
     segment(slide, tmp_path, workers=0, **SMALL)
     assert not (tmp_path / "work").exists()
     assert_same_output(tmp_path, expected)

@@ -211,7 +211,7 @@ def test_records_are_listed_and_not_read(tmp_path, monkeypatch):
     folder = OutputFolder(tmp_path / "out")
     folder.claim(plan, restart=False)
     names = ["predict-0-0", "trace-64-0-0", "trace-64-0-1", "trace-128-0-0", "number-64-0-0-0"]
-    journal = folder.work / "journal"
+    journal = folder.tasks(plan) / "journal"
     journal.mkdir()
     for name in [*names, "number-64-1-0-0", ".trace-64-5-5.json.1-ab.partial"]:
         (journal / (name if name[0] == "." else f"{name}.json")).write_text("")

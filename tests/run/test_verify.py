@@ -14,7 +14,13 @@ from densebatch.run.segment import segment
 from densebatch.run.verify import check_files, verify
 from densebatch.stages.trace import TraceTile
 from tests.helpers.damage import KINDS, draw_files, flip, list_again, make_result, read_files
-from tests.helpers.run_files import Watcher, assert_same_output, call_main, output_bytes
+from tests.helpers.run_files import (
+    Watcher,
+    assert_same_output,
+    call_main,
+    output_bytes,
+    tasks_folder,
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -304,8 +310,8 @@ def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
     code, _, err = call_main(capsys, "verify", out)
     assert code == 4
     assert "is no finished result; the run's own command continues it" in err
-    work = read_files([out / "work" / "journal", out / "work" / "flows.zarr" / "c"])
-    work |= read_files([out / "work" / "trace-512" / "labels.zarr" / "c"])
+    work = read_files([tasks_folder(out) / "journal", tasks_folder(out) / "flows.zarr" / "c"])
+    work |= read_files([tasks_folder(out) / "trace-512" / "labels.zarr" / "c"])
     drawn, rng = draw_files(work, 40, seed=4)
     for path in drawn:
         before = flip(path, rng)

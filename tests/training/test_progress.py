@@ -13,6 +13,7 @@ import torch
 from densebatch.base.errors import InputError
 from densebatch.training import progress
 from densebatch.training.train import train
+from tests.helpers.checkpoint_files import Bomb
 from tests.helpers.small_training import SMALL, Stopped, is_same, vary
 
 
@@ -121,10 +122,13 @@ def test_checkpoint_of_another_recipe_is_refused(images, checkpoint):
         train(images[:1], SMALL, checkpoint)
 
 
-@pytest.mark.parametrize("content", ["cut", "other", "list", "key", "text"])
-def test_damaged_progress_is_refused(images, checkpoint, content):
+@pytest.mark.parametrize("content", ["cut", "other", "list", "key", "text", "program"])
+def test_damaged_progress_is_refused(images, checkpoint, content, tmp_path):
+    trap = tmp_path / "executed"
     if content == "cut":
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    elif content == "program":
+        torch.save({"identity": Bomb(trap)}, checkpoint)
     elif content == "text":
         checkpoint.write_text("progress")
     else:
@@ -136,3 +140,4 @@ def test_damaged_progress_is_refused(images, checkpoint, content):
         torch.save(state, checkpoint)
     with pytest.raises(InputError, match=r"a\.pt: is damaged, or no progress of a training"):
         train(images, SMALL, checkpoint)
+    assert not trap.exists()

@@ -7,6 +7,7 @@ simulated slide. Cells of the clean image that debris does not touch count as fo
 the image with debris has one of an IoU of 0.5 or more. `shown` has what becomes of the
 cells beside specks of 6 px in a tenth of the blocks, which do not move the bounds, if the network
 is shown them as some value, where 1 is the upper bound: why debris becomes 0, and is not clipped.
+`rare` has what becomes of rare bright cells and of those beside them, shown apart and on one scale.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.simulation.debris import (
     count_beside,
+    count_found,
     lay,
     put_area,
+    put_bright_cells,
     put_columns,
     put_discs,
     put_specks,
@@ -52,6 +55,7 @@ KINDS = {
     "specks of 40 px, 2 % of the blocks, 8 times": (put_specks, (8, 40, 11)),
     "specks of 60 px, 1 % of the blocks, 150 times": (put_specks, (150, 60, 6)),
     "discs of 20 px out of focus, 2 % of the blocks, 40 times": (put_discs, (40, 20, 11)),
+    "discs of 16 px like cells, 2 % of the blocks, 12 times": (put_discs, (12, 16, 11)),
     "any size to 30 px, 5 to 200 times, 3 % of the blocks": (put_strewn, (200, 30, 17)),
     "4 hot columns, 60 times": (put_columns, (60, 4)),
     "a saturated area": (put_area, (65535,)),
@@ -110,7 +114,19 @@ def measure_image(pixels: NDArray[np.uint16], model: str, folder: Path) -> dict[
         dirty, _ = lay(pixels, covered, bounds["low"] + value * span)
         labels, _ = find_cells(dirty, model, folder, mask_debris=False)
         shown[str(value)] = measure_recall(clean, labels, covered)
-    return {"cells": int(clean.max()), "bounds": bounds, "recall": kinds, "shown": shown}
+    rare: dict[str, Any] = {}
+    for shape, inside in (("rings", 0.0), ("solid", 1.0)):
+        for n in (5, 15):
+            dirty, truth = put_bright_cells(pixels, n, 12 * span, inside=inside, seed=n)
+            for name, mask in (("apart", True), ("on one scale", False)):
+                labels, _ = find_cells(dirty, model, folder, mask_debris=mask)
+                rare[f"{n} {shape}, {name}"] = {
+                    "found": count_found(truth, labels),
+                    "beside": measure_recall(clean, labels, truth > 0),
+                }
+    return {
+        "cells": int(clean.max()), "bounds": bounds, "recall": kinds, "shown": shown, "rare": rare,
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 import zarr
 from skimage.io import imsave
 
-from densebatch.simulation.debris import put_area, put_specks
+from densebatch.simulation.debris import put_area, put_discs, put_specks
 from tests.helpers.checkpoint_files import make_state
 from tests.helpers.run_files import call_main, simulate, write_tiff
 from tests.helpers.tiff_files import ome_image, ome_xml, place, write_pages
@@ -222,6 +222,7 @@ NOTES = {
     "brightfield": plan(colours(LIGHT), "--membrane", "red"),
     "NaN or infinite; the network": plan(odd_float(with_nan)),
     "if they are cells": plan(slide(put_specks(TISSUE, 20, 6, 3)[0])),
+    "rare bright cells": plan(slide(put_discs(TISSUE // 8, 15, 16, 3)[0])),
     "taken for dead": plan(slide(put_area(TISSUE + 5000, 0)[0])),
     "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6, 3)[0])),
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),

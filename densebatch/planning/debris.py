@@ -18,7 +18,11 @@ beyond it. Three things must hold besides, or what is bright are cells:
   rare bright cells on a dark ground lies nothing but noise;
 - of what is bright, less than a third has the look of stained cells: about a cell's size, an edge
   as soft as a lens makes it, no plateau of one value, and no more than 30 times as bright as the
-  tissue. A blurred speck of a cell's size and brightness looks so too, and is not masked.
+  tissue.
+
+Cells so bright, if few and strewn, would do to the cells beside them what debris does, and a
+blurred speck may look like one. So they are not lost, and do not decide the bounds: the network
+sees the tissue without them, and once more what is bright (`normalization.ChannelBounds`).
 
 This is a judgement. So it is told to the user, who can refuse it (`mask_debris`), and what comes
 near it is told too.
@@ -52,6 +56,7 @@ _STRAGGLERS = 0.02  # share of the tissue's blocks that may lie inside of the ga
 _STEPS_PER_OCTAVE = 8  # of the levels that are tried
 _MAX_SHARE = 0.3  # of the blocks with contrast
 _MAX_HAZY_SHARE = 0.1
+_MAX_RARE_SHARE = 0.2  # of the blocks with contrast, that rare bright cells lie in
 _NEAR_BLOCKS = 7  # side of the neighbourhood in which blocks are dense or strewn
 _MAX_DENSITY = 0.38
 _MAX_PART = 0.2  # of a dense part, that may be beyond a higher gap
@@ -129,7 +134,8 @@ class Debris:
     dead : dead or dark are pixels of this and less; None where none is
     blocks : `(rows, cols)` bool, the blocks that hold such pixels
     times : brightness of the brightest over that of the tissue; 0 where none is too bright
-    uneven_times : the same of what is bright and is cells, or dense; 0 without
+    uneven_times : the same of what is bright and is many cells, or dense; 0 without
+    rare : what is bright and is few cells; None without
     """
 
     above: float | None
@@ -137,11 +143,35 @@ class Debris:
     blocks: NDArray[np.bool_]
     times: float = 0.0
     uneven_times: float = 0.0
+    rare: RareCells | None = None
 
     @property
     def is_any(self) -> bool:
         """Whether there is debris, or a dead pixel."""
         return self.above is not None or self.dead is not None
+
+    @property
+    def left_out(self) -> NDArray[np.bool_]:
+        """Blocks that do not show how bright the tissue is."""
+        return self.blocks if self.rare is None else self.blocks | self.rare.blocks
+
+
+@dataclass(frozen=True)
+class RareCells:
+    """Few cells far brighter than the tissue, or what looks like them.
+
+    Attributes
+    ----------
+    above : pixels of more than this are of such cells
+    peak : median over their blocks of the brightest pixel
+    blocks : `(rows, cols)` bool, the blocks that hold them
+    times : brightness of the brightest over that of the tissue
+    """
+
+    above: float
+    peak: float
+    blocks: NDArray[np.bool_]
+    times: float
 
 
 def reference_class(classes: NDArray[np.uint8]) -> int:
@@ -172,6 +202,11 @@ class Shapes:
     things: int = 0
     cells: int = 0
     hard: int = 0
+
+    @property
+    def are_cells(self) -> bool:
+        """Whether so many look like stained cells that they are."""
+        return self.cells > _LEAST_CELLS * self.things
 
     def __add__(self, other: Shapes) -> Shapes:
         return Shapes(self.things + other.things, self.cells + other.cells, self.hard + other.hard)
@@ -237,31 +272,43 @@ def find_debris(looks: BlockLooks, count: Callable[[Gap, NDArray[np.bool_]], Sha
     darkest = lit & (looks.least == looks.least[lit].min())
     if darkest.sum() > _MAX_SHARE * lit.sum():
         darkest = np.zeros_like(lit)
-    gap, uneven_times = _find_gap(looks, lit & ~darkest, count)
+    gap, rare_gap, uneven_times = _find_gap(looks, lit & ~darkest, count)
     blocks = np.zeros_like(lit) if gap is None else looks.most > gap.above
-    dead = _find_dead(looks, lit & ~blocks, darkest)
+    bright = blocks if rare_gap is None else looks.most > rare_gap.above
+    dead = _find_dead(looks, lit & ~bright, darkest)
     if dead is not None:
         blocks = blocks | (looks.least <= dead)
-    if gap is None:
-        return Debris(None, dead, blocks, uneven_times=uneven_times)
-    return Debris(gap.above, dead, blocks, gap.times, uneven_times)
+    rare = None
+    if rare_gap is not None:
+        # Debris is brighter still, and tells nothing of these.
+        where = bright & ~blocks
+        peak = float(np.median(looks.most[where]))
+        rare = RareCells(rare_gap.above, peak, where, rare_gap.times)
+    return Debris(
+        above=None if gap is None else gap.above,
+        dead=dead,
+        blocks=blocks,
+        times=0.0 if gap is None else gap.times,
+        uneven_times=uneven_times,
+        rare=rare,
+    )
 
 
 def _find_gap(
     looks: BlockLooks,
     lit: NDArray[np.bool_],
     count: Callable[[Gap, NDArray[np.bool_]], Shapes],
-) -> tuple[Gap | None, float]:
-    """The lowest gap beyond which there is debris; and how bright what is none is, at most."""
+) -> tuple[Gap | None, Gap | None, float]:
+    """Lowest gaps beyond which there is debris, and rare cells; and how bright the rest is."""
     if not lit.any():
-        return None, 0.0
+        return None, None, 0.0
     ground = float(np.median(looks.least[lit]))
     peaks = np.where(np.isfinite(looks.most), looks.most - np.float32(ground), np.float32(-1))
     top = float(peaks.max())
     lowest = float(np.quantile(peaks[lit], 1 - _MAX_SHARE))
-    uneven_times, kept = 0.0, np.zeros_like(lit)
+    rare, uneven_times, kept = None, 0.0, np.zeros_like(lit)
     if not 0 < lowest < top:
-        return None, uneven_times
+        return None, None, 0.0
     n_lit = int(lit.sum())
     for step in range(int(_STEPS_PER_OCTAVE * np.log2(top / lowest)), 0, -1):
         level = top * 2.0 ** (-step / _STEPS_PER_OCTAVE)
@@ -277,20 +324,17 @@ def _find_gap(
             continue
         tissue = float(np.quantile(peaks[core], 1 - _STRAGGLERS))
         gap = Gap(ground, tissue, ground + float(np.sqrt(tissue * level)), top / tissue)
-        if _is_debris(count(gap, beyond), lit_beyond):
-            return gap, uneven_times
+        shapes = count(gap, beyond)
+        # Blocks without any contrast, wholly saturated ones say, are no tissue.
+        is_strewn = not lit_beyond.any() or measure_density(lit_beyond) <= _MAX_DENSITY
+        if shapes.are_cells:
+            is_rare = is_strewn and lit_beyond.sum() <= _MAX_RARE_SHARE * n_lit
+            rare = rare or (gap if is_rare else None)
+        elif is_strewn or shapes.hard >= _MOST_HARD * max(1, shapes.things):
+            return gap, rare, uneven_times
         kept |= beyond
-        uneven_times = max(uneven_times, gap.times)
-    return None, uneven_times
-
-
-def _is_debris(shapes: Shapes, lit_beyond: NDArray[np.bool_]) -> bool:
-    """Whether what is bright is no cells, by its shapes and by how the blocks with it lie."""
-    if shapes.cells > _LEAST_CELLS * shapes.things:
-        return False
-    # Blocks without any contrast, wholly saturated ones say, are no tissue.
-    is_strewn = not lit_beyond.any() or measure_density(lit_beyond) <= _MAX_DENSITY
-    return is_strewn or shapes.hard >= _MOST_HARD * max(1, shapes.things)
+        uneven_times = max(uneven_times, 0.0 if rare else gap.times)
+    return None, rare, uneven_times
 
 
 def _find_tissue_below(

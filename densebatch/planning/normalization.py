@@ -21,6 +21,11 @@ HALO_PX = 2
 class ChannelBounds:
     """Normalisation of one channel.
 
+    A network of Cellpose's kind adds a mean over its whole patch to every pixel, so that a few
+    cells far brighter than the tissue disturb all others of their patch, and are themselves not
+    seen for what they are. Where a channel has such cells, it is shown twice: the tissue without
+    them (`normalize`), and the bright cells on their own scale (`normalize_bright`).
+
     Attributes
     ----------
     channel : index in the slide
@@ -32,6 +37,12 @@ class ChannelBounds:
     dead : pixels of this and less are dead and become 0; None if there is none
     debris_fraction : share of the slide's blocks that hold either
     debris_times : brightness of the brightest debris over that of the tissue
+    bright : pixels of more than this are of rare cells far brighter than the tissue; None if there
+        are none
+    bright_peak : pixel value that becomes 1 where these are shown
+    bright_fill_px : half of how wide the dark inside of such a cell may be
+    bright_fraction : share of the slide's blocks that hold such pixels
+    bright_times : brightness of the brightest cell over that of the tissue
     content : digest of the channel's pixels as the survey read them; empty before it
     unread : pieces that could not be read then, which count as 0
     """
@@ -46,20 +57,28 @@ class ChannelBounds:
     dead: float | None = None
     debris_fraction: float = 0.0
     debris_times: float = 0.0
+    bright: float | None = None
+    bright_peak: float = 0.0
+    bright_fill_px: int = 0
+    bright_fraction: float = 0.0
+    bright_times: float = 0.0
     content: str = ""
     unread: tuple[Region, ...] = ()
 
     @property
     def reach_px(self) -> int:
         """How far around a pixel others decide what it becomes."""
+        if self.bright is not None:
+            return 2 * (HALO_PX + self.bright_fill_px)
         return 0 if self.above is None and self.dead is None else HALO_PX
 
 
 def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
     """Map a channel's pixels so that `low` becomes 0 and `high` becomes 1.
 
-    Debris and dead pixels become 0, and what is nearer to them than `HALO_PX` pixels, so that a
-    region needs so many pixels around it to become what it is in the whole (`reach_px`).
+    Debris, rare bright cells and dead pixels become 0, and what is nearer to them than `HALO_PX`
+    pixels, so that a region needs so many pixels around it to become what it is in the whole
+    (`reach_px`).
     NaN and minus infinity become 0, and plus infinity becomes 1, also where a value is beyond
     float32. A constant channel becomes 0 everywhere.
 
@@ -70,6 +89,36 @@ def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.
     bounds
         Of the channel.
     """
+    scaled = _scale_pixels(pixels, bounds)
+    if bounds.reach_px:
+        above = bounds.above if bounds.bright is None else bounds.bright
+        scaled[find_masked(pixels, above, bounds.dead)] = 0
+    return scaled
+
+
+def normalize_bright(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
+    """Map a channel's pixels so that `bright_peak` becomes 1, as `normalize` does for the rest.
+
+    What is above `bright` is compressed to its logarithm, because such cells may differ much in
+    brightness: at that level the curve and its slope go on. A channel without rare bright cells
+    becomes what `normalize` makes of it.
+    """
+    if bounds.bright is None:
+        return normalize(pixels, bounds)
+    scaled = _scale_pixels(pixels, bounds)
+    level, peak = _scale_pixels(np.array([bounds.bright, bounds.bright_peak]), bounds)
+
+    def compress(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        high: NDArray[np.float32] = level * (1 + np.log(np.maximum(values, level) / level))
+        return np.where(values > level, high, values)
+
+    shown = compress(scaled) / compress(peak)
+    shown[find_masked(pixels, bounds.above, bounds.dead)] = 0
+    return shown
+
+
+def _scale_pixels(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
+    """Map pixels by the bounds alone, whatever they are of."""
     factor = _scale(bounds.low, bounds.high)
     if factor == 0:
         return np.zeros(pixels.shape, np.float32)
@@ -79,9 +128,31 @@ def normalize(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.
         scaled *= factor
     if pixels.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
-    if bounds.reach_px:
-        scaled[find_masked(pixels, bounds.above, bounds.dead)] = 0
     return scaled
+
+
+def find_bright(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.bool_]:
+    """Where the network's view of the bright cells counts: `(height, width)`.
+
+    It is what is above `bright` and no debris, the insides of cells that are bright at their rim
+    only, and `HALO_PX` around.
+    """
+    if bounds.bright is None:
+        return np.zeros(pixels.shape, bool)
+    from scipy import ndimage
+
+    bright = np.greater(pixels, bounds.bright)
+    if pixels.dtype.kind == "f":
+        bright &= np.isfinite(pixels)
+    bright &= ~find_masked(pixels, bounds.above, bounds.dead)
+    reach = bounds.bright_fill_px
+    # Zeros beyond the slide's edge and ones in the second step, so that a region with `reach_px`
+    # around it becomes what it is in the whole.
+    grown = ndimage.maximum_filter(bright, 2 * (reach + HALO_PX) + 1, mode="constant")
+    closed: NDArray[np.bool_] = ndimage.minimum_filter(
+        grown, 2 * reach + 1, mode="constant", cval=1
+    )
+    return closed
 
 
 def find_masked(

@@ -48,7 +48,8 @@ class Plan:
     lattice : patches at the network's scale
     group_y, group_x : lattice cores of a predict task along each axis
     active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
-    mask_debris : whether debris is looked for, and shown to the network as 0
+    mask_debris : whether debris is looked for and shown to the network as 0, and rare bright cells
+        apart from the tissue
     skip_contrast : patches whose contrast is not above it are not evaluated; -1 evaluates all
     trace : thresholds and limits of tracing
     travel_px : travel that the first tracing halo allows for
@@ -86,8 +87,8 @@ class Plan:
         return self.slide.height, self.slide.width
 
     @property
-    def surveyed(self) -> tuple[ChannelBounds, ...]:
-        """Bounds of all channels that the network sees."""
+    def seen_channels(self) -> tuple[ChannelBounds, ...]:
+        """Of what the network sees, membrane channels first."""
         return (*self.membrane, *([self.nuclei] if self.nuclei is not None else []))
 
     @property
@@ -152,7 +153,7 @@ class Plan:
         touched or copied stays the same; before that, by size and time of its files.
         """
         document = _leave_out_notes(self)
-        if all(b.content for b in self.surveyed):
+        if all(b.content for b in self.seen_channels):
             document["slide"]["identity"] = ""
         return _digest(json.dumps(document, sort_keys=True))
 
@@ -197,7 +198,7 @@ def load_plan(path: str) -> Plan:
 
 def _have_equal_content(old: Plan, new: Plan) -> bool:
     """Whether two plans have surveyed the same channels and found the same pixels."""
-    found = [{b.channel: b.content for b in plan.surveyed} for plan in (old, new)]
+    found = [{b.channel: b.content for b in plan.seen_channels} for plan in (old, new)]
     return found[0] == found[1] and all(found[0].values())
 
 

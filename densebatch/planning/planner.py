@@ -142,13 +142,13 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
     percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
-    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.surveyed}
+    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
     surveys = [
         survey_channel(
             slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
             left_out=left_out.get(b.channel, ()),
         )
-        for b in draft.surveyed
+        for b in draft.seen_channels
     ]  # fmt: skip
     bounds = [survey.bounds for survey in surveys]
     threshold = draft.skip_contrast
@@ -175,13 +175,13 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
     earlier
         Of the run in the output folder, if there is one.
     """
-    if earlier is None or not any(b.unread for b in plan.surveyed):
+    if earlier is None or not any(b.unread for b in plan.seen_channels):
         return plan
     kept = replace(
         plan,
         **{name: getattr(earlier, name) for name in ("membrane", "nuclei", "active", "notes")},
     )
-    used = [[b.channel for b in p.surveyed] for p in (plan, earlier)]
+    used = [[b.channel for b in p.seen_channels] for p in (plan, earlier)]
     is_same = replace(kept, engine=earlier.engine).to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
 
@@ -323,6 +323,14 @@ def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
                 f"times as bright as the tissue, in {b.debris_fraction:.2%} of the blocks of "
                 f"{BLOCK_PX} px, are taken for debris: the normalisation leaves them out and the "
                 "network sees 0 there; if they are cells, give --no-mask-debris"
+            )
+        if b.bright is not None:
+            yield (
+                f"channel {b.name}: spots of more than {b.bright:.6g}, up to {b.bright_times:.3g} "
+                f"times as bright as the tissue, in {b.bright_fraction:.2%} of the blocks of "
+                f"{BLOCK_PX} px, are taken for rare bright cells: the normalisation leaves them "
+                "out, and the network is shown the tissue without them and them on their own "
+                "scale; --no-mask-debris shows all on one scale"
             )
         if b.dead is not None:
             yield (

@@ -80,7 +80,9 @@ class SegmentSettings(BaseModel):
         default=True, description="do not evaluate patches without signal"
     )
     mask_debris: bool = Field(
-        default=True, description="leave out specks far brighter than the tissue, and dead pixels"
+        default=True,
+        description="leave out specks far brighter than the tissue, and dead pixels; show rare "
+        "bright cells apart from the tissue",
     )
     ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
         default="0.5", description="OME-Zarr version of the output"

@@ -7,8 +7,8 @@ block belongs to tissue when its contrast reaches 1/64 of the 99th percentile of
 that are not flat (a biopsy on a canvas of zeros may cover less than a hundredth of it). On a dense
 field that is nearly everything; on a slide it leaves out the glass. Contrast is kept in classes of
 half an octave from 2^-32 to 2^32 in the slide's units; what lies beyond is in the outermost class.
-Blocks with debris (`debris`) count neither for the threshold nor for the percentiles; where there
-are any, the pixels are read once more without them.
+Blocks with debris or rare bright cells (`debris`) count neither for the threshold nor for the
+percentiles; where there are any, the pixels are read once more without them.
 
 Whether there is anything to find is told from means over more pixels, about half a cell wide
 (`signal_side`): they halve the noise of glass and leave most of the contrast of tissue.
@@ -29,7 +29,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
-from densebatch.planning.debris import find_debris, measure_density, tissue_class
+from densebatch.planning.debris import Debris, find_debris, measure_density, tissue_class
 from densebatch.planning.normalization import ChannelBounds, normalize
 from densebatch.planning.passes import (
     Counts,
@@ -133,7 +133,7 @@ def survey_channel(
     side
         Of the means in pixels (`signal_side`).
     mask_debris
-        Whether to look for debris.
+        Whether to look for debris and rare bright cells.
     left_out
         Pieces that count as if they could not be read.
 
@@ -158,7 +158,8 @@ def survey_channel(
     log_event(
         log, "channel surveyed", channel=bounds.name, low=bounds.low, high=bounds.high,
         tissue_fraction=bounds.tissue_fraction, nonfinite_px=bounds.nonfinite_px,
-        debris_fraction=bounds.debris_fraction, unread=n_unread,
+        debris_fraction=bounds.debris_fraction, bright_fraction=bounds.bright_fraction,
+        unread=n_unread,
     )  # fmt: skip
     lost = reader.find_lost(Region(0, 0, slide.info.height, slide.info.width))
     if lost.all():
@@ -175,15 +176,15 @@ def _survey(
     channel = reader.channel
     name = reader.slide.info.channels[channel]
     counts = count_blocks(reader, side)
-    looks, debris, uneven_times = counts.looks, None, 0.0
+    looks, debris = counts.looks, Debris(None, None, np.zeros_like(counts.looks.classes, bool))
     if mask_debris:
         # The means are about half a cell wide.
-        searched = find_debris(looks, partial(count_shapes_in_blocks, reader, 2 * side))
-        debris, uneven_times = (searched if searched.is_any else None), searched.uneven_times
-    if debris is not None:
-        looks = replace(looks, classes=np.where(debris.blocks, np.uint8(0), looks.classes))
+        debris = find_debris(looks, partial(count_shapes_in_blocks, reader, 2 * side))
+    left_out = debris.left_out
+    if left_out.any():
+        looks = replace(looks, classes=np.where(left_out, np.uint8(0), looks.classes))
     threshold = tissue_class(looks.classes)
-    if debris is None:
+    if not left_out.any():
         tissue = counts.histogram[threshold:].sum(axis=0)
     else:
         tissue = count_tissue_again(reader, looks.classes, threshold)
@@ -211,23 +212,31 @@ def _survey(
             channel, name, float(low), float(high), float(where.mean()), counts.nonfinite_px,
             content=counts.content,
         )  # fmt: skip
-        if debris is not None:
+        bounds = replace(
+            bounds,
+            above=debris.above,
+            dead=debris.dead,
+            debris_fraction=float(debris.blocks.mean()),
+            debris_times=debris.times,
+        )
+        if debris.rare is not None:
             bounds = replace(
                 bounds,
-                above=debris.above,
-                dead=debris.dead,
-                debris_fraction=float(debris.blocks.mean()),
-                debris_times=debris.times,
+                bright=debris.rare.above,
+                bright_peak=debris.rare.peak,
+                bright_fill_px=side,
+                bright_fraction=float(debris.rare.blocks.mean()),
+                bright_times=debris.rare.times,
             )
         found = ChannelSurvey(
             bounds,
             *_normalize_extremes(counts, bounds),
             saturated_px=_find_plateau(values[near_top], looks, where),
-            strewn=debris is None
+            strewn=not left_out.any()
             and bool(where.mean() < _STREWN_FRACTION)
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
-            uneven_times=uneven_times,
+            uneven_times=debris.uneven_times,
         )
     return found
 
@@ -295,7 +304,9 @@ def _normalize_extremes(
     counts: Counts, bounds: ChannelBounds
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Normalise the extremes of the means; a block without finite pixels has no contrast."""
-    bounds = replace(bounds, above=None, dead=None)  # of single pixels, and these are means
+    bounds = replace(
+        bounds, above=None, dead=None, bright=None
+    )  # of single pixels, and these are means
     empty = ~np.isfinite(counts.lowest)
     low, high = (
         np.where(empty, np.float32(bounds.low), e) for e in (counts.lowest, counts.highest)

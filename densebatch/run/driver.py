@@ -58,6 +58,7 @@ class Driver:
         self._progress = progress
         self._owned: dict[Path, Ownership] = {}
         self._folders: list[OutputFolder] = []
+        self._writing = threading.Lock()
         self._states: list[tuple[OutputFolder, RunState]] = []
         self._executor: Executor | None = None
         self._asked: str | None = None
@@ -82,14 +83,9 @@ class Driver:
         self._wake.put(_END)
         self._thread.join(_JOIN_S)  # it may hang with a disk that does
         try:
-            is_lost = self._is_lost()
-            for folder, state in list(self._states):
+            self._is_lost()
+            for _, state in self._states:
                 state.end(error)
-                if error is None and not is_lost and folder.report.exists():
-                    # The report tells all that the state does, and has a checksum.
-                    with contextlib.suppress(OSError):
-                        folder.state.unlink(missing_ok=True)
-                    self._states.remove((folder, state))
             self._write_states()
         finally:
             for owned in self._owned.values():
@@ -139,12 +135,13 @@ class Driver:
 
     def _write_states(self) -> None:
         """Write how the sessions stand, into outputs that are still this driver's."""
-        for folder, state in list(self._states):
-            owned = self._owned.get(folder.path)
-            if owned is not None and owned.lost:
-                continue
-            with contextlib.suppress(OSError):  # of a full disk, which ends no run
-                write_state(folder.work, state)
+        with self._writing:
+            for folder, state in self._states:
+                owned = self._owned.get(folder.path)
+                if owned is not None and owned.lost:
+                    continue
+                with contextlib.suppress(OSError):  # of a full disk, which ends no run
+                    write_state(folder.work, state)
 
     def refuse_living(self, folder: OutputFolder) -> None:
         """Refuse, before anything is planned, an output that another run is seen to write.
@@ -190,8 +187,16 @@ class Driver:
     def watch(self, folder: OutputFolder, tile_px: int) -> RunState:
         """The state of a run, which this thread fills and the other writes into the work folder."""
         state = RunState(tile_px)
-        self._states.append((folder, state))
+        with self._writing:
+            self._states.append((folder, state))
         return state
+
+    def unwatch(self, folder: OutputFolder) -> None:
+        """Remove the state of a run whose report tells all that it does, and has a checksum."""
+        with self._writing:
+            self._states = [pair for pair in self._states if pair[0] is not folder]
+            with contextlib.suppress(OSError):
+                folder.state.unlink(missing_ok=True)
 
     @contextmanager
     def drive(self, executor: Executor) -> Iterator[None]:

@@ -172,7 +172,7 @@ def add_engine(
         choice = EngineChoice(began, "as this run began")  # finished, so no worker need be there
     else:
         needs = list_requirements([plan], settings)
-        choice = ask_worker(scheduler, needs, choose_engine, *arguments, note=note)
+        choice = ask_worker(scheduler, needs, choose_engine, *arguments, note=note, returning=True)
     return _with_engine(plan, choice), choice
 
 

@@ -242,6 +242,7 @@ def describe_run(
         "slide_px": height * width,
         "network_px": plan.network_px,
         "network_patches": plan.network_patches,
+        "bright_patches": sum(f["bright_patches"] for f in by_stage["predict"]),
         "network_covered_px": plan.covered_px,
         "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
         "engine": choice.to_dict(),

@@ -197,6 +197,7 @@ def segment(
             session.seconds["start"] = round(starting.waited_s, 3)
             result = _finish(session, n_cells, failed, started, meter)
         driver.check()
+        driver.unwatch(folder)
         if not settings.keep_flows and not result.is_partial:
             folder.remove_work()
     return result

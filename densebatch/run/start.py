@@ -139,6 +139,7 @@ def start_executor(
             folder=folder,
             device_workers=device_workers,
             note=note,
+            returning=True,  # it has answered when the run was planned
         )
     )
     if isinstance(executor, DaskExecutor):

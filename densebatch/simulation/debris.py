@@ -1,8 +1,9 @@
 """Debris put into images: specks, discs out of focus, hot columns, dead and saturated areas.
 
-For tests and benchmarks of what debris does to the cells beside it. Brightness is given in ranges
-of the tissue, from the 1st to the 99th percentile of the image. Every function takes pixels
-`(..., h, w)` and gives them back with a mask `(h, w)` of what the debris covers.
+And rare bright cells, which are none. For tests and benchmarks of what they do to the cells beside
+them. Brightness of debris is given in ranges of the tissue, from the 1st to the 99th percentile of
+the image. Every function takes pixels `(..., h, w)` and gives them back with a mask `(h, w)` of
+what the debris covers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BLOCK_PX = 32
 
 _FAINTEST = 5.0  # ranges of the tissue, of what `put_strewn` puts
 _BLUR_PX = 1.5
+_RIM_PX = 1.5
 _SEEN = 0.1  # ranges of the tissue that a blurred edge adds where it counts as covering
 
 
@@ -109,6 +111,48 @@ def put_area(pixels: NDArray[Any], value: float, side: int = 70, seed: int = 0) 
     return lay(pixels, covered, value)
 
 
+def put_bright_cells(
+    pixels: NDArray[Any],
+    n: int,
+    counts: float,
+    *,
+    radius: float = 7.0,
+    inside: float = 0.0,
+    seed: int = 0,
+) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+    """Rare bright cells, of a brightness that varies as stain does.
+
+    Parameters
+    ----------
+    pixels
+        `(h, w)`.
+    n, counts, seed
+        How many, and how bright their rims are about; where they lie.
+    radius
+        Of the middle of the rim, in pixels.
+    inside
+        Brightness of the inside, of that of the rim; 1 for cells that are solid.
+
+    Returns
+    -------
+    pixels, labels : ndarray
+        `(h, w)` uint16 and uint32; of cells that overlap the later one is on top.
+    """
+    rng = np.random.default_rng(seed)
+    reach = int(radius) + 4
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    distance = np.hypot(y, x)
+    rim = np.exp(-(((distance - radius) / _RIM_PX) ** 2))
+    cell = np.where(distance < radius, np.maximum(rim, inside), rim)
+    bright, labels = pixels.astype(np.float64), np.zeros(pixels.shape, np.uint32)
+    for label in range(1, n + 1):
+        y0, x0 = rng.integers(0, np.array(pixels.shape) - 2 * reach)
+        at = (slice(y0, y0 + 2 * reach + 1), slice(x0, x0 + 2 * reach + 1))
+        bright[at] += counts * rng.lognormal(0, 0.4) * cell
+        labels[at][distance < radius + _RIM_PX] = label
+    return np.minimum(bright, 65535).astype(np.uint16), labels
+
+
 def count_beside(
     clean: NDArray[Any], found: NDArray[Any], covered: NDArray[np.bool_], margin_px: int
 ) -> tuple[int, int]:
@@ -130,8 +174,17 @@ def count_beside(
     """
     touched = clean[ndimage.binary_dilation(covered, iterations=margin_px)]
     beside = np.setdiff1d(clean, np.append(touched, 0))
-    pairs, n = np.unique(np.stack([clean.ravel(), found.ravel()]), axis=1, return_counts=True)
-    areas, found_areas = np.bincount(clean.ravel()), np.bincount(found.ravel())
+    return beside.size, np.intersect1d(beside, _find_again(clean, found)).size
+
+
+def count_found(truth: NDArray[Any], found: NDArray[Any]) -> int:
+    """How many cells of some labels `(h, w)` are found again in others, with an IoU of 0.5."""
+    return int(_find_again(truth, found).size)
+
+
+def _find_again(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[Any]:
+    pairs, n = np.unique(np.stack([truth.ravel(), found.ravel()]), axis=1, return_counts=True)
+    areas, found_areas = np.bincount(truth.ravel()), np.bincount(found.ravel())
     iou = n / (areas[pairs[0]] + found_areas[pairs[1]] - n)
-    again = pairs[0][(iou >= 0.5) & (pairs[1] > 0)]
-    return beside.size, np.intersect1d(beside, again).size
+    again: NDArray[Any] = np.unique(pairs[0][(iou >= 0.5) & (pairs != 0).all(axis=0)])
+    return again

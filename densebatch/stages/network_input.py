@@ -8,7 +8,7 @@ import numpy as np
 
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.planning.normalization import normalize
+from densebatch.planning.normalization import find_bright, normalize, normalize_bright
 from densebatch.slides.slide import reopen_slide
 
 if TYPE_CHECKING:
@@ -35,12 +35,15 @@ def list_sources(plan: Plan, region: Region) -> list[tuple[int, Region]]:
     rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, plan.network_shape[0])
     cols = axis_weights(np.arange(inside.x0, inside.x1), plan.slide.width, plan.network_shape[1])
     source = Region(rows.start, cols.start, rows.stop, cols.stop)
-    used = plan.surveyed
-    return [(b.channel, source.expand(b.reach_px).clip(*plan.shape)) for b in used]
+    return [(b.channel, source.expand(b.reach_px).clip(*plan.shape)) for b in plan.seen_channels]
 
 
 def read_network_input(
-    plan: Plan, region: Region, read_pixels: Callable[[int, Region], NDArray[Any]] | None = None
+    plan: Plan,
+    region: Region,
+    read_pixels: Callable[[int, Region], NDArray[Any]] | None = None,
+    *,
+    bright: bool = False,
 ) -> NDArray[np.float32]:
     """Normalised channels of a region at the network's scale, zero beyond the slide's edges.
 
@@ -52,6 +55,8 @@ def read_network_input(
         Pixels at the network's scale; may reach outside the slide.
     read_pixels
         Reads a region of a channel; from the plan's slide if it is None.
+    bright
+        Whether to show rare bright cells, and the tissue as dark as it is beside them.
 
     Returns
     -------
@@ -66,23 +71,52 @@ def read_network_input(
     (`training.annotated.EDGE_PX`). A mirror image would be more tissue, to which the cell goes on.
     """
     read_pixels = read_pixels or reopen_slide(plan.slide).read
+    show = normalize_bright if bright else normalize
+    planes = np.zeros((2, *region.shape), np.float32)
+    rest = region.clip(*plan.network_shape).shift(-region.y0, -region.x0).slices
+    for place, bounds in enumerate(plan.membrane):
+        plane = _read_channel(plan, region, bounds, show, read_pixels)
+        planes[0][rest] = plane if place == 0 else np.maximum(planes[0][rest], plane)
+    if plan.nuclei is not None:
+        planes[1][rest] = _read_channel(plan, region, plan.nuclei, show, read_pixels)
+    return planes
+
+
+def find_bright_cells(
+    plan: Plan, region: Region, read_pixels: Callable[[int, Region], NDArray[Any]] | None = None
+) -> NDArray[np.bool_]:
+    """Where a region, inside the slide, is to be shown as `bright`: `(h, w)`.
+
+    Parameters
+    ----------
+    plan, region, read_pixels
+        As of `read_network_input`.
+    """
+    found = np.zeros(region.shape, bool)
+    for bounds in plan.seen_channels:
+        if bounds.bright is not None:
+            found |= _read_channel(plan, region, bounds, _show_bright, read_pixels) > 0
+    return found
+
+
+def _show_bright(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
+    return find_bright(pixels, bounds).astype(np.float32)
+
+
+def _read_channel(
+    plan: Plan,
+    region: Region,
+    bounds: ChannelBounds,
+    show: Callable[[NDArray[np.generic], ChannelBounds], NDArray[np.float32]],
+    read_pixels: Callable[[int, Region], NDArray[Any]] | None,
+) -> NDArray[np.float32]:
+    """What becomes of a channel in the part of a region that is inside the slide."""
+    read_pixels = read_pixels or reopen_slide(plan.slide).read
     net_height, net_width = plan.network_shape
     inside = region.clip(net_height, net_width)
     rows = axis_weights(np.arange(inside.y0, inside.y1), plan.slide.height, net_height)
     cols = axis_weights(np.arange(inside.x0, inside.x1), plan.slide.width, net_width)
     source = Region(rows.start, cols.start, rows.stop, cols.stop)
-
-    def read(bounds: ChannelBounds) -> NDArray[np.float32]:
-        around = source.expand(bounds.reach_px).clip(plan.slide.height, plan.slide.width)
-        scaled = normalize(read_pixels(bounds.channel, around), bounds)
-        part = source.shift(-around.y0, -around.x0).slices
-        return resample(scaled[part], rows, cols)
-
-    planes = np.zeros((2, *region.shape), np.float32)
-    rest = inside.shift(-region.y0, -region.x0).slices
-    for place, bounds in enumerate(plan.membrane):
-        plane = read(bounds)
-        planes[0][rest] = plane if place == 0 else np.maximum(planes[0][rest], plane)
-    if plan.nuclei is not None:
-        planes[1][rest] = read(plan.nuclei)
-    return planes
+    around = source.expand(bounds.reach_px).clip(plan.slide.height, plan.slide.width)
+    shown = show(read_pixels(bounds.channel, around), bounds)
+    return resample(shown[source.shift(-around.y0, -around.x0).slices], rows, cols)

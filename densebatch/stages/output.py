@@ -108,6 +108,8 @@ def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
         "model": plan.model.name,
         "model_sha256": plan.model.sha256,
         "fingerprint": plan.fingerprint,
-        "normalization": [{"channel": b.name, "low": b.low, "high": b.high} for b in plan.surveyed],
+        "normalization": [
+            {"channel": b.name, "low": b.low, "high": b.high} for b in plan.seen_channels
+        ],
         "failed_tiles": failed,
     }

@@ -1,5 +1,8 @@
 """Stage 1: evaluate the network on lattice patches and keep their trusted cores.
 
+A patch with rare bright cells is evaluated twice, without them and on their own scale
+(`planning.normalization`), and each pixel is of the view that is meant for it.
+
 The only module that runs a network on a slide. A patch's bits must not depend on how the work is
 divided: `engines.backend` says how that is held.
 """
@@ -21,7 +24,11 @@ from densebatch.engines.backend import evaluate_patches, patch_shape
 from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import load_network
-from densebatch.stages.network_input import list_sources, read_network_input
+from densebatch.stages.network_input import (
+    find_bright_cells,
+    list_sources,
+    read_network_input,
+)
 from densebatch.stages.unread import read_pieces
 from densebatch.stages.work import Task
 from densebatch.stages.writing import write_patiently
@@ -121,30 +128,39 @@ class PredictGroup(Task):
         return not facts.get("unread")
 
     def run(self) -> dict[str, Any]:
-        """Facts: patches evaluated and on what, what could not be read, seconds and peak memory."""
+        """Facts: patches evaluated, how many twice, on what, what could not be read, and costs."""
+        earlier = self.work.journal.done(self.name)
+        if earlier is not None and self.is_current(earlier):
+            return earlier  # a worker that was lost as it had finished could not tell
         meter = Meter()
         plan = self.work.plan
         group = plan.groups[self.row, self.col]
-        flows, wanted = self._begin(plan, group)
+        flows, wanted = self._begin(plan, group, earlier)
         seen, unread = self._read_patches(plan, wanted, meter)
-        device = None
+        device, n_bright = None, 0
         if seen:
             backend = get_backend(plan, self.work.folder, self.lanes)
             device = backend.device
+            with meter.timed("read"):
+                bright = self._read_bright_cells(plan, list(seen))
+            shown = [*seen.values(), *(planes for _, planes, _ in bright)]
+            n_bright = len(bright)
             with meter.timed("network"):
-                outputs = evaluate_patches(backend, list(seen.values()))
-            for index, output in zip(seen, outputs, strict=True):
+                outputs = evaluate_patches(backend, shown)
+            parts: list[tuple[tuple[int, int], NDArray[np.bool_] | bool]]
+            parts = [*((index, True) for index in seen), *((i, near) for i, _, near in bright)]
+            for (index, where), output in zip(parts, outputs, strict=True):
                 core = plan.lattice.cores[index]
                 # The last cores may be cut short by the slide's edge.
-                flows[:, *core.shift(-group.y0, -group.x0).slices] = output[
-                    :, : core.height, : core.width
-                ]
-                if not is_finite(output[:, : core.height, : core.width]):
+                kept = output[:, : core.height, : core.width]
+                if not is_finite(kept):
                     raise ValueError(f"the network gave values that are not finite in {core}")
+                np.copyto(flows[:, *core.shift(-group.y0, -group.x0).slices], kept, where=where)
         with meter.timed("write"):
             write_group(self.work, self.row, self.col, flows)
         facts = {
             "patches": len(seen),
+            "bright_patches": n_bright,
             "device": device,
             "unread": [piece.describe(plan.slide.channels) for piece in unread],
             "unknown": len(wanted) - len(seen),
@@ -157,13 +173,12 @@ class PredictGroup(Task):
         return self.work.flows / "c" / "0" / str(self.row) / str(self.col)
 
     def _begin(
-        self, plan: Plan, group: Region
+        self, plan: Plan, group: Region, earlier: Mapping[str, Any] | None
     ) -> tuple[NDArray[np.float16], list[tuple[int, int]]]:
         """Flows of the group as far as they are known beforehand, and the cores to evaluate."""
         cores, active = plan.lattice.cores, plan.active_cores
         wanted = [index for index in cores.overlapping(group) if active[index]]
-        earlier = self.work.journal.done(self.name)
-        if earlier is not None and earlier.get("unread"):
+        if earlier is not None:  # some of them could not be read
             flows = np.asarray(zarr.open_array(self.work.flows, mode="r")[:, *group.slices])
             missing = flows[2] == UNKNOWN
             corners = {i: cores[i].shift(-group.y0, -group.x0) for i in wanted}
@@ -198,6 +213,21 @@ class PredictGroup(Task):
             index: pixels[:, *p.shift(-around.y0, -around.x0).slices]
             for index, p in patches.items()
         }, []
+
+    def _read_bright_cells(
+        self, plan: Plan, indices: Sequence[tuple[int, int]]
+    ) -> list[tuple[tuple[int, int], NDArray[np.float32], NDArray[np.bool_]]]:
+        """Of the cores that hold rare bright cells: what the network sees of these, and where."""
+        if all(bounds.bright is None for bounds in plan.seen_channels):
+            return []
+        found = []
+        for index in indices:
+            near = find_bright_cells(plan, plan.lattice.cores[index], self.work.read_slide)
+            if near.any():
+                patch = plan.lattice.patch(*index)
+                shown = read_network_input(plan, patch, self.work.read_slide, bright=True)
+                found.append((index, shown, near))
+        return found
 
     def _read_singly(
         self, plan: Plan, patches: Mapping[tuple[int, int], Region], around: Region

@@ -105,6 +105,8 @@ class _BorrowedWorkers(Executor):
             self._thread.join()
 
     def _drive(self) -> None:
+        from distributed import KilledWorker
+
         waiting: list[Job] = []
         try:
             while not self._ended.is_set():
@@ -118,14 +120,14 @@ class _BorrowedWorkers(Executor):
                 for landing in self._flight.wait(_TICK_S):
                     job = landing.job
                     self._losses[job.name] = self._losses.get(job.name, 0) + landing.is_lost
+                    if landing.is_cut_off:
+                        self._pool.look(at_once=True)
                     if landing.is_cut_off or (landing.is_lost and self._losses[job.name] < _LOSSES):
                         waiting.append(job)
                         continue
                     future = self._futures.pop(job.name)
-                    if landing.is_lost:
-                        future.set_exception(
-                            DensebatchError(f"a task lost its workers {_LOSSES} times")
-                        )
+                    if landing.is_lost or isinstance(landing.error, KilledWorker):
+                        future.set_exception(DensebatchError("a task lost its workers every time"))
                     elif landing.error is not None:
                         future.set_exception(landing.error)
                     else:

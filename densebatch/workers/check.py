@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import pickle
 import stat
 import uuid
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, describe_cause
+from densebatch.workers.carry import call_pickled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +127,7 @@ def ask(client: Any, address: str, threads: int, limit: int, needs: Requirements
     Returns
     -------
     list of Lack
-        Empty if it can take part.
+        Empty if it can take part; of its scheduler too.
     """
     here = importlib.metadata.version("densebatch")
     there = _run(client, address, importlib.metadata.version, "densebatch")
@@ -135,6 +137,9 @@ def ask(client: Any, address: str, threads: int, limit: int, needs: Requirements
         return [Lack(f"does not answer ({describe_cause(there)})", may_pass=True)]
     if there != here:
         return [Lack(f"has densebatch {there} and this process {here}")]
+    unread = _ask_scheduler(client)
+    if unread is not None:
+        return [unread]
     found = _run(client, address, examine, needs, digest_code())
     if isinstance(found, OSError):
         return [Lack(f"does not answer ({describe_cause(found)})", may_pass=True)]
@@ -164,6 +169,22 @@ def _run(client: Any, address: str, function: Callable[..., Any], *args: Any) ->
         return OSError("it has left")
     except Exception as error:  # as where the scheduler is gone
         return error
+
+
+def _ask_scheduler(client: Any) -> Lack | None:  # noqa: ANN401
+    """What a scheduler lacks, which has to read what it hands on; any version will do."""
+    try:
+        client.run_on_scheduler(call_pickled, pickle.dumps((int, ())))
+    except OSError as error:
+        return Lack(
+            f"has a scheduler that does not answer ({describe_cause(error)})", may_pass=True
+        )
+    except Exception as error:  # as what its process raises
+        return Lack(
+            f"has a scheduler that cannot import densebatch ({describe_cause(error)}); install it "
+            "where the scheduler runs too"
+        )
+    return None
 
 
 async def examine(needs: Requirements, code: str) -> tuple[list[Lack], float]:

@@ -39,6 +39,7 @@ def open_executor(
     folder: Path | None = None,
     device_workers: int = 0,
     note: Callable[[str], None] = _tell_nobody,
+    returning: bool = False,
 ) -> Iterator[Executor]:
     """Open the executor that the settings ask for; it is closed at the end.
 
@@ -56,6 +57,8 @@ def open_executor(
         Of a local cluster, how many workers get the jobs that are for a device; 0 for all.
     note
         Is told, a sentence at a time, what the user should know of a running scheduler.
+    returning
+        Whether the scheduler has answered earlier, so that it is waited for if it does not now.
 
     Yields
     ------
@@ -66,8 +69,8 @@ def open_executor(
     InputError
         If the scheduler cannot be reached, or none of the workers that it has can work.
     DensebatchError
-        If worker processes cannot be started, or a scheduler has none for as long as the user is
-        patient.
+        If worker processes cannot be started, a scheduler has none for as long as the user is
+        patient, or one that answered earlier is gone.
     """
     with ExitStack() as stack:
         executor: Executor
@@ -75,7 +78,7 @@ def open_executor(
             needs = requirements or Requirements()
             if folder is not None:
                 needs = replace(needs, probe=str(_share_probe(stack, folder)))
-            executor = _join_cluster(stack, scheduler, needs, note)
+            executor = _join_cluster(stack, scheduler, needs, note, returning)
         elif workers:
             executor = start_cluster(stack, workers, device_workers)
         else:
@@ -122,12 +125,13 @@ def ask_worker(
     function: Callable[..., Any],
     *args: Any,  # noqa: ANN401
     note: Callable[[str], None] = _tell_nobody,
+    returning: bool = False,
 ) -> Any:  # noqa: ANN401
     """Call a function on one worker of a running scheduler.
 
     Parameters
     ----------
-    scheduler, requirements, note
+    scheduler, requirements, note, returning
         As `open_executor` takes them.
     function, args
         What to call.
@@ -139,7 +143,7 @@ def ask_worker(
         raises.
     """
     with ExitStack() as stack:
-        executor = _join_cluster(stack, scheduler, requirements, note)
+        executor = _join_cluster(stack, scheduler, requirements, note, returning)
         (outcome,) = executor.run([Job(function.__name__, _call, (function, args))])
     if outcome.error is not None:
         raise DensebatchError(
@@ -167,8 +171,9 @@ def _join_cluster(
     scheduler: Scheduler,
     requirements: Requirements,
     note: Callable[[str], None],
+    returning: bool,
 ) -> DaskExecutor:
-    client = stack.enter_context(open_client(scheduler))
+    client = stack.enter_context(open_client(scheduler, note if returning else None))
     pool = WorkerPool(client, scheduler, requirements, note)
     stack.callback(pool.close)
     pool.wait()

@@ -11,7 +11,9 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from densebatch.base.errors import DensebatchError
 from densebatch.base.log import log_event
+from densebatch.workers.connect import CONTINUES
 from densebatch.workers.flight import Flight
 from densebatch.workers.schedule import Job, Outcome, Schedule
 
@@ -170,7 +172,8 @@ class DaskExecutor:
         ValueError
             If the jobs cannot be done in any order, see `Schedule`.
         InputError, DensebatchError
-            As `WorkerPool.look`, of a running scheduler.
+            As `WorkerPool.look`, of a running scheduler; the latter if all workers of this machine
+            are lost for good.
         """
         schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
         flight = self._flight = Flight(self.client, self.pool)
@@ -192,10 +195,12 @@ class DaskExecutor:
     ) -> Iterator[Outcome]:
         """What follows from a job's coming back; `suspects` and `losses` may grow."""
         from distributed import KilledWorker
-        from distributed.scheduler import NoValidWorkerError
+        from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
         job = landing.job
         if landing.is_cut_off:
+            log_event(log, "job cut off by the cluster", job=job.name)
+            self.pool.look(at_once=True)  # before anything is handed to workers that are gone
             schedule.put_back(job)
         elif landing.is_lost:
             was_alone = job.name in suspects
@@ -207,14 +212,20 @@ class DaskExecutor:
                 yield from schedule.fail(job, "its worker was lost while it did nothing else")
             else:
                 schedule.put_back(job)
+        elif isinstance(landing.error, NoValidWorkerError | NoWorkerError):
+            if not (job.on_device and self.pool.threads):
+                raise DensebatchError(
+                    f"all workers of this machine are lost and none has taken their place; "
+                    f"{CONTINUES}"
+                )
+            # All workers with a device are lost for good, so the others do its jobs.
+            self.device_workers = 0
+            log_event(log, "device workers lost", job=job.name)
+            schedule.put_back(job)
         elif landing.error is not None:
             if isinstance(landing.error, KilledWorker):
                 suspects.add(job.name)
                 log_event(log, "job quarantined", job=job.name)
-            elif isinstance(landing.error, NoValidWorkerError):
-                # All workers with a device are lost for good, so the others do its jobs.
-                self.device_workers = 0
-                log_event(log, "device workers lost", job=job.name)
             yield from schedule.fail(job, _describe_error(landing.error))
         else:
             schedule.finish(job)

@@ -2,16 +2,23 @@
 
 A job goes to workers that were able when it was submitted. If all of these are gone, Dask would
 keep it for ever, so it is taken back here.
+
+Dask carries bytes both ways, see `carry`. So whatever goes wrong with a call or a result is told by
+the job that it belongs to, and all that Dask itself reports is about the cluster.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import queue
+import uuid
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from densebatch.workers.carry import call_pickled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,9 +35,10 @@ class Landing:
     ----------
     job : the job
     result : what it returned
-    error : what it raised, or Dask in its place; None if it returned
+    error : what it raised, if it cannot be pickled too, or Dask in its place; None if it returned
     is_lost : whether it went with its workers, or was taken back from one that does nothing
-    is_cut_off : whether it went with the scheduler, for which no job is to blame
+    is_cut_off : whether the cluster could not do it, or hand its result over, for which no job is
+        to blame
     """
 
     job: Job
@@ -88,7 +96,13 @@ class Flight:
         if self._pool.is_checked:
             able = self._pool.able[:1] if alone else self._pool.able
             options |= {"workers": able, "allow_other_workers": False}
-        future = self._client.submit(job.function, *job.args, pure=False, retries=0, **options)
+        try:
+            call = pickle.dumps((job.function, job.args))
+        except Exception as error:  # of any class, as objects have their own ways to be pickled
+            self._news.put(Landing(job, error=error))
+            return
+        key = f"{job.name}-{uuid.uuid4().hex}"  # Dask learns from it how long its like take
+        future = self._client.submit(call_pickled, call, key=key, retries=0, **options)
         self._jobs[future] = job
         if self._pool.is_checked:
             self._allowed[future] = frozenset(options["workers"])
@@ -111,7 +125,9 @@ class Flight:
         with suppress(queue.Empty):
             item = self._news.get(timeout=timeout_s)
             while True:
-                if isinstance(item, _Collected):
+                if isinstance(item, Landing):
+                    yield item
+                elif isinstance(item, _Collected):
                     collected.append(item)
                 elif item in self._jobs and item.status == "finished":
                     finished.append(item)
@@ -145,22 +161,31 @@ class Flight:
         if batch.error is None:
             for future, result in zip(batch.futures, batch.results, strict=True):
                 if future in self._jobs:
-                    yield self._land(future, result=result)
+                    yield self._land_read(future, result)
         elif len(batch.futures) > 1:  # nobody knows which of them it was
             for future in present:
                 self._collect([future])
         else:
             for future in present:
-                if isinstance(batch.error, CancelledError | asyncio.CancelledError):
-                    yield self._land(future, is_cut_off=True)
-                else:
-                    yield self._land(future, error=batch.error)
+                yield self._land_failed(future)
+
+    def _land_read(self, future: Any, result: bytes) -> Landing:  # noqa: ANN401
+        try:
+            return self._land(future, result=pickle.loads(result))
+        except Exception as error:  # of any class, as objects have their own ways to be read
+            return self._land(future, error=error)
 
     def _land_failed(self, future: Any) -> Landing:  # noqa: ANN401
-        """A job that ended without a result."""
-        if future.status != "error":
+        """A job that ended without a result, or whose result cannot be fetched."""
+        from distributed.scheduler import NoValidWorkerError, NoWorkerError
+
+        error = future.exception() if future.status == "error" else None
+        if error is None or isinstance(error, CancelledError):
             return self._land(future, is_cut_off=True)
-        return self._land(future, error=future.exception())
+        if self._pool.is_checked and isinstance(error, NoValidWorkerError | NoWorkerError):
+            # A scheduler may be set to give up jobs sooner than the user, whom the pool asks.
+            return self._land(future, is_cut_off=True)
+        return self._land(future, error=error)
 
     def _find_lost(self) -> Iterator[Landing]:
         """Jobs whose workers are all gone, or that wait at one that does nothing."""
@@ -172,11 +197,15 @@ class Flight:
             present = self._pool.present
             lost = [future for future, allowed in self._allowed.items() if not allowed & present]
         if self._jobs and (stuck := self._pool.stuck):
-            waiting = self._client.processing(workers=stuck)
-            keys = {key for names in waiting.values() for key in names}
-            lost += [future for future in self._jobs if future.key in keys and future not in lost]
+            with suppress(OSError):  # of a scheduler that is gone, which the pool finds out
+                waiting = self._client.processing(workers=stuck)
+                keys = {key for names in waiting.values() for key in names}
+                lost += [f for f in self._jobs if f.key in keys and f not in lost]
         for future in lost:
-            yield self._land(future, is_lost=True)
+            if future.status == "cancelled":  # the scheduler went, and its workers with it
+                yield self._land(future, is_cut_off=True)
+            else:
+                yield self._land(future, is_lost=True)
 
     def _land(self, future: Any, **facts: Any) -> Landing:  # noqa: ANN401
         job = self._jobs.pop(future)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.log import log_event
 from densebatch.workers.check import Lack, ask, join_lacks
-from densebatch.workers.connect import GONE_S
+from densebatch.workers.connect import CONTINUES, GONE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,6 @@ _UNABLE_YET_S = 40.0
 _PAUSED_S = 30.0  # until what waits at a paused worker is given to another
 _WAKE_S = 2.0  # an idle worker of such a cluster is ended within seconds
 _POLL_S, _POLL_NONE_S = 0.05, 0.3
-CONTINUES = "the same command continues"
 
 
 @dataclass
@@ -108,7 +107,7 @@ class WorkerPool:
         self._had_workers = False
         self._looked_at = -_LOOK_S
         self._waiting_since: float | None = None
-        self._gone_since: float | None = None
+        self._gone_since: float | None = None  # not while workers are those of this machine
         self._wake: Any = None
         self.generation = 0
 
@@ -119,7 +118,12 @@ class WorkerPool:
 
     @property
     def able(self) -> list[str]:
-        """Addresses of the workers that may do tasks and take them."""
+        """Addresses of the workers that may do tasks and take them.
+
+        A scheduler that is gone has none, because it will come back with others.
+        """
+        if self._gone_since is not None:
+            return []
         return [address for address, member in self._members.items() if member.takes_tasks]
 
     @property
@@ -140,7 +144,7 @@ class WorkerPool:
     @property
     def threads(self) -> int:
         """Tasks that all able workers do at once."""
-        return sum(member.threads for member in self._members.values() if member.takes_tasks)
+        return sum(self._members[address].threads for address in self.able)
 
     def change(self, requirements: Requirements) -> None:
         """Ask all workers again, for more."""

@@ -17,6 +17,9 @@ import distributed
 
 import densebatch
 
+# They do jobs of the tests, which are not installed.
+_PATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+
 
 class Processes:
     """What was started; ended with the context."""
@@ -31,18 +34,18 @@ class Processes:
         process = subprocess.Popen(
             [*(before or (sys.executable, "-m", "dask")), *map(str, arguments)],
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.folder,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONPATH": _PATH, **(env or {})},
         )  # fmt: skip
         log.close()
         self.started.append(process)
         return process
 
-    def start_scheduler(self, *options, host="127.0.0.1", port=0):
+    def start_scheduler(self, *options, host="127.0.0.1", port=0, **settings):
         file = self.folder / "scheduler.json"
         file.unlink(missing_ok=True)
         process = self.start(
             "scheduler", "--host", host, "--port", port, "--no-dashboard",
-            "--scheduler-file", file, *options,
+            "--scheduler-file", file, *options, **settings,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

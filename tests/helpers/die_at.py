@@ -6,13 +6,15 @@ imports as it starts: the driver and its workers alike. Nothing of the package i
 
 from __future__ import annotations
 
+import os
 import textwrap
 
 POINTS = {
     "driver": [
         ".densebatch-owner.json", ".densebatch.json", "plan-*.json", "flows.zarr/zarr.json",
-        "trace-*/labels.zarr/zarr.json", "labels/cells/zarr.json", "keys.npy", "lost.json",
-        "cells.parquet", "segmentation.ome.zarr/zarr.json", "run.json",
+        "trace-*/labels.zarr/zarr.json", "labels/cells/zarr.json", "state.json", "keys.npy",
+        "gaps.json", "cells.parquet", "segmentation.ome.zarr/zarr.json", ".kept/seeds.npy",
+        ".kept/digests.sha256", "out/digests.sha256", "run.json",
     ],
     "worker": [
         "flows.zarr/c/*", "journal/predict-*", "trace-*/labels.zarr/c/*", "keys-*.npy",
@@ -21,32 +23,63 @@ POINTS = {
 }  # fmt: skip
 
 _HOOK = """
-    import fnmatch, multiprocessing, os, signal
+    import fnmatch, multiprocessing, os, signal, sys, time
     from pathlib import Path
 
-    _replace, _flag = Path.replace, {flag!r}
+    _replace, _folder = Path.replace, Path({folder!r})
 
-    def _dying(self, target):
-        role = "driver" if multiprocessing.parent_process() is None else "worker"
-        if role == {role!r} and fnmatch.fnmatch(str(target), "*" + {point!r}):
+    def _is_worker():
+        started_by_dask = sys.argv[0].endswith(os.path.join("dask", "__main__.py"))
+        return started_by_dask or multiprocessing.parent_process() is not None
+
+    def _die():
+        victim = _folder / "victim"
+        os.kill(int(victim.read_text()) if victim.exists() else os.getpid(), signal.SIGKILL)
+
+    def _wait():
+        while not (_folder / "go").exists():
+            time.sleep(0.01)
+
+    def _stopping(self, target):
+        if _is_worker() == {is_worker} and fnmatch.fnmatch(str(target), "*" + {point!r}):
             try:
-                os.close(os.open(_flag, os.O_CREAT | os.O_EXCL))
+                (_folder / "there").touch(exist_ok=False)
             except FileExistsError:
                 pass
             else:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return _replace(self, target)
+                _{act}()
+        found = _replace(self, target)
+        if fnmatch.fnmatch(str(target), "*/journal/predict-*"):
+            with (_folder / "predicted").open("a") as file:
+                file.write(Path(target).name + chr(10))
+        return found
 
-    Path.replace = _dying
+    Path.replace = _stopping
 """
 
 
-def write_hook(folder, role, point):
-    """A folder for PYTHONPATH: the first process of a role that writes at a point dies, once."""
+def write_hook(folder, role, point, act="die"):
+    """A folder for PYTHONPATH: the first process of a role that writes at a point stops there.
+
+    It makes the file `there` in the folder, and kills itself, or the process whose number is in the
+    file `victim`; or waits for a file `go` if `act` is "wait". Records of the network's work are
+    listed in `predicted` as they are written.
+    """
     folder.mkdir()
-    hook = _HOOK.format(flag=str(folder / "died"), role=role, point=point)
+    hook = _HOOK.format(folder=str(folder), is_worker=role == "worker", point=point, act=act)
     (folder / "sitecustomize.py").write_text(textwrap.dedent(hook))
     return folder
+
+
+def list_predicted(hook):
+    """Records of the network's work, in the order of writing: a name for each time."""
+    file = hook / "predicted"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def hooked(hook):
+    """The environment of a command and its processes."""
+    return {"PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")])}
 
 
 _HOLD = """

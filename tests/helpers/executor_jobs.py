@@ -31,6 +31,19 @@ def square(folder, name, number, seconds=0.0):
     return number**2
 
 
+def wait_for_call(folder, name, number):
+    """The call of this number comes back; those before wait for what ends them."""
+    calls = note_call(folder, name)
+    while calls < number:
+        time.sleep(0.1)
+    return calls
+
+
+def return_unsendable(folder, name):
+    note_call(folder, name)
+    return lambda: None
+
+
 def after(folder, name, needs):
     """Fails if it is called before its needs have been; returns the longest chain to it."""
     missing = [need for need in needs if not (Path(folder) / f"{need}.done").exists()]
@@ -85,20 +98,20 @@ def count_page_faults(n_arrays):
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
 
-class _Unreadable:
-    """A result that its worker can send and nobody can read."""
+class Unreadable:
+    """What can be sent and nobody can read."""
 
     def __reduce__(self):
         return _refuse, ()
 
 
 def _refuse():
-    raise ValueError("no result of mine")
+    raise ValueError("cannot be read")
 
 
 def return_unreadable(folder, name):
     note_call(folder, name)
-    return _Unreadable()
+    return Unreadable()
 
 
 def refuse_first(folder):

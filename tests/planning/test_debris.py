@@ -1,7 +1,7 @@
 """Debris moves neither bounds nor the cells beside it; tissue without debris is left alone."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -11,22 +11,31 @@ from scipy import ndimage
 
 from densebatch.base.geometry import Region
 from densebatch.cells.read import open_labels
-from densebatch.planning.normalization import HALO_PX, ChannelBounds, normalize
+from densebatch.planning.normalization import (
+    HALO_PX,
+    ChannelBounds,
+    find_bright,
+    normalize,
+    normalize_bright,
+)
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.planning.survey import survey_channel
 from densebatch.run.segment import segment
 from densebatch.simulation.debris import (
     count_beside,
+    count_found,
     lay,
     put_area,
+    put_bright_cells,
     put_columns,
     put_discs,
     put_specks,
     put_strewn,
 )
 from densebatch.slides.slide import open_slide
-from densebatch.stages.network_input import read_network_input
+from densebatch.stages import predict
+from densebatch.stages.network_input import find_bright_cells, read_network_input
 from tests.helpers.real_tissue import FIELDS, needs_data, read_field
 from tests.helpers.run_files import simulate, write_tiff
 
@@ -70,9 +79,12 @@ times = st.floats(5, 400)
 KINDS = {
     "specks": (put_specks, st.tuples(times, st.integers(1, 8), many)),
     "large specks": (put_specks, st.tuples(times, st.integers(9, 60), few)),
-    # Of a cell's size and brightness they would be taken for cells.
-    "discs": (put_discs, st.tuples(st.floats(120, 400), st.integers(2, 40), few)),
-    "large discs": (put_discs, st.tuples(times, st.integers(34, 50), few)),
+    "discs": (put_discs, st.tuples(times, st.integers(2, 50), few)),
+    # What looks like stained cells is shown apart, and not masked.
+    "discs like cells": (
+        put_discs,
+        st.tuples(st.floats(5, 30), st.integers(8, 24), st.integers(1, 16)),
+    ),
     "strewn": (put_strewn, st.tuples(times, st.integers(1, 40), st.integers(3, 12))),
     "columns": (put_columns, st.tuples(times, st.integers(1, 2), st.sampled_from([0, 1]))),
     "saturated area": (put_area, st.just((65535,))),
@@ -170,23 +182,8 @@ def test_odd_tissue_has_no_debris(tmp_path, change):
     check_clean(tmp_path, simulate(1024, 1024, 3, **change)[0])
 
 
-def put_cells(pixels, n, radius=7.0, inside=0.0, counts=6000, seed=0):
-    """Rare bright cells, of a brightness that varies as stain does.
-
-    `inside` is the brightness of the inside, of that of the rim; 1 for cells that are solid.
-    """
-    rng = np.random.default_rng(seed)
-    reach = int(radius) + 4
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    distance = np.hypot(y, x)
-    rim = np.exp(-(((distance - radius) / 1.5) ** 2))
-    cell = np.where(distance < radius, np.maximum(rim, inside), rim)
-    pixels = pixels.astype(np.float64)
-    for _ in range(n):
-        y0, x0 = rng.integers(0, np.array(pixels.shape) - 2 * reach)
-        part = pixels[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1]
-        part += counts * rng.lognormal(0, 0.4) * cell
-    return np.minimum(pixels, 65535).astype(np.uint16)
+def put_cells(pixels, n, counts=6000, seed=0, **shape):
+    return put_bright_cells(pixels, n, counts, seed=seed, **shape)[0]
 
 
 @pytest.mark.parametrize("n", [1, 5, 30, 150])
@@ -205,13 +202,27 @@ SHAPES = {
 }
 
 
+def check_rare_cells(folder, tissue, pixels):
+    """They are no debris; and if they are taken for rare, the bounds are those of the tissue."""
+    bounds = survey(folder, pixels).bounds
+    assert (bounds.above, bounds.dead, bounds.debris_fraction) == (None, None, 0)
+    if bounds.bright is None:
+        check_clean(folder, pixels)
+        return False
+    clean = survey(folder, tissue).bounds
+    assert (bounds.low, bounds.high) == pytest.approx((clean.low, clean.high), rel=0.1)
+    assert clean.high < bounds.bright < bounds.bright_peak
+    return True
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [4, 20, 60])
 @pytest.mark.parametrize("counts", [700, 2500])
 def test_rare_bright_cells_on_dim_tissue_are_cells(tmp_path, n, shape, counts):
     """Seven or twenty-five times as bright as tissue that looks like tissue by itself."""
     dim = simulate(640, 640, n)[0] // 40 + np.uint16(100)
-    check_clean(tmp_path, put_cells(dim, n, counts=counts, seed=n, **SHAPES[shape]))
+    pixels = put_cells(dim, n, counts=counts, seed=n, **SHAPES[shape])
+    assert check_rare_cells(tmp_path, dim, pixels) == (n < 60)
 
 
 @needs_data
@@ -219,7 +230,20 @@ def test_rare_bright_cells_on_dim_tissue_are_cells(tmp_path, n, shape, counts):
 @pytest.mark.parametrize("name", FIELDS)
 def test_rare_bright_cells_on_real_fields_are_cells(tmp_path, name, shape):
     pixels = read_field(name)[0].astype(np.uint16) + 100
-    check_clean(tmp_path, put_cells(pixels, 30, counts=4000, **SHAPES[shape]))
+    check_rare_cells(tmp_path, pixels, put_cells(pixels, 30, counts=4000, **SHAPES[shape]))
+
+
+@pytest.mark.parametrize("shape", ["rings", "dim inside", "solid", "large and solid"])
+@pytest.mark.parametrize("counts", [700, 2500])
+def test_rare_bright_cells_are_found_with_the_tissue_beside_them(tmp_path, shape, counts):
+    """Shown on one scale, the bright ones, or the tissue, or both are lost."""
+    dim = simulate(SIDE, SIDE, 1)[0] // 40 + np.uint16(100)
+    bright, truth = put_bright_cells(dim, 8, counts, seed=5, **SHAPES[shape])
+    _, before = run(tmp_path, dim, "dim")
+    _, after = run(tmp_path, bright, "bright")
+    beside, found = count_beside(before, after, truth > 0, HALO_PX)
+    assert found >= 0.97 * beside
+    assert count_found(truth, after) == np.unique(truth[truth > 0]).size
 
 
 def put_grains(pixels, rng):
@@ -445,24 +469,79 @@ def test_what_is_masked_is_0_with_what_is_beside_it():
     np.testing.assert_array_equal(seen, expected)
 
 
+VIEWS = {
+    "tissue": read_network_input,
+    "bright": partial(read_network_input, bright=True),
+    "where": find_bright_cells,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("pixel_size", [0.5, 0.33, 0.9])
-def test_the_network_sees_the_same_of_debris_whatever_region_is_read(tmp_path, pixel_size):
-    dirty = put_specks(tissue(1), 60, 6, 25)[0][:300, :340]
+def test_the_network_sees_the_same_whatever_region_is_read(tmp_path, pixel_size, view):
+    dirty = put_specks(tissue(1), 400, 6, 4)[0]
+    dirty = put_cells(dirty, 8, counts=6000, seed=5)[100:400, 100:440]
     plan = build_plan(
         write(tmp_path, dirty), SETTINGS.model_copy(update={"pixel_size": pixel_size})
     )
-    assert plan.membrane[0].above is not None
+    bounds = plan.membrane[0]
+    assert bounds.bright is not None
+    see = VIEWS[view]
     height, width = plan.network_shape
-    whole = read_network_input(plan, Region(0, 0, height, width))
+    whole = see(plan, Region(0, 0, height, width))
     rng = np.random.default_rng(0)
     for _ in range(40):
         y, x = sorted(rng.integers(0, height + 1, 2)), sorted(rng.integers(0, width + 1, 2))
         part = Region(y[0], x[0], y[1], x[1])
-        np.testing.assert_array_equal(read_network_input(plan, part), whole[:, *part.slices])
+        np.testing.assert_array_equal(see(plan, part), whole[..., *part.slices])
 
 
-def test_labels_of_a_slide_with_debris_do_not_depend_on_tiles(tmp_path):
-    dirty = put_discs(tissue(2), 80, 12, 10)[0]
+def test_the_inside_of_a_bright_cell_is_shown_with_its_rim():
+    pixels = np.full((60, 60), 10, np.uint16)
+    y, x = np.mgrid[:60, :60]
+    distance = np.hypot(y - 30, x - 30)
+    pixels[(distance > 6) & (distance < 9)] = 1000
+    bounds = ChannelBounds(
+        0, "M", 5.0, 15.0, 1.0, 0, bright=100.0, bright_peak=1000.0, bright_fill_px=8
+    )
+    where = find_bright(pixels, bounds)
+    assert where[distance < 11].all()
+    assert not where[distance > 14].any()
+    tissue, bright = normalize(pixels, bounds), normalize_bright(pixels, bounds)
+    assert (tissue[30, 37], tissue[30, 30], tissue[0, 0]) == (0, 0.5, 0.5)
+    assert bright[30, 37] == pytest.approx(1)
+    assert 0 < bright[30, 30] < 0.1
+    # A channel without such cells has one view.
+    plain = replace(bounds, bright=None)
+    np.testing.assert_array_equal(normalize_bright(pixels, plain), normalize(pixels, plain))
+    assert not find_bright(pixels, plain).any()
+
+
+def test_only_patches_with_rare_bright_cells_are_evaluated_twice(tmp_path, monkeypatch):
+    counts = []
+    evaluate = predict.evaluate_patches
+    monkeypatch.setattr(
+        predict,
+        "evaluate_patches",
+        lambda b, some: (counts.append(len(some)), evaluate(b, some))[1],
+    )
+    pixels = simulate(SIDE, SIDE, 1)[0] // 40 + np.uint16(100)
+    pixels[100:140, 300:340] = put_cells(pixels[100:140, 300:340], 1, counts=2500)
+    result, _ = run(tmp_path, pixels, "a")
+    assert result.report["plan"]["membrane"][0]["bright"] is not None
+    plan = build_plan(write(tmp_path, pixels), SETTINGS)
+    cores = [plan.lattice.cores[index] for index in plan.lattice.cores]
+    twice = sum(bool(find_bright_cells(plan, core).any()) for core in cores)
+    assert 1 <= twice <= 4
+    assert result.report["bright_patches"] == twice
+    assert sum(counts) == plan.network_patches + twice
+
+
+@pytest.mark.parametrize("times", [20, 80])
+def test_labels_of_a_slide_with_debris_do_not_depend_on_tiles(tmp_path, times):
+    dirty = put_discs(tissue(2), times, 12, 10)[0]
+    bounds = survey(tmp_path, dirty).bounds
+    assert (bounds.bright is None, bounds.above is None) == (times == 80, times == 20)
     slide = write(tmp_path, dirty)
     labels = []
     for tile, workers in ((64, 0), (300, 0), (2048, 2)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,15 +12,14 @@ import pytest
 
 from densebatch.run.driver import Driver, InterruptedRunError
 from densebatch.run.segment import segment
+from tests.helpers.die_at import hooked, write_hook
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
-    list_workers,
     output_bytes,
     read_report,
     run_command,
     simulate,
-    slow_traces,
     start_command,
     tasks_folder,
     write_tiff,
@@ -46,14 +46,49 @@ def count_records(out):
     return len(list((tasks_folder(out) / "journal").glob("*.json")))
 
 
-def start_and_wait(slide, out, workers, n_records, before=""):
-    process = start_command(*command(slide, out, workers), group_px=GROUP_PX, before=before)
-    deadline = time.monotonic() + 120
-    while count_records(out) < n_records:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return process
+class Held:
+    """A command one task of which is under way until it is let go."""
+
+    def __init__(self, slide, folder, workers):
+        role = "worker" if workers else "driver"
+        self.hook = write_hook(folder / "hook", role, "journal/trace-*", "wait")
+        self.process = start_command(
+            *command(slide, folder / "out", workers), group_px=GROUP_PX, env=hooked(self.hook)
+        )
+        self.lines = []
+        while not (self.hook / "there").exists():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.01)
+
+    def read_until(self, text):
+        while not self.lines or text not in self.lines[-1]:
+            self.lines.append(self.process.stderr.readline())
+            assert self.lines[-1], self.lines
+
+    def let_go(self):
+        (self.hook / "go").touch()
+
+    def end(self):
+        """Exit code and all that it said."""
+        self.lines += self.process.stderr.readlines()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return self.process.wait(), "".join(self.lines)
+
+
+@pytest.fixture
+def hold(slide, tmp_path):
+    """Starts such a command; it does not outlive the test."""
+    started = []
+
+    def start(workers):
+        started.append(Held(slide[0], tmp_path, workers))
+        return started[-1]
+
+    yield start
+    for held in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(held.process.pid, signal.SIGKILL)
 
 
 def finish(slide, out, workers, kept):
@@ -65,29 +100,29 @@ def finish(slide, out, workers, kept):
     return report["tasks"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "number"),
     [
-        pytest.param(0, signal.SIGINT, id="Ctrl-C, here", marks=pytest.mark.slow),
-        # Between two tasks there is none to wait for, which a busy machine may make of it.
-        pytest.param(0, signal.SIGTERM, id="SIGTERM, here", marks=pytest.mark.slow),
-        pytest.param(2, signal.SIGINT, id="Ctrl-C, workers", marks=pytest.mark.slow),
-        pytest.param(2, signal.SIGTERM, id="SIGTERM, workers", marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGINT, id="Ctrl-C, here"),
+        pytest.param(0, signal.SIGTERM, id="SIGTERM, here"),
+        pytest.param(2, signal.SIGINT, id="Ctrl-C, workers"),
+        pytest.param(2, signal.SIGTERM, id="SIGTERM, workers"),
     ],
 )
-def test_the_first_lets_the_tasks_under_way_end(slide, tmp_path, workers, number):
+def test_the_first_lets_the_tasks_under_way_end(slide, tmp_path, hold, workers, number):
     path, expected = slide
     out = tmp_path / "out"
-    before = slow_traces(0.3) if workers == 0 else ""
-    process = start_and_wait(path, out, workers, 5, before)
+    held = hold(workers)
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
+        os.killpg(held.process.pid, number)  # as a terminal does
     else:
-        process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+        held.process.send_signal(number)
+    held.read_until(UNDER_WAY)
+    held.let_go()
+    code, err = held.end()
+    assert code == 130, err
     assert err.splitlines()[-1] == SENTENCE
-    assert UNDER_WAY in err
     assert "Traceback" not in err
     done = count_records(out)
     assert not (out / ".densebatch-owner.json").exists()
@@ -97,40 +132,31 @@ def test_the_first_lets_the_tasks_under_way_end(slide, tmp_path, workers, number
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_processes_of_a_command(slide, tmp_path):
+def test_sigterm_to_all_processes_of_a_command(slide, tmp_path, hold):
     """As batch systems and containers send it; workers that die of it are replaced."""
     path, expected = slide
     out = tmp_path / "out"
-    process = start_and_wait(path, out, 2, 3)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    held = hold(2)
+    os.killpg(held.process.pid, signal.SIGTERM)
+    held.let_go()
+    code, err = held.end()
+    assert code == 130, err
     assert err.splitlines()[-1] == SENTENCE
     finish(path, out, 2, count_records(out))
     assert_same_output(out, expected)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_second_stops_now(slide, tmp_path, workers):
+def test_the_second_stops_now(slide, tmp_path, hold, workers):
+    """Though a task would never end."""
     path, expected = slide
     out = tmp_path / "out"
-    # With workers, tasks that would take minutes are those of a worker that is suspended.
-    before = slow_traces(100) if workers == 0 else ""
-    before = before.replace("time.sleep", "print('tracing', flush=True); time.sleep")
-    process = start_and_wait(path, out, workers, 1, before)
-    if workers:
-        for worker in list_workers(process.pid):
-            worker.suspend()
-    else:
-        assert process.stdout.readline() == "tracing\n"
-    os.killpg(process.pid, signal.SIGINT)
-    time.sleep(1.0)
-    assert process.poll() is None
-    start = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert time.monotonic() - start < 30
+    held = hold(workers)
+    os.killpg(held.process.pid, signal.SIGINT)
+    held.read_until(UNDER_WAY)
+    os.killpg(held.process.pid, signal.SIGINT)
+    code, err = held.end()
+    assert code == 130, err
     assert err.splitlines()[-1] == SENTENCE
     assert "Traceback" not in err
     finish(path, out, workers, count_records(out))

@@ -285,7 +285,7 @@ def written_flows(monkeypatch):
             array = zarr.open_array(work.flows, mode="r+")
             assert array.shape == flows.shape
             array[:, *group.slices] = flows[:, *group.slices]
-            facts = {"patches": 0, "device": None, **Meter().read()}
+            facts = {"patches": 0, "bright_patches": 0, "device": None, **Meter().read()}
             chunk = work.flows / "c" / "0" / str(task.row) / str(task.col)
             return work.journal.record(task.name, [chunk], facts)
 

@@ -162,6 +162,19 @@ def test_a_worker_without_densebatch_or_with_another_release(tmp_path):
 
 
 @pytest.mark.usefixtures("hurried")
+def test_a_scheduler_without_densebatch(tmp_path):
+    """It has to read what it hands on, or every task would fail."""
+    with dask_processes(tmp_path) as processes:
+        processes.start_scheduler(before=without_densebatch(tmp_path / "packages"))
+        processes.start_worker()
+        with pytest.raises(InputError, match=(
+            r"has a scheduler that cannot import densebatch \(.*No module named 'densebatch'.*\); "
+            "install it where the scheduler runs too"
+        )):  # fmt: skip
+            ask_worker(Scheduler(processes.address), Requirements(), os.getpid)
+
+
+@pytest.mark.usefixtures("hurried")
 def test_a_memory_limit_below_what_a_task_takes(tmp_path):
     needs = Requirements(process_mb=400, task_mb=300, task="trace a window")
     with dask_processes(tmp_path) as processes:

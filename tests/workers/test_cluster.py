@@ -131,6 +131,17 @@ def test_workers_without_the_device_stand_in_when_all_others_are_lost(tmp_path, 
     assert {name for name, _ in found.values()} == {"1"}
 
 
+def test_all_workers_of_this_machine_are_lost_for_good(tmp_path, monkeypatch):
+    """No job is to blame, so none is given up."""
+    monkeypatch.setattr(local, "_NO_WORKERS_S", 1.0)
+    with open_executor(1) as executor:
+        cluster = executor.client.cluster
+        cluster.sync(cluster.workers[0].close)
+        with pytest.raises(DensebatchError, match="all workers of this machine are lost and none"):
+            list(executor.run(squares(tmp_path, 3)))
+    assert executor_jobs.count_calls(tmp_path) == {}
+
+
 def test_one_worker_of_a_running_scheduler_is_asked(dask_executor, tmp_path):
     scheduler = Scheduler(dask_executor.client.scheduler.address)
     ask = functools.partial(ask_worker, scheduler, Requirements())

@@ -227,13 +227,18 @@ def test_serial_does_not_swallow_an_interrupt():
         list(SerialExecutor().run([Job("a", interrupt, ())]))
 
 
+def name_of(settings):
+    """Of the job that is submitted."""
+    return settings["key"].rpartition("-")[0]
+
+
 @contextlib.contextmanager
 def counted_submissions(executor, monkeypatch):
     names = []
     submit = executor.client.submit
 
     def counting(function, *args, **settings):
-        names.append(args[1])
+        names.append(name_of(settings))
         return submit(function, *args, **settings)
 
     with monkeypatch.context() as patch:
@@ -269,21 +274,24 @@ def test_jobs_run_in_the_workers(dask_executor):
     assert os.getpid() not in pids
 
 
-def test_result_that_cannot_be_fetched_is_a_failure(dask_executor, tmp_path):
-    """Of that job alone: as when its worker dies after the task and before the transfer."""
+def test_what_cannot_be_pickled_or_read_is_the_failure_of_its_own_job(dask_executor, tmp_path):
+    """Results are fetched many at a time, and those beside it are made once."""
+    folder = str(tmp_path)
     jobs = [
-        Job("odd", executor_jobs.return_unreadable, (str(tmp_path), "odd")),
-        Job("below", executor_jobs.square, (str(tmp_path), "below", 1), ("odd",)),
-        *squares(tmp_path, 4),
+        Job("unreadable", executor_jobs.return_unreadable, (folder, "unreadable")),
+        Job("unsendable", executor_jobs.return_unsendable, (folder, "unsendable")),
+        Job("argument", executor_jobs.square, (folder, "argument", executor_jobs.Unreadable())),
+        Job("never", executor_jobs.square, (folder, "never", lambda: None)),
+        Job("below", executor_jobs.square, (folder, "below", 1), ("unreadable",)),
+        *squares(tmp_path, 8),
     ]
-    outcomes = run(dask_executor, jobs)
-    assert set(errors(outcomes)) == {"odd", "below"}
-    assert "no result of mine" in errors(outcomes)["odd"]
+    found = errors(run(dask_executor, jobs))
+    assert set(found) == {"unreadable", "unsendable", "argument", "never", "below"}
+    assert found["unreadable"] == found["argument"] == "ValueError: cannot be read"
+    assert "pickle" in found["unsendable"]
+    assert "pickle" in found["never"]
     calls = executor_jobs.count_calls(tmp_path)
-    assert calls.pop("odd") == 3
-    # Results that are fetched together with the odd one may have to be made once more.
-    assert set(calls) == {f"s{i}" for i in range(4)}
-    assert max(calls.values()) <= 2
+    assert calls == {"unreadable": 3, "unsendable": 3} | {f"s{i}": 1 for i in range(8)}
 
 
 def test_death_of_a_worker_loses_no_job(dask_executor, tmp_path, caplog):
@@ -311,11 +319,12 @@ def test_job_that_kills_its_workers_is_quarantined_alone(dask_executor, tmp_path
     company = []
     submit = dask_executor.client.submit
 
-    def watch(function, folder, name, *args, **settings):
+    def watch(function, *args, **settings):
+        name = name_of(settings)
         busy = [other for other, future in futures if not future.done()]
         if name == "kills" or "kills" in busy:
             company.append((name, busy))
-        futures.append((name, submit(function, folder, name, *args, **settings)))
+        futures.append((name, submit(function, *args, **settings)))
         return futures[-1][1]
 
     with monkeypatch.context() as patch:

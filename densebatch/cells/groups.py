@@ -203,7 +203,8 @@ def find_stale(folder: Path, *, deep: bool = True) -> list[Path]:
         within = f"{holder.inside}/" if holder.inside else ""
         own = {holder.inside, *(f"{within}{name}" for name in DOCUMENTS)}
         known, wanted = (
-            {k: v for k, v in told.items() if k in own or (deep and k.startswith(within))}
+            # Attributes that are empty have a document of their own or none.
+            {k: v for k, v in told.items() if v and (k in own or (deep and k.startswith(within)))}
             for told in (
                 _list_known(json.loads(path.read_bytes()), zarr_format or 3),
                 dict(_list_documents(folder, holder.inside, zarr_format or 3)),

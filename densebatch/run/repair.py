@@ -20,8 +20,8 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,16 +188,14 @@ class _Mender:
         return self.found.lists[self.folder.trees(plan)[-1].name].get(name, ABSENT)
 
     def _put(self, path: Path, data: bytes, shown: str) -> None:
-        with self._place(path, shown):
-            write_atomic(path, data)
+        self._replace(path, partial(write_atomic, path, data), shown)
 
-    @contextmanager
-    def _place(self, path: Path, shown: str) -> Iterator[None]:
-        """Within, a file gets its place, unless something else that is not empty is there."""
+    def _replace(self, path: Path, put: Callable[[], object], shown: str) -> None:
+        """Put a file in its place, unless something else that is not empty is there."""
         try:
             if path.is_dir():
                 path.rmdir()
-            yield
+            put()
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
                 raise
@@ -383,8 +381,7 @@ class _Mender:
         save_table(made, dict(list_columns(whole, sum_shapes(whole), source)))
         if not fits_checksum(made, wanted):
             raise IntegrityError(_tell_other(content, table.name))
-        with self._place(table, table.name):
-            made.replace(table)
+        self._replace(table, partial(made.replace, table), table.name)
 
     def _list_lost(self, tree: Tree) -> list[str]:
         """Names of the tasks in a work folder whose record, or a file that it covers, is lost."""

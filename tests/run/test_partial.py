@@ -323,17 +323,26 @@ def test_a_chunk_that_the_survey_cannot_read(slide, clean, damage, tmp_path, cap
     assert "already complete" in err
 
 
-def test_a_mended_chunk_of_another_time_is_another_slide(slide, damage, tmp_path, capsys):
-    hole = damage(0, 0, 17)
+def test_a_mended_chunk_of_another_time(slide, damage, tmp_path, capsys):
+    """The run is completed as it began; but not with a slide that has changed elsewhere."""
+    hole, other = damage(0, 0, 17), damage(0, 0, 4)
     hole.do()
     arguments = ("segment", slide, tmp_path, *COMMAND)
     assert call_main(capsys, *arguments)[0] == 3
+    bounds = read_report(tmp_path)["plan"]["membrane"]
     hole.file.write_bytes(hole.data)
+    content = other.file.read_bytes()
+    other.file.write_bytes(damage(0, 0, 5).file.read_bytes())
     code, _, err = call_main(capsys, *arguments)
     assert code == 2
-    assert "files of the slide have got another size or time" in err
+    assert "has changed since, or was replaced" in err
     assert "--restart" in err
-    assert call_main(capsys, *arguments, "--restart")[0] == 0
+    other.file.write_bytes(content)
+    assert call_main(capsys, *arguments)[0] == 0
+    report = read_report(tmp_path)
+    assert (report["unread"], report["missing_px"]) == ([], 0)
+    assert report["plan"]["membrane"] == bounds
+    assert "already complete" in call_main(capsys, *arguments)[2]
 
 
 def test_a_chunk_that_only_the_cell_table_needs(slide, clean, damage, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A damaged result gets its own bytes back, whatever of it can be made again, and nothing else."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import zarr
 
 from densebatch.base.errors import IntegrityError
+from densebatch.run.driver import Driver
 from densebatch.run.repair import repair
 from densebatch.run.segment import segment
 from densebatch.run.verify import verify
@@ -173,6 +175,138 @@ def test_a_slide_that_was_only_touched_or_copied_is_the_same(copied):
     assert not verify(out).notes
 
 
+@pytest.mark.parametrize("which", ["the list", "its copy", "both"])
+def test_the_list_of_another_result_is_not_believed(tmp_path, copied, which):
+    """Not even one of a run of the same slide; and nothing is removed or written for it."""
+    out, slide, tops, files = copied
+    again = tmp_path / "again"
+    segment(slide, again, membrane=("CD3",), workers=0, tile=512)
+    (tmp_path / "b").mkdir()
+    other, _, _ = make_result(tmp_path / "b", "0.4", tile=256)
+    lists = [out / "digests.sha256", out / ".kept" / "digests.sha256"]
+    for foreign in (other, again):
+        for path in {"the list": lists[:1], "its copy": lists[1:], "both": lists}[which]:
+            shutil.copy(foreign / "digests.sha256", path)
+        found = repair(out, workers=0)
+        if which != "both":
+            assert found.is_right, [str(f) for f in found.findings]
+            assert_mended(out, tops, files)
+            continue
+        assert not found.is_right
+        changed = [p for p, data in read_files(tops).items() if data != files[p]]
+        assert sorted(changed) == sorted(lists)
+
+
+def test_nothing_is_written_into_a_slide_that_is_gone_or_another(tmp_path):
+    out, slide, _ = make_result(tmp_path, "in place")
+    gone = slide.rename(tmp_path / "moved.ome.zarr")
+    found = verify(out)
+    assert [str(finding) for finding in found.findings] == [
+        f"{slide}: is gone, with the labels in it"
+    ]
+    with pytest.raises(IntegrityError, match="is gone, and the labels in it cannot be made again"):
+        repair(out, workers=0)
+    assert not slide.exists()
+    write_zarr(slide, simulate(*SHAPE, seed=9), labels=["CD3", "DAPI"], n_levels=2)
+    before = read_files([slide])
+    with pytest.raises(IntegrityError, match="labels are not written into another slide"):
+        repair(out, workers=0)
+    assert read_files([slide]) == before
+    shutil.rmtree(slide)
+    gone.rename(slide)
+    assert verify(out).is_right
+
+
+def edit(path, change):
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_metadata_that_say_something_else_are_damage(tmp_path, ngff):
+    """More than was there is a note only where others may add; order counts."""
+    out, _, tops = make_result(tmp_path, ngff)
+    files = read_files(tops)
+    root = out / "segmentation.ome.zarr"
+    name = "zarr.json" if ngff == "0.5" else ".zattrs"
+
+    def attributes(document):
+        return document["attributes"] if ngff == "0.5" else document
+
+    def ome(document):
+        return attributes(document)["ome"] if ngff == "0.5" else document
+
+    changes = {
+        root / name: lambda d: ome(d)["omero"]["channels"].reverse(),
+        root / "labels" / "cells" / name: lambda d: attributes(d)["densebatch"]["provenance"][
+            "normalization"
+        ].insert(0, {"channel": "CD3", "low": 0, "high": 1}),
+        root / "labels" / name: lambda d: ome(d).update(labels=["nuclei"]),
+    }
+    for path, change in changes.items():
+        edit(path, change)
+        assert [f.file for f in verify(out).findings] == [path.relative_to(out).as_posix()]
+        assert repair(out, workers=0).is_right
+        assert_mended(out, tops, files)
+
+
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_consolidated_metadata_that_are_wrong_are_damage(tmp_path, ngff):
+    out, _, tops = make_result(tmp_path, ngff)
+    files = read_files(tops)
+    root = out / "segmentation.ome.zarr"
+    zarr.consolidate_metadata(root)
+    assert verify(out).is_right
+
+    def swap(document):
+        known = document["consolidated_metadata"] if ngff == "0.5" else document
+        known = known["metadata"]
+        first, last = ("0", "1") if ngff == "0.5" else ("0/.zarray", "1/.zarray")
+        known[first] = known[last]
+
+    path = root / ("zarr.json" if ngff == "0.5" else ".zmetadata")
+    edit(path, swap)
+    found = verify(out)
+    assert [f.file for f in found.findings] == [path.relative_to(out).as_posix()]
+    assert repair(out, workers=0).is_right
+    array = zarr.open_group(root, mode="r")["0"]
+    assert array.shape[-2:] == SHAPE
+    assert {p: d for p, d in read_files(tops).items() if p in files and p != path} == {
+        p: d for p, d in files.items() if p != path
+    }
+
+
+def test_a_folder_in_the_place_of_a_file(copied):
+    """An empty one makes room; one that holds something stays, and the rest is mended."""
+    out, _, tops, files = copied
+    root = out / "segmentation.ome.zarr"
+    shard, above, report = root / "labels/cells/0/c/0/0", root / "1/c/0/0/0", out / "run.json"
+    for path in (shard, above, report, out / "cells.parquet"):
+        path.unlink()
+        path.mkdir()
+    (above / "mine").write_text("x")
+    flip(out / ".densebatch.json", np.random.default_rng(0))
+    found = repair(out, workers=0)
+    shown = above.relative_to(out).as_posix()
+    assert [f.file for f in found.findings] == [shown]
+    assert f"{shown} cannot be mended: something else is in its place" in found.notes
+    (above / "mine").unlink()
+    assert repair(out, workers=0).is_right
+    assert_mended(out, tops, files)
+
+
+def test_what_is_undamaged_is_not_owned(copied):
+    """As on a disk that is read only."""
+    out, _, tops, files = copied
+    with pytest.MonkeyPatch.context() as patch:
+        owned = count_calls(patch, Driver, "own")
+        assert repair(out, workers=0).is_right
+    assert not owned
+    assert read_files(tops) == files
+
+
 def test_a_table_needs_the_copied_image_or_the_slide(copied):
     out, slide, tops, files = copied
     flip(out / "cells.parquet", np.random.default_rng(0))
@@ -321,3 +455,4 @@ def test_kept_flows_are_made_again(tmp_path):
     assert read_result(out) == result
     shutil.rmtree(out / "work")
     assert verify(out).is_right  # a user may remove it
+    assert verify(out).notes == ["flows and traces, which the run left in work/, are gone"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from densebatch.base.errors import InputError
+from densebatch.planning import planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import owner as owner_module
@@ -20,6 +21,7 @@ from densebatch.run.owner import read_holder
 from densebatch.run.segment import segment
 from densebatch.run.status import read_status
 from densebatch.stages.journal import Journal
+from densebatch.stages.predict import PredictGroup
 from densebatch.stages.trace import TraceTile
 from tests.helpers.run_files import (
     Watcher,
@@ -96,6 +98,70 @@ def test_a_partial_run(slide, tmp_path, monkeypatch):
     segment(slide, tmp_path, **OPTIONS)
     found = look(tmp_path)
     assert (found.state, found.failed_tiles, found.unread) == ("partial", 1, 0)
+
+
+def test_a_run_with_a_lost_group_is_partial(tmp_path, monkeypatch, capsys):
+    """Nothing failed and nothing was unreadable but the network in one place."""
+    monkeypatch.setattr(planner, "_GROUP_PX", 300)
+    wide = write_tiff(tmp_path / "w.ome.tif", simulate(200, 1000, seed=2), ["CD3", "DAPI"])
+    run = PredictGroup.run
+
+    def fail(task):
+        if (task.row, task.col) == (0, 0):
+            raise ValueError("no")
+        return run(task)
+
+    monkeypatch.setattr(PredictGroup, "run", fail)
+    out = tmp_path / "out"
+    result = segment(wide, out, **OPTIONS)
+    assert result.is_partial
+    assert (result.failed_tiles, result.unread) == ([], [])
+    found = look(out)
+    assert (found.state, found.failed_groups) == ("partial", 1)
+    assert found.missing_px == result.missing_px > 0
+    code, told, _ = call_main(capsys, "status", out)
+    assert code == 0
+    assert f"missing    1 group of patches, {result.missing_px} pixels without a result\n" in told
+
+
+def flip(path, text):
+    """Change a bit of the first byte of a piece of a file."""
+    data = bytearray(path.read_bytes())
+    data[data.index(text)] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_run_is_told_from_its_copies(slide, tmp_path, capsys):
+    """As long as one copy is whole; else it is called damaged, and never something else."""
+    segment(slide, tmp_path, **OPTIONS)
+    whole = look(tmp_path)
+    flip(tmp_path / "run.json", b'tasks"')
+    (tmp_path / ".densebatch.json").unlink()
+    assert look(tmp_path) == whole
+    flip(tmp_path / ".kept" / "digests" / "run.json.copy", b'tasks"')
+    assert look(tmp_path).state == "damaged"
+    for path in (tmp_path / "digests.sha256", tmp_path / ".kept" / "digests.sha256"):
+        path.unlink()
+    assert look(tmp_path).state == "damaged"
+    code, told, _ = call_main(capsys, "status", tmp_path)
+    assert code == 0
+    assert "run        done, but run.json is damaged" in told
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "run.json").mkdir()
+    assert look(tmp_path).state == "damaged"
+
+
+def test_a_file_that_cannot_be_written(slide, tmp_path, capsys):
+    out = tmp_path / "out"
+    segment(slide, out, **OPTIONS)
+    (tmp_path / "taken").mkdir()
+    for command in ("status", "verify"):
+        for file, reason in (("none/x.json", "there is no folder"), ("taken", "directory")):
+            code, _, err = call_main(capsys, command, out, "--json", tmp_path / file)
+            assert code == 2, (command, file)
+            assert f"{tmp_path / file} cannot be written" in err
+            assert reason in err
+    assert not (tmp_path / "none").exists()
 
 
 def test_flows_that_were_all_that_was_asked_for(slide, tmp_path):

@@ -204,7 +204,11 @@ def find_stale(folder: Path, *, deep: bool = True) -> list[Path]:
         own = {holder.inside, *(f"{within}{name}" for name in DOCUMENTS)}
         known, wanted = (
             # Attributes that are empty have a document of their own or none.
-            {k: v for k, v in told.items() if v and (k in own or (deep and k.startswith(within)))}
+            {
+                key: {name: part for name, part in entry.items() if name != "consolidated_metadata"}
+                for key, entry in told.items()
+                if entry and (key in own or (deep and key.startswith(within)))
+            }
             for told in (
                 _list_known(json.loads(path.read_bytes()), zarr_format or 3),
                 dict(_list_documents(folder, holder.inside, zarr_format or 3)),

@@ -319,9 +319,7 @@ def read_list(tree: Tree) -> tuple[dict[str, str] | None, list[str]]:
     best = next(iter(found))
     if any(parsed != found[best] for parsed in found.values()):
         best = min(found, key=lambda shown: _count_misfits(tree, found[shown]))
-        faults += [
-            f"{shown}: is of another session than its copy" for shown in found if shown != best
-        ]
+        faults += [f"{s}: is of another session than its copy" for s in found if s != best]
     return found[best], faults
 
 
@@ -336,17 +334,15 @@ def _tells_of(tree: Tree, listed: Mapping[str, str]) -> bool:
 
 def _is_telling(name: str) -> bool:
     """Whether a file of a result, by its name, tells which run's it is."""
-    path = Path(name)
-    is_label = path.parent.name == LABEL_NAME and path.name in ("zarr.json", ".zattrs")
-    return name in (REPORT, MARKER) or is_label or path.match("plan-*.json")
+    labels = (f"{LABEL_NAME}/zarr.json", f"{LABEL_NAME}/.zattrs")
+    return name in (REPORT, MARKER) or name.startswith("plan-") or name.endswith(labels)
 
 
 def _count_misfits(tree: Tree, listed: Mapping[str, str]) -> tuple[int, int]:
     """How many documents do not fit a list, both copies of them, and how many files."""
-    lost = [name for name in listed if not fits_checksum(tree.base / name, listed[name])]
-    copies = {name: tree.copy_of(name) for name in lost}
-    twice = [n for n, copy in copies.items() if copy and not fits_checksum(copy, listed[n])]
-    return len(twice), len(lost)
+    lost = [n for n in listed if not fits_checksum(tree.base / n, listed[n])]
+    copies = [(copy, listed[n]) for n in lost if (copy := tree.copy_of(n)) is not None]
+    return sum(not fits_checksum(copy, told) for copy, told in copies), len(lost)
 
 
 def find_faults(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -168,3 +169,25 @@ def require_slide(content: Content, what: str) -> None:
     slide, reason = find_slide(content.plan, content.spec.root, content.report)
     if slide is None:
         raise IntegrityError(f"{what} cannot be made again without the slide ({reason})")
+
+
+def tell_other(content: Content, name: str) -> str:
+    """What to say of a file that was made again and is not what it was.
+
+    Parameters
+    ----------
+    content
+        Of the result.
+    name
+        As a user finds the file.
+    """
+    old = dict(content.report.get("versions", {}))
+    changed = [
+        f"{library} {then} is now {now}"
+        for library, then in sorted(old.items())
+        if library != "python" and (now := version(library)) != then
+    ]
+    why = f"{', '.join(changed)}" if changed else "on another kind of processor, perhaps"
+    return (
+        f"{name}: was made again and is not byte for byte what it was ({why}); it is left as it is"
+    )

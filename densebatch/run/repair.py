@@ -22,7 +22,6 @@ import logging
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.table import save_table
 from densebatch.cells.verify import read_spec
 from densebatch.ngff.folders import DOCUMENTS
-from densebatch.run.again import Again, require_slide
+from densebatch.run.again import Again, require_slide, tell_other
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
@@ -362,7 +361,7 @@ class _Mender:
                 continue
             made = scratch / file
             if not fits_checksum(made, self._wanted(name)):
-                raise IntegrityError(_tell_other(content, content.tree.shown(name)))
+                raise IntegrityError(tell_other(content, content.tree.shown(name)))
             self._put(content.tree.base / name, made.read_bytes(), content.tree.shown(name))
 
     def _mend_table(self, content: Content) -> None:
@@ -380,7 +379,7 @@ class _Mender:
         made.parent.mkdir(parents=True, exist_ok=True)
         save_table(made, dict(list_columns(whole, sum_shapes(whole), source)))
         if not fits_checksum(made, wanted):
-            raise IntegrityError(_tell_other(content, table.name))
+            raise IntegrityError(tell_other(content, table.name))
         self._replace(table, partial(made.replace, table), table.name)
 
     def _list_lost(self, tree: Tree) -> list[str]:
@@ -420,20 +419,6 @@ class _Mender:
     def _still_damaged(self, content: Content) -> set[str]:
         base = content.tree.base
         return {n for n in content.damaged if not fits_checksum(base / n, self._wanted(n))}
-
-
-def _tell_other(content: Content, name: str) -> str:
-    """What to say of a file that was made again and is not what it was."""
-    old = dict(content.report.get("versions", {}))
-    changed = [
-        f"{library} {then} is now {now}"
-        for library, then in sorted(old.items())
-        if library != "python" and (now := version(library)) != then
-    ]
-    why = f"{', '.join(changed)}" if changed else "on another kind of processor, perhaps"
-    return (
-        f"{name}: was made again and is not byte for byte what it was ({why}); it is left as it is"
-    )
 
 
 def _open_scratch(content: Content, level: int, *, image: bool) -> Path:

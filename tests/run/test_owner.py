@@ -16,12 +16,17 @@ import numpy as np
 import pytest
 
 from densebatch.base.errors import DensebatchError, InputError
+from densebatch.run import driver as driver_module
 from densebatch.run import owner as owner_module
+from densebatch.run.driver import Driver
+from densebatch.run.folder import OutputFolder
 from densebatch.run.owner import Holder, Ownership, find_start, name_machine, read_holder
+from densebatch.run.report import Progress
 from densebatch.run.segment import segment
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
+    count_calls,
     output_bytes,
     run_command,
     simulate,
@@ -257,6 +262,37 @@ def test_an_owner_file_that_is_removed_comes_back_unless_the_folder_is_gone(tmp_
     out.rename(tmp_path / "moved")
     with pytest.raises(DensebatchError, match="out: is gone"):
         mine.check()
+
+
+def test_a_driver_that_lost_its_output_leaves_the_state_of_the_next_alone(tmp_path, monkeypatch):
+    """Removed and begun anew under it, the output is not its own, while it runs and at its end."""
+    monkeypatch.setattr(driver_module, "BEAT_S", 0.02)
+    beats = count_calls(monkeypatch, Ownership, "beat")
+    folder, anew = OutputFolder(tmp_path / "out"), OutputFolder(tmp_path / "out")
+
+    def pass_some_beats():
+        until, deadline = beats["beat"] + 6, time.monotonic() + 60
+        while beats["beat"] < until:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with Driver(Progress()) as driver:
+        driver.own(folder)
+        folder.work.mkdir()
+        driver.watch(folder, 64)
+        pass_some_beats()
+        assert folder.state.exists()
+        folder.path.rename(tmp_path / "gone")  # in one step, which a beat does not come into
+        pass_some_beats()
+        folder.work.mkdir(parents=True)
+        ours = Ownership(anew.path)
+        ours.acquire([anew.owner], lambda _: None)
+        pass_some_beats()
+        folder.state.write_text("of the next run")
+        pass_some_beats()
+        assert folder.state.read_text() == "of the next run"
+    assert folder.state.read_text() == "of the next run"
+    ours.check()
 
 
 @pytest.fixture(scope="module")

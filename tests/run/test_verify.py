@@ -10,16 +10,19 @@ import pytest
 import zarr
 
 from densebatch.base.errors import InputError
+from densebatch.run.repair import repair
 from densebatch.run.segment import segment
 from densebatch.run.verify import check_files, verify
 from densebatch.stages.trace import TraceTile
-from tests.helpers.damage import KINDS, draw_files, flip, list_again, make_result, read_files
+from tests.helpers.damage import KINDS, SHAPE, draw_files, flip, list_again, make_result, read_files
 from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
     call_main,
     output_bytes,
+    simulate,
     tasks_folder,
+    write_tiff,
 )
 
 
@@ -287,6 +290,80 @@ def test_a_damaged_result_is_not_called_complete(copied):
     assert "was complete, and cells.parquet: is damaged" in note
     assert_same_output(out, expected)
     assert_right(out)
+
+
+def test_a_report_that_cannot_be_read(copied):
+    """Neither of several kinds ends in anything but findings."""
+    out, _, _ = copied
+    (out / "run.json").unlink()
+    (out / "run.json").mkdir()
+    found = verify(out)
+    assert [f.file for f in found.findings] == ["run.json"]
+    assert found.n_cells == 282
+    for path in (out / "digests.sha256", out / ".kept" / "digests.sha256"):
+        path.unlink()
+    assert not verify(out).is_right
+
+
+def test_advice_fits_what_was_found(tmp_path, copied, capsys):
+    out, slide, _ = copied
+    for path in (out / "digests.sha256", out / ".kept" / "digests.sha256"):
+        path.unlink()
+    code, told, err = call_main(capsys, "verify", out)
+    assert code == 4
+    assert told == "digests.sha256: is missing, and so is its copy\n"
+    assert "1 thing is wrong; the run's own command does again what is damaged" in err
+    segment(slide, out, membrane=("CD3",), workers=0, tile=512)
+    (out / ".densebatch.json").unlink()
+    code, _, err = call_main(capsys, "verify", out)
+    assert "1 thing is wrong; `densebatch verify --repair` makes again what it can" in err
+    watcher = Watcher()
+    segment(slide, out, membrane=("CD3",), workers=0, tile=512, progress=watcher)
+    assert "this run is already complete" in watcher.notes[-1]
+    assert_right(out)
+
+
+def test_a_run_under_way_is_told(tmp_path, capsys):
+    seen = []
+
+    def look():
+        seen.append(call_main(capsys, "verify", tmp_path / "out"))
+
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(*SHAPE, seed=3), ["CD3", "DAPI"])
+    watcher = Watcher(trace=look, number=look)
+    options = {"membrane": ("CD3",), "workers": 0, "tile": 512}
+    segment(slide, tmp_path / "out", progress=watcher, **options)
+    for code, told, err in seen:
+        assert code == 4
+        assert "the run is under way: process" in told
+        assert "is being written by process" in err
+        assert "look again when it has ended" in err
+
+
+def test_every_file_of_a_work_folder_that_stays_is_looked_at(tmp_path):
+    out, _, _ = make_result(tmp_path, "0.5", keep_flows=True)
+    tasks = tasks_folder(out)
+    assert not (out / "work" / "state.json").exists()
+    assert_right(out)
+    for array in ("flows.zarr/c/0/9/9", "trace-512/labels.zarr/c/9/9"):
+        extra = tasks / array
+        extra.parent.mkdir(parents=True)
+        extra.write_bytes(b"x")
+        shown = extra.relative_to(out).as_posix()
+        assert [str(f) for f in verify(out).findings] == [f"{shown}: is not a file of the run"]
+        repair(out, workers=0)
+        assert not extra.exists()
+        assert_right(out)
+    lists = [out / "work.sha256", out / ".kept" / "work.sha256"]
+    content = lists[0].read_bytes()
+    for path in lists:
+        path.unlink()
+    assert [f.what for f in verify(out).findings] == ["is missing", "is missing"]
+    lists[0].write_bytes(content)
+    assert repair(out, workers=0).is_right
+    plan = next(tasks.glob("plan-*.json"))
+    plan.unlink()
+    assert not verify(out).is_right
 
 
 class Stop(BaseException):

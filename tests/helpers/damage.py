@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 
@@ -55,8 +56,10 @@ def take_records(tasks, foreign, names=None):
         if names is not None and record.stem not in names:
             continue
         for name in (*json.loads(record.read_bytes())["files"], f"journal/{record.name}"):
-            (tasks / name).parent.mkdir(parents=True, exist_ok=True)
-            (tasks / name).write_bytes((foreign / name).read_bytes())
+            (tasks / name).unlink(missing_ok=True)
+            if (foreign / name).exists():  # a chunk of background has no file
+                (tasks / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(foreign / name, tasks / name)
 
 
 def draw_files(files, n, seed):

@@ -323,6 +323,15 @@ def test_advice_fits_what_was_found(tmp_path, copied, capsys):
     assert_right(out)
 
 
+def test_findings_are_told_where_their_file_cannot_be_written(copied, capsys):
+    out, _, _ = copied
+    flip(out / "cells.parquet", np.random.default_rng(0))
+    code, told, err = call_main(capsys, "verify", out, "--json", "/dev/full")
+    assert code == 4
+    assert told.startswith("cells.parquet: is damaged")
+    assert "/dev/full cannot be written: No space left on device" in err
+
+
 def test_a_run_under_way_is_told(tmp_path, capsys):
     seen = []
 

@@ -224,7 +224,7 @@ def test_an_interrupt_while_planning_leaves_nothing(slide, tmp_path):
     out = tmp_path / "out"
     before = (
         "import time, densebatch.run.prepare as p; u = p.survey_plan\n"
-        "def slow(plan):\n    print('surveying', flush=True); time.sleep(60); return u(plan)\n"
+        "def slow(*plans):\n    print('surveying', flush=True); time.sleep(60); return u(*plans)\n"
         "p.survey_plan = slow"
     )
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -447,7 +447,7 @@ def test_a_result_with_gaps_is_right_and_its_damage_is_found(tmp_path, in_place)
         change()
         found = verify(out)
         assert found.findings == []
-        assert "px have no result" in found.notes[0]
+        assert "px without a result" in found.notes[0]
     root = slide if in_place else out / "segmentation.ome.zarr"
     chunk = next(p for p in sorted((root / "labels/missing/0").rglob("c/*/*")) if p.is_file())
     before = chunk.read_bytes()

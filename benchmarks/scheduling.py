@@ -7,7 +7,8 @@ jobs that do nothing run through `workers.executors.DaskExecutor`, as a run's do
 driver and the scheduler spend is divided by their number. Then jobs that sleep for half a second
 run on 2 to 32 simulated workers, which are threads of four processes at most: they only sleep, so
 that two cores do. The share of the time that the threads slept is the efficiency; starting is not
-counted.
+counted. Last, so many finished tasks are recorded, with a file of 4 KiB each, and `run.session`
+reads and checks them as it does when a run is continued.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from densebatch.run.session import Step, read_records
+from densebatch.stages.predict import PredictGroup
+from densebatch.stages.work import Work
 from densebatch.studies.benchmark_record import describe_machine, describe_versions
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.schedule import Job
@@ -113,6 +117,22 @@ def measure_efficiency(workers: int, rounds: int, folder: Path) -> dict[str, Any
     return {"workers": workers, "efficiency": round(rounds * _SLEEP_S / wall_s, 4)}
 
 
+def measure_resume(n_tasks: int, folder: Path) -> dict[str, Any]:
+    """How long the records of finished tasks and their files take to be read and checked."""
+    work = Work(str(folder / "work/run/plan.json"), 1024)
+    work.flows.mkdir(parents=True)
+    work.journal.folder.mkdir()
+    steps = [Step(PredictGroup(work, k, 0, 1), "predict", 0) for k in range(n_tasks)]
+    for step in steps:
+        file = work.flows / f"{step.task.name}"
+        file.write_bytes(os.urandom(4096))
+        work.journal.record(step.task.name, [file], {"patches": 0})
+    start = time.monotonic()
+    done = sum(facts is not None for facts in read_records(steps))
+    assert done == n_tasks
+    return {"tasks": n_tasks, "seconds": round(time.monotonic() - start, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=100_000)
@@ -130,6 +150,7 @@ def main() -> None:
             "cost": measure_cost(arguments.tasks, folder),
             "sleep_s": _SLEEP_S,
             "efficiency": [measure_efficiency(n, arguments.sleep_tasks, folder) for n in _WORKERS],
+            "resume": measure_resume(arguments.tasks, folder),
         }
     text = json.dumps(record, indent=1) + "\n"
     print(text, end="")

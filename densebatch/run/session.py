@@ -188,19 +188,24 @@ class Session:
     def _recall(self, steps: Sequence[Step]) -> set[Task]:
         """The tasks that are done already; what their records say joins `facts`."""
         done = set()
-        # Threads wait for a disk, which on a network takes longer than all the rest.
-        pool = ThreadPoolExecutor(_READERS)
-        try:
-            for step, facts in zip(steps, pool.map(_read_record, steps), strict=True):
-                if facts is None:
-                    continue
-                done.add(step.task)
-                if step.task not in self.facts:
-                    self.kept.add(step.task)
-                self.facts[step.task] = facts
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for step, facts in zip(steps, read_records(steps), strict=True):
+            if facts is None:
+                continue
+            done.add(step.task)
+            if step.task not in self.facts:
+                self.kept.add(step.task)
+            self.facts[step.task] = facts
         return done
+
+
+def read_records(steps: Sequence[Step]) -> Iterator[dict[str, Any] | None]:
+    """Facts of each task that is done, None for one that must be run (again)."""
+    # Threads wait for a disk, which on a network takes longer than all the rest.
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        yield from pool.map(_read_record, steps)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _read_record(step: Step) -> dict[str, Any] | None:

@@ -178,7 +178,7 @@ def with_half(folder):
 
 def with_fold(folder):
     dim = simulate(512, 512)[0] / 40
-    dim[100:250, 100:270] *= 30
+    dim[100:340, 100:330] *= 30
     return write_tiff(folder / "a.ome.tif", dim.astype(np.uint16)[None], ["M"])
 
 

@@ -379,7 +379,8 @@ class Stop(BaseException):
     """Ends a run in this process."""
 
 
-def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("n_flips", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_an_unfinished_run(tmp_path, monkeypatch, capsys, n_flips):
     """Nothing of it can be called right; what is damaged of flows, traces and records is named."""
 
     def stop(*_):
@@ -398,7 +399,7 @@ def test_an_unfinished_run(tmp_path, monkeypatch, capsys):
     assert "is no finished result; the run's own command continues it" in err
     work = read_files([tasks_folder(out) / "journal", tasks_folder(out) / "flows.zarr" / "c"])
     work |= read_files([tasks_folder(out) / "trace-512" / "labels.zarr" / "c"])
-    drawn, rng = draw_files(work, 40, seed=4)
+    drawn, rng = draw_files(work, n_flips, seed=4)
     for path in drawn:
         before = flip(path, rng)
         assert verify(out).findings, path

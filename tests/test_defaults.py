@@ -177,8 +177,8 @@ def with_half(folder):
 
 
 def with_fold(folder):
-    dim = simulate(512, 512)[0] / 40
-    dim[100:340, 100:330] *= 30
+    dim = simulate(512, 512, 1)[0] / 40
+    dim[100:300, 100:300] *= 30
     return write_tiff(folder / "a.ome.tif", dim.astype(np.uint16)[None], ["M"])
 
 

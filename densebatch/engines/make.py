@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.engines.backend import BACKENDS, REFERENCE, Backend, PatchShape
+from densebatch.models.flow_models import get_kind
 
 if TYPE_CHECKING:
-    from densebatch.models.network import CPnet
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,30 @@ def check_backend(name: str, device: str) -> None:
         raise InputError(
             f"backend {name}: the package nncf is not installed; install densebatch[int8], or "
             "choose the backend openvino"
+        )
+
+
+def check_kind(name: str, kind: str) -> None:
+    """Refuse a backend that does not evaluate networks of a kind.
+
+    Parameters
+    ----------
+    name
+        A key of `BACKENDS`.
+    kind
+        See `models.flow_models`.
+
+    Raises
+    ------
+    InputError
+        If it does not, or the kind is not installed.
+    """
+    asked = get_kind(kind)
+    if BACKENDS[name].library not in asked.libraries:
+        fitting = [key for key, value in BACKENDS.items() if value.library in asked.libraries]
+        raise InputError(
+            f"backend {name}: does not evaluate {asked.title}; accepted for them are "
+            f"{', '.join(fitting)}"
         )
 
 
@@ -121,7 +146,7 @@ def name_device(device: str) -> str | None:
 def make_backend(
     name: str,
     device: str,
-    network: CPnet,
+    network: nn.Module,
     shape: PatchShape,
     *,
     batch: int,

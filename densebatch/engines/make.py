@@ -9,7 +9,7 @@ import logging
 import time
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
@@ -18,6 +18,8 @@ from densebatch.models.flow_models import get_kind
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from densebatch.models.network import CPnet
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +192,8 @@ def make_backend(
     if traits.library == "openvino":
         from densebatch.engines.openvino import OpenVinoBackend
 
-        backend = OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
+        cpnet = cast("CPnet", network)  # `check_kind` refuses it for others
+        backend = OpenVinoBackend(cpnet, shape, traits.precision, lanes, quantised)
     elif device == "cuda":
         from densebatch.engines.cuda import CudaBackend
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from densebatch.models.sam_sizes import SamSizes
 from densebatch.models.weights_file import infer_widths
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ class Cpnet:
 
     name = "cpnet"
     title = "Cellpose 1-3 networks"
-    inputs = ("membrane", "nuclei")
+    inputs: tuple[str, ...] = ("membrane", "nuclei")
     multiple = 16  # Cellpose's own padding; the network's stride divides it
     stretches = True
-    libraries = ("torch", "compile", "openvino")
+    libraries: tuple[str, ...] = ("torch", "compile", "openvino")
     max_weights = 2**28  # Cellpose's largest has 6.6 million
 
     def recognises(self, names: Collection[str]) -> bool:
@@ -84,49 +85,6 @@ class Cpnet:
         return None
 
 
-class SamSizes(NamedTuple):
-    """Sizes of a Cellpose-SAM network, read from the shapes of its weights.
-
-    Attributes
-    ----------
-    inputs : planes
-    width : of a token
-    heads : of each attention
-    hidden : width within a block's perceptron
-    neck : channels after the encoder
-    token_px : side of a token
-    grid : tokens along a side of the patch, which is fixed
-    depth : blocks
-    wide : relative positions that blocks with attention over all of SAM's image have
-    narrow : those that the others have; stretched to the patch's, as Cellpose does
-    every : of so many blocks the last is a wide one
-    """
-
-    inputs: int
-    width: int
-    heads: int
-    hidden: int
-    neck: int
-    token_px: int
-    grid: int
-    depth: int
-    wide: int
-    narrow: int
-    every: int
-
-    @property
-    def patch_px(self) -> int:
-        """Side of a patch."""
-        return self.grid * self.token_px
-
-    def count_positions(self, block: int) -> int:
-        """Relative positions that a block's weights know, along each axis."""
-        return self.wide if (block + 1) % self.every == 0 else self.narrow
-
-
-FULL_SAM = SamSizes(3, 1024, 16, 4096, 256, 8, 32, 24, 127, 27, 6)
-"""Of `cpsam` and `cpsam_v2`: SAM's ViT-L with tokens of 8 px and patches of 256 px."""
-
 WHY_NO_DINO = "its encoder, DINOv3, is under a licence of its own and no part of densebatch"
 
 _SAM_OUTPUTS = 3
@@ -139,10 +97,10 @@ class CellposeSam:
 
     name = "cellpose-sam"
     title = "Cellpose-SAM (4.x) networks"
-    inputs = ("membrane", "nuclei", "empty")
+    inputs: tuple[str, ...] = ("membrane", "nuclei", "empty")
     multiple = 1  # the patch is what its position embedding says, and no other
     stretches = False
-    libraries = ("torch", "compile")
+    libraries: tuple[str, ...] = ("torch", "compile")
     max_weights = 2**29  # ViT-L has 304 million
 
     def recognises(self, names: Collection[str]) -> bool:

@@ -227,8 +227,11 @@ def _make_model(
             f"{used.patch_px}"
         )
     # A card comes with diameters that are meant, whatever a bare file of its kind is taken to have.
-    stated = {"diameter_px": "diam_mean", "default_diameter_px": "diam_labels"}
-    return replace(used, **{f: diameters[key] for f, key in stated.items() if key in diameters})
+    return replace(
+        used,
+        diameter_px=diameters.get("diam_mean", used.diameter_px),
+        default_diameter_px=diameters.get("diam_labels", used.default_diameter_px),
+    )
 
 
 def load_network(model: Model) -> Any:  # noqa: ANN401  each kind has a type of its own

@@ -22,7 +22,7 @@ from torch.nn import functional
 from densebatch.models.network import Conv, Projection
 
 if TYPE_CHECKING:
-    from densebatch.models.kinds import SamSizes
+    from densebatch.models.sam_sizes import SamSizes
 
 _EPS = 1e-6
 
@@ -110,7 +110,8 @@ class _Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # A sum of float32 and bfloat16 is float32.
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        result: torch.Tensor = x + self.mlp(self.norm2(x))
+        return result
 
 
 class _Tokens(nn.Module):
@@ -144,10 +145,10 @@ class _Encoder(nn.Module):
         x = self.patch_embed(x).permute(0, 2, 3, 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        narrow, first, wide, last = self.neck
-        x = narrow(_cast(x.permute(0, 3, 1, 2), narrow))
-        result: torch.Tensor = last(wide(_cast(first(x), wide)))
-        return result
+        x = x.permute(0, 3, 1, 2)
+        for layer in self.neck:
+            x = layer(_cast(x, layer) if isinstance(layer, nn.Conv2d) else x)
+        return x
 
 
 class CellposeSamNet(nn.Module):
@@ -156,7 +157,7 @@ class CellposeSamNet(nn.Module):
     Parameters
     ----------
     sizes
-        `kinds.FULL_SAM` are those of the published files.
+        `sam_sizes.FULL_SAM` are those of the published files.
 
     Notes
     -----
@@ -182,4 +183,5 @@ class CellposeSamNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return flows at five times unit length and cell-probability logits, `(n, 3, h, w)`."""
         x = self.out(_cast(self.encoder(x), self.out)).float()
-        return functional.conv_transpose2d(x, self.W2, stride=self.sizes.token_px)
+        pixels: torch.Tensor = functional.conv_transpose2d(x, self.W2, stride=self.sizes.token_px)
+        return pixels

@@ -223,7 +223,7 @@ def _make_state(
 
 
 def _load_teacher(teacher: Model, device: torch.device) -> CPnet:
-    network = load_network(teacher).eval().to(device)
+    network: CPnet = load_network(teacher).eval().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 

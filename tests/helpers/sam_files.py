@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from densebatch.models.kinds import SamSizes
 from densebatch.models.sam import CellposeSamNet
+from densebatch.models.sam_sizes import SamSizes
 
 SMALL = SamSizes(
     inputs=3, width=32, heads=4, hidden=64, neck=16, token_px=8, grid=8, depth=3, wide=31,

@@ -13,9 +13,9 @@ import torch
 from densebatch.base.errors import InputError
 from densebatch.models import flow_models
 from densebatch.models.flow_models import BUILT_IN, FlowModel, find_kind, get_kind, list_packages
-from densebatch.models.kinds import FULL_SAM
 from densebatch.models.model import find_model
 from densebatch.models.network import FULL_WIDTH
+from densebatch.models.sam_sizes import FULL_SAM
 from densebatch.run.segment import segment
 from tests.helpers.checkpoint_files import refusal
 from tests.helpers.run_files import read_result, simulate, write_tiff

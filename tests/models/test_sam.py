@@ -14,9 +14,10 @@ import safetensors.torch
 import torch
 
 from densebatch.base.errors import InputError
-from densebatch.models.kinds import FULL_SAM, CellposeSam, SamSizes
+from densebatch.models.kinds import CellposeSam
 from densebatch.models.model import count_weights, find_model, load_network
 from densebatch.models.sam import CellposeSamNet
+from densebatch.models.sam_sizes import FULL_SAM, SamSizes
 from tests.helpers.checkpoint_files import make_network, make_state, outputs, refusal, save
 from tests.helpers.run_files import call_main
 from tests.helpers.sam_files import SMALL, make_sam, save_sam

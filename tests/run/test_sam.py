@@ -131,7 +131,7 @@ def test_plan_tells_what_it_costs(given, tmp_path, capsys):
 def test_memory_of_weights_is_counted(given):
     from dataclasses import replace
 
-    from densebatch.models.kinds import FULL_SAM
+    from densebatch.models.sam_sizes import FULL_SAM
     from densebatch.planning.capacity import estimate, weight_bytes
 
     slide, options, _, _ = given

@@ -109,9 +109,10 @@ def tell_kind(path: str, state: Mapping[str, torch.Tensor], card: Mapping[str, A
     InputError
         If it is of no kind that is installed.
     """
-    stated = card.get("kind")
+    stated, package = (card.get(key) for key in ("kind", "package"))
+    package = package[:80] if isinstance(package, str) and package.isprintable() else None
     try:
-        kind = get_kind(stated) if isinstance(stated, str) else find_kind(state)
+        kind = get_kind(stated[:80], package) if isinstance(stated, str) else find_kind(state)
     except (InputError, ValueError) as error:
         raise InputError(f"model {path}: {error}") from error
     if not kind.recognises(state):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.models.card import read_use
-from densebatch.models.flow_models import get_kind
+from densebatch.models.flow_models import get_kind, list_packages
 from densebatch.models.model import CPNET, Model, find_model, load_network, save_model
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def import_model(
         **{key: value for key, value in model.card.items() if key not in ("use", "name")},
         "name": output.stem,
         **({"kind": model.kind} if model.kind != CPNET else {}),
+        **dict(zip(["package"], list_packages(model.kind), strict=False)),
         "imported": {"name": model.name, "sha256": model.sha256, "by": version("densebatch")},
         **({"source": source} if source is not None else {}),
         **({"licence": licence} if licence is not None else {}),

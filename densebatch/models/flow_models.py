@@ -127,7 +127,8 @@ def _list_plugins() -> dict[str, tuple[FlowModel, str, str]]:
                 f"flow model {entry.name!r} of the package {package}: cannot be loaded "
                 f"({type(error).__name__}: {reason[:200]}); update or remove the package"
             ) from error
-        if not isinstance(kind, FlowModel) or kind.name != entry.name:
+        is_kind = isinstance(kind, FlowModel) and "membrane" in kind.inputs
+        if not is_kind or kind.name != entry.name:
             raise InputError(
                 f"flow model {entry.name!r} of the package {package}: is no kind of that name as "
                 "densebatch.models.flow_models.FlowModel says; update or remove the package"
@@ -137,8 +138,15 @@ def _list_plugins() -> dict[str, tuple[FlowModel, str, str]]:
     return found
 
 
-def get_kind(name: str) -> FlowModel:
+def get_kind(name: str, package: str | None = None) -> FlowModel:
     """The kind of that name.
+
+    Parameters
+    ----------
+    name
+        Of the kind.
+    package
+        That is said to bring it, for the message.
 
     Raises
     ------
@@ -151,9 +159,10 @@ def get_kind(name: str) -> FlowModel:
     plugins = _list_plugins()
     if name not in plugins:
         known = ", ".join([kind.name for kind in BUILT_IN] + sorted(plugins))
+        bringer = f"package {package}" if package else "package that brings it, which has"
         raise InputError(
-            f"flow model {name!r}: is not installed here ({known} are); install the package that "
-            f"brings it by an entry point of {GROUP}"
+            f"flow model {name!r}: is not installed here ({known} are); install the {bringer}"
+            + ("" if package else f" an entry point of {GROUP}")
         )
     return plugins[name][0]
 
@@ -176,7 +185,10 @@ def find_kind(names: Collection[str]) -> FlowModel:
     accepted = " and ".join(
         kind.title for kind in (*BUILT_IN, *(k for k, _, _ in _list_plugins().values()))
     )
-    raise ValueError(f"{stranger}; accepted are {accepted}")
+    raise ValueError(
+        f"{stranger}; accepted are {accepted}, and what packages with an entry point of {GROUP} "
+        "bring"
+    )
 
 
 def list_packages(name: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.base.log import log_event
 from densebatch.models import zoo
-from densebatch.models.card import read_use
+from densebatch.models.card import MAX_PATCH_PX, MIN_PATCH_PX, read_use
 from densebatch.models.flow_models import get_kind
 from densebatch.models.weights_file import CARD_KEY, DIAMETERS, digest_weights, read_header
 
@@ -212,6 +212,11 @@ def _make_model(
         kind=kind_name,
         **kind.describe(sizes, diameters),
     )
+    if not MIN_PATCH_PX <= model.patch_px <= MAX_PATCH_PX:
+        raise InputError(
+            f"model {path}: takes patches of {model.patch_px} px; accepted are {MIN_PATCH_PX} to "
+            f"{MAX_PATCH_PX}"
+        )
     if kind_name == CPNET and "diam_mean" not in diameters:
         note = (
             f"model {name} states no diam_mean: its network is taken to know cells of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import entry_points
 
@@ -18,7 +19,7 @@ from densebatch.models.network import FULL_WIDTH
 from densebatch.models.sam_sizes import FULL_SAM
 from densebatch.run.segment import segment
 from tests.helpers.checkpoint_files import refusal
-from tests.helpers.run_files import read_result, simulate, write_tiff
+from tests.helpers.run_files import call_main, read_result, simulate, write_tiff
 
 # A network that takes a pixel for a cell where it is bright, and has flows point nowhere.
 MODULE = """
@@ -87,12 +88,12 @@ def install(tmp_path, monkeypatch):
     sys.modules.pop("bright_flows", None)
 
 
-def save_bright(path):
+def save_bright(path, **card):
     weight = torch.tensor([0.0, 0.0, 10.0]).reshape(3, 1, 1, 1)
     state = {"bright.weight": weight, "bright.bias": torch.tensor([0.0, 0.0, -5.0])}
     if path.suffix == ".safetensors":
-        card = {"densebatch": '{"kind": "bright"}'}
-        safetensors.torch.save_file(state, path, metadata=card)
+        metadata = {"densebatch": json.dumps({"kind": "bright"} | card)}
+        safetensors.torch.save_file(state, path, metadata=metadata)
     else:
         torch.save(state, path)
 
@@ -138,8 +139,28 @@ def test_a_kind_that_is_not_installed_is_named(tmp_path):
     save_bright(tmp_path / "m.safetensors")
     assert refusal(tmp_path / "m.safetensors") == (
         "flow model 'bright': is not installed here (cpnet, cellpose-sam are); install the package "
-        "that brings it by an entry point of densebatch.flow_models"
+        "that brings it, which has an entry point of densebatch.flow_models"
     )
+    save_bright(tmp_path / "m.safetensors", package="bright-flows")
+    assert refusal(tmp_path / "m.safetensors").endswith("; install the package bright-flows")
+    save_bright(tmp_path / "m")  # no card, so that nothing tells which package that would be
+    assert refusal(tmp_path / "m").endswith(
+        "and what packages with an entry point of densebatch.flow_models bring"
+    )
+
+
+def test_an_imported_file_names_its_package(tmp_path, install, capsys):
+    install(MODULE, "bright_flows:Bright")
+    save_bright(tmp_path / "m")
+    output = tmp_path / "lab.safetensors"
+    code, _, err = call_main(capsys, "models", "import", tmp_path / "m", "-o", output)
+    assert (code, err) == (0, "")
+    assert find_model(str(output)).card["package"] == "bright-flows"
+    code, _, err = call_main(
+        capsys, "models", "import", tmp_path / "m", "-o", tmp_path / "n.safetensors",
+        "--diameter", "12",
+    )  # fmt: skip
+    assert (code, err) == (2, "error: diameter 12 px: files of 'bright' cannot state one\n")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +172,11 @@ def test_a_kind_that_is_not_installed_is_named(tmp_path):
             "class Bright: name = 'bright'",
             "bright_flows:Bright",
             "is no kind of that name as dense",
+        ),
+        (
+            MODULE.replace('"membrane"', '"nuclei"'),
+            "bright_flows:Bright",
+            "is no kind of that name",
         ),
         (MODULE.replace('"bright"', '"dim"'), "bright_flows:Bright", "is no kind of that name as"),
     ],

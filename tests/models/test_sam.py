@@ -249,6 +249,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, state, told):
     assert refusal(tmp_path / "m").startswith(told)
 
 
+def test_patch_that_no_lattice_takes_is_refused(tmp_path):
+    save_sam(tmp_path / "m", SMALL._replace(grid=4))
+    assert refusal(tmp_path / "m") == "takes patches of 32 px; accepted are 64 to 4096"
+
+
 def test_training_from_it_is_refused(tmp_path, capsys):
     save_sam(tmp_path / "m")
     assert make_network().inputs == 2

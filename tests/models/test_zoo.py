@@ -395,3 +395,18 @@ def test_record_that_is_wrong(capsys, cache, certificate, record, other):
             told = refused_fetch(capsys, "train7")
             assert told.startswith("doi:10.5281/zenodo.10668824: cannot be fetched (")
         assert not cache.exists()
+
+
+def test_cellpose_sam_by_name(tmp_path, capsys, network):
+    files = {"cpsam": to_bytes(tmp_path, make_sam().state_dict()), "cyto": network}
+    with serve(files) as server:
+        told = refused_fetch(capsys, "cpsam", "--url", f"{server.url}/cyto")
+        assert told.endswith(
+            "(model cpsam: is of Cellpose 1-3 networks; accepted are Cellpose-SAM (4.x) networks)"
+        )
+        run(capsys, "fetch", "cpsam", "--url", f"{server.url}/cpsam")
+    model = find_model("cpsam")
+    assert (model.name, model.kind, model.patch_px) == ("cpsam", "cellpose-sam", 64)
+    assert (model.diameter_px, model.default_diameter_px, model.nuclei) == (30, 30, True)
+    assert model.card["source"].endswith("/cpsam")
+    assert load_network(model).inputs == 3

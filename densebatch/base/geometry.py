@@ -149,7 +149,9 @@ _MAX_EVALUATED = 1.072  # of an axis; its square, of an area, is just below 1.15
 _MAX_STRETCH = 3
 
 
-def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
+def fit_axis(
+    length: int, patch: int, margin: int, multiple: int, *, stretches: bool = True
+) -> Axis:
     """Choose the patch length with which the lattice covers an axis without much waste.
 
     A lattice of one fixed patch wastes up to a whole patch at the far edge, 20 % of a field of
@@ -167,6 +169,8 @@ def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
         Pixels at each end of a patch that are not trusted.
     multiple
         Patch lengths are multiples of this (the network's stride).
+    stretches
+        Whether the patch may be longer; a transformer knows places in patches of one size only.
 
     Returns
     -------
@@ -192,7 +196,7 @@ def fit_axis(length: int, patch: int, margin: int, multiple: int) -> Axis:
     first = -(-patch // multiple) * multiple
     candidates = [
         Axis(length, size, margin, -(-length // (size - 2 * margin)))
-        for size in range(first, _MAX_STRETCH * patch + 1, multiple)
+        for size in range(first, (_MAX_STRETCH if stretches else 1) * patch + 1, multiple)
         if size > 2 * margin
     ]
     if not candidates:

@@ -100,7 +100,7 @@ def show(name: str, as_json: bool) -> None:
     "patch_px",
     type=click.IntRange(64, 4096),
     metavar="PX",
-    help="Side of a network patch [224].",
+    help="Side of a network patch [224; of Cellpose-SAM 256 and no other].",
 )
 @click.option(
     "--percentiles",
@@ -117,7 +117,7 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--licence", metavar="TEXT", help="Of the weights, for the card.")
 @click.option("--source", metavar="TEXT", help="Where the weights come from, for the card.")
 def import_checkpoint(checkpoint: str, output: Path, **card: Any) -> None:  # noqa: ANN401
-    """Convert CHECKPOINT, a Cellpose 1-3 network, to a model file with a card.
+    """Convert CHECKPOINT, a Cellpose or Cellpose-SAM network, to a model file with a card.
 
     The weights are read as tensors: no pickle is executed. They stay as they are, bit by bit.
     """
@@ -133,7 +133,7 @@ def import_checkpoint(checkpoint: str, output: Path, **card: Any) -> None:  # no
     "--url", metavar="URL", help="Fetch the file from here, a mirror, instead of its own site."
 )
 def fetch(name: str, url: str | None) -> None:
-    """Fetch a Cellpose network, or the paper's (train7), into the cache.
+    """Fetch a Cellpose or Cellpose-SAM network, or the paper's (train7), into the cache.
 
     The first fetch pins the file's sha256; later uses and fetches must find the same bytes. The
     cache is in $DENSEBATCH_CACHE, else in the platform's cache folder.
@@ -142,7 +142,8 @@ def fetch(name: str, url: str | None) -> None:
 
     if name in list_bundled():
         raise InputError(f"model {name!r} is bundled: there is nothing to fetch")
-    pin, fresh = zoo.fetch(name, check_checkpoint, url)
+    kind = zoo.KNOWN[name].kind if name in zoo.KNOWN else ""
+    pin, fresh = zoo.fetch(name, lambda path: check_checkpoint(path, kind), url)
     state = "fetched and pinned" if fresh else "already there, unchanged"
     click.echo(f"{name}  {state}, {pin.n_bytes / 1e6:.1f} MB, sha256 {pin.sha256}")
     click.echo(f"file   {zoo.file_of(name)}")

@@ -127,6 +127,7 @@ def segment(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
+    from densebatch.planning.engine_trial import count_flop, estimate_seconds
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
 
@@ -138,6 +139,8 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
         "network_patches": built.network_patches,
         "network_px": built.network_px,
         "network_covered_px": built.covered_px,
+        "network_flop": count_flop(built),
+        "network_seconds": estimate_seconds(built, settings, run.workers),
         "predict_tasks": len(built.groups),
         "trace_tiles": len(built.tiles(settings.tile)),
         "workers": run.workers,
@@ -181,6 +184,7 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
         f"{facts['network_px'] / 1e6:.1f} Mpx, "
         f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
+        *_describe_cost(facts),
         f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
         f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
         f"{facts['workers']} workers",
@@ -189,3 +193,19 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         *(f"note       {note}" for note in built.notes),
     ]
     return lines
+
+
+def _describe_cost(facts: dict[str, Any]) -> list[str]:
+    """What evaluating the network takes, of a kind that can be told before."""
+    if facts["network_flop"] is None:
+        return []
+    seconds = facts["network_seconds"]
+    taken = "" if seconds is None else f", about {_tell_duration(seconds)} on this machine"
+    return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
+
+
+def _tell_duration(seconds: float) -> str:
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} s"

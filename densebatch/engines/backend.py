@@ -115,7 +115,7 @@ class Backend(Protocol):
         Parameters
         ----------
         patches
-            `(batch, 2, h, w)` float32: what the network sees, C-contiguous.
+            `(batch, inputs, h, w)` float32: what the network sees, C-contiguous.
 
         Returns
         -------
@@ -135,7 +135,7 @@ def evaluate_patches(
     backend
         It gets batches of its own size, the last one padded, from as many threads as it has lanes.
     patches
-        `(2, h, w)` float32 each.
+        `(inputs, h, w)` float32 each.
 
     Returns
     -------

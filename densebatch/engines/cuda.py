@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from densebatch.engines.pytorch import Trimmed, cast_network
+from densebatch.engines.pytorch import Trimmed, cast_network, count_inputs
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
     from densebatch.engines.backend import PatchShape, Precision
-    from densebatch.models.network import CPnet
 
 # What cuDNN's convolutions are fastest in: on an H200 `dense` takes, contiguous, 0.53 of the time
 # that it takes channels last in float32, and 1.18 of it in bfloat16.
@@ -89,7 +89,7 @@ class CudaBackend:
 
     def __init__(
         self,
-        network: CPnet,
+        network: nn.Module,
         shape: PatchShape,
         precision: Precision,
         batch: int,
@@ -100,7 +100,7 @@ class CudaBackend:
         self.device = device
         self.batch = batch
         where = torch.device(device)
-        taken = (batch, 2, shape.height, shape.width)
+        taken = (batch, count_inputs(network), shape.height, shape.width)
         given = (batch, 3, *shape.kept.shape)
         cast = cast_network(network, precision)
         self._run = Trimmed(cast, shape, precision, _FORMATS[precision]).eval().to(where)

@@ -9,13 +9,16 @@ import logging
 import time
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.engines.backend import BACKENDS, REFERENCE, Backend, PatchShape
+from densebatch.models.flow_models import get_kind
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from densebatch.models.network import CPnet
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,30 @@ def check_backend(name: str, device: str) -> None:
         raise InputError(
             f"backend {name}: the package nncf is not installed; install densebatch[int8], or "
             "choose the backend openvino"
+        )
+
+
+def check_kind(name: str, kind: str) -> None:
+    """Refuse a backend that does not evaluate networks of a kind.
+
+    Parameters
+    ----------
+    name
+        A key of `BACKENDS`.
+    kind
+        See `models.flow_models`.
+
+    Raises
+    ------
+    InputError
+        If it does not, or the kind is not installed.
+    """
+    asked = get_kind(kind)
+    if BACKENDS[name].library not in asked.libraries:
+        fitting = [key for key, value in BACKENDS.items() if value.library in asked.libraries]
+        raise InputError(
+            f"backend {name}: does not evaluate {asked.title}; accepted for them are "
+            f"{', '.join(fitting)}"
         )
 
 
@@ -121,7 +148,7 @@ def name_device(device: str) -> str | None:
 def make_backend(
     name: str,
     device: str,
-    network: CPnet,
+    network: nn.Module,
     shape: PatchShape,
     *,
     batch: int,
@@ -165,7 +192,8 @@ def make_backend(
     if traits.library == "openvino":
         from densebatch.engines.openvino import OpenVinoBackend
 
-        backend = OpenVinoBackend(network, shape, traits.precision, lanes, quantised)
+        cpnet = cast("CPnet", network)  # `check_kind` refuses it for others
+        backend = OpenVinoBackend(cpnet, shape, traits.precision, lanes, quantised)
     elif device == "cuda":
         from densebatch.engines.cuda import CudaBackend
 

@@ -1,5 +1,7 @@
 """PyTorch on a CPU, eager or compiled: one patch a call, one thread a call.
 
+A Cellpose network is folded first; any other is evaluated as its kind has built it.
+
 oneDNN divides, and rounds, some 1x1 convolutions according to the number of threads, so a patch
 is evaluated by one thread and cores are used by evaluating several patches at once. Channels last
 is what its convolutions are fastest in.
@@ -7,14 +9,16 @@ is what its convolutions are fastest in.
 
 from __future__ import annotations
 
+import copy
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from densebatch.engines.folding import fold_network
+from densebatch.models.network import CPnet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,26 +27,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.engines.backend import PatchShape, Precision
-    from densebatch.engines.folding import FoldedCPnet
-    from densebatch.models.network import CPnet
 
 _DTYPES: dict[Precision, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def cast_network(network: CPnet, precision: Precision) -> FoldedCPnet:
-    """The folded network, in the precision of its convolutions.
+def cast_network(network: nn.Module, precision: Precision) -> nn.Module:
+    """The network for evaluation, in the precision of its convolutions and linear layers.
 
     Norms keep float32 statistics: bfloat16's eight bits would move every pixel of a channel alike.
     """
-    folded = fold_network(network)
-    for module in folded.modules():
+    ready = fold_network(network) if isinstance(network, CPnet) else _share_weights(network)
+    for module in ready.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(_DTYPES[precision])
-    return folded
+    return ready
+
+
+def _share_weights(network: nn.Module) -> nn.Module:
+    """A network of the same weights, whose layers may be cast and moved without the other's.
+
+    Weights are not copied: a transformer has more than a gigabyte of them.
+    """
+    shared: dict[int, torch.Tensor] = {
+        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+        for weight in network.parameters()
+    }
+    shared |= {id(buffer): buffer.detach() for buffer in network.buffers()}
+    return copy.deepcopy(network, shared)
+
+
+def count_inputs(network: nn.Module) -> int:
+    """Input planes of a network; its `inputs`, as `models.flow_models` asks for."""
+    return int(cast("Any", network).inputs)
 
 
 class Trimmed(nn.Module):
-    """A folded network between float32 patches and the float16 of their trusted part.
+    """A network between float32 patches and the float16 of their trusted part.
 
     Parameters
     ----------
@@ -58,7 +78,7 @@ class Trimmed(nn.Module):
 
     def __init__(
         self,
-        network: FoldedCPnet,
+        network: nn.Module,
         shape: PatchShape,
         precision: Precision,
         memory_format: torch.memory_format = torch.channels_last,
@@ -71,7 +91,7 @@ class Trimmed(nn.Module):
         self.dtype = _DTYPES[precision]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(n, 3, kept_h, kept_w)` float16 of `(n, 2, h, w)` float32."""
+        """`(n, 3, kept_h, kept_w)` float16 of `(n, inputs, h, w)` float32."""
         rows, cols = self.kept
         x = x.to(self.dtype, memory_format=self.memory_format)
         result: torch.Tensor = self.network(x)[:, :, rows, cols]
@@ -100,7 +120,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        network: CPnet,
+        network: nn.Module,
         shape: PatchShape,
         precision: Precision,
         lanes: int,
@@ -113,7 +133,7 @@ class TorchBackend:
             # Without autotuning, because the clock would choose kernels, and with them bits.
             self._run.compile(dynamic=False, fullgraph=True, options={"cpp.threads": 1})
             with _one_thread(), torch.inference_mode():
-                self._run(torch.zeros(1, 2, shape.height, shape.width))
+                self._run(torch.zeros(1, count_inputs(network), shape.height, shape.width))
 
     def evaluate(self, patches: NDArray[np.float32]) -> NDArray[np.float16]:
         """See `backend.Backend`."""

@@ -15,7 +15,7 @@ from densebatch.base.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MAX_PATCH_PX = 4096
+MIN_PATCH_PX, MAX_PATCH_PX = 64, 4096
 
 
 def _check_ascending(percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -36,7 +36,9 @@ class _Use(BaseModel):
         description="null or 0.001 to 1000"
     )
     patch_px: int = Field(
-        ge=64, le=_MAX_PATCH_PX, description=f"an integer from 64 to {_MAX_PATCH_PX}"
+        ge=MIN_PATCH_PX,
+        le=MAX_PATCH_PX,
+        description=f"an integer from {MIN_PATCH_PX} to {MAX_PATCH_PX}",
     )
     margin_px: int = Field(ge=0, le=16, description="an integer from 0 to 16")
     percentiles: Annotated[tuple[_Percentile, _Percentile], AfterValidator(_check_ascending)] = (

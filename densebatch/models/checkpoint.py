@@ -13,14 +13,13 @@ import torch
 from safetensors import safe_open
 
 from densebatch.base.errors import InputError
-from densebatch.models.network import CPnet
-from densebatch.models.weights_file import CARD_KEY, DIAMETERS, infer_widths
+from densebatch.models.flow_models import find_kind, get_kind
+from densebatch.models.weights_file import CARD_KEY, DIAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MAX_WEIGHTS = 2**28  # Cellpose's largest CPnet has 6.6 million
-_MAX_LEVELS = 5  # patches are multiples of 16 px
+    from densebatch.models.flow_models import FlowModel
 
 
 @lru_cache(maxsize=2)
@@ -37,15 +36,16 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
     Returns
     -------
     state : dict
-        Tensors by Cellpose's names, on the CPU.
+        Tensors by the names that their kind gives them, on the CPU. Not to be changed: the next
+        caller gets the same ones.
     card : dict
         Of a safetensors file; empty if there is none.
 
     Raises
     ------
     InputError
-        If the file is damaged, holds anything but dense finite tensors with names, or is a
-        Cellpose-SAM model.
+        If the file is damaged, holds anything but dense finite tensors with names, or is of no
+        kind that is installed.
     """
     del digest
     card: Any = {}
@@ -63,7 +63,7 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
             reason = "no checkpoint of tensors"
         raise InputError(
             f"model {path}: cannot be read as weights ({reason[:120]}); "
-            "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
+            "accepted are .safetensors and Cellpose checkpoints (tensors only)"
         ) from error
     if not isinstance(card, dict):
         raise InputError(
@@ -72,14 +72,9 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
-        raise InputError(
-            f"model {path}: holds no named tensors; accepted are Cellpose 1-3 checkpoints"
-        )
-    if "W2" in state or any("encoder." in key for key in state):
-        raise InputError(
-            f"model {path}: is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3 networks"
-        )
+        raise InputError(f"model {path}: holds no named tensors; accepted are Cellpose checkpoints")
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    kind = tell_kind(path, state, card)
     for key, value in state.items():
         # Sparse, quantised and complex tensors are refused, and "meta" ones, which have no content.
         if value.layout != torch.strided or value.device.type != "cpu" or not _is_plain(value):
@@ -89,9 +84,9 @@ def read_state(path: str, digest: str) -> tuple[dict[str, torch.Tensor], dict[st
             )
     # A crafted file can declare more weights than it holds, and they would be allocated.
     n_weights = sum(value.numel() for value in state.values())
-    if n_weights > _MAX_WEIGHTS:
+    if n_weights > kind.max_weights:
         raise InputError(
-            f"model {path}: has {n_weights} weights; accepted are up to {_MAX_WEIGHTS}"
+            f"model {path}: has {n_weights} weights; accepted are up to {kind.max_weights}"
         )
     # Float64 values beyond float32 count as infinite, because float32 is what is evaluated.
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()]
@@ -106,20 +101,35 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return not (tensor.is_quantized or tensor.is_complex() or tensor.is_nested)
 
 
-def _expect(path: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def tell_kind(path: str, state: Mapping[str, torch.Tensor], card: Mapping[str, Any]) -> FlowModel:
+    """Kind of a file: what its card says, else by the names of its tensors.
+
+    Raises
+    ------
+    InputError
+        If it is of no kind that is installed.
+    """
+    stated, package = (card.get(key) for key in ("kind", "package"))
+    package = package[:80] if isinstance(package, str) and package.isprintable() else None
+    try:
+        kind = get_kind(stated[:80], package) if isinstance(stated, str) else find_kind(state)
+    except (InputError, ValueError) as error:
+        raise InputError(f"model {path}: {error}") from error
+    if not kind.recognises(state):
+        raise InputError(f"model {path}: its card says {kind.name!r}, and its weights are no such")
+    return kind
+
+
+def _expect(
+    path: str, state: Mapping[str, torch.Tensor], kind: FlowModel
+) -> dict[str, torch.Tensor]:
     """Build the state, without content, of the network that the weights seem to belong to."""
     try:
-        widths = infer_widths({name: value.shape for name, value in state.items()})
+        sizes = kind.infer_sizes({name: value.shape for name, value in state.items()})
     except ValueError as error:
-        raise InputError(f"model {path}: {error}; accepted are Cellpose 1-3 networks") from error
-    if widths[0] != 2:
-        raise InputError(f"model {path}: takes {widths[0]} input channels; accepted are 2")
-    if len(widths) - 1 > _MAX_LEVELS:
-        raise InputError(
-            f"model {path}: has {len(widths) - 1} resolutions; accepted are 2 to {_MAX_LEVELS}"
-        )
+        raise InputError(f"model {path}: {error}") from error
     with torch.device("meta"):
-        return CPnet(widths).state_dict()
+        return kind.build(sizes).state_dict()
 
 
 def _is_optional(name: str) -> bool:
@@ -127,15 +137,24 @@ def _is_optional(name: str) -> bool:
     return name in DIAMETERS or name.endswith("num_batches_tracked")
 
 
-def check_state(path: str, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that are not all those of one CPnet, by name and shape.
+def check_state(path: str, state: Mapping[str, torch.Tensor], kind: FlowModel) -> None:
+    """Refuse weights that are not all those of one network, by name and shape.
+
+    Parameters
+    ----------
+    path
+        For messages.
+    state
+        The weights.
+    kind
+        Of the network.
 
     Raises
     ------
     InputError
         If a weight is missing, left over or of another shape.
     """
-    expected = _expect(path, state)
+    expected = _expect(path, state, kind)
     for name, tensor in expected.items():
         if name not in state:
             if _is_optional(name):

@@ -1,4 +1,4 @@
-"""Turn a Cellpose 1-3 checkpoint into a model file of our own, which says how it is to be used."""
+"""Turn a Cellpose checkpoint into a model file of our own, which says how it is to be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.models.card import read_use
-from densebatch.models.model import Model, find_model, load_network, save_model
+from densebatch.models.flow_models import get_kind, list_packages
+from densebatch.models.model import CPNET, Model, find_model, load_network, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,11 @@ def import_model(
     if output.exists():
         raise InputError(f"{output}: exists; remove it or choose another name")
     model = find_model(checkpoint)
+    if patch_px not in (None, model.patch_px) and not get_kind(model.kind).stretches:
+        raise InputError(
+            f"patch {patch_px} px: accepted is {model.patch_px}, because {model.name} takes "
+            "patches of no other size"
+        )
     use = {
         "um_per_px": model.um_per_px if um_per_px is None else um_per_px,
         "patch_px": model.patch_px if patch_px is None else patch_px,
@@ -70,14 +76,19 @@ def import_model(
     if diameter_px is not None and not 0.1 <= diameter_px <= 10_000:
         raise InputError(f"diameter {diameter_px:g} px: accepted are 0.1 to 10000")
     network = load_network(model)
-    # An old checkpoint holds no diameters; the new file holds what is known of them.
-    network.diam_mean.data.fill_(model.diameter_px if diameter_px is None else diameter_px)
-    same = model.default_diameter_px == model.diameter_px
-    default = diameter_px if same and diameter_px is not None else model.default_diameter_px
-    network.diam_labels.data.fill_(default)
+    if hasattr(network, "diam_mean"):
+        # An old checkpoint holds no diameters; the new file holds what is known of them.
+        network.diam_mean.data.fill_(model.diameter_px if diameter_px is None else diameter_px)
+        same = model.default_diameter_px == model.diameter_px
+        default = diameter_px if same and diameter_px is not None else model.default_diameter_px
+        network.diam_labels.data.fill_(default)
+    elif diameter_px is not None:
+        raise InputError(f"diameter {diameter_px:g} px: files of {model.kind!r} cannot state one")
     card = {
         **{key: value for key, value in model.card.items() if key not in ("use", "name")},
         "name": output.stem,
+        **({"kind": model.kind} if model.kind != CPNET else {}),
+        **dict(zip(["package"], list_packages(model.kind), strict=False)),
         "imported": {"name": model.name, "sha256": model.sha256, "by": version("densebatch")},
         **({"source": source} if source is not None else {}),
         **({"licence": licence} if licence is not None else {}),

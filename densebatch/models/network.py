@@ -176,6 +176,7 @@ class CPnet(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = tuple(widths)
+        self.inputs = self.widths[0]
         self.downsample = _DownPath(self.widths)
         self.upsample = _UpPath(self.widths[1:])
         self.output = _norm_relu_conv(self.widths[1], n_outputs, 1)

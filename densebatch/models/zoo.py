@@ -19,6 +19,7 @@ from densebatch.base.download import DownloadError, download, list_record
 from densebatch.base.errors import InputError
 from densebatch.base.files import cache_folder, digest, no_empty_folders, write_atomic
 from densebatch.base.log import log_event
+from densebatch.models.kinds import WHY_NO_DINO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CELLPOSE_URL = "https://www.cellpose.org/models/"
+_CELLPOSE_SAM_URL = "https://huggingface.co/mouseland/cellpose-sam/resolve/main/"
+
+REFUSED = dict.fromkeys(("cpdino", "cpdino-vitb"), WHY_NO_DINO)
+"""Published networks that cannot be used here, and why."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class KnownModel:
     url : of its file; of a record `doi:PREFIX/RECORD`, the only file in it
     diameter_px : cell diameter at the network's scale, pixels; None if the file states it
     nuclei : whether the network was trained with a nuclear channel
+    kind : of network, see `models.flow_models`
     """
 
     name: str
     url: str
     diameter_px: float | None = 30.0
     nuclei: bool = True
+    kind: str = "cpnet"
 
 
 class Pin(BaseModel):
@@ -68,10 +75,10 @@ class Pin(BaseModel):
 
 
 def _list_known() -> dict[str, KnownModel]:
-    """Every CPnet of Cellpose 3.1.1.3's list, and the one of Han et al. 2024.
+    """Every CPnet of Cellpose 3.1.1.3's list, the one of Han et al. 2024, and Cellpose-SAM.
 
     Names, file names and diameters are those of `cellpose/models.py` (`MODEL_NAMES`, `model_path`,
-    `get_model_params`); its transformers are left out.
+    `get_model_params`), of Cellpose-SAM in 4.2.1.1.
     """
     plain = ["cyto3", "cyto2_cp3", "tissuenet_cp3", "livecell_cp3", "yeast_PhC_cp3"]
     plain += ["yeast_BF_cp3", "bact_phase_cp3", "bact_fluor_cp3", "deepbacs_cp3"]
@@ -85,6 +92,10 @@ def _list_known() -> dict[str, KnownModel]:
         *(KnownModel(name, _CELLPOSE_URL + name) for name in plain),
         # trained on images of one marker
         KnownModel("train7", "doi:10.5281/zenodo.10668824", diameter_px=None, nuclei=False),
+        *(
+            KnownModel(name, _CELLPOSE_SAM_URL + name, kind="cellpose-sam")
+            for name in ("cpsam_v2", "cpsam")
+        ),
     ]
     return {model.name: model for model in models}
 
@@ -203,6 +214,8 @@ def fetch(name: str, accept: Callable[[Path], None], url: str | None = None) -> 
     InputError
         If the name is unknown, the file cannot be fetched, is refused, or is not the one pinned.
     """
+    if name in REFUSED:
+        raise InputError(f"model {name!r} cannot be used: {REFUSED[name]}")
     if name not in KNOWN:
         raise InputError(f"model {name!r} is not known; accepted are {', '.join(KNOWN)}")
     path, old = file_of(name), read_pin(name)

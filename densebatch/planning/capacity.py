@@ -13,6 +13,7 @@ from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.machine import count_cores, measure_memory
 from densebatch.base.process import may_start_processes
 from densebatch.cells.pyramid_spec import SHARD_PX
+from densebatch.models.flow_models import get_kind
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 from densebatch.workers.local import KEPT_BYTES, check_may_start
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
 
 PROCESS_MB = 420
-"""Interpreter, torch and weights of a worker, measured."""
+"""Interpreter, torch and weights of a worker, measured, with weights of `_COUNTED_WEIGHTS`."""
+
+_COUNTED_WEIGHTS = 2**24  # Cellpose's own networks have 6.6 million
 
 _MAX_WORKERS = 16
 _MEMORY_SHARE = 0.7  # of the free memory, for workers whose number the user left open
@@ -33,13 +36,11 @@ FLOW_BYTES_PER_PX = 3 * 2  # two flows and a logit, float16
 TRACE_BYTES_PER_PX = 48
 """What tracing holds at once for each pixel of a window: flows, positions, ends, counts, labels."""
 
-_NETWORK_PLANES = 2  # what the network sees: membrane and nuclei
 _PLANE_BYTES = 4  # float32
 _LABEL_BYTES = 4  # uint32
 # Labels as read, their ids, the numbered ones, and what of them is being written.
 _LABEL_COPIES = 4
 _PIXEL_COPIES = 2  # a channel as read, and as measured or copied
-_ALIVE_FEATURES = 20  # maps of the first width that a patch's evaluation holds at once
 _LABEL_COMPRESSION = 8  # on dense tissue; fewer cells compress further
 
 
@@ -72,7 +73,7 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     by_task = _estimate_tasks(plan, tile, lanes)
     worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
-        worker_mb=PROCESS_MB + math.ceil(by_task[worst] / 1e6),
+        worker_mb=PROCESS_MB + math.ceil((weight_bytes(plan) + by_task[worst]) / 1e6),
         worst_task=worst,
         disk_mb=math.ceil(_estimate_disk(plan) / 1e6),
     )
@@ -92,7 +93,7 @@ def _estimate_tasks(plan: Plan, tile: int, lanes: int) -> dict[str, int]:
     group_px = math.prod(group)
     n_channels = len(plan.membrane) + (plan.nuclei is not None)
     # Each channel resampled, and what the network sees once whole and once cut into patches.
-    planes = n_channels + 2 * _NETWORK_PLANES
+    planes = n_channels + 2 * len(plan.inputs)
     source = [math.ceil(step / plan.rescale) for step in (plan.groups.step_y, plan.groups.step_x)]
     predict = (
         group_px * (planes * _PLANE_BYTES + FLOW_BYTES_PER_PX)
@@ -137,7 +138,17 @@ def trace_window_px(plan: Plan, tile: int) -> int:
 
 def patch_bytes(plan: Plan) -> int:
     """Of the feature maps that are alive at once while a patch is evaluated."""
-    return plan.lattice.patch_area * plan.model.widths[1] * _PLANE_BYTES * _ALIVE_FEATURES
+    y, x = plan.lattice.y.patch, plan.lattice.x.patch
+    return get_kind(plan.model.kind).patch_bytes(plan.model.widths, y, x)
+
+
+def weight_bytes(plan: Plan) -> int:
+    """Of the weights that a process holds, but for what `PROCESS_MB` counts already.
+
+    Lower precision saves nothing here, because the file's float32 is held beside it.
+    """
+    weights = get_kind(plan.model.kind).count_weights(plan.model.widths)
+    return _PLANE_BYTES * weights * 3 // 2 if weights > _COUNTED_WEIGHTS else 0
 
 
 def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.engines.backend import BACKENDS, REFERENCE, Engine, patch_shape
-from densebatch.engines.make import check_backend, choose_device, name_device
+from densebatch.engines.make import check_backend, check_kind, choose_device, name_device
 from densebatch.engines.quantization import QUANTISED_BY, digest_quantised, quantise_model
 from densebatch.models.model import load_network
 from densebatch.planning.engine_trial import check_parity, identify_sample, run_trial
@@ -70,6 +70,7 @@ class EngineChoice:
         """For run.json."""
         return {
             **asdict(self.engine),
+            "precision": BACKENDS[self.engine.backend].precision,
             "reason": self.reason,
             "parity": self.parity.to_dict() if self.parity is not None else None,
             "trial_s_per_mpx": self.trial,
@@ -114,6 +115,7 @@ def choose_engine(
 
 
 def _take_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoice:
+    check_kind(name, plan.model.kind)
     check_backend(name, device)
     if (name, device) == (REFERENCE, "cpu"):
         return EngineChoice(Engine(name, device), reason)

@@ -17,8 +17,16 @@ from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.engines.backend import BACKENDS, REFERENCE, Engine, evaluate_patches, patch_shape
-from densebatch.engines.make import check_backend, make_backend, name_device, tell_unusable
+from densebatch.engines.make import (
+    check_backend,
+    check_kind,
+    make_backend,
+    name_device,
+    tell_unusable,
+)
+from densebatch.models.flow_models import get_kind
 from densebatch.models.model import load_network
+from densebatch.planning.capacity import count_lanes
 from densebatch.planning.findings import recall, remember
 from densebatch.planning.gate import Parity, compare_flows, draw_sample, predict_sample
 
@@ -30,12 +38,14 @@ if TYPE_CHECKING:
     from densebatch.engines.backend import Backend
     from densebatch.planning.gate import Sample
     from densebatch.planning.plan import Plan
+    from densebatch.planning.settings import SegmentSettings
 
 log = logging.getLogger(__name__)
 
 _ROUNDS = 3
 _MAX_LANES = 4  # patches that the gate evaluates at once; each takes the memory of its feature maps
 _TIMED_BATCHES = 2  # for each lane
+_NETWORK_SPEED = 0.8  # of matrix products', that a transformer with softmax and norms reaches
 
 _PARITY = TypeAdapter(Parity)
 
@@ -178,6 +188,7 @@ def run_trial(plan: Plan, device: str, candidates: Sequence[str]) -> dict[str, f
     for name in candidates:
         try:
             engine = Engine(name, device)
+            check_kind(name, plan.model.kind)
             check_backend(name, device)
             if (name, device) != (REFERENCE, "cpu"):
                 refused = check_parity(plan, engine).refused
@@ -218,3 +229,41 @@ def _take_patches(sample: Sample, backend: Backend) -> list[NDArray[Any]]:
     """Take patches for whole batches, two for each lane; the sample's are repeated if need be."""
     n = _TIMED_BATCHES * backend.batch * backend.lanes
     return [sample.patches[k % len(sample.patches)] for k in range(n)]
+
+
+def count_flop(plan: Plan) -> int | None:
+    """Floating-point operations of all patches, if nearly all are matrix products; else None."""
+    y, x = plan.lattice.y.patch, plan.lattice.x.patch
+    patch = get_kind(plan.model.kind).patch_flop(plan.model.widths, y, x)
+    return None if patch is None else patch * plan.network_patches
+
+
+def estimate_seconds(plan: Plan, settings: SegmentSettings, workers: int) -> float | None:
+    """Seconds that evaluating the network takes here, from the time of a matrix product.
+
+    Parameters
+    ----------
+    plan
+        Complete, with its engine.
+    settings
+        Of the run.
+    workers
+        Processes of this machine that do it; 0 for this one.
+
+    Returns
+    -------
+    float or None
+        None if the work is done elsewhere, or is not mostly matrix products.
+    """
+    flop, precision = count_flop(plan), BACKENDS[plan.engine.backend].precision
+    if flop is None or settings.is_remote or precision == "int8":
+        return None
+    # imported here because it loads torch, which planning does without
+    from densebatch.engines.speed import measure_flop_per_s
+
+    cores = count_cores()
+    speed = _NETWORK_SPEED * measure_flop_per_s(plan.engine.device, precision, cores)
+    if plan.engine.device == "cpu":
+        at_once = max(1, workers) * count_lanes(plan, settings, workers)
+        speed *= min(at_once, plan.network_patches, cores) / cores
+    return flop / speed if flop else 0.0

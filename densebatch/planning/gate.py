@@ -30,6 +30,7 @@ import numpy as np
 
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import BACKENDS, evaluate_patches
+from densebatch.models.flow_models import get_kind
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.tile import TraceSettings, trace_tile
 
@@ -76,7 +77,7 @@ class Sample:
 
     Attributes
     ----------
-    patches : `(n, 2, h, w)` float32, in raster order
+    patches : `(n, inputs, h, w)` float32, in raster order
     cols : patches in a row
     truth : uint32 ids of the cells, over the trusted parts put together
     diameter_px : of the cells
@@ -155,10 +156,12 @@ def draw_sample(
         min_area_px=max(1, round(0.15 * diameter**2)),
     )
     pixels, labels = render(tissue, Region(0, 0, tissue.height, tissue.width))
-    seen = np.zeros(pixels.shape, np.float32)
-    for channel in range(2 if model.nuclei else 1):
-        low, high = np.percentile(pixels[channel], model.percentiles)
-        seen[channel] = (pixels[channel] - low) / (high - low)
+    inputs = get_kind(model.kind).inputs
+    seen = np.zeros((len(inputs), *pixels.shape[1:]), np.float32)
+    for channel, role in enumerate(("membrane", "nuclei") if model.nuclei else ("membrane",)):
+        if role in inputs:
+            low, high = np.percentile(pixels[channel], model.percentiles)
+            seen[inputs.index(role)] = (pixels[channel] - low) / (high - low)
     patches = np.stack(
         [
             seen[:, y : y + shape.height, x : x + shape.width]

@@ -22,7 +22,8 @@ from densebatch.base.geometry import Grid, Lattice
 
 # pydantic looks these annotations up at run time
 from densebatch.engines.backend import Engine
-from densebatch.models.model import Model  # noqa: TC001
+from densebatch.models.flow_models import get_kind
+from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
@@ -92,6 +93,11 @@ class Plan:
         return (*self.membrane, *([self.nuclei] if self.nuclei is not None else []))
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What each input plane of the network shows: `membrane`, `nuclei`, or `empty` for 0."""
+        return get_kind(self.model.kind).inputs
+
+    @property
     def network_shape(self) -> tuple[int, int]:
         """Height and width of the slide at the network's scale."""
         return self.lattice.y.length, self.lattice.x.length
@@ -155,6 +161,10 @@ class Plan:
         document = _leave_out_notes(self)
         if all(b.content for b in self.seen_channels):
             document["slide"]["identity"] = ""
+        if (
+            self.model.kind == CPNET
+        ):  # so that a run that began before there were other kinds goes on
+            del document["model"]["kind"]
         return _digest(json.dumps(document, sort_keys=True))
 
     @property

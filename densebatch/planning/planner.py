@@ -14,7 +14,8 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.base.names import count_of, explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
-from densebatch.models.model import Model, find_model
+from densebatch.models.flow_models import get_kind, list_packages
+from densebatch.models.model import CPNET, Model, find_model
 from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale, explain_scale
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 # Lattice cores of a predict task make up about this many pixels along each axis: large enough that
 # the scheduler is idle, small enough that losing a task costs about a second of network time.
 _GROUP_PX = 1024
-_PATCH_MULTIPLE = 16  # Cellpose's own padding; the network's stride divides it
 _UNEVEN_TIMES = 10.0  # from which a part of a slide that is brighter than the rest is told
+_CELLPOSE_TFLOP = 0.618  # for each Mpx, of Cellpose's own CPnets
+_DEAR_TIMES = 4.0  # as much as those, from which it is told before a run
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
 # A patch whose means over half a cell's width span less than this share of the slide's normalised
@@ -88,9 +90,12 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
     scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, settings.diameter)
     height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
+    kind = get_kind(model.kind)
     lattice = Lattice(
-        fit_axis(height, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
-        fit_axis(width, model.patch_px, model.margin_px, _PATCH_MULTIPLE),
+        *(
+            fit_axis(n, model.patch_px, model.margin_px, kind.multiple, stretches=kind.stretches)
+            for n in (height, width)
+        )
     )
     diameter = model.diameter_px / rescale
     trace = TraceSettings(
@@ -123,8 +128,11 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         copy_image=settings.image == "copy"
         or (settings.image == "auto" and info.kind != "ome-zarr"),
         in_place=settings.in_place,
-        versions={name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes),
+        versions={
+            **{name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
+            **list_packages(model.kind),
+        },
+        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes, *_explain_cost(model)),
     )
 
 
@@ -238,7 +246,8 @@ def _choose_channels(
         for role, name in named
         if (remark := explain_choice(channels, name)) is not None
     ]
-    if nuclei is not None and model.nuclei and not model.card.keys() & {"use", "source"}:
+    is_told = model.kind != CPNET or model.card.keys() & {"use", "source"}
+    if nuclei is not None and model.nuclei and not is_told:
         notes.append(
             f"model {model.name} does not tell whether it was trained with a nuclear channel: "
             f"it is taken to be, and given {channels[nuclei]!r}"
@@ -259,6 +268,17 @@ def _explain_light(slide: Slide) -> Iterator[str]:
             "the slide looks like a brightfield picture (light background, dark content): the "
             "bundled models find bright membranes on a dark background, so that cells are missed "
             "or wrong"
+        )
+
+
+def _explain_cost(model: Model) -> Iterator[str]:
+    flop = get_kind(model.kind).patch_flop(model.widths, model.patch_px, model.patch_px)
+    tflop_per_mpx = (flop or 0) / model.patch_px**2 / 1e6
+    if tflop_per_mpx > _DEAR_TIMES * _CELLPOSE_TFLOP:
+        yield (
+            f"model {model.name} computes {tflop_per_mpx:.3g} TFLOP for each Mpx that it sees, "
+            f"{tflop_per_mpx / _CELLPOSE_TFLOP:.0f} times as much as Cellpose's cyto3: `densebatch "
+            "plan` tells how long that takes here"
         )
 
 

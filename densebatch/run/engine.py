@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any
 from densebatch.base.errors import InputError
 from densebatch.base.files import digest
 from densebatch.engines.backend import BACKENDS, Engine
-from densebatch.engines.make import check_backend, choose_device, measure_free_bytes
+from densebatch.engines.make import check_backend, check_kind, choose_device, measure_free_bytes
 from densebatch.engines.quantization import read_quantised
 from densebatch.models.model import find_model
-from densebatch.planning.capacity import PROCESS_MB, estimate, patch_bytes, trace_window_px
+from densebatch.planning.capacity import (
+    PROCESS_MB,
+    estimate,
+    patch_bytes,
+    trace_window_px,
+    weight_bytes,
+)
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
 from densebatch.workers.check import Requirements, SharedFile
 from densebatch.workers.cluster import ask_worker
@@ -90,14 +96,24 @@ def list_requirements(
     )  # fmt: skip
 
 
-def check_engine(settings: SegmentSettings) -> None:
+def check_engine(settings: SegmentSettings, plans: Sequence[Plan]) -> None:
     """Refuse at once what this machine cannot do; another machine's workers are asked later.
+
+    Parameters
+    ----------
+    settings
+        Of all runs.
+    plans
+        Of them, for the kinds of their networks.
 
     Raises
     ------
     InputError
-        See `check_backend` and `choose_device` of `engines.make`.
+        See `check_backend`, `check_kind` and `choose_device` of `engines.make`.
     """
+    if settings.backend != "auto":
+        for plan in plans:
+            check_kind(settings.backend, plan.model.kind)
     anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
     if settings.is_remote or (settings.device == "auto" and anywhere):
         return  # nothing to refuse; asking which device there is takes seconds where it is a GPU
@@ -115,7 +131,8 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
     if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
         return 0
     each = _CUDA_CONTEXT_BYTES + max(
-        2 * p.network_batch * patch_bytes(p)
+        weight_bytes(p)
+        + 2 * p.network_batch * patch_bytes(p)
         + trace_window_px(p, settings.tile) * _DEVICE_TRACE_BYTES_PER_PX
         for p in plans
     )

@@ -98,7 +98,7 @@ def prepare(
         check_scheduler(settings.scheduler, note)
     drafts = [draft_plan(slide, settings) for slide, _ in slides]
     workers = max(choose_workers(settings, draft) for draft in drafts)
-    check_engine(settings)
+    check_engine(settings, drafts)
     needs = []
     for draft, (_, folder) in zip(drafts, slides, strict=True):
         lanes = count_lanes(draft, settings, workers)

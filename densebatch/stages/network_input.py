@@ -61,8 +61,8 @@ def read_network_input(
     Returns
     -------
     ndarray
-        `(2, h, w)` float32: the maximum of the membrane channels, and the nuclear channel or
-        zeros.
+        `(inputs, h, w)` float32, a plane for each of `plan.inputs`: the maximum of the membrane
+        channels, the nuclear channel, and zeros where there is none.
 
     Notes
     -----
@@ -72,13 +72,16 @@ def read_network_input(
     """
     read_pixels = read_pixels or reopen_slide(plan.slide).read
     show = normalize_bright if bright else normalize
-    planes = np.zeros((2, *region.shape), np.float32)
+    planes = np.zeros((len(plan.inputs), *region.shape), np.float32)
+    membrane = planes[plan.inputs.index("membrane")]
     rest = region.clip(*plan.network_shape).shift(-region.y0, -region.x0).slices
     for place, bounds in enumerate(plan.membrane):
         plane = _read_channel(plan, region, bounds, show, read_pixels)
-        planes[0][rest] = plane if place == 0 else np.maximum(planes[0][rest], plane)
+        membrane[rest] = plane if place == 0 else np.maximum(membrane[rest], plane)
     if plan.nuclei is not None:
-        planes[1][rest] = _read_channel(plan, region, plan.nuclei, show, read_pixels)
+        planes[plan.inputs.index("nuclei")][rest] = _read_channel(
+            plan, region, plan.nuclei, show, read_pixels
+        )
     return planes
 
 

@@ -10,7 +10,14 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import BACKENDS, REFERENCE, PatchShape, evaluate_patches
-from densebatch.engines.make import check_backend, choose_device, make_backend, tell_unusable
+from densebatch.engines.make import (
+    check_backend,
+    check_kind,
+    choose_device,
+    make_backend,
+    tell_unusable,
+)
+from densebatch.models.flow_models import get_kind
 from densebatch.models.model import find_model, load_network
 from densebatch.planning.engine_choice import quantise
 from densebatch.simulation.tissue import Tissue, render
@@ -63,7 +70,8 @@ def open_backend(name: str, model: Model, device: str, lanes: int) -> Evaluate:
             name, device, network, shape, batch=_GPU_BATCH, lanes=lanes, quantised=packed
         )
         # The first patch is not timed, because backends compile with it.
-        evaluate_patches(backend, [np.zeros((2, side, side), np.float32)])
+        inputs = len(get_kind(model.kind).inputs)
+        evaluate_patches(backend, [np.zeros((inputs, side, side), np.float32)])
     except InputError:
         raise
     except Exception as error:
@@ -71,8 +79,8 @@ def open_backend(name: str, model: Model, device: str, lanes: int) -> Evaluate:
     return lambda patches: evaluate_patches(backend, list(patches))
 
 
-def choose_backends(names: Sequence[str], device: str) -> tuple[str, ...]:
-    """The named backends, or all that this machine can use.
+def choose_backends(names: Sequence[str], device: str, kind: str) -> tuple[str, ...]:
+    """The named backends, or all that this machine can use for a kind of network.
 
     Raises
     ------
@@ -82,12 +90,14 @@ def choose_backends(names: Sequence[str], device: str) -> tuple[str, ...]:
     for name in names:
         if name not in TIMED:
             raise InputError(f"backend {name!r}: accepted are {', '.join(TIMED)}")
+        check_kind(name, kind)
         check_backend(name, device)
-    return tuple(names) or tuple(name for name in TIMED if _is_usable(name, device))
+    return tuple(names) or tuple(name for name in TIMED if _is_usable(name, device, kind))
 
 
-def _is_usable(name: str, device: str) -> bool:
+def _is_usable(name: str, device: str, kind: str) -> bool:
     try:
+        check_kind(name, kind)
         check_backend(name, device)
     except InputError:
         return False
@@ -134,8 +144,8 @@ def measure_backends(
         For a backend, model or device that cannot be used.
     """
     found, where = find_model(model), choose_device(device)
-    chosen = choose_backends(names, where)
-    patches = _simulate_patches(n_patches, found.patch_px)
+    chosen = choose_backends(names, where, found.kind)
+    patches = _simulate_patches(n_patches, found.patch_px, get_kind(found.kind).inputs)
     mpx = n_patches * found.patch_px**2 / 1e6
     reference = open_backend(REFERENCE, found, where, lanes)(patches)
     rows = []
@@ -172,12 +182,12 @@ def measure_backends(
     return rows
 
 
-def _simulate_patches(n: int, side: int) -> NDArray[np.float32]:
-    """`(n, 2, side, side)`: membrane from 0 to about 1, and no nuclei."""
-    patches = np.zeros((n, 2, side, side), np.float32)
+def _simulate_patches(n: int, side: int, inputs: Sequence[str]) -> NDArray[np.float32]:
+    """`(n, inputs, side, side)`: membrane from 0 to about 1, and no nuclei."""
+    patches = np.zeros((n, len(inputs), side, side), np.float32)
     tissue = Tissue(side, n * side, seed=_SEED)
     for index in range(n):
         pixels: Any = render(tissue, Region(0, index * side, side, (index + 1) * side))[0][0]
         low, high = np.percentile(pixels, (1, 99))
-        patches[index, 0] = (pixels - low) / max(1.0, high - low)
+        patches[index, inputs.index("membrane")] = (pixels - low) / max(1.0, high - low)
     return patches

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from densebatch.base.log import log_event
-from densebatch.models.model import load_network
+from densebatch.models.model import CPNET, load_network
 from densebatch.models.network import CPnet
 from densebatch.training.annotated import measure_diameters
 from densebatch.training.batches import count_processes, draw_batches
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ONLY_CPNET = "is no Cellpose 1-3 network, and only these are trained here and taught by"
 _VALIDATIONS = 5  # in the course of a training
 
 
@@ -98,6 +99,8 @@ def build_network(
     torch.manual_seed(recipe.seed)
     if start is None:
         network = CPnet(recipe.widths)
+    elif start.kind != CPNET:
+        raise ValueError(f"model {start.name}: {_ONLY_CPNET}")
     elif start.widths != recipe.widths:
         raise ValueError(
             f"model {start.name} has widths {start.widths}, the recipe {recipe.widths}"
@@ -220,7 +223,7 @@ def _make_state(
 
 
 def _load_teacher(teacher: Model, device: torch.device) -> CPnet:
-    network = load_network(teacher).eval().to(device)
+    network: CPnet = load_network(teacher).eval().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
@@ -247,6 +250,8 @@ def _validate_last(
 def _check_teacher(teacher: Model, recipe: Recipe) -> None:
     """Refuse a teacher that takes other images than its pupil, or would have no influence."""
     name = f"teacher {teacher.name}"
+    if teacher.kind != CPNET:
+        raise ValueError(f"{name}: {_ONLY_CPNET}")
     if not recipe.consistency:
         raise ValueError(f"{name}: the recipe's consistency is 0, which gives it no weight")
     unit = 2 ** (len(teacher.widths) - 2)

@@ -121,7 +121,7 @@ def test_pickled_call_is_not_made(tmp_path):
             told = refusal(path)
             assert told.startswith("cannot be read as weights (")
             assert told.endswith(
-                "accepted are .safetensors and Cellpose 1-3 checkpoints (tensors only)"
+                "accepted are .safetensors and Cellpose checkpoints (tensors only)"
             )
     assert not trap.exists()
     # the trap works
@@ -170,15 +170,20 @@ def test_no_damage_gives_another_kind_of_error(tmp_path, suffix):
     ("content", "told"),
     [
         ({}, "no 'downsample.down.res_down_N.proj' weights: not a Cellpose 1-3 network; accepted"),
-        ({"state_dict": {}}, "holds no named tensors; accepted are Cellpose 1-3 checkpoints"),
+        ({"state_dict": {}}, "holds no named tensors; accepted are Cellpose checkpoints"),
         ({"epoch": 3, "loss": 0.1}, "holds no named tensors; accepted"),
         ([1, 2], "holds no named tensors; accepted"),
         (torch.zeros(3), "holds no named tensors; accepted"),
         ({3: torch.zeros(3)}, "holds no named tensors; accepted"),
-        ({"W2": torch.zeros(3)}, "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3"),
+        (
+            {"W2": torch.zeros(3)},
+            "is a Cellpose-SAM (4.x) network, but weights 'encoder.patch_embed.proj.weight' are "
+            "missing",
+        ),
         (
             {"encoder.patch_embed.proj.weight": torch.zeros(3)},
-            "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3",
+            "is a Cellpose-SAM (4.x) network, but weights 'encoder.patch_embed.proj.weight' have 1 "
+            "axes, not 4",
         ),
         (
             # as 4.x saves it: half precision, a wrapper's prefix, diameters of its own
@@ -189,7 +194,16 @@ def test_no_damage_gives_another_kind_of_error(tmp_path, suffix):
                 "module.out.weight": torch.zeros(192, 4, 1, 1, dtype=torch.bfloat16),
                 "module.diam_mean": torch.tensor([30.0]),
             },
-            "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3",
+            "is a Cellpose-SAM (4.x) network, but weights 'encoder.patch_embed.proj.weight' are "
+            "missing",
+        ),
+        (
+            {"W2": torch.zeros(3), "encoder.cls_token": torch.zeros(1, 1, 4)},
+            "is a Cellpose-DINO (4.x) network: its encoder, DINOv3, is under a licence of its own",
+        ),
+        (
+            {"image_encoder.pos_embed": torch.zeros(1, 64, 64, 4)},
+            "is Segment Anything itself, which gives no flows, and not a Cellpose-SAM network",
         ),
         ({"conv1.weight": torch.zeros(3)}, "no 'downsample.down.res_down_N.proj' weights: not"),
     ],

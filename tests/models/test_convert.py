@@ -138,7 +138,7 @@ def write_truncated(path):
 
 def write_sam(path):
     torch.save({"W2": torch.zeros(3), "encoder.pos_embed": torch.zeros(3)}, path)
-    return "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3 networks"
+    return "is a Cellpose-SAM (4.x) network, but weights 'encoder.patch_embed.proj.weight' are"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,7 @@ def test_show_tells_of_a_file(tmp_path, capsys, checkpoint):
         "weights": sum(p.numel() for p in make_network().parameters() if p.requires_grad),
         "card": {},
         "notes": [],
+        "kind": "cpnet",
     }
     assert yaml.safe_load(run(capsys, "show", checkpoint)) == facts | {"card": None}
 

@@ -120,7 +120,7 @@ def test_unknown_name_tells_what_there_is(tmp_path):
         assert str(caught.value) == (
             f"model {name!r} is neither bundled ({bundled}), nor one that `densebatch models "
             f"fetch` knows ({', '.join(zoo.KNOWN)}), nor a file; give such a name or the path of "
-            "a .safetensors or Cellpose 1-3 checkpoint"
+            "a .safetensors or Cellpose checkpoint"
         )
 
 

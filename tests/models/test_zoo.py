@@ -17,6 +17,7 @@ from densebatch.models.model import find_model, load_network
 from tests.helpers.checkpoint_files import WIDTHS, Bomb, make_network, make_state
 from tests.helpers.file_server import make_certificate, serve
 from tests.helpers.run_files import call_main, write_tiff
+from tests.helpers.sam_files import make_sam
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,9 @@ def test_names_and_addresses_are_those_of_stock():
         del expected[name]
     found = {name: model.url for name, model in zoo.KNOWN.items()}
     assert found.pop("train7") == "doi:10.5281/zenodo.10668824"
+    for name in ("cpsam", "cpsam_v2"):  # of cellpose 4
+        assert found.pop(name).endswith(f"/mouseland/cellpose-sam/resolve/main/{name}")
+        assert zoo.KNOWN[name].kind == "cellpose-sam"
     assert found == expected
 
 
@@ -245,6 +249,7 @@ def test_hostile_file_is_not_kept(tmp_path, capsys, cache, network):
     files = {
         "pickle": to_bytes(tmp_path, make_state(extra=Bomb(trap))),
         "sam": to_bytes(tmp_path, {"W2": torch.zeros(3)}),
+        "whole-sam": to_bytes(tmp_path, make_sam().state_dict()),
         "three": to_bytes(
             tmp_path,
             make_state(downsample__down__res_down_0__proj__1__weight=torch.zeros(4, 3, 1, 1)),
@@ -253,7 +258,8 @@ def test_hostile_file_is_not_kept(tmp_path, capsys, cache, network):
     }
     told = {
         "pickle": "cannot be read as weights (",
-        "sam": "is a Cellpose-SAM (4.x) model; accepted are Cellpose 1-3 networks)",
+        "sam": "is a Cellpose-SAM (4.x) network, but weights ",
+        "whole-sam": "is of Cellpose-SAM (4.x) networks; accepted are Cellpose 1-3 networks)",
         "three": "takes 3 input channels; accepted are 2)",
     }
     with serve(files) as server:
@@ -389,3 +395,18 @@ def test_record_that_is_wrong(capsys, cache, certificate, record, other):
             told = refused_fetch(capsys, "train7")
             assert told.startswith("doi:10.5281/zenodo.10668824: cannot be fetched (")
         assert not cache.exists()
+
+
+def test_cellpose_sam_by_name(tmp_path, capsys, network):
+    files = {"cpsam": to_bytes(tmp_path, make_sam().state_dict()), "cyto": network}
+    with serve(files) as server:
+        told = refused_fetch(capsys, "cpsam", "--url", f"{server.url}/cyto")
+        assert told.endswith(
+            "(model cpsam: is of Cellpose 1-3 networks; accepted are Cellpose-SAM (4.x) networks)"
+        )
+        run(capsys, "fetch", "cpsam", "--url", f"{server.url}/cpsam")
+    model = find_model("cpsam")
+    assert (model.name, model.kind, model.patch_px) == ("cpsam", "cellpose-sam", 64)
+    assert (model.diameter_px, model.default_diameter_px, model.nuclei) == (30, 30, True)
+    assert model.card["source"].endswith("/cpsam")
+    assert load_network(model).inputs == 3

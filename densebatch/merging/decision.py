@@ -206,7 +206,8 @@ def _join(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 def _share_smaller(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
     """Whether two labels share half of the smaller one."""
     smaller = np.minimum(nodes.area[overlaps.u], nodes.area[overlaps.v])
-    return overlaps.shared >= SHARE * smaller
+    is_shared: NDArray[np.bool_] = overlaps.shared >= SHARE * smaller
+    return is_shared
 
 
 def _match(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:

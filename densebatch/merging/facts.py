@@ -7,7 +7,7 @@ on which ids a segmenter gave.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -55,7 +55,7 @@ class BandFacts:
     pairs: NDArray[np.int64]
 
 
-def number_locally(labels: NDArray[np.integer]) -> NDArray[np.uint32]:
+def number_locally(labels: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
     """Labels of any whole numbers as 1..k in raster order of their first pixels.
 
     Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Merged:
 
 
 def merge_tiles(
-    tiles: Sequence[tuple[int, int, NDArray[np.integer]]], shape: tuple[int, int]
+    tiles: Sequence[tuple[int, int, NDArray[np.integer[Any]]]], shape: tuple[int, int]
 ) -> Merged:
     """Merge labels of overlapping tiles.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         starts = [(region.y0, region.x0) for region in self.regions]
-        if any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(starts)):
             raise ValueError("tiles are not in raster order, or two of them begin at one pixel")
 
     @cached_property
@@ -77,6 +78,27 @@ class Layout:
                 found[tile].append(other)
                 found[other].append(tile)
         return found
+
+    @property
+    def narrowest_px(self) -> int | None:
+        """Pixels that a tile shares with what goes on behind its border, where they are fewest.
+
+        None if nothing goes on behind any border.
+        """
+        depths: list[int] = []
+        for own, around in zip(self.regions, self._around, strict=True):
+            sides: dict[str, int] = {}
+            for other in (self.regions[k] for k in around):
+                for side, goes_on, facing, depth in (
+                    ("up", other.y0 < own.y0, _meet(own, other, "x"), other.y1 - own.y0),
+                    ("left", other.x0 < own.x0, _meet(own, other, "y"), other.x1 - own.x0),
+                    ("down", other.y1 > own.y1, _meet(own, other, "x"), own.y1 - other.y0),
+                    ("right", other.x1 > own.x1, _meet(own, other, "y"), own.x1 - other.x0),
+                ):
+                    if goes_on and facing:
+                        sides[side] = max(depth, sides.get(side, 0))
+            depths += sides.values()
+        return min(depths, default=None)
 
     def distances(self, tile: int, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pixels between each label and the nearest border of a tile; 0 where the border cuts it.
@@ -130,6 +152,13 @@ class Layout:
             inside &= (boxes[:, 2] <= region.y1) & (boxes[:, 3] <= region.x1)
             seen |= inside & (self.distances(other, boxes) > 0)
         return seen
+
+
+def _meet(one: Region, other: Region, axis: str) -> bool:
+    """Whether two tiles have rows (y) or columns (x) in common."""
+    if axis == "y":
+        return one.y0 < other.y1 and other.y0 < one.y1
+    return one.x0 < other.x1 and other.x0 < one.x1
 
 
 def sort_regions(regions: Sequence[Region]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +56,10 @@ class Painted:
     first_pixels: NDArray[np.int64]
     resolved_px: int
     is_seen: NDArray[np.bool_]
+
+    def strip(self) -> Painted:
+        """The same without its pixels, for `find_first_pixels`."""
+        return replace(self, labels=self.labels[:0].copy(), is_seen=self.is_seen[:0].copy())
 
 
 def paint_region(region: Region, parts: Iterable[Part], slide_width: int) -> Painted:

@@ -32,7 +32,7 @@ _COMMANDS = {
     "sweep": ("densebatch.cli.sweep", "Score many thresholds; the network runs once."),
     "train": ("densebatch.cli.train", "Train a network on annotated images."),
     "models": ("densebatch.cli.models", "List, show, import or fetch models."),
-    "fetch": ("densebatch.cli.fetch", "Fetch the image set that the paper's figures are from."),
+    "fetch": ("densebatch.cli.demo", "Fetch the image set that the paper's figures are from."),
     "benchmark": ("densebatch.cli.benchmark", "Measure how fast this machine does what."),
 }
 

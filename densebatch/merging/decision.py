@@ -206,8 +206,7 @@ def _join(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 def _share_smaller(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
     """Whether two labels share half of the smaller one."""
     smaller = np.minimum(nodes.area[overlaps.u], nodes.area[overlaps.v])
-    is_shared: NDArray[np.bool_] = overlaps.shared >= SHARE * smaller
-    return is_shared
+    return overlaps.shared >= SHARE * smaller
 
 
 def _match(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
@@ -225,7 +224,8 @@ def _match(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
         is_best[order] &= begins
     both_cut = (nodes.trust[u] == 0) & (nodes.trust[v] == 0)
     alike = (iou >= MIN_IOU) & _share_smaller(nodes, overlaps)
-    return is_best & (alike | (both_cut & (iou >= MIN_IOU_CUT)))
+    is_match: NDArray[np.bool_] = is_best & (alike | (both_cut & (iou >= MIN_IOU_CUT)))
+    return is_match
 
 
 def _group(

@@ -66,36 +66,3 @@ def keep_largest_pieces(cells):
             largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
             kept[box][pieces == largest] = number
     return kept
-
-
-def count_faults(truth, labels, min_iou=0.9):
-    """How labels differ from the truth, by cells.
-
-    `good`: share of true cells with a label of at least that IoU. `cut`: true cells of which two
-    labels or more hold a tenth each. `merges`: labels that hold half of two true cells or more.
-    `duplicates`: labels, half of whose pixels are of a true cell that another label is good for.
-    """
-    n, m = int(truth.max()), int(labels.max())
-    pairs = truth.astype(np.int64) * (m + 1) + labels
-    codes, shared = np.unique(pairs, return_counts=True)
-    cell, label = np.divmod(codes, m + 1)
-    of_cell = np.bincount(truth.ravel(), minlength=n + 1)
-    of_label = np.bincount(labels.ravel(), minlength=m + 1)
-    both = (cell > 0) & (label > 0)
-    cell, label, shared = cell[both], label[both], shared[both]
-    iou = shared / (of_cell[cell] + of_label[label] - shared)
-    good = np.zeros(n + 1, bool)
-    good[cell[iou >= min_iou]] = True
-    there = of_cell > 0
-    there[0] = False
-    tenth = np.bincount(cell[shared >= 0.1 * of_cell[cell]], minlength=n + 1)
-    halves = np.bincount(label[shared >= 0.5 * of_cell[cell]], minlength=m + 1)
-    second = (shared >= 0.5 * of_label[label]) & (iou < min_iou) & good[cell]
-    return {
-        "cells": int(there.sum()),
-        "labels": int((of_label[1:] > 0).sum()),
-        "good": float(good[there].mean()),
-        "cut": int((tenth > 1).sum()),
-        "merges": int((halves > 1).sum()),
-        "duplicates": int(np.unique(label[second]).size),
-    }

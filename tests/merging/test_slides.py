@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from benchmarks.stitching.faults import count_faults
 from densebatch.base.geometry import Region
 from densebatch.merging.in_memory import merge_tiles
 from densebatch.merging.layout import Layout
 from densebatch.simulation.tissue import Tissue, render
 from tests.helpers.label_tiles import (
-    count_faults,
     cut_tiles,
     in_raster_order,
     scatter_ids,

@@ -15,8 +15,8 @@ as Cellpose's `distributed_eval` makes them:
 - none: nothing is joined;
 - touch: labels that face each other across a border are one cell;
 - dask-image 2026.5.0: the merge of `ndmeasure.label`;
-- cellpose 3.1.1.3: the merge of `contrib.distributed_segmentation`. It is made for volumes: an image
-  of two axes fails there, so it is given as a volume of one plane, and of five equal ones.
+- cellpose 3.1.1.3: the merge of `contrib.distributed_segmentation`. It is made for volumes, and an
+  image of two axes fails there, so it is given as a volume of one plane, and of five equal ones.
 
 The last two run in a virtual environment in SCRATCH with the versions pinned beside this file. No
 time is measured.

@@ -12,8 +12,9 @@ border of its tile: the further from it, the more of its surroundings the segmen
    matches it there: a chain of matches never makes one cell of two.
 3. **Intersection over smaller.** Groups are looked at by falling trust. One that has half of its
    pixels under cells that are kept already is a piece of these, as a border leaves it, and joins
-   the one that covers most of it. A cut label that no cell covers but that another tile holds
-   altogether, with what lies behind the cut, is dropped: that tile knows better.
+   the one that covers most of it. A label less than `NEAR_PX` from a border that no cell covers,
+   and that another tile holds altogether and further from its borders, is dropped: that tile sees
+   what lies behind the border, and knows better.
 4. A group without a whole label is a cell larger than the overlap. All its labels are kept as one,
    for each holds a part that no other has.
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 MIN_IOU = 0.3
 MIN_IOU_CUT = 0.5
 SHARE = 0.5  # of the smaller label, or of a piece
+NEAR_PX = 3  # a piece of a cut cell may end just before the border, where outlines are ragged
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Decision:
     larger
         Cells that no tile holds whole: larger than the overlap.
     dropped
-        Cut labels of which another tile, which holds all of them, knows nothing.
+        Labels at a border of which another tile, which holds all of them, knows nothing.
     """
 
     ranks: tuple[NDArray[np.uint32], ...]
@@ -276,7 +278,7 @@ def _settle(
     inside = a == b
     np.subtract.at(area, a[inside], shared[inside])  # what two parts of a cell share is one
     # Among cut ones the larger says more; what may be dropped comes last and takes nothing along.
-    order = np.lexsort((index, -np.where(trust == 0, area, 0), is_fragment, -trust))
+    order = np.lexsort((index, -np.where(trust == 0, area, 0), -trust, is_fragment))
     a, b, shared = a[~inside], b[~inside], shared[~inside]
     table = coo_array(
         (np.concatenate([shared, shared]), (np.concatenate([a, b]), np.concatenate([b, a]))),
@@ -329,14 +331,14 @@ def _find_pieces(
 def _find_fragments(
     layout: Layout, nodes: _Labels, group: NDArray[np.int64], n_groups: int
 ) -> NDArray[np.bool_]:
-    """Groups without a whole label, each label of which another tile holds altogether."""
+    """Groups all of whose labels lie at a border, where another tile sees all of them better."""
     is_fragment = np.ones(n_groups, np.bool_)
-    is_fragment[group[nodes.trust > 0]] = False
+    is_fragment[group[nodes.trust >= NEAR_PX]] = False
     asked = is_fragment[group]
     for tile, start in enumerate(nodes.first[:-1].tolist()):
         labels = start + np.flatnonzero(asked[start : int(nodes.first[tile + 1])])
         if labels.size:
-            seen = layout.witnesses(tile, nodes.box[labels])
+            seen = layout.witnesses(tile, nodes.box[labels], nodes.trust[labels])
             is_fragment[group[labels[~seen]]] = False
     return is_fragment
 

@@ -135,8 +135,10 @@ class Layout:
                     nearest = np.where(facing, np.minimum(nearest, gap), nearest)
         return nearest
 
-    def witnesses(self, tile: int, boxes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether another tile holds all of a label, away from its own borders.
+    def witnesses(
+        self, tile: int, boxes: NDArray[np.int64], distances: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether another tile holds all of a label, further from its own borders.
 
         Parameters
         ----------
@@ -144,13 +146,15 @@ class Layout:
             Whose labels they are.
         boxes
             As of `distances`.
+        distances
+            `(k,)`, of the labels in their own tile.
         """
         seen = np.zeros(len(boxes), np.bool_)
         for other in self.neighbours[tile]:
             region = self.regions[other]
             inside = (boxes[:, 0] >= region.y0) & (boxes[:, 1] >= region.x0)
             inside &= (boxes[:, 2] <= region.y1) & (boxes[:, 3] <= region.x1)
-            seen |= inside & (self.distances(other, boxes) > 0)
+            seen |= inside & (self.distances(other, boxes) > distances)
         return seen
 
 

@@ -124,19 +124,20 @@ def merge(tiles):
     for group in groups:
         top = min(group, key=lambda node: (-trust[node], node))
         members = [top] if trust[top] > 0 else group
-        is_fragment = trust[top] == 0 and all(
+        is_fragment = trust[top] < 3 and all(
             any(
                 pixels_of_box(pixels[m]) <= ground
-                and distance(pixels[m], boxes[t], set().union(*grounds[:t], *grounds[t + 1 :])) > 0
+                and distance(pixels[m], boxes[t], set().union(*grounds[:t], *grounds[t + 1 :]))
+                > trust[m]
                 for t, ground in enumerate(grounds)
                 if t != m[0]
             )
-            for m in members
+            for m in group
         )
         inside = sum(len(pixels[a] & pixels[b]) for a, b in itertools.combinations(members, 2))
         area = sum(len(pixels[m]) for m in members) - inside
         painted.append((-trust[top], is_fragment, -area if trust[top] == 0 else 0, members, area))
-    painted.sort(key=lambda item: (*item[:3], min(item[3])))
+    painted.sort(key=lambda item: (item[1], item[0], item[2], min(item[3])))
     stands = []
     for item in painted:
         covered = sum(

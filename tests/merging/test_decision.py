@@ -79,6 +79,13 @@ def test_a_cut_piece_that_the_other_tile_knows_nothing_of_is_dropped():
     assert merged.decision.dropped == (Place(Region(0, 4, 2, 5), (1,)),)
 
 
+def test_so_is_one_that_ends_just_before_the_border():
+    merged = merge(14, (0, "............", "............"), (4, "..c.......", "..c......."))
+    assert not merged.labels.any()
+    (place,) = merged.decision.dropped
+    assert place == Place(Region(0, 6, 2, 7), (1,))
+
+
 def test_a_cell_that_only_one_tile_found_is_kept():
     merged = merge(12, (0, "......aa..", "......aa.."), (4, "........", "........"))
     assert show(merged.labels) == ["......aa...."] * 2

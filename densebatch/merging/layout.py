@@ -67,7 +67,7 @@ class Layout:
     @cached_property
     def _around(self) -> list[list[int]]:
         """For each tile those that share pixels with it or lie against it."""
-        y0, x0, y1, x1 = np.array([(r.y0, r.x0, r.y1, r.x1) for r in self.regions]).reshape(-1, 4).T
+        y0, x0, y1, x1 = self._edges
         found: list[list[int]] = [[] for _ in self.regions]
         for tile in range(len(self.regions)):
             # Later tiles begin further down, and those that begin below this one are none of its.
@@ -77,6 +77,19 @@ class Layout:
             for other in (np.flatnonzero(near) + tile + 1).tolist():
                 found[tile].append(other)
                 found[other].append(tile)
+        return found
+
+    @cached_property
+    def _edges(self) -> NDArray[np.int64]:
+        """Rows y0, x0, y1, x1 of all tiles."""
+        edges = [(r.y0, r.x0, r.y1, r.x1) for r in self.regions]
+        return np.array(edges, np.int64).reshape(-1, 4).T
+
+    def reaching(self, region: Region) -> list[int]:
+        """Tiles that share pixels with a region, ascending."""
+        y0, x0, y1, x1 = self._edges
+        inside = (y0 < region.y1) & (y1 > region.y0) & (x0 < region.x1) & (x1 > region.x0)
+        found: list[int] = np.flatnonzero(inside).tolist()
         return found
 
     @property

@@ -69,6 +69,7 @@ class _Places:
 
     at: dict[Path, tuple[int, int]]
     um_per_px: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_tiles(sources: Sequence[Path], step: int | None = None) -> TileSet:
@@ -92,7 +93,8 @@ def find_tiles(sources: Sequence[Path], step: int | None = None) -> TileSet:
     if tables and len(sources) > 1:
         raise InputError(f"{tables[0]}: is a list of tiles; accepted is one alone, without others")
     places = _read_table(tables[0]) if tables else _find_places(_list_files(sources), step)
-    shapes = {path: _read_shape(path) for path in places.at}
+    notes = list(places.notes)
+    shapes = {path: _read_shape(path, notes) for path in places.at}
     if step is not None:
         _check_step(shapes, step)
     regions = {
@@ -104,7 +106,8 @@ def find_tiles(sources: Sequence[Path], step: int | None = None) -> TileSet:
     order = sort_regions([regions[path] for path in paths])
     files = tuple(paths[k] for k in order)
     layout = Layout(tuple(regions[path] for path in files))
-    found = TileSet(files, layout, places.um_per_px, _tell_alone(files, layout))
+    notes += _tell_alone(files, layout)
+    found = TileSet(files, layout, places.um_per_px, tuple(dict.fromkeys(notes)))
     if found.shape[0] * found.shape[1] > MAX_PX:
         raise InputError(
             f"{files[-1]}: lies so that the slide has {found.shape[0]} x {found.shape[1]} px; "
@@ -182,6 +185,7 @@ def _match(path: Path, patterns: Sequence[re.Pattern[str]]) -> tuple[int, int] |
 def _read_stage(files: Sequence[Path]) -> _Places:
     """Places from the positions of the stage, the least of which is the slide's corner."""
     told: dict[Path, tuple[float, float]] = {}
+    notes: tuple[str, ...] = ()
     sizes: dict[Path, float] = {}
     for path in files:
         pixels = _read_ome(path)
@@ -189,6 +193,9 @@ def _read_stage(files: Sequence[Path]) -> _Places:
         if found is None:
             raise InputError(f"{path}: does not tell where it lies; {_ACCEPTED}")
         sizes[path], told[path] = found[0], found[1:]
+        assert pixels is not None
+        if any("PositionXUnit" not in plane.attrib for plane in children(pixels, "Plane")):
+            notes = ("PositionX and PositionY have no unit: they are taken to be in um",)
         if abs(sizes[path] - sizes[files[0]]) > 1e-6 * sizes[path]:
             raise InputError(
                 f"{path}: has pixels of {sizes[path]:g} um, and {files[0].name} of "
@@ -200,6 +207,7 @@ def _read_stage(files: Sequence[Path]) -> _Places:
         {path: (round((y - least[0]) / size), round((x - least[1]) / size))
          for path, (y, x) in told.items()},
         size,
+        notes,
     )  # fmt: skip
 
 
@@ -272,11 +280,14 @@ def _read_table(table: Path) -> _Places:
     return _Places(at)
 
 
-def _read_shape(path: Path) -> tuple[int, int]:
+def _read_shape(path: Path, notes: list[str]) -> tuple[int, int]:
+    """Rows and columns of a tile; what a user should know of it is added to the notes."""
     if path.suffix.lower() == ".png":  # which would be decoded to be opened
         header = read_png_header(path)
         return header.height, header.width
-    return open_labels(path).shape
+    labels = open_labels(path)
+    notes += [f"{path.name}: {note}" for note in labels.notes]
+    return labels.shape
 
 
 def _check_step(shapes: dict[Path, tuple[int, int]], step: int) -> None:

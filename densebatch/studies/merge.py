@@ -265,10 +265,10 @@ class _Merge:
         return measure_band(first, second, self._view(first, band), self._view(second, band))
 
     def _parts(self, region: Region, decision: Decision) -> Iterator[Part]:
-        for tile, own in enumerate(self._regions):
-            inside = own.intersect(region)
-            if inside is not None:
-                yield Part(inside, self._view(tile, inside), decision.ranks[tile])
+        for tile in self._tiles.layout.reaching(region):
+            inside = self._regions[tile].intersect(region)
+            assert inside is not None
+            yield Part(inside, self._view(tile, inside), decision.ranks[tile])
 
     def _paint(self, region: Region, decision: Decision) -> Painted:
         """Step 3 of a region."""

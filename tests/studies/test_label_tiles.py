@@ -80,6 +80,16 @@ def test_stage_positions(tmp_path):
         find_tiles([tmp_path])
 
 
+def test_stage_positions_without_a_unit_are_told(tmp_path):
+    for name, x in (("a", 0.0), ("b", 3.0)):
+        plane = {"PositionX": x, "PositionY": 0.0}
+        metadata = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Plane": plane}
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", TILE, metadata=metadata)
+    found = find_tiles([tmp_path])
+    assert list(places(found).values()) == [(0, 0), (0, 6)]
+    assert found.notes == ("PositionX and PositionY have no unit: they are taken to be in um",)
+
+
 @pytest.mark.parametrize("unit", ["reference frame", "pixel"])
 def test_stage_positions_in_no_length(tmp_path, unit):
     save_ome(tmp_path / "a.ome.tif", 0, 0, unit=unit)

@@ -1,9 +1,11 @@
 """Merges of other programs, run in their own environment; imports nothing of densebatch.
 
-    python peers.py '{"blocks": ..., "method": ..., "labels": ...}'
+    python peers.py '{"given": ..., "method": ..., "labels": ...}'
 
-`blocks` is a file of `np.savez`: labels `(h, w)` int64 of all blocks side by side, ids unique on
-the slide, and `rows`, `cols`: where blocks begin. The merged labels are written to `labels`.
+`given` is a file of `np.savez`: `blocks`, labels `(h, w)` int64 of all blocks side by side, ids
+unique on the slide; `starts`: rows, and columns as well, where blocks begin; `overlap`, and `0`,
+`1`, ...: the labels of each tile, which is a block with half the overlap on every side. The merged
+labels are written to `labels`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 import types
 from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,35 @@ def merge_dask_image(labels: np.ndarray, rows: list[int], cols: list[int]) -> np
     graph = _label.label_adjacency_graph(blocks, None, int(labels.max()))
     joined = _label.connected_components_delayed(graph)
     return np.asarray(_label.relabel_blocks(blocks, joined).compute())
+
+
+def merge_patchworks(
+    tiles: list[np.ndarray], starts: list[int], size: int, half: int
+) -> np.ndarray:
+    """Patchworks' merge by IoU, through its own files."""
+    import patchworks
+    from patchworks import _merge
+
+    step = starts[1] - starts[0]
+    with tempfile.TemporaryDirectory() as name:
+        stage, halos = Path(name) / "stage.zarr", Path(name) / "halos"
+        halos.mkdir()
+        shape = (size, size)
+        patchworks.create_stage(stage, shape, (step, step))
+        for index, labels in enumerate(tiles):
+            patchworks.stage_tile(
+                np.zeros(shape, np.uint8),
+                lambda _, labels=labels: labels,
+                stage,
+                index,
+                tile_shape=(step, step),
+                overlap=half,
+                halo_dir=halos,
+            )
+        merged = _merge.merge_tile_labels(
+            stage, Path(name) / "out.zarr", input_component="staged", halo_dir=halos, n_workers=1
+        )
+        return np.asarray(merged)
 
 
 def load_cellpose() -> Any:  # noqa: ANN401
@@ -64,10 +97,14 @@ def merge_cellpose(labels: np.ndarray, rows: list[int], cols: list[int], depth: 
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
-    given = np.load(job["blocks"])
-    layout = given["labels"], given["rows"].tolist(), given["cols"].tolist()
+    given = np.load(job["given"])
+    blocks, starts = given["blocks"], given["starts"].tolist()
     if job["method"] == "dask-image":
-        merged = merge_dask_image(*layout)
+        merged = merge_dask_image(blocks, starts, starts)
+    elif job["method"] == "patchworks":
+        tiles = [given[str(k)] for k in range(len(starts) ** 2)]
+        merged = merge_patchworks(tiles, starts, blocks.shape[0], int(given["overlap"]) // 2)
     else:
-        merged = merge_cellpose(*layout, depth=int(job["method"].rpartition(" ")[2]))
+        depth = int(job["method"].rpartition(" ")[2])
+        merged = merge_cellpose(blocks, starts, starts, depth)
     np.save(job["labels"], merged)

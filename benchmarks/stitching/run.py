@@ -9,16 +9,17 @@ cell, from end to end, and each tile is labelled by itself in two ways, with ids
 - ragged: outlines are ragged within two diameters of the tile's border, and cells that the border
   cuts are dropped or split, as a segmenter does that looks at what is around.
 
-The peers join what lies side by side, so they get the blocks between the middles of the overlaps,
-as Cellpose's `distributed_eval` makes them:
+A tile is a block of a regular grid with half the overlap on every side. Most peers join what lies
+side by side, so they get the blocks without what is around them, as `distributed_eval` cuts them:
 
 - none: nothing is joined;
 - touch: labels that face each other across a border are one cell;
 - dask-image 2026.5.0: the merge of `ndmeasure.label`;
 - cellpose 3.1.1.3: the merge of `contrib.distributed_segmentation`. It is made for volumes, and an
-  image of two axes fails there, so it is given as a volume of one plane, and of five equal ones.
+  image of two axes fails there, so it is given as a volume of one plane, and of five equal ones;
+- patchworks 3.3.0: its merge by IoU, which compares what is around blocks.
 
-The last two run in a virtual environment in SCRATCH with the versions pinned beside this file. No
+The last three run in virtual environments in SCRATCH with the versions pinned beside this file. No
 time is measured.
 """
 
@@ -37,7 +38,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from densebatch.base.geometry import Region
+from densebatch.base.geometry import Grid, Region
 from densebatch.merging.in_memory import merge_tiles
 from densebatch.merging.layout import Layout
 from densebatch.simulation.tissue import Tissue, render
@@ -49,25 +50,35 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RESULT = HERE.parent / "results/stitching.json"
 CELLPOSE = "cellpose==3.1.1.3"
+# The environment and the method of each peer.
 PEERS = {
-    "dask-image": "dask-image",
-    "cellpose, one plane": "cellpose 1",
-    "cellpose, five planes": "cellpose 5",
+    "dask-image": ("cellpose", "dask-image"),
+    "cellpose, one plane": ("cellpose", "cellpose 1"),
+    "cellpose, five planes": ("cellpose", "cellpose 5"),
+    "patchworks": ("patchworks", "patchworks"),
 }
 SHRUNK_PX = 2  # so near to a border cells lose most of their outline
 _TAIL = 300
 
 
-def build_environment(work: Path) -> Path:
-    """The peers' environment; its Python."""
-    python = work / "env/bin/python"
-    pins = (HERE / "requirements.txt").read_text()
-    mark = work / "env/installed.txt"
+def read_pins(name: str) -> list[str]:
+    """Packages and versions of one environment, those that come without what they ask for last."""
+    lines = (HERE / f"requirements-{name}.txt").read_text().splitlines()[1:]
+    return [*lines, CELLPOSE] if name == "cellpose" else lines
+
+
+def build_environment(name: str, work: Path) -> Path:
+    """An environment of peers; its Python."""
+    folder = work / f"env-{name}"
+    python, mark = folder / "bin/python", folder / "installed.txt"
+    pins = "\n".join(read_pins(name))
     if not mark.exists() or mark.read_text() != pins:
-        venv.create(work / "env", with_pip=True, clear=True)
+        venv.create(folder, with_pip=True, clear=True)
         install = [str(python), "-m", "pip", "install", "-q"]
-        subprocess.run([*install, "-r", str(HERE / "requirements.txt")], check=True)
-        subprocess.run([*install, "--no-deps", CELLPOSE], check=True)
+        requirements = str(HERE / f"requirements-{name}.txt")
+        subprocess.run([*install, "-r", requirements], check=True)
+        if name == "cellpose":
+            subprocess.run([*install, "--no-deps", CELLPOSE], check=True)
         mark.write_text(pins)
     return python
 
@@ -85,10 +96,11 @@ def median_extent(truth: NDArray[np.int64]) -> int:
     return round(float(np.median([max(s.stop - s.start for s in box) for box in boxes if box])))
 
 
-def cut_slide(size: int, tile: int, overlap: int) -> Layout:
-    """Tiles that share `overlap` px; the last ones end with the slide."""
-    starts = sorted({min(s, size - tile) for s in range(0, size - overlap, tile - overlap)})
-    return Layout(tuple(Region(y, x, y + tile, x + tile) for y in starts for x in starts))
+def cut_slide(size: int, tile: int, overlap: int) -> tuple[Grid, Layout]:
+    """Blocks of a regular grid, and the tiles: blocks with half the overlap on every side."""
+    blocks = Grid(size, size, tile - overlap, tile - overlap)
+    tiles = [blocks[index].expand(overlap // 2).clip(size, size) for index in blocks]
+    return blocks, Layout(tuple(tiles))
 
 
 def label_tile(
@@ -122,34 +134,26 @@ def label_tile(
 
 
 def lay_side_by_side(
-    layout: Layout, tiles: list[NDArray[np.int64]], size: int
-) -> tuple[NDArray[np.int64], list[int]]:
-    """Blocks between the middles of overlaps, ids unique on the slide, and where they begin."""
-    starts = sorted({region.x0 for region in layout.regions})
-    ends = [start + layout.regions[0].width for start in starts]
-    lines = [0, *((end + start) // 2 for end, start in zip(ends, starts[1:], strict=False))]
-    blocks = np.zeros((size, size), np.int64)
+    grid: Grid, layout: Layout, tiles: list[NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Labels of all blocks, ids unique on the slide."""
+    side_by_side = np.zeros((grid.height, grid.width), np.int64)
     used = 0
-    for region, labels in zip(layout.regions, tiles, strict=True):
-        spans = []
-        for begin in (region.y0, region.x0):
-            k = starts.index(begin)
-            spans.append(slice(lines[k], lines[k + 1] if k + 1 < len(lines) else size))
-        block = labels[spans[0].start - region.y0 : spans[0].stop - region.y0,
-                       spans[1].start - region.x0 : spans[1].stop - region.x0]  # fmt: skip
+    for index, region, labels in zip(grid, layout.regions, tiles, strict=True):
+        block = labels[grid[index].shift(-region.y0, -region.x0).slices]
         ids, which = np.unique(block, return_inverse=True)
         numbers = np.zeros(ids.size, np.int64)
         numbers[ids > 0] = np.arange(1, (ids > 0).sum() + 1) + used
         used += int((ids > 0).sum())
-        blocks[tuple(spans)] = numbers[which].reshape(block.shape)
-    return blocks, lines
+        side_by_side[grid[index].slices] = numbers[which].reshape(block.shape)
+    return side_by_side
 
 
-def merge_touching(blocks: NDArray[np.int64], lines: list[int]) -> NDArray[np.int64]:
+def merge_touching(blocks: NDArray[np.int64], starts: list[int]) -> NDArray[np.int64]:
     """Labels that face each other across a border become one."""
     pairs = []
     for image in (blocks, blocks.T):
-        for line in lines[1:]:
+        for line in starts[1:]:
             facing = np.stack([image[line - 1], image[line]])
             pairs.append(facing[:, (facing > 0).all(axis=0)])
     a, b = np.concatenate(pairs, axis=1)
@@ -161,12 +165,12 @@ def merge_touching(blocks: NDArray[np.int64], lines: list[int]) -> NDArray[np.in
 
 
 def merge_by_peer(
-    python: Path, method: str, blocks: NDArray[np.int64], lines: list[int], work: Path
+    python: Path, method: str, arrays: dict[str, Any], work: Path
 ) -> NDArray[np.int64] | str:
     """Labels, or what the peer said when it failed."""
-    given, made = work / "blocks.npz", work / "labels.npy"
-    np.savez(given, labels=blocks, rows=lines, cols=lines)
-    job = {"blocks": str(given), "method": method, "labels": str(made)}
+    given, made = work / "given.npz", work / "labels.npy"
+    np.savez(given, **arrays)
+    job = {"given": str(given), "method": method, "labels": str(made)}
     done = subprocess.run(
         [str(python), str(HERE / "peers.py"), json.dumps(job)],
         capture_output=True, text=True, check=False,
@@ -183,14 +187,21 @@ def compact(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def compare(
-    truth: NDArray[np.int64], layout: Layout, kind: str, diameter: int, python: Path | None,
+    truth: NDArray[np.int64],
+    side: int,
+    kind: str,
+    diameter: int,
+    pythons: dict[str, Path],
     work: Path,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each way to join the tiles."""
+) -> list[dict[str, Any]]:
+    """A row for each way to join tiles of a side, labelled in one way."""
     size = truth.shape[0]
+    grid, layout = cut_slide(size, side, 2 * diameter)
     tiles = [label_tile(truth, layout, k, kind, diameter) for k in range(len(layout.regions))]
-    given = [(r.y0, r.x0, labels) for r, labels in zip(layout.regions, tiles, strict=True)]
-    merged = merge_tiles(given, (size, size))
+    merged = merge_tiles(
+        [(r.y0, r.x0, labels) for r, labels in zip(layout.regions, tiles, strict=True)],
+        (size, size),
+    )
     counted = {
         "candidate_pairs": merged.decision.candidate_pairs,
         "merged": merged.decision.merged,
@@ -201,18 +212,20 @@ def compare(
     rows: list[dict[str, Any]] = [
         {"name": "densebatch", **count_faults(truth, merged.labels), "merging": counted}
     ]
-    blocks, lines = lay_side_by_side(layout, tiles, size)
+    blocks = lay_side_by_side(grid, layout, tiles)
+    starts = [grid[0, col].x0 for col in range(grid.cols)]
     found: dict[str, NDArray[np.int64] | str] = {
         "none": blocks,
-        "touch": merge_touching(blocks, lines),
+        "touch": merge_touching(blocks, starts),
     }
-    if python is not None:
-        for name, method in PEERS.items():
-            found[name] = merge_by_peer(python, method, blocks, lines, work)
+    arrays = {"blocks": blocks, "starts": starts, "overlap": 2 * diameter}
+    arrays |= {str(k): labels for k, labels in enumerate(tiles)}
+    for name, (environment, method) in PEERS.items():
+        if environment in pythons:
+            found[name] = merge_by_peer(pythons[environment], method, arrays, work)
     for name, labels in found.items():
-        told = {"failed": labels} if isinstance(labels, str) else count_faults(
-            truth, compact(labels)
-        )  # fmt: skip
+        failed = isinstance(labels, str)
+        told = {"failed": labels} if failed else count_faults(truth, compact(labels))
         rows.append({"name": name, **told})
     return rows
 
@@ -250,22 +263,21 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    python = None if options.no_peers else build_environment(work)
+    names = () if options.no_peers else ("cellpose", "patchworks")
+    pythons = {name: build_environment(name, work) for name in names}
     truth = draw_truth(options.size, options.diameter)
     diameter = median_extent(truth)
     runs = []
     for tile in options.tiles:
-        layout = cut_slide(options.size, tile, 2 * diameter)
         for kind in ("right", "ragged"):
-            rows = compare(truth, layout, kind, diameter, python, work)
+            rows = compare(truth, tile, kind, diameter, pythons, work)
             runs.append({"tile": tile, "labelled": kind, "rows": rows})
             print(json.dumps(runs[-1]), flush=True)
     record = {
         "command": "python benchmarks/stitching/run.py --work SCRATCH",
         "machine": describe_machine(),
         "versions": {"densebatch": describe_versions(),
-                     "peers": [*(HERE / "requirements.txt").read_text().splitlines()[1:],
-                               CELLPOSE]},
+                     **{name: read_pins(name) for name in names}},
         "settings": {"size": options.size, "cells": int(truth.max()), "overlap_px": 2 * diameter,
                      "median_extent_px": diameter},
         "runs": runs,

@@ -20,7 +20,7 @@ from scipy.ndimage import binary_dilation
 
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import InputError
-from densebatch.base.files import write_atomic
+from densebatch.base.files import no_empty_folders, write_atomic
 from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
@@ -104,25 +104,17 @@ def merge_label_tiles(
     um_per_px = tiles.um_per_px if pixel_size is None else pixel_size
     for note in tiles.notes:
         progress.note(note)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
-        )
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be used as output folder ({error.strerror}); accepted is a folder "
-            "that can be created or written"
-        ) from error
-    try:
-        report = _Merge(tiles, partial, um_per_px, progress).run()
-        partial.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with no_empty_folders([folder.parent]):
+        partial = _make_partial(folder)
+        try:
+            report = _Merge(tiles, partial, um_per_px, progress).run()
+            partial.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return MergeResult(folder, folder / _SEGMENTATION / "labels" / "cells", folder / _TABLE, report)
 
 
@@ -133,6 +125,19 @@ def _check_folder(folder: Path) -> None:
             raise InputError(f"{folder}: holds {names[0]!r}; accepted is a new or empty folder")
     elif folder.exists():
         raise InputError(f"{folder}: is a file; accepted is a new or empty folder")
+
+
+def _make_partial(folder: Path) -> Path:
+    """A folder beside the output, of this process alone."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be used as output folder ({error.strerror}); accepted is a folder "
+            "that can be created or written"
+        ) from error
+    return Path(made)
 
 
 class _Merge:

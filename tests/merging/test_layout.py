@@ -15,6 +15,9 @@ def test_four_tiles_at_a_corner_share_six_bands():
     assert GRID.bands == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     assert GRID.neighbours[2] == [0, 1, 3]
     assert GRID.narrowest_px == 3
+    assert GRID.reaching(Region(0, 8, 7, 9)) == [0, 1]
+    assert GRID.reaching(Region(9, 9, 10, 10)) == [0, 1, 2, 3]
+    assert GRID.reaching(Region(17, 0, 18, 9)) == []
 
 
 def test_order_is_by_rows_then_columns():

@@ -155,7 +155,7 @@ def test_pixels_that_are_no_labels(capsys, tmp_path, labels, words):
     source = write_tiles(tmp_path / "t")
     np.save(source / "t_y22_x0.npy", labels)
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = call_main(capsys, "merge", source, tmp_path / "out")
+    code, out, err = call_main(capsys, "merge", source, tmp_path / "new/out")
     assert (code, out) == (2, "")
     sentence = err.splitlines()[-1]
     assert sentence.startswith(f"error: {source / 't_y22_x0.npy'} ")

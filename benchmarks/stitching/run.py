@@ -129,7 +129,7 @@ def label_tile(
                 half = rows + cols > np.median(rows + cols)
                 labels[at][rows[half], cols[half]] = n + cell
         n *= 2
-    new = np.concatenate([[0], rng.choice(10**9, n, replace=False) + 1])
+    new = np.concatenate([[0], rng.choice(10**6, n, replace=False) + 1])
     return new[labels]
 
 

@@ -1,7 +1,9 @@
 """Step 2: which labels are one cell, and which copy of it is kept, from the tables of step 1 alone.
 
 A label is *whole* unless a border of its tile cuts it. Its *trust* is its distance from the nearest
-border of its tile: the further from it, the more of its surroundings the segmenter saw.
+border of its tile: the further from it, the more of its surroundings the segmenter saw. If half of a
+label lies in a whole one of another tile that is half as large again, it may be a piece of it, and
+is trusted no more than its own tile would be with all of it: as the larger one's box lies there.
 
 1. **Mutual best.** In a band, two labels match if each is the other's best by IoU of what the band
    holds of them, the IoU is at least `MIN_IOU`, and they share half of the smaller one. Two labels
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 MIN_IOU = 0.3
 MIN_IOU_CUT = 0.5
 SHARE = 0.5  # of the smaller label, or of a piece
+PIECE = 2 / 3  # of another label's area, up to which one may be a piece of it
 NEAR_PX = 3  # a piece of a cut cell may end just before the border, where outlines are ragged
 
 
@@ -99,13 +102,13 @@ class _Labels:
 
     Attributes
     ----------
-    tile, area, trust, box : of each label
+    tile, area, distance, box : of each label; the distance is that of `Layout.distances`
     first : index of the first label of each tile, and their number
     """
 
     tile: NDArray[np.int64]
     area: NDArray[np.int64]
-    trust: NDArray[np.int64]
+    distance: NDArray[np.int64]
     box: NDArray[np.int64]
     first: NDArray[np.int64]
 
@@ -145,10 +148,11 @@ def decide(layout: Layout, tiles: Sequence[TileFacts], bands: Sequence[BandFacts
     """
     nodes = _gather_labels(layout, tiles)
     overlaps = _gather_overlaps(layout, nodes, bands)
-    group, is_painted = _group(nodes, overlaps, _match(nodes, overlaps))
+    trust = _find_trust(layout, nodes, overlaps)
+    group, is_painted = _group(nodes, overlaps, trust, _match(nodes, overlaps))
     n_groups = int(group.max(initial=-1)) + 1
     is_fragment = _find_fragments(layout, nodes, group, n_groups)
-    order, parent = _settle(nodes, overlaps, group, is_painted, is_fragment)
+    order, parent = _settle(nodes, overlaps, trust, group, is_painted, is_fragment)
     stands = parent == np.arange(n_groups)
     is_dropped = stands & is_fragment
     rank_of_group = np.zeros(n_groups, np.uint32)
@@ -156,7 +160,7 @@ def decide(layout: Layout, tiles: Sequence[TileFacts], bands: Sequence[BandFacts
     rank_of_group[kept] = np.arange(1, kept.size + 1, dtype=np.uint32)
     ranks = np.where(is_painted, rank_of_group[group], 0).astype(np.uint32)
     whole = np.zeros(n_groups, np.bool_)
-    whole[group[nodes.trust > 0]] = True
+    whole[group[nodes.distance > 0]] = True
     # A piece joins a group that stands, and is dropped with it.
     lost = is_dropped[parent[group]]
     return Decision(
@@ -174,11 +178,11 @@ def decide(layout: Layout, tiles: Sequence[TileFacts], bands: Sequence[BandFacts
 
 def _gather_labels(layout: Layout, tiles: Sequence[TileFacts]) -> _Labels:
     counts = [facts.areas.size for facts in tiles]
-    trust = [layout.distances(tile, facts.boxes) for tile, facts in enumerate(tiles)]
+    distance = [layout.distances(tile, facts.boxes) for tile, facts in enumerate(tiles)]
     return _Labels(
         tile=np.repeat(np.arange(len(tiles)), counts),
         area=_join([facts.areas for facts in tiles]),
-        trust=_join(trust),
+        distance=_join(distance),
         box=np.concatenate([*(facts.boxes for facts in tiles), np.zeros((0, 4), np.int64)]),
         first=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
     )
@@ -211,6 +215,22 @@ def _share_smaller(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
     return overlaps.shared >= SHARE * smaller
 
 
+def _find_trust(layout: Layout, nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.int64]:
+    """Trust of each label: 0 if it is cut, and at least 1 if it is whole."""
+    trust = nodes.distance.copy()
+    for inner, outer in ((overlaps.u, overlaps.v), (overlaps.v, overlaps.u)):
+        asked = overlaps.shared >= SHARE * nodes.area[inner]
+        asked &= nodes.area[inner] <= PIECE * nodes.area[outer]
+        asked &= (nodes.distance[inner] > 0) & (nodes.distance[outer] > 0)
+        pairs = np.flatnonzero(asked)
+        pairs = pairs[np.argsort(nodes.tile[inner[pairs]], kind="stable")]
+        tiles, starts = np.unique(nodes.tile[inner[pairs]], return_index=True)
+        for tile, some in zip(tiles.tolist(), np.split(pairs, starts[1:]), strict=bool(pairs.size)):
+            bound = np.maximum(layout.distances(tile, nodes.box[outer[some]]), 1)
+            np.minimum.at(trust, inner[some], bound)
+    return trust
+
+
 def _match(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
     """Which overlaps are matches: mutual best of their band, and good enough."""
     u, v, shared = overlaps.u, overlaps.v, overlaps.shared
@@ -224,21 +244,24 @@ def _match(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
         )
         begins[1:] = ~same
         is_best[order] &= begins
-    both_cut = (nodes.trust[u] == 0) & (nodes.trust[v] == 0)
+    both_cut = (nodes.distance[u] == 0) & (nodes.distance[v] == 0)
     alike = (iou >= MIN_IOU) & _share_smaller(nodes, overlaps)
     is_match: NDArray[np.bool_] = is_best & (alike | (both_cut & (iou >= MIN_IOU_CUT)))
     return is_match
 
 
 def _group(
-    nodes: _Labels, overlaps: _Overlaps, is_match: NDArray[np.bool_]
+    nodes: _Labels,
+    overlaps: _Overlaps,
+    trust: NDArray[np.int64],
+    is_match: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Group of each label, and whether it is painted: the survivor, or all if none is whole."""
     n = nodes.size
     close = _share_smaller(nodes, overlaps)
     close_pairs = np.sort(overlaps.u[close] * n + overlaps.v[close])
     u, v = overlaps.u[is_match], overlaps.v[is_match]
-    by_trust = np.lexsort((np.arange(n), -nodes.trust))
+    by_trust = np.lexsort((np.arange(n), -trust))
     while True:
         graph = coo_array((np.ones(u.size, np.bool_), (u, v)), shape=(n, n))
         n_groups, group = connected_components(graph, directed=False)
@@ -246,7 +269,7 @@ def _group(
         # The last write stays, so the most trusted comes last.
         backwards = by_trust[::-1]
         survivor[group[backwards]] = backwards
-        has_whole = nodes.trust[survivor] > 0
+        has_whole = trust[survivor] > 0
         chosen = survivor[group]
         low, high = np.minimum(np.arange(n), chosen), np.maximum(np.arange(n), chosen)
         stays = ~has_whole[group] | (low == high)
@@ -260,6 +283,7 @@ def _group(
 def _settle(
     nodes: _Labels,
     overlaps: _Overlaps,
+    trust_of_label: NDArray[np.int64],
     group: NDArray[np.int64],
     is_painted: NDArray[np.bool_],
     is_fragment: NDArray[np.bool_],
@@ -270,7 +294,7 @@ def _settle(
     trust = np.zeros(n_groups, np.int64)
     area = np.zeros(n_groups, np.int64)
     index = np.full(n_groups, nodes.size, np.int64)
-    np.maximum.at(trust, group[painted], nodes.trust[painted])
+    np.maximum.at(trust, group[painted], trust_of_label[painted])
     np.add.at(area, group[painted], nodes.area[painted])
     np.minimum.at(index, group[painted], painted)
     seen = is_painted[overlaps.u] & is_painted[overlaps.v]
@@ -333,12 +357,12 @@ def _find_fragments(
 ) -> NDArray[np.bool_]:
     """Groups all of whose labels lie at a border, where another tile sees all of them better."""
     is_fragment = np.ones(n_groups, np.bool_)
-    is_fragment[group[nodes.trust >= NEAR_PX]] = False
+    is_fragment[group[nodes.distance >= NEAR_PX]] = False
     asked = is_fragment[group]
     for tile, start in enumerate(nodes.first[:-1].tolist()):
         labels = start + np.flatnonzero(asked[start : int(nodes.first[tile + 1])])
         if labels.size:
-            seen = layout.witnesses(tile, nodes.box[labels], nodes.trust[labels])
+            seen = layout.witnesses(tile, nodes.box[labels], nodes.distance[labels])
             is_fragment[group[labels[~seen]]] = False
     return is_fragment
 

@@ -81,6 +81,18 @@ def merge(tiles):
             pixels[t, k] = cells[label]
             trust[t, k] = distance(cells[label], boxes[t], beyond)
     nodes = sorted(pixels)
+    far = dict(trust)
+    for a, b in itertools.permutations(nodes, 2):
+        shared = 2 * len(pixels[a] & pixels[b]) if a[0] != b[0] else 0
+        if (
+            shared >= len(pixels[a])
+            and 3 * len(pixels[a]) <= 2 * len(pixels[b])
+            and far[a]
+            and far[b]
+        ):
+            others = set().union(*(g for k, g in enumerate(grounds) if k != a[0]), set())
+            bound = distance(pixels_of_box(pixels[b]), boxes[a[0]], others)
+            trust[a] = min(trust[a], max(1, bound))
 
     def shares_half(a, b):
         return 2 * len(pixels[a] & pixels[b]) >= min(len(pixels[a]), len(pixels[b]))
@@ -104,7 +116,7 @@ def merge(tiles):
             if a != min(ones, key=lambda c: (*(-n for n in score(c, best)), c)):
                 continue
             iou = score(a, best)[0]
-            both_cut = trust[a] == trust[best] == 0
+            both_cut = far[a] == far[best] == 0
             if (iou >= 0.3 and shares_half(a, best)) or (both_cut and iou >= 0.5):
                 edges.append((a, best))
 
@@ -124,11 +136,11 @@ def merge(tiles):
     for group in groups:
         top = min(group, key=lambda node: (-trust[node], node))
         members = [top] if trust[top] > 0 else group
-        is_fragment = trust[top] < 3 and all(
+        is_fragment = max(far[m] for m in group) < 3 and all(
             any(
                 pixels_of_box(pixels[m]) <= ground
                 and distance(pixels[m], boxes[t], set().union(*grounds[:t], *grounds[t + 1 :]))
-                > trust[m]
+                > far[m]
                 for t, ground in enumerate(grounds)
                 if t != m[0]
             )

@@ -46,6 +46,15 @@ def test_a_piece_of_a_cut_cell_joins_it():
     assert merged.decision.merged == 2
 
 
+def test_the_inner_piece_of_a_cut_cell_is_not_trusted_more_than_the_whole():
+    """The right tile splits what it cuts; the piece within is further from a border than all is."""
+    left = (0, "....aaaaaaaa.", "....aaaaaaaa.")
+    right = (5, "hhhbbbb.......", "hhhbbbb.......")
+    merged = merge(19, left, right)
+    assert show(merged.labels) == ["....aaaaaaaa......."] * 2
+    assert merged.decision.merged == 2
+
+
 def test_a_cut_blob_over_two_cells_takes_neither():
     merged = merge(14, (0, "...aaabbb...", "...aaabbb..."), (4, "hhhhh.....", "hhhhh....."))
     assert show(merged.labels) == ["...aaabbb....."] * 2

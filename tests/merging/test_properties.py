@@ -34,11 +34,8 @@ def tilings(draw, shape, most=12):
     return tile_regions(shape, tile, overlap)
 
 
-@st.composite
-def disturbed(draw, truth, regions):
+def disturb(truth, regions, rng, strength):
     """Tiles whose outlines, pieces and neighbours are other than the truth, each in its own way."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    strength = draw(st.sampled_from([0.05, 0.2, 0.5]))
     tiles = []
     for region in regions:
         labels = truth[region.slices].copy()
@@ -56,6 +53,23 @@ def disturbed(draw, truth, regions):
                 labels[rows[half], cols[half]] = labels.max() + 1
         tiles.append((region.y0, region.x0, scatter_ids(labels, rng)))
     return tiles
+
+
+@st.composite
+def disturbed(draw, truth, regions):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return disturb(truth, regions, rng, draw(st.sampled_from([0.05, 0.2, 0.5])))
+
+
+def check_by_oracle(tiles, shape):
+    merged = merge_tiles(tiles, shape)
+    cells, larger = brute_force.merge(tiles)
+    painted = np.zeros(shape, np.int64)
+    contested = brute_force.paint(cells, painted)
+    np.testing.assert_array_equal(merged.labels, in_raster_order(painted))
+    assert (merged.decision.n_cells, merged.resolved_px) == (len(cells), contested)
+    assert len(merged.decision.larger) == len(larger)
+    return merged
 
 
 @settings(max_examples=50)
@@ -89,14 +103,24 @@ def test_right_tiles_give_the_truth(data):
 def test_as_the_oracle(data):
     truth = data.draw(truths())
     regions = data.draw(tilings(truth.shape))
-    tiles = data.draw(disturbed(truth, regions))
-    merged = merge_tiles(tiles, truth.shape)
-    cells, larger = brute_force.merge(tiles)
-    painted = np.zeros(truth.shape, np.int64)
-    contested = brute_force.paint(cells, painted)
-    np.testing.assert_array_equal(merged.labels, in_raster_order(painted))
-    assert (merged.decision.n_cells, merged.resolved_px) == (len(cells), contested)
-    assert len(merged.decision.larger) == len(larger)
+    check_by_oracle(data.draw(disturbed(truth, regions)), truth.shape)
+
+
+def test_dense_cells_as_the_oracle():
+    """Examples that Hypothesis seldom draws: many cells, and every rule has something to do."""
+    rng = np.random.default_rng(0)
+    merged = larger = dropped = contested = 0
+    for _ in range(60):
+        shape = tuple(int(n) for n in rng.integers(20, 36, 2))
+        truth = grow_cells(shape, rng.integers(0, 36, (30, 2)), int(rng.integers(2, 10)))
+        tile = int(rng.integers(8, 22))
+        regions = tile_regions(shape, tile, int(rng.integers(1, min(12, tile - 4))))
+        found = check_by_oracle(disturb(truth, regions, rng, rng.choice([0.05, 0.2, 0.5])), shape)
+        merged += found.decision.merged
+        larger += len(found.decision.larger)
+        dropped += len(found.decision.dropped)
+        contested += found.resolved_px
+    assert min(merged, larger, dropped, contested) > 0
 
 
 @settings(max_examples=30)

@@ -3,7 +3,8 @@
 A label is *whole* unless a border of its tile cuts it. Its *trust* is its distance from the nearest
 border of its tile: the further from it, the more of its surroundings the segmenter saw. If half of
 a label lies in a whole one of another tile that is half as large again, it may be a piece of it,
-and is trusted no more than its own tile would be with all of it: as the larger one's box lies there.
+and is trusted no more than its own tile would be with all of it, as the larger one's box lies
+there.
 
 1. **Mutual best.** In a band, two labels match if each is the other's best by IoU of what the band
    holds of them, the IoU is at least `MIN_IOU`, and they share half of the smaller one. Two labels

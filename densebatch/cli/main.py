@@ -26,12 +26,13 @@ _COMMANDS = {
     "status": ("densebatch.cli.status", "Say how a run stands, from its files."),
     "verify": ("densebatch.cli.verify", "Check a result, and mend what is damaged."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
+    "merge": ("densebatch.cli.merge", "Merge overlapping label tiles of any tool."),
     "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),
     "score": ("densebatch.cli.score", "Compare label images with ground truth."),
     "sweep": ("densebatch.cli.sweep", "Score many thresholds; the network runs once."),
     "train": ("densebatch.cli.train", "Train a network on annotated images."),
     "models": ("densebatch.cli.models", "List, show, import or fetch models."),
-    "fetch": ("densebatch.cli.fetch", "Fetch the image set that the paper's figures are from."),
+    "fetch": ("densebatch.cli.demo", "Fetch the image set that the paper's figures are from."),
     "benchmark": ("densebatch.cli.benchmark", "Measure how fast this machine does what."),
 }
 

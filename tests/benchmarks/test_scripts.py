@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.py", "peers/*.py")
+    for pattern in ("*.py", "peers/*.py", "stitching/run.py")
     for path in (ROOT / "benchmarks").glob(pattern)
     if path.name != "stock.py"  # it takes a job as JSON from run.py, in stock's environment
 )

@@ -10,7 +10,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
-from densebatch.models.sam_sizes import SamSizes
+from densebatch.models.sam_sizes import WHY_NO_DINO, SamSizes
 from densebatch.models.weights_file import infer_widths
 
 if TYPE_CHECKING:
@@ -84,8 +84,6 @@ class Cpnet:
         del sizes, height, width
         return None
 
-
-WHY_NO_DINO = "its encoder, DINOv3, is under a licence of its own and no part of densebatch"
 
 _SAM_OUTPUTS = 3
 _MAX_GRID = 128

@@ -1,8 +1,10 @@
-"""Sizes of Cellpose-SAM's network, which planning knows without torch."""
+"""What is known of Cellpose 4's networks without torch: the sizes of one, and why not the other."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+WHY_NO_DINO = "its encoder, DINOv3, is under a licence of its own and no part of densebatch"
 
 
 class SamSizes(NamedTuple):

@@ -19,7 +19,7 @@ from densebatch.base.download import DownloadError, download, list_record
 from densebatch.base.errors import InputError
 from densebatch.base.files import cache_folder, digest, no_empty_folders, write_atomic
 from densebatch.base.log import log_event
-from densebatch.models.kinds import WHY_NO_DINO
+from densebatch.models.sam_sizes import WHY_NO_DINO
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -156,6 +156,10 @@ class Driver:
         except OSError as error:
             raise folder.unusable(error) from error
 
+    def remove_dead(self, folder: OutputFolder) -> None:
+        """Remove what a driver that was killed as its run ended left of its ownership."""
+        self._ownership(folder).remove_dead(folder.owner)
+
     def own(self, folder: OutputFolder, slide: Path | None = None) -> None:
         """Become the owner of an output until the context is left.
 

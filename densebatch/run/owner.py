@@ -2,20 +2,17 @@
 
 Tasks take no locks. The driver of a run keeps a small file beside the marker of its output (and,
 where labels go into a slide, one in the slide), which says who it is, and changes it every few
-seconds. Locks of the file system would be simpler and are not kept by all network file systems;
-this needs no more than creating a file that must not exist, and replacing one at once.
+seconds. Not all network file systems keep locks; all can create a file that must not exist.
 
 Whether an owner lives is judged by what is seen to happen, because the clocks of two hosts differ:
 
 - A process of this machine that is gone, or whose id belongs to another one now, is dead at once.
 - A file that changes while it is watched has a living owner. Its rival is refused within seconds.
-- A file that does not change for a minute of the watcher's own clock has none, be its process dead
-  on another host, suspended, or cut off from the disk. An owner that was only suspended finds the
-  other's name in the file when it goes on, and stops.
+- A file that does not change for a minute of the watcher's own clock has none. An owner that was
+  only suspended finds the other's name in the file when it goes on, and stops.
 
 Two who take the same file over at the same time both write their names, wait, and look whose is
-left. Whoever lost that race, or comes back from a suspension within it, finds out at the next beat;
-until then both do the same tasks with the same bytes, which is waste and no damage.
+left. Whoever lost finds out at the next beat; until then both write the same bytes, which is waste.
 """
 
 from __future__ import annotations
@@ -237,6 +234,13 @@ class Ownership:
         until = time.monotonic() + _GLANCE_S
         while self._watch(place).look() == "unsure" and time.monotonic() < until:
             time.sleep(_LOOK_S)
+
+    def remove_dead(self, place: Path) -> None:
+        """Remove the owner file of a dead process and what it left half written, where one can."""
+        if self._watch(place).look() == "stale":
+            with contextlib.suppress(OSError):
+                for path in (place, *place.parent.glob(f".{place.name}.*.partial")):
+                    path.unlink(missing_ok=True)
 
     def acquire(self, places: Sequence[Path], tell: Callable[[str], None]) -> None:
         """Become the owner, if need be after a minute in which nobody is heard.

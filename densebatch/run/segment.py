@@ -170,8 +170,9 @@ def segment(
             if report is not None and _is_intact(prepared, progress):
                 _check_slide(folder, prepared.plan, report)
                 progress.note(f"{folder.path}: this run is already complete")
+                driver.remove_dead(folder)  # killed as it ended
                 if not settings.keep_flows:
-                    folder.remove_work()  # killed as it ended
+                    folder.remove_work()
                 return _result(folder, prepared.plan, report)
         session = Session(
             prepared.plan,

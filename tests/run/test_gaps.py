@@ -189,7 +189,7 @@ def test_a_group_that_fails_costs_its_own_area(slide, clean, tmp_path, monkeypat
     lost[y0:y1, x0:x1] = True
     cut = np.isin(clean[1], clean[1][ndimage.maximum_filter(lost, 7)]) & (clean[1] > 0)
     assert missing.sum() < 1.1 * (lost | cut).sum()
-    assert "the network has not been evaluated in 1 groups of patches" in result.tell_missing()
+    assert "the network has not been evaluated in 1 group of patches" in result.tell_missing()
     watcher = Watcher()
     assert not segment(slide, tmp_path, progress=watcher, **OPTIONS).is_partial
     total, done = watcher.stages["predict"]

@@ -105,6 +105,8 @@ def test_a_process_of_another_user_that_the_system_hides_is_not_called_dead():
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip("nothing can be mounted here")
+    if "No module named" in done.stderr:
+        pytest.skip("another user may not read this installation")
     assert done.stdout == "['', None, None]\n", done.stderr
 
 

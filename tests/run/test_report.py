@@ -33,8 +33,12 @@ PIECE = {"channel": "CD3", "region": [0, 0, 64, 64], "reason": "damaged"}
 def facts():
     network = {"parts": {"network": 3.0, "read": 0.5}}
     return {
-        PredictGroup(WORK, 0, 0, 1): costs(4.0, "a:1", 700, patches=9, device="cpu", **network),
-        PredictGroup(WORK, 0, 1, 1): costs(2.0, "a:2", 900, patches=0, device=None),
+        PredictGroup(WORK, 0, 0, 1): costs(
+            4.0, "a:1", 700, patches=9, bright_patches=2, device="cpu", **network
+        ),
+        PredictGroup(WORK, 0, 1, 1): costs(
+            2.0, "a:2", 900, patches=0, bright_patches=0, device=None
+        ),
         TraceTile(WORK, 0, 0, 32): costs(
             1.0, "a:1", 800, cells=5, rejected=2, max_travel_px=7.5, dropped_px=1
         ),
@@ -62,6 +66,7 @@ def test_a_run_is_summed_up_by_stage(plan, facts):
     assert report["rejected_cells"] == 3
     assert report["dropped_px"] == 1
     assert report["max_travel_px"] == 9.0
+    assert report["bright_patches"] == 2
     assert report["devices"] == ["cpu"]
     assert report["slide_px"] == 200_000
     assert report["mpx_per_second"] == 0.1

@@ -407,7 +407,7 @@ class _Mender:
             else:
                 # Nobody reads these again, nor sums of shards, because what they led to is there.
                 (tree.base / record).unlink(missing_ok=True)
-                if name.startswith("number-"):
+                if name.startswith("number-") and name.split("-")[2] == "0":
                     _, side, _, row, col = name.split("-")
                     sums = tree.base / f"trace-{side}" / f"cells-{row}-{col}.npz"
                     sums.unlink(missing_ok=True)

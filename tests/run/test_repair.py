@@ -398,11 +398,14 @@ def test_a_bit_of_every_file_of_a_partial_run(partial):
     assert_partial_mended(out, tops, files)
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [-5, pytest.param(1, marks=pytest.mark.slow)])
 def test_each_file_of_a_partial_run_alone(partial, step):
+    """Backwards, too: what is mended must not depend on what was mended before."""
     out, _, tops, files = partial
     rng = np.random.default_rng(12)
-    for path in [path for path in files if files[path] and path.exists()][::step]:
+    for path in [path for path in files if files[path]][::step]:
+        if not path.exists():
+            continue  # a record that nobody reads any more is removed with what it covers
         flip(path, rng)
         assert not verify(out).is_right, path
         mended = repair(out, workers=0)

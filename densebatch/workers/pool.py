@@ -51,6 +51,7 @@ class _Member:
     asked_at : when its check began
     lacks : what it lacks; None as long as that is not known
     paused_at : since when it takes no task because of its memory; None if it does
+    check : asks it, or did
     """
 
     name: str
@@ -59,6 +60,7 @@ class _Member:
     asked_at: float
     lacks: list[Lack] | None = None
     paused_at: float | None = None
+    check: threading.Thread | None = None
 
     @property
     def is_able(self) -> bool:
@@ -257,6 +259,7 @@ class WorkerPool:
                 member.lacks
                 and all(lack.may_pass for lack in member.lacks)
                 and now - member.asked_at > _AGAIN_S
+                and not (member.check is not None and member.check.is_alive())
             ):
                 self._begin_check(address, member, keep=True)
             if info["status"] != "paused":
@@ -280,7 +283,8 @@ class WorkerPool:
             if needs is self._requirements:
                 member.lacks = lacks
 
-        threading.Thread(target=check, name="densebatch-check", daemon=True).start()
+        member.check = threading.Thread(target=check, name="densebatch-check", daemon=True)
+        member.check.start()
 
     def _tell_unable(self) -> None:
         """Tell, once for each reason, of workers that cannot work where others can."""

@@ -64,6 +64,32 @@ def test_a_worker_that_joins_late_is_waited_for(cluster, told, tmp_path):
     joining.join()
 
 
+def test_a_worker_that_hangs_is_asked_once(cluster, told, tmp_path, monkeypatch):
+    """The other works meanwhile, and no threads pile up that wait for an answer."""
+    monkeypatch.setattr(pool_module, "_CHECK_S", 0.5)
+    monkeypatch.setattr(pool_module, "_AGAIN_S", 0.1)
+    cluster.scale(2)
+    cluster.wait_for_workers(2)
+    released, asked, ask = threading.Event(), [], pool_module.ask
+
+    def ask_or_hang(client, address, *needs):
+        asked.append(address)
+        if address == asked[0]:
+            released.wait(60)
+        return ask(client, address, *needs)
+
+    monkeypatch.setattr(pool_module, "ask", ask_or_hang)
+    scheduler = patient(cluster.scheduler_address, 60)
+    needs = Requirements()
+    try:
+        with open_executor(0, scheduler, note=told.append, requirements=needs) as executor:
+            assert len(results(run(executor, squares(tmp_path, 40, 0.1)))) == 40
+            assert asked.count(asked[0]) == 1
+    finally:
+        released.set()
+    assert any("did not answer" in note for note in told)
+
+
 def test_a_cluster_that_starts_workers_when_there_are_tasks(cluster, tmp_path):
     cluster.adapt(minimum=0, maximum=1, interval="500ms")
     scheduler = patient(cluster.scheduler_address, 60)

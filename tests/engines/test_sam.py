@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from densebatch.engines.cuda import CudaBackend
 from densebatch.engines.make import check_kind, make_backend
 from densebatch.engines.pytorch import cast_network
 from densebatch.engines.speed import measure_flop_per_s
+from tests.helpers.backend_checks import check_bits_stay, check_trusted_part
 from tests.helpers.networks import CLOSE, relative_rms
 from tests.helpers.sam_files import make_sam
 
@@ -45,34 +44,14 @@ def patches():
 @pytest.mark.parametrize(("make", "precision"), MAKERS)
 def test_the_trusted_part_of_the_networks_output(make, precision, patches):
     network = make_sam()
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(np.stack(patches)))[:, :, *SHAPE.kept.slices].numpy()
-    found = evaluate_patches(make(network, precision, 2), patches)
-    assert found.dtype == np.float16
-    assert found.shape == (5, 3, 32, 32)
-    assert relative_rms(found, expected) < CLOSE[precision]
-    if precision == "bf16":
-        assert relative_rms(found, expected) > CLOSE["f32"], "this was computed in float32"
+    assert (len(patches), SHAPE.kept.shape) == (5, (32, 32))
+    check_trusted_part(make(network, precision, 2), network, patches, SHAPE.kept, precision)
 
 
 @pytest.mark.parametrize(("make", "precision"), MAKERS)
 def test_lanes_company_order_and_threads_keep_the_bits(make, precision, patches):
     network = make_sam()
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        alone = make(network, precision, 1)
-        expected = evaluate_patches(alone, patches)
-        beside = make(network, precision, 3)
-        assert np.array_equal(evaluate_patches(beside, patches), expected)
-        assert np.array_equal(evaluate_patches(beside, patches[::-1])[::-1], expected)
-        assert np.array_equal(evaluate_patches(alone, patches[3:4]), expected[3:4])
-        with ThreadPoolExecutor(4) as pool:
-            ones = list(pool.map(lambda p: evaluate_patches(beside, [p])[0], patches * 2))
-        assert np.array_equal(ones, [*expected, *expected])
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    check_bits_stay(lambda lanes: make(network, precision, lanes), patches)
 
 
 @pytest.mark.slow  # half a minute of compiling

@@ -38,7 +38,7 @@ from densebatch.slides.slide import check_unchanged
 from densebatch.stages.number import NumberShard, find_changed_pixels
 from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
-from densebatch.stages.trace import create_traces
+from densebatch.stages.tile_labels import create_tile_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -274,7 +274,7 @@ def _open_output(session: Session, *, restart: bool) -> None:
         if session.choice.packed is not None:
             write_quantised(session.work.folder, session.choice.packed)
         create_flows(session.plan, session.work.flows)
-        create_traces(session.work)
+        create_tile_labels(session.work)
     except InputError:
         session.folder.release()
         raise

@@ -1,6 +1,6 @@
 """Whether what the tasks of a run wrote fits together: levels, ids, table, pixels, metadata.
 
-The second half of `run.verify`. What is damaged is left out, for that has been told.
+The second half of `upkeep.verify`. What is damaged is left out, for that has been told.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from densebatch.stages.predict import create_flows
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from densebatch.planning.plan import Plan
+    from densebatch.planning.plan import FlowPlan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.prepare import Prepared
     from densebatch.workers.executors import Executor
@@ -41,7 +41,7 @@ class FlowField:
     evaluated : patches that the network was evaluated on in this call
     """
 
-    plan: Plan
+    plan: FlowPlan
     flows: Path
     evaluated: int
 
@@ -141,7 +141,7 @@ def _store_field(
     return FlowField(plan, session.work.flows, sum(new))
 
 
-def collect_notes(plans: Sequence[Plan]) -> list[str]:
+def collect_notes(plans: Sequence[FlowPlan]) -> list[str]:
     """Notes of several plans, each once, with the slides' names before it unless it is of all."""
     notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
     return join_notes(notes, len(plans))

@@ -23,7 +23,8 @@ from densebatch.stages.consistency import find_slide
 from densebatch.stages.missing import Gaps, write_gaps
 from densebatch.stages.number import NumberShard
 from densebatch.stages.predict import PredictGroup, create_flows
-from densebatch.stages.trace import TraceTile, create_traces
+from densebatch.stages.tile_labels import create_tile_labels
+from densebatch.stages.trace import TraceTile
 from densebatch.stages.work import Halt, Work
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Again:
             write_quantised(self.work.folder, choice.packed)
         if not is_own:
             create_flows(plan, self.work.flows)
-            create_traces(self.work)
+            create_tile_labels(self.work)
             write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
             write_gaps(self.work, Gaps())
 

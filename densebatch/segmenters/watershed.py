@@ -17,6 +17,7 @@ import numpy as np
 
 from densebatch.base.errors import InputError, SegmenterError
 from densebatch.base.settings import Amount, Count, Number, Positive  # noqa: TC001
+from densebatch.segmenters.growing import grow_cells
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Watershed(Segmenter):
         )
         if len(tile.image) == 1:
             return nuclei
-        return grow_cells(nuclei, tile.image[0], diameter / 4 if grow is None else grow, diameter)
+        grow = diameter / 4 if grow is None else grow
+        return grow_cells(nuclei, tile.image[0], grow, smooth_px=diameter / 15)
 
 
 def _find_length(tile: Tile, name: str) -> float | None:
@@ -172,38 +174,6 @@ def _drop_small(labels: NDArray[np.int32], min_size: int) -> NDArray[np.int32]:
     small[0] = False
     labels[small[labels]] = 0
     return labels
-
-
-def grow_cells(
-    nuclei: NDArray[np.int32], membrane: NDArray[np.float32], grow_px: float, diameter_px: float
-) -> NDArray[np.int32]:
-    """Cells around nuclei, which end where the membrane is brightest, or at a distance.
-
-    Parameters
-    ----------
-    nuclei
-        `(y, x)`, numbered from 1.
-    membrane
-        `(y, x)` float32, 0 to 1.
-    grow_px
-        Distance from the nucleus at which a cell ends at the latest.
-    diameter_px
-        Of a nucleus, which sets the smoothing.
-
-    Returns
-    -------
-    ndarray
-        `(y, x)` int32, a cell numbered as its nucleus.
-    """
-    from scipy import ndimage
-    from skimage.segmentation import watershed
-
-    if not nuclei.any():
-        return nuclei
-    near = ndimage.distance_transform_edt(nuclei == 0) <= grow_px
-    ridges = ndimage.gaussian_filter(membrane, diameter_px / 15)
-    grown: NDArray[np.int32] = watershed(ridges, nuclei, mask=near)
-    return grown
 
 
 def make() -> Watershed:

@@ -38,15 +38,10 @@ def draw_tissue(seed, side, diameter, levels):
     return (np.round(image * levels) / levels if levels else image).astype(np.float32)
 
 
-def overlap_of_partners(a, b):
-    """For each object of `a`, the IoU with its best partner in `b`."""
-    found = []
-    for each in np.unique(a[a > 0]):
-        inside = a == each
-        partner = np.bincount(b[inside]).argmax()
-        found.append(0 if not partner else (inside & (b == partner)).sum()
-                     / (inside | (b == partner)).sum())  # fmt: skip
-    return np.array(found)
+def assert_same_objects(a, b):
+    """The same pixels are an object, whatever its number."""
+    pairs = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)
+    assert len(set(pairs[0])) == pairs.shape[1] == len(set(pairs[1]))
 
 
 def test_discs_are_found_apart_touching_and_cut_by_the_border():
@@ -143,17 +138,12 @@ def test_a_tile_changes_nothing_two_diameters_from_its_border(seed, diameter, le
         options = {"diameter_px": diameter, "threshold": threshold}
         inner = slice(margin, -margin)
         tile = label(np.ascontiguousarray(image[:, y0:y1, x0:x1]), **options)[inner, inner]
-        return label(image, **options)[y0:y1, x0:x1][inner, inner], tile
+        assert_same_objects(label(image, **options)[y0:y1, x0:x1][inner, inner], tile)
 
-    # Nuclei: the same bits but for numbers. Where the foreground is one confluent piece, a flood
-    # reaches a diameter beyond a marker.
-    whole, tile = compare(image[1:], round(2.5 * diameter))
-    pairs = np.unique(np.stack([whole.ravel(), tile.ravel()]), axis=1)
-    assert len(set(pairs[0])) == pairs.shape[1] == len(set(pairs[1]))
-    # Cells: where no membrane tells, floods meet at any pixel of a plateau.
-    whole, tile = compare(image, 3 * diameter)
-    assert (overlap_of_partners(whole, tile) >= 0.9).mean() >= 0.9
-    np.testing.assert_array_equal(whole > 0, tile > 0)
+    # Where the foreground is one confluent piece, a flood reaches a diameter beyond a marker. Cells
+    # have one and a half diameters of a nucleus.
+    compare(image[1:], round(2.5 * diameter))
+    compare(image, 3 * diameter)
 
 
 def test_a_tile_without_background_is_split_as_where_some_is_in_sight():
@@ -162,7 +152,5 @@ def test_a_tile_without_background_is_split_as_where_some_is_in_sight():
     image[0, 0] = 0
     with_some = label(image, diameter_px=14, threshold=0.4)[40:120, 40:120]
     inner = slice(28, -28)
-    pairs = np.unique(
-        np.stack([alone[inner, inner].ravel(), with_some[inner, inner].ravel()]), axis=1
-    )
-    assert len(set(pairs[0])) == pairs.shape[1] == len(set(pairs[1])) > 1
+    assert len(np.unique(alone[inner, inner])) > 2
+    assert_same_objects(alone[inner, inner], with_some[inner, inner])

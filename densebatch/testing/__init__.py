@@ -1,0 +1,1 @@
+"""Conformance tests of segmenters, for plug-ins as for densebatch's own."""

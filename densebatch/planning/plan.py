@@ -312,8 +312,10 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
         )
     if name.endswith(".content"):
         return f"the pixels of the slide {plan.slide.path} have changed since ({name})"
-    if name == "model.sha256" and old and new:
+    if name == "model.sha256" and isinstance(plan, FlowPlan):
         return f"model {plan.model.name} had the weights {old[:12]}… and now has {new[:12]}…"
+    if name == "segmenter_identity" and isinstance(plan, LabelPlan):
+        return f"the code of the segmenter {plan.segmenter} has changed since"
     if name == "active":
         return "active patches (those that hold signal) are others"
     return f"{name} was {old!r} and is now {new!r}"
@@ -340,13 +342,19 @@ def describe_difference(old: Plan, new: Plan) -> str:
 
     # what the user can see comes before what follows from it
     first = (
-        "slide", "segmenter", "model", "engine", "trace", "tile_px", "overlap_px", "options",
-        "membrane", "nuclei", "um_per_px", "rescale",
+        "slide", "segmenter", "segmenter_identity", "model", "engine", "trace", "tile_px",
+        "overlap_px", "options", "membrane", "nuclei", "um_per_px", "rescale",
         "versions",
     )  # fmt: skip
     if old.slide.identity != new.slide.identity and _have_equal_content(old, new):
         before["slide"].pop("identity")
         after["slide"].pop("identity")
+    if type(old) is not type(new):
+        made = [
+            f"by the segmenter {plan.segmenter}" if isinstance(plan, LabelPlan) else "by a model"
+            for plan in (old, new)
+        ]
+        return f"its labels were made {made[0]} and are now asked for {made[1]}"
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
         if found:

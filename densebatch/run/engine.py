@@ -25,6 +25,8 @@ from densebatch.planning.capacity import (
     weight_bytes,
 )
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
+from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.stages.label import require_segmenter
 from densebatch.workers.check import Requirements, SharedFile
 from densebatch.workers.cluster import ask_worker
 

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 def list_predict_steps(session: Session) -> Iterator[Step]:
     """Stage 1: a task for each group of patches."""
-    lanes = count_lanes(session.plan, session.settings, session.workers)
-    for group in session.plan.groups:
+    lanes = count_lanes(session.work.flow_plan, session.settings, session.workers)
+    for group in session.work.flow_plan.groups:
         task = PredictGroup(session.work, *group, lanes)
-        yield Step(task, "predict", session.plan.groups[group].area, rank=1, on_device=True)
+        yield Step(
+            task, "predict", session.work.flow_plan.groups[group].area, rank=1, on_device=True
+        )
 
 
 def list_trace_steps(session: Session) -> Iterator[Step]:
     """Stage 2: a task for each tile, which waits for the flows around it."""
     for index in session.work.grid:
-        task = TraceTile(session.work, *index, session.plan.travel_px)
+        task = TraceTile(session.work, *index, session.work.flow_plan.travel_px)
         yield Step(task, "trace", task.core.area, needs=task.needs)
 
 
-def predict_and_trace(session: Session) -> dict[tuple[int, int], str]:
+def predict_and_trace(session: Session) -> Labelled:
     """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
-
-    Returns the tiles that have no result, with the reason.
 
     Raises
     ------
@@ -55,11 +55,12 @@ def predict_and_trace(session: Session) -> dict[tuple[int, int], str]:
         task: reason for task, reason in failures.items() if isinstance(task, PredictGroup)
     }
     session.lost |= {
-        TraceTile(session.work, *index, session.plan.travel_px): reason
+        TraceTile(session.work, *index, session.work.flow_plan.travel_px): reason
         for index, reason in failed.items()
     }
-    _refuse_nothing(session, failed)
-    return failed
+    missing_px = _count_missing(session, failed)
+    _refuse_nothing(session, failed, missing_px)
+    return Labelled(collect_gaps(failed, missing_px), describe_lost(session.work.grid, failed))
 
 
 def _trace_around(session: Session, failures: dict[Task, str]) -> dict[Task, str]:
@@ -82,9 +83,12 @@ def _trace_around(session: Session, failures: dict[Task, str]) -> dict[Task, str
     return session.drive([Step(task, "trace around gaps", task.core.area) for task in waited])
 
 
-def _refuse_nothing(session: Session, failed: Mapping[tuple[int, int], str]) -> None:
+def _refuse_nothing(
+    session: Session,
+    failed: Mapping[tuple[int, int], str],
+    missing_px: Mapping[tuple[int, int], int],
+) -> None:
     """A slide of which nothing could be segmented has no result."""
-    missing_px = _count_missing(session, failed)
     grid = session.work.grid
     if all(index in failed or missing_px[index] == grid[index].area for index in grid):
         reasons = [
@@ -102,7 +106,7 @@ def _count_missing(
     session: Session, failed: Mapping[tuple[int, int], str]
 ) -> dict[tuple[int, int], int]:
     """Missing pixels of each tile that has a result."""
-    travel = session.plan.travel_px
+    travel = session.work.flow_plan.travel_px
     return {
         index: session.facts[TraceTile(session.work, *index, travel)].get("missing_px", 0)
         for index in session.work.grid
@@ -126,8 +130,8 @@ def _trace_far_travellers(session: Session, failed: dict[tuple[int, int], str]) 
     are, so the result does not. Tiles that fail now are added to `failed`.
     """
     grid = session.work.grid
-    limit = session.plan.trace.travel_limit_px
-    travel = session.plan.travel_px
+    limit = session.work.flow_plan.trace.travel_limit_px
+    travel = session.work.flow_plan.travel_px
     while travel < limit:
         reach = {
             index: session.facts[TraceTile(session.work, *index, travel)]["max_travel_px"]
@@ -165,7 +169,7 @@ def list_steps_again(
     travel_px
         Travel that the tracing halo allows for.
     """
-    plan = work.plan
+    plan = work.flow_plan
     tiles = {tile for region in regions for tile in work.grid.overlapping(region)}
     traces = [TraceTile(work, *tile, travel_px) for tile in sorted(tiles)]
     needed = [flows_needed(plan, task.core, travel_px) for task in traces]

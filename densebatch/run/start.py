@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from densebatch.engines.make import wake_device
+from densebatch.planning.plan import FlowPlan
 from densebatch.run.engine import count_device_workers, list_requirements
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor

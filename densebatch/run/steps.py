@@ -1,12 +1,13 @@
-"""The steps of each stage: which tasks there are, what each needs, and what becomes of failures.
+"""The steps that both roads end with: ids, shards of labels, pyramid and cell table.
 
-The only module that names the tasks of all stages.
+Those before, which lead to the labels of tiles, are in `flow_steps` and `label_steps`.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import DensebatchError
@@ -14,9 +15,8 @@ from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.cells.table import write_table
-from densebatch.planning.capacity import count_lanes
 from densebatch.run.session import Session, Step
-from densebatch.stages.missing import MarkShard, collect_gaps, missing_spec
+from densebatch.stages.missing import MarkShard, missing_spec
 from densebatch.stages.number import (
     NumberShard,
     ReduceShard,
@@ -25,30 +25,42 @@ from densebatch.stages.number import (
     read_parts,
 )
 from densebatch.stages.output import group_levels, output_spec
-from densebatch.stages.predict import PredictGroup, give_up_group
-from densebatch.stages.trace import TraceTile, flows_needed
-from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from densebatch.stages.missing import Gaps
-    from densebatch.stages.work import Task, Work
+    from densebatch.stages.work import Task
 
 
 # What a record of a shard says beside what it cost.
 _MEANT = ("inputs", "files", "unread", "pixels", "missing_px")
 
 
-def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int:
-    """Stage 3: ids, label shards, pyramid, cell table; returns the number of cells."""
+@dataclass(frozen=True)
+class Labelled:
+    """That all tiles of the output have labels, but for gaps.
+
+    Attributes
+    ----------
+    gaps : tiles of the output that have no labels, or not everywhere
+    failed : tiles that failed, as the report has them
+    told : what else the report has of how labels were made
+    """
+
+    gaps: Gaps
+    failed: list[dict[str, Any]]
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+def number_cells(session: Session, gaps: Gaps) -> int:
+    """Last stage: ids, label shards, pyramid, cell table; returns the number of cells."""
     plan = session.plan
     with session.timed("number"):
-        gaps = collect_gaps(failed, _count_missing(session, failed))
         n_cells, edition = collect_keys(session.work, gaps)
         spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
-        written = _drive_all(session, list_number_steps(session, spec, edition))
+        written = drive_all(session, list_number_steps(session, spec, edition))
         with ThreadPoolExecutor(1) as pool:  # the table is written beside the pyramid
             table = pool.submit(
                 write_table,
@@ -60,7 +72,7 @@ def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int
                 plan.slide.channels,
             )
             for levels in above:
-                written += _drive_all(session, list_reduce_steps(session, spec, levels[0]))
+                written += drive_all(session, list_reduce_steps(session, spec, levels[0]))
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
             table.result()
@@ -111,7 +123,7 @@ def _mark_missing(session: Session, gaps: Gaps) -> list[Task]:
         grid = labels.shard_grid(spec, levels[0])
         tasks = [MarkShard(session.work, levels[0], *index, session.root) for index in grid]
         shown = f"missing level {levels[0]}"
-        written += _drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
+        written += drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
     labels.finalize(spec, n_cells=None, provenance={"content": "pixels without a result are 1"})
     return written
 
@@ -163,8 +175,14 @@ def list_reduce_steps(session: Session, spec: labels.PyramidSpec, level: int) ->
         yield Step(task, f"pyramid level {level}", grid[index].area)
 
 
-def _drive_all(session: Session, steps: Iterator[Step]) -> list[Task]:
-    """Run tasks none of which may fail, for without a shard the label image is not whole."""
+def drive_all(session: Session, steps: Iterable[Step]) -> list[Task]:
+    """Run tasks none of which may fail, for without a shard the label image is not whole.
+
+    Raises
+    ------
+    DensebatchError
+        If one does.
+    """
     every = list(steps)
     failures = session.drive(every)
     if failures:
@@ -173,5 +191,3 @@ def _drive_all(session: Session, steps: Iterator[Step]) -> list[Task]:
             f"{session.root}: {task.name} failed ({reason}); the same command continues the run"
         )
     return [step.task for step in every]
-
-

@@ -137,8 +137,11 @@ class PaintTile(Task):
                     missing[inside.shift(-region.y0, -region.x0).slices] = True
         with meter.timed("write"):
             files = write_tile_labels(work, self.row, self.col, painted.labels, missing)
-            tables = {"ranks": painted.ranks, "first_pixels": painted.first_pixels}
-            files.append(write_tables(work.painted_cells(self.row, self.col), tables))
+            cells: dict[str, NDArray[Any]] = {
+                "ranks": painted.ranks,
+                "first_pixels": painted.first_pixels,
+            }
+            files.append(write_tables(work.painted_cells(self.row, self.col), cells))
         facts = {
             "inputs": self.inputs,
             "cells": int(painted.ranks.size),

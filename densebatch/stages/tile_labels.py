@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -79,7 +79,7 @@ def write_tile_labels(
     return [chunk, write_values(work.tile_missing(row, col), np.packbits(missing))]
 
 
-def write_values(path: Path, values: NDArray[np.generic]) -> Path:
+def write_values(path: Path, values: NDArray[Any]) -> Path:
     """Write an array to a file whole; returns the file.
 
     Raises
@@ -93,9 +93,9 @@ def write_values(path: Path, values: NDArray[np.generic]) -> Path:
     return path
 
 
-def write_tables(path: Path, tables: Mapping[str, NDArray[np.generic]]) -> Path:
+def write_tables(path: Path, tables: Mapping[str, NDArray[Any]]) -> Path:
     """Write named arrays to a file whole; otherwise as `write_values`."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **tables)
+    np.savez(buffer, **tables)
     write_patiently(path, partial(write_atomic, path, buffer.getvalue()))
     return path

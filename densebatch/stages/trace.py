@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.planning.plan import FlowPlan
-    from densebatch.stages.work import Work
 
 
 def _window(plan: FlowPlan, core: Region, travel_px: int) -> Region:

@@ -394,7 +394,8 @@ class _Mender:
         lost = self._list_lost(tree)
         if not lost:
             return
-        predicted = ("predict-", f"trace-{content.report['settings']['tile']}-")
+        side = content.report["settings"]["tile"]
+        predicted = ("predict-", f"trace-{side}-", "label-", "compare-", f"paint-{side}-")
         repeated = {name for name in lost if name.startswith(predicted)}
         if repeated:
             again = Again(content, self.folder, self.workers, is_own=True)

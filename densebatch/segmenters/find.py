@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.segmenters import watershed
+from densebatch.segmenters.command import PREFIX, parse_command
 from densebatch.segmenters.function import import_segmenter, wrap
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from densebatch.segmenters.segmenter import Segmenter
 
 GROUP = "densebatch.segmenters"
-_COMMAND = "command:"
 BUILT_IN: dict[str, Callable[[], Segmenter]] = {watershed.NAME: watershed.make}
 _SUMMARIES = {watershed.NAME: watershed.SUMMARY}
 
@@ -54,6 +54,8 @@ def find_segmenter(spec: str) -> Segmenter:
     plugins = _list_plugins()
     if spec in plugins:
         return _load(plugins[spec])
+    if spec.startswith(PREFIX):
+        return parse_command(spec)
     if ":" in spec:
         return import_segmenter(spec)
     known = ", ".join([*BUILT_IN, *sorted(plugins)])

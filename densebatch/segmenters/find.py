@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.segmenters import watershed
+from densebatch.segmenters import instanseg, stardist, watershed
 from densebatch.segmenters.command import PREFIX, parse_command
 from densebatch.segmenters.function import import_segmenter, wrap
 
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from densebatch.segmenters.segmenter import Segmenter
 
 GROUP = "densebatch.segmenters"
-BUILT_IN: dict[str, Callable[[], Segmenter]] = {watershed.NAME: watershed.make}
-_SUMMARIES = {watershed.NAME: watershed.SUMMARY}
+BUILT_IN: dict[str, Callable[[], Segmenter]] = {
+    watershed.NAME: watershed.make,
+    stardist.NAME: stardist.make,
+    instanseg.NAME: instanseg.make,
+}
+_SUMMARIES = {each.NAME: each.SUMMARY for each in (watershed, stardist, instanseg)}
 
 
 @lru_cache(maxsize=1)

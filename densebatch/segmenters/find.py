@@ -16,7 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.segmenters import watershed
+from densebatch.segmenters import instanseg, stardist, watershed
+from densebatch.segmenters.command import PREFIX, parse_command
 from densebatch.segmenters.function import import_segmenter, wrap
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from densebatch.segmenters.segmenter import Segmenter
 
 GROUP = "densebatch.segmenters"
-_COMMAND = "command:"
-BUILT_IN: dict[str, Callable[[], Segmenter]] = {watershed.NAME: watershed.make}
-_SUMMARIES = {watershed.NAME: watershed.SUMMARY}
+BUILT_IN: dict[str, Callable[[], Segmenter]] = {
+    watershed.NAME: watershed.make,
+    stardist.NAME: stardist.make,
+    instanseg.NAME: instanseg.make,
+}
+_SUMMARIES = {each.NAME: each.SUMMARY for each in (watershed, stardist, instanseg)}
 
 
 @lru_cache(maxsize=1)
@@ -54,6 +58,8 @@ def find_segmenter(spec: str) -> Segmenter:
     plugins = _list_plugins()
     if spec in plugins:
         return _load(plugins[spec])
+    if spec.startswith(PREFIX):
+        return parse_command(spec)
     if ":" in spec:
         return import_segmenter(spec)
     known = ", ".join([*BUILT_IN, *sorted(plugins)])

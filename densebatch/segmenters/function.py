@@ -2,7 +2,8 @@
 
 A function is called as `f(image, um_per_px=..., options=...)` with the pixels, pixel size and
 options of a `Tile`, and returns labels `(y, x)`. Its options are what the user gave, and `levels`:
-Otsu's threshold over the tissue of the slide for each plane, 0 to 1.
+Otsu's threshold over the tissue of the slide for each plane, 0 to 1. A function that takes much
+memory says so by an attribute `bytes_per_px`.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
             f"segmenter {spec!r}: takes {inspect.signature(found)}; accepted is a function that is "
             "called as f(image, um_per_px=..., options=...)"
         )
-    return FunctionSegmenter(spec, name, source, packages, _GUESSED_BYTES_PER_PX, found)
+    bytes_per_px = getattr(found, "bytes_per_px", _GUESSED_BYTES_PER_PX)
+    return FunctionSegmenter(spec, name, source, packages, bytes_per_px, found)
 
 
 def _takes_contract(function: Callable[..., Any]) -> bool:

@@ -41,7 +41,7 @@ def label_tile(segmenter: Segmenter, tile: Tile) -> NDArray[np.integer[Any]]:
     return labels
 
 
-def find_fault(labels: object, shape: tuple[int, int]) -> str | None:
+def find_fault(labels: object, shape: tuple[int, int], verb: str = "returned") -> str | None:
     """What is wrong with labels of a tile of this shape, and what is accepted; None if nothing.
 
     Examples
@@ -50,15 +50,19 @@ def find_fault(labels: object, shape: tuple[int, int]) -> str | None:
     'returned -1; accepted are labels from 0, which is background'
     """
     if not isinstance(labels, np.ndarray):
-        return f"returned {type(labels).__name__}; accepted is a NumPy array of labels"
+        return f"{verb} {type(labels).__name__}; accepted is a NumPy array of labels"
     if labels.shape != shape:
-        return f"returned an array of shape {labels.shape}; accepted is that of the tile, {shape}"
+        return f"{verb} an array of shape {labels.shape}; accepted is that of the tile, {shape}"
     if labels.dtype == bool:
-        return "returned yes and no for each pixel; accepted are numbers, one for each cell"
+        return f"{verb} yes and no for each pixel; accepted are numbers, one for each cell"
     if not np.issubdtype(labels.dtype, np.integer):
-        return f"returned {labels.dtype} numbers; accepted are integers, such as uint32"
+        whole = labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all())
+        return (
+            f"{verb} {labels.dtype} numbers{', though all are whole' if whole else ''}; accepted "
+            "are integers, such as uint32"
+        )
     if labels.size and int(labels.min()) < 0:
-        return f"returned {labels.min()}; accepted are labels from 0, which is background"
+        return f"{verb} {labels.min()}; accepted are labels from 0, which is background"
     if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
-        return f"returned {labels.max()}; accepted are labels up to {np.iinfo(np.int64).max}"
+        return f"{verb} {labels.max()}; accepted are labels up to {np.iinfo(np.int64).max}"
     return None

@@ -224,7 +224,7 @@ class LabelPlan(Plan):
     levels : Otsu's threshold over the tissue of each plane that the segmenter sees, 0 to 1
     tile_px : side of what the segmenter sees at once
     overlap_px : that tiles share with the next, at least
-    diameter_px : of a cell, which sets the overlap; None where the overlap was stated
+    diameter_px : of a cell, as stated, else of 10 um
     """
 
     stages: ClassVar[tuple[str, ...]] = ("label", "compare", "paint", "number")
@@ -235,7 +235,7 @@ class LabelPlan(Plan):
     levels: tuple[float, ...]
     tile_px: int
     overlap_px: int
-    diameter_px: float | None
+    diameter_px: float
 
     @property
     def planes(self) -> tuple[str, ...]:

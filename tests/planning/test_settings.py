@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.planning.settings import SegmentSettings, load_settings
 
+OF_SEGMENTERS = ("segmenter", "segmenter_options", "overlap")
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -96,7 +98,19 @@ def test_file_sets_every_setting(path):
         tls_key=Path("key.pem"),
     )
     # nothing was left at its default, so nothing was left out above
-    assert not set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())
+    told, defaults = loaded.model_dump(), SegmentSettings().model_dump()
+    assert {name for name in told if told[name] == defaults[name]} == set(OF_SEGMENTERS)
+
+
+def test_file_sets_a_segmenter(path):
+    path.write_text("{segmenter: watershed, segmenter_options: {threshold: 0.3}, overlap: 40}")
+    loaded = load_settings(path)
+    assert loaded == SegmentSettings(
+        segmenter="watershed", segmenter_options={"threshold": 0.3}, overlap=40
+    )
+    assert SegmentSettings(**loaded.model_dump()) == loaded  # as a report has it
+    told, defaults = loaded.model_dump(), SegmentSettings().model_dump()
+    assert {name for name in told if told[name] != defaults[name]} == set(OF_SEGMENTERS)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n", "null", "{}"])

@@ -157,7 +157,7 @@ def test_a_package_does_not_replace_a_built_in(install):
         ("no.such:label",
          "there is no module 'no.such'; accepted is one that Python finds here and on "
          "workers, such as a file in a folder of PYTHONPATH (PYTHONPATH=$PWD for this one)"),
-        ("bright_cells:lable", "the module bright_cells has no 'lable'"),
+        ("bright_cells:labell", "the module bright_cells has no 'lable'"),
         ("bright_cells:NUMBER",
          "is a int; accepted is a function, called as f(image, um_per_px=..., options=...), or a "
          "densebatch.segmenters.segmenter.Segmenter"),

@@ -79,11 +79,14 @@ def test_lengths_in_um_are_those_in_pixels():
     image = draw_tissue(3, 120, 12, 0)
     in_px = label(image, diameter_px=12, grow_px=4)
     np.testing.assert_array_equal(in_px, label(image, 0.5, diameter_um=6, grow_um=2))
-    np.testing.assert_array_equal(label(image, 0.5, diameter_px=20), label(image, 0.5))
+    for um_per_px, diameter in ((0.5, 20), (1.0, 10), (None, 20)):
+        np.testing.assert_array_equal(
+            label(image, um_per_px), label(image, um_per_px, diameter_px=diameter)
+        )
     with pytest.raises(SegmenterError) as caught:
-        label(image)
+        label(image, diameter_um=8)
     assert str(caught.value) == (
-        "segmenter watershed: diameter_um is 10 but the slide does not tell the size of its "
+        "segmenter watershed: diameter_um is 8 but the slide does not tell the size of its "
         "pixels; accepted is diameter_px"
     )
 

@@ -9,7 +9,6 @@ files lie in a temporary folder of the tile's own.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import shlex
@@ -160,12 +159,16 @@ class Command(Segmenter):
                 f"segmenter {self.name}: wrote labels that cannot be read as a {kind} "
                 f"({describe_cause(error)}); {printed}"
             ) from error
-        if labels.shape[-2:] == shape and labels.size == math.prod(shape):
-            labels = labels.reshape(shape)  # of a TIFF with further axes of length 1
+        if labels.ndim > 2 and _long_axes(labels.shape) == _long_axes(shape):
+            labels = labels.reshape(shape)
         wrong = find_fault(labels, (shape[0], shape[1]), "wrote")
         if wrong is not None:
             raise SegmenterError(f"segmenter {self.name}: {wrong}; {printed}")
         return labels
+
+
+def _long_axes(shape: tuple[int, ...]) -> list[int]:
+    return [length for length in shape if length > 1]
 
 
 def parse_command(spec: str) -> Command:

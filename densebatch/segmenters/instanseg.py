@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 NAME = "instanseg"
 SUMMARY = "InstanSeg with your own TorchScript file"
-_BYTES_PER_PX = 4000
+_BYTES_PER_PX = 2000
+"""Measured with InstanSeg's default network: 1400, and 1000 with cells of 15 px side by side."""
 
 
 class InstanSegOptions(Options):

@@ -287,14 +287,17 @@ class _Conformance:
         outer = whole.copy()
         outer[inner] = 0
         numbers = np.setdiff1d(np.unique(whole[inner]), np.append(np.unique(outer), 0))
-        n_other = 0
+        n_other = n_far = 0
         for number in numbers:
             mine = whole == number
-            partner = part[mine][0]
-            n_other += not (partner and np.array_equal(part == partner, mine))
+            ids, counts = np.unique(part[mine], return_counts=True)
+            partner = ids[counts.argmax()]
+            other = (part == partner) & (partner != 0)
+            n_other += not np.array_equal(other, mine)
+            n_far += 10 * (other & mine).sum() < 9 * (other | mine).sum()
         if not n_other:
             return ()
         return (
-            f"tile-dependent: {n_other} of {len(numbers)} cells more than {_MARGIN} diameters from "
-            "the border are others in a larger tile",
+            f"tile-dependent: of {len(numbers)} cells more than {_MARGIN} diameters from the "
+            f"border {n_other} are not the same in a larger tile, {n_far} by more than a tenth",
         )

@@ -118,9 +118,10 @@ def test_the_image_may_be_of_integers(tmp_path, dtype, top):
     np.testing.assert_array_equal(labels, np.rint(draw_tile({}).image[0] * top))
 
 
+@pytest.mark.parametrize("shape", [(1, 70, 50), (70, 50, 1)])
 @pytest.mark.parametrize("option", [{}, {"labels": "npy"}])
-def test_labels_may_be_of_numpy(tmp_path, option):
-    body = "import numpy as np; np.save(LABELS, np.arange(3500).reshape(1, 70, 50))"
+def test_labels_may_be_of_numpy_and_have_short_axes(tmp_path, option, shape):
+    body = f"import numpy as np; np.save(LABELS, np.arange(3500).reshape{shape})"
     np.testing.assert_array_equal(
         label(write_script(tmp_path, body), **option), np.arange(3500).reshape(70, 50)
     )

@@ -106,6 +106,7 @@ def test_a_function_is_found_by_its_module(install):
     assert segmenter.packages == {}
     assert segmenter.complete_options({"number": 3}, [0.25], 20.0) == {
         "levels": [0.25],
+        "diameter_px": 20.0,
         "number": 3,
     }
     np.testing.assert_array_equal(label(segmenter, number=3), np.full((3, 4), 3))
@@ -160,7 +161,7 @@ def test_a_package_does_not_replace_a_built_in(install):
         ("no.such:label",
          "there is no module 'no.such'; accepted is one that Python finds here and on "
          "workers, such as a file in a folder of PYTHONPATH (PYTHONPATH=$PWD for this one)"),
-        ("bright_cells:lable", "the module bright_cells has no 'lable'"),
+        ("bright_cells:shade", "the module bright_cells has no 'shade'"),
         ("bright_cells:NUMBER",
          "is a int; accepted is a function, called as f(image, um_per_px=..., options=...), or a "
          "densebatch.segmenters.segmenter.Segmenter"),

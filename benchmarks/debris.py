@@ -24,7 +24,6 @@ from skimage.io import imread
 
 from densebatch.base.geometry import Region
 from densebatch.cells.read import open_labels
-from densebatch.planning.normalization import HALO_PX
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.simulation.debris import (
@@ -40,6 +39,7 @@ from densebatch.simulation.debris import (
 )
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.studies.benchmark_record import describe_machine, describe_versions
+from densebatch.survey.normalization import HALO_PX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,8 +25,8 @@ from densebatch.engines.backend import Engine
 from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
-from densebatch.planning.normalization import ChannelBounds  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
+from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from densebatch.base.names import count_of, explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
 from densebatch.models.flow_models import get_kind, list_packages
 from densebatch.models.model import CPNET, Model, find_model
-from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.plan import Plan
 from densebatch.planning.scale import choose_rescale, explain_scale
-from densebatch.planning.survey import ChannelSurvey, contrast_in, signal_side, survey_channel
-from densebatch.planning.survey_kernels import BLOCK_PX
 from densebatch.slides.brightfield import looks_brightfield
 from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
+from densebatch.survey.channel import ChannelSurvey, contrast_in, signal_side, survey_channel
+from densebatch.survey.kernels import BLOCK_PX
+from densebatch.survey.normalization import ChannelBounds
 from densebatch.tracing.tile import TraceSettings
 
 if TYPE_CHECKING:

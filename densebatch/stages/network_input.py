@@ -8,8 +8,8 @@ import numpy as np
 
 from densebatch.base.geometry import Region
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.planning.normalization import find_bright, normalize, normalize_bright
 from densebatch.slides.slide import reopen_slide
+from densebatch.survey.normalization import find_bright, normalize, normalize_bright
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.planning.normalization import ChannelBounds
     from densebatch.planning.plan import Plan
+    from densebatch.survey.normalization import ChannelBounds
 
 
 def list_sources(plan: Plan, region: Region) -> list[tuple[int, Region]]:

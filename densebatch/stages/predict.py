@@ -1,7 +1,7 @@
 """Stage 1: evaluate the network on lattice patches and keep their trusted cores.
 
 A patch with rare bright cells is evaluated twice, without them and on their own scale
-(`planning.normalization`), and each pixel is of the view that is meant for it.
+(`survey.normalization`), and each pixel is of the view that is meant for it.
 
 The only module that runs a network on a slide. A patch's bits must not depend on how the work is
 divided: `engines.backend` says how that is held.

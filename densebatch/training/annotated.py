@@ -18,10 +18,10 @@ from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels
-from densebatch.planning.debris import count_shapes, find_debris
-from densebatch.planning.normalization import find_masked
-from densebatch.planning.passes import look_at_blocks
 from densebatch.slides.slide import open_slide
+from densebatch.survey.debris import count_shapes, find_debris
+from densebatch.survey.normalization import find_masked
+from densebatch.survey.passes import look_at_blocks
 from densebatch.tracing.diffusion import compute_flows
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import torch
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.planning.normalization import ChannelBounds
 from densebatch.planning.planner import draft_plan, find_active_cores, survey_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.planning.survey import ChannelSurvey
-from densebatch.planning.survey_kernels import BLOCK_PX
+from densebatch.survey.channel import ChannelSurvey
+from densebatch.survey.kernels import BLOCK_PX
+from densebatch.survey.normalization import ChannelBounds
 from tests.helpers.checkpoint_files import make_network, make_state, save
 from tests.helpers.run_files import write_tiff
 from tests.helpers.slide_files import write_zarr

@@ -8,11 +8,11 @@ from skimage.io import imread
 from densebatch.base.geometry import Region
 from densebatch.planning.planner import SKIP_CONTRAST, build_plan, draft_plan, find_active_cores
 from densebatch.planning.settings import SegmentSettings
-from densebatch.planning.survey import BLOCK_PX, contrast_in, survey_channel
 from densebatch.run.segment import segment
 from densebatch.simulation.slide_file import write_slide
 from densebatch.simulation.tissue import Tissue
 from densebatch.slides.slide import open_slide
+from densebatch.survey.channel import BLOCK_PX, contrast_in, survey_channel
 from tests.helpers.real_tissue import DATA, needs_data
 from tests.helpers.run_files import output_bytes, write_tiff
 from tests.helpers.simulated_tissue import find_tissue

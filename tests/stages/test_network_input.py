@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from densebatch.base.geometry import Region
-from densebatch.planning.normalization import normalize
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.stages.network_input import read_network_input
 from densebatch.stages.predict import is_finite
+from densebatch.survey.normalization import normalize
 from tests.helpers.run_files import simulate, write_tiff
 
 SHAPE = (200, 170)

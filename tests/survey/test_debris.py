@@ -11,16 +11,8 @@ from scipy import ndimage
 
 from densebatch.base.geometry import Region
 from densebatch.cells.read import open_labels
-from densebatch.planning.normalization import (
-    HALO_PX,
-    ChannelBounds,
-    find_bright,
-    normalize,
-    normalize_bright,
-)
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.planning.survey import survey_channel
 from densebatch.run.segment import segment
 from densebatch.simulation.debris import (
     count_beside,
@@ -36,6 +28,14 @@ from densebatch.simulation.debris import (
 from densebatch.slides.slide import open_slide
 from densebatch.stages import predict
 from densebatch.stages.network_input import find_bright_cells, read_network_input
+from densebatch.survey.channel import survey_channel
+from densebatch.survey.normalization import (
+    HALO_PX,
+    ChannelBounds,
+    find_bright,
+    normalize,
+    normalize_bright,
+)
 from tests.helpers.real_tissue import FIELDS, needs_data, read_field
 from tests.helpers.run_files import simulate, write_tiff
 

@@ -29,9 +29,15 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
-from densebatch.planning.debris import Debris, find_debris, measure_density, tissue_class
-from densebatch.planning.normalization import ChannelBounds, normalize
-from densebatch.planning.passes import (
+from densebatch.survey.debris import Debris, find_debris, measure_density, tissue_class
+from densebatch.survey.kernels import (
+    BLOCK_PX,
+    CELL_PX,
+    is_narrow,
+    value_of_key,
+)
+from densebatch.survey.normalization import ChannelBounds, normalize
+from densebatch.survey.passes import (
     Counts,
     Reader,
     blocks_of,
@@ -41,20 +47,14 @@ from densebatch.planning.passes import (
     count_wanted,
     open_reader,
 )
-from densebatch.planning.survey_kernels import (
-    BLOCK_PX,
-    CELL_PX,
-    is_narrow,
-    value_of_key,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from densebatch.planning.debris import BlockLooks
     from densebatch.slides.slide import Slide
+    from densebatch.survey.debris import BlockLooks
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from densebatch.base.geometry import Grid
-from densebatch.planning.passes import count_in_threads
+from densebatch.survey.passes import count_in_threads
 
 GRID = Grid(70, 50, 10, 10)
 

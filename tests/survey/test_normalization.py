@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densebatch.planning.normalization import ChannelBounds, normalize
+from densebatch.survey.normalization import ChannelBounds, normalize
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"]
 

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from densebatch.planning.survey_kernels import CLASSES_PER_OCTAVE
+from densebatch.survey.kernels import CLASSES_PER_OCTAVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

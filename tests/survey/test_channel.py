@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from skimage.io import imsave
 
 from densebatch.base.geometry import Region
-from densebatch.planning import passes
-from densebatch.planning.normalization import ChannelBounds, normalize
-from densebatch.planning.survey import BLOCK_PX, contrast_in, signal_side, survey_channel
 from densebatch.slides.slide import open_slide
+from densebatch.survey import passes
+from densebatch.survey.channel import BLOCK_PX, contrast_in, signal_side, survey_channel
+from densebatch.survey.normalization import ChannelBounds, normalize
 from tests.helpers.slide_files import write_zarr
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"]

@@ -17,9 +17,9 @@ import xxhash
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.machine import count_cores
-from densebatch.planning.debris import BlockLooks, Shapes, count_shapes
-from densebatch.planning.normalization import to_float32
-from densebatch.planning.survey_kernels import (
+from densebatch.slides.slide import decoded_bytes
+from densebatch.survey.debris import BlockLooks, Shapes, count_shapes
+from densebatch.survey.kernels import (
     BLOCK_PX,
     CELL_PX,
     N_CLASSES,
@@ -29,15 +29,15 @@ from densebatch.planning.survey_kernels import (
     make_keys,
     survey_blocks,
 )
-from densebatch.slides.slide import decoded_bytes
+from densebatch.survey.normalization import to_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from densebatch.planning.debris import Gap
     from densebatch.slides.slide import Slide
+    from densebatch.survey.debris import Gap
 
 _N_BINS = 1 << 16
 _READ_PX = 2048  # a multiple of BLOCK_PX; digests of pixels change with it

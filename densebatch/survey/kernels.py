@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from densebatch.planning.normalization import to_float32
+from densebatch.survey.normalization import to_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -25,6 +25,7 @@ from densebatch.engines.backend import Engine
 from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
+from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -58,6 +59,8 @@ class Plan:
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
     engine : what evaluates the network; `run.engine.add_engine` decides it last
+    estimate : of the diameter of the slide's cells, if that was asked for; `rescale` follows from
+        it, so that it is no part of the run's identity
     """
 
     slide: SlideInfo
@@ -81,6 +84,7 @@ class Plan:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     engine: Engine = field(default_factory=Engine)
+    estimate: DiameterEstimate | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -184,6 +188,7 @@ def _digest(text: str) -> str:
 def _leave_out_notes(plan: Plan) -> dict[str, Any]:
     """The plan as plain data without what is told of it, which depends on how it was asked for."""
     document = asdict(plan)
+    del document["estimate"]
     for holder in (document, document["slide"], document["model"]):
         del holder["notes"]
     return document

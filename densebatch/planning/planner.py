@@ -14,10 +14,17 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.base.names import count_of, explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
+from densebatch.engines.make import choose_device
 from densebatch.models.flow_models import get_kind, list_packages
 from densebatch.models.model import CPNET, Model, find_model
+from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.plan import Plan
-from densebatch.planning.scale import choose_rescale, explain_scale
+from densebatch.planning.scale import (
+    choose_rescale,
+    explain_estimate,
+    explain_scale,
+    settle_diameter,
+)
 from densebatch.slides.brightfield import looks_brightfield
 from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
 from densebatch.survey.channel import ChannelSurvey, contrast_in, signal_side, survey_channel
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.ngff.metadata import Version
+    from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
@@ -51,7 +59,7 @@ SKIP_CONTRAST = 0.0079
 
 
 def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
-    """Read metadata and one pass of pixels, and decide everything.
+    """Read metadata and one pass of pixels, and decide everything; two of pixels for `auto`.
 
     Parameters
     ----------
@@ -69,15 +77,28 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     InputError
         If the slide, a channel, the model or the scale cannot be used.
     """
-    return survey_plan(draft_plan(path, settings))
+    draft = draft_plan(path, settings)
+    if settings.diameter == "auto":
+        draft = draft_plan(path, settings, estimate_scale(draft, settings))
+    return survey_plan(draft)
 
 
-def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
+def draft_plan(
+    path: str | Path, settings: SegmentSettings, estimate: DiameterEstimate | None = None
+) -> Plan:
     """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
 
     Enough to know what a run needs, before a slide that declares 10^12 px is read.
 
-    Parameters, returns and errors as for `build_plan`.
+    Parameters
+    ----------
+    path, settings
+        As of `build_plan`.
+    estimate
+        Of the cells' diameter, where that is to be estimated. Before there is one, the scale is as
+        if nothing was said of it.
+
+    Returns and errors as for `build_plan`.
     """
     _check_settings(path, settings)
     slide = open_slide(path, settings.scene, settings.axes)
@@ -87,8 +108,9 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     membrane, nuclei, channel_notes = _choose_channels(slide, settings, model)
     _check_in_place(info, settings)
     um_per_px = settings.pixel_size or info.um_per_px
-    rescale, reason = choose_rescale(model, um_per_px, settings.diameter)
-    scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, settings.diameter)
+    diameter_px = settle_diameter(str(info.path), settings, um_per_px, estimate)
+    rescale, reason = choose_rescale(model, um_per_px, diameter_px)
+    scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, diameter_px)
     height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
     kind = get_kind(model.kind)
     lattice = Lattice(
@@ -132,8 +154,39 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
             **{name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
             **list_packages(model.kind),
         },
-        notes=(*info.notes, *model.notes, *channel_notes, *scale_notes, *_explain_cost(model)),
-    )
+        notes=(
+            *info.notes, *model.notes, *channel_notes, *scale_notes,
+            *explain_estimate(estimate), *_explain_cost(model),
+        ),
+        estimate=estimate,
+    )  # fmt: skip
+
+
+def estimate_scale(
+    draft: Plan, settings: SegmentSettings, earlier: Plan | None = None
+) -> DiameterEstimate:
+    """Estimate the diameter of a slide's cells, or recall what a run began with.
+
+    Parameters
+    ----------
+    draft
+        As `draft_plan` makes it without an estimate.
+    settings
+        For the device.
+    earlier
+        Of the run that is to go on, if there is one. What it estimated holds, because another
+        device might round otherwise.
+    """
+    if earlier is not None and earlier.model.sha256 == draft.model.sha256 and earlier.estimate:
+        return earlier.estimate
+    slide = reopen_slide(draft.slide)
+    surveys = _survey_channels(draft, slide, earlier)
+    bounds = [survey.bounds for survey in surveys]
+    return estimate_diameter(
+        slide, draft.model, bounds[: len(draft.membrane)],
+        bounds[-1] if draft.nuclei is not None else None,
+        choose_fields(surveys, draft.shape), choose_device(settings.device),
+    )  # fmt: skip
 
 
 def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
@@ -149,15 +202,7 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
     """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
-    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
-    surveys = [
-        survey_channel(
-            slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()),
-        )
-        for b in draft.seen_channels
-    ]  # fmt: skip
+    surveys = _survey_channels(draft, slide, earlier)
     bounds = [survey.bounds for survey in surveys]
     threshold = draft.skip_contrast
     if not any(b.high > b.low for b in bounds[:n_membrane]):
@@ -171,6 +216,19 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
         active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
         notes=(*draft.notes, *_explain_light(slide), *_odd_pixels(surveys)),
     )
+
+
+def _survey_channels(draft: Plan, slide: Slide, earlier: Plan | None) -> list[ChannelSurvey]:
+    """Survey the channels that the network sees, at the draft's scale."""
+    percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
+    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
+    return [
+        survey_channel(
+            slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
+            left_out=left_out.get(b.channel, ()),
+        )
+        for b in draft.seen_channels
+    ]  # fmt: skip
 
 
 def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:

@@ -95,8 +95,11 @@ def test_file_sets_every_setting(path):
         tls_cert=Path("cert.pem"),
         tls_key=Path("key.pem"),
     )
-    # nothing was left at its default, so nothing was left out above
-    assert not set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())
+    # nothing was left at its default, so nothing was left out above, but what contradicts it
+    left = set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())
+    assert left == {("diameter_um", None)}
+    path.write_text("diameter_um: 8")
+    assert load_settings(path) == SegmentSettings(diameter_um=8.0)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n", "null", "{}"])
@@ -156,6 +159,14 @@ def test_wrong_type_is_refused(path, text, told):
         ("diameter: -15", "setting 'diameter' = -15: input should be greater than 0"),
         ("flow_threshold: -0.1", "setting 'flow_threshold' = -0.1: input should be greater than"),
         ("pixel_size: .inf", "setting 'pixel_size' = inf: input should be a finite number"),
+        ("diameter: big", "setting 'diameter' = 'big': accepted are a diameter in px, and auto"),
+        ("diameter: yes", "setting 'diameter' = True: a number is accepted, not a truth value"),
+        ("diameter: [3]", "setting 'diameter' = [3]: accepted are a diameter in px, and auto"),
+        ("diameter_um: 0", "setting 'diameter_um' = 0: input should be greater than 0"),
+        (
+            "{diameter: auto, diameter_um: 8}",
+            "diameter auto and diameter_um 8 both set the scale; accepted is one of them",
+        ),
         ("diameter: .nan", "setting 'diameter' = nan: input should be a finite number"),
         ("flow_threshold: .inf", "setting 'flow_threshold' = inf: input should be a finite"),
         ("cellprob_threshold: .nan", "setting 'cellprob_threshold' = nan: input should be a"),
@@ -211,6 +222,16 @@ def test_long_value_is_cut(path):
     found = refusal(path, "image: " + "x" * 5000)
     assert found.startswith(f"{path}: setting 'image' = 'xxx")
     assert "xx...: input should be 'auto'" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("15", 15.0), ("'15.5'", 15.5), ("auto", "auto"), ("null", None)]
+)
+def test_a_diameter_is_a_number_or_auto(path, text, expected):
+    path.write_text(f"diameter: {text}")
+    assert load_settings(path).diameter == expected
+    schema = SegmentSettings.model_json_schema()
+    jsonschema.Draft202012Validator(schema).validate({"diameter": expected})
 
 
 def test_settings_are_frozen():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.planning.plan import LabelPlan
+from densebatch.planning.scale import settle_diameter
 from densebatch.segmenters.find import find_segmenter
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def draft_labels(
         If the segmenter refuses its options, or tiles would share more than half of themselves.
     """
     um_per_px = common["um_per_px"]
-    diameter = settings.diameter or _CELL_UM / (um_per_px or _USUAL_UM)
+    stated = settle_diameter(info.path, settings, um_per_px, None)
+    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
     overlap = settings.overlap
     if overlap is None:
         overlap = _OVERLAP_STEP_PX * math.ceil(_OVERLAP_DIAMETERS * diameter / _OVERLAP_STEP_PX)
@@ -60,7 +62,11 @@ def draft_labels(
     n_planes = 1 + (common["nuclei"] is not None)
     own: dict[str, Any] = {
         "versions": {**common["versions"], **segmenter.packages},
-        "notes": (*info.notes, *common["notes"], *_explain_tiles(settings, um_per_px, overlap)),
+        "notes": (
+            *info.notes,
+            *common["notes"],
+            *_explain_tiles(settings, um_per_px, stated, overlap),
+        ),
     }
     given = dict(settings.segmenter_options)
     # Wrong options are refused before the slide is read; what they lack is known after.
@@ -78,10 +84,10 @@ def draft_labels(
 
 
 def _explain_tiles(
-    settings: SegmentSettings, um_per_px: float | None, overlap: int
+    settings: SegmentSettings, um_per_px: float | None, stated: float | None, overlap: int
 ) -> Iterator[str]:
-    if settings.diameter is not None:
-        cells = f"cells of {settings.diameter:g} px, as stated"
+    if stated is not None:
+        cells = f"cells of {stated:g} px, as stated"
     elif um_per_px is not None:
         cells = f"cells of {_CELL_UM:g} um ({_CELL_UM / um_per_px:.3g} px)"
     else:
@@ -91,7 +97,7 @@ def _explain_tiles(
             f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
             f"{cells}: state theirs with --diameter, or the overlap with --overlap"
         )
-    elif settings.diameter is None:
+    elif stated is None:
         yield f"segmenter {settings.segmenter} is to find {cells}: state theirs with --diameter"
 
 

@@ -1,0 +1,1 @@
+"""Finished results in the formats of other tools: `export`, and a module for each target."""

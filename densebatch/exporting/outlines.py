@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from densebatch.exporting.source import Source
     from densebatch.exporting.tracing import Rings
 
-DEFAULT_SIMPLIFY_PX = 0.5
 # A simplified outline holds as many pixels as its cell, but for this share or number.
 MAX_CHANGE, MAX_CHANGE_PX = 0.02, 2.0
 # Cells whose boxes begin in one square of this side are read together.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from densebatch.base.errors import InputError, describe_cause
@@ -17,7 +18,7 @@ from densebatch.cells.kept import Fault, Tree, find_faults, read_list
 from densebatch.cells.pyramid_spec import LABEL_NAME
 from densebatch.cells.read import open_labels
 from densebatch.run.folder import OutputFolder
-from densebatch.run.report import is_partial, read_report, tell_missing
+from densebatch.run.report import Progress, is_partial, read_report, tell_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from densebatch.cells.read import LabelImage
 
 NUCLEI_NAME = "nuclei"
+STAGE = "export"
 BATCH_CELLS = 16384
 """Rows of the table that are held at once, with the outlines of their cells."""
 _ACCEPTED = "accepted is the OUT of a finished `segment` or `merge`"
@@ -40,31 +42,28 @@ class Source:
     ----------
     root : the OME-Zarr image group that has the labels
     table : the cell table
-    columns : of the table, in order
+    schema : names and types of the table's columns, in order
     cells, nuclei : label images of the same ids; `nuclei` is None where there are none
     n_cells : rows of the table
     um_per_px : None if it is unknown
     provenance : how the result was made, strings and numbers alone
     missing : a sentence on what has no result; None if nothing is missing
+    progress : receives rows as they are written
     """
 
     root: Path
     table: Path
-    columns: tuple[str, ...]
+    schema: pa.Schema
     cells: LabelImage
     nuclei: LabelImage | None
     n_cells: int
     um_per_px: float | None
     provenance: dict[str, str | float]
     missing: str | None = None
+    progress: Progress = field(default_factory=Progress)
 
-    def read_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def read_batches(self) -> Iterator[pa.RecordBatch]:
         """Rows of the table in their order, `BATCH_CELLS` at a time.
-
-        Parameters
-        ----------
-        columns
-            Which; all if it is None.
 
         Raises
         ------
@@ -76,18 +75,23 @@ class Source:
             with pq.ParquetFile(
                 self.table, page_checksum_verification=True, buffer_size=1 << 18
             ) as file:
-                yield from file.iter_batches(BATCH_CELLS, columns=columns, use_threads=False)
+                self.progress.stage(STAGE, -(-self.n_cells // BATCH_CELLS), 0)
+                for batch in file.iter_batches(BATCH_CELLS, use_threads=False):
+                    yield batch
+                    self.progress.advance(STAGE, max(1, int(pa.compute.sum(batch["area_px"]).as_py())))
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.table}: cannot be read ({describe_cause(error)})") from error
 
 
-def open_source(out: Path) -> Source:
+def open_source(out: Path, progress: Progress) -> Source:
     """Open a result, and compare its table and label images with their checksums.
 
     Parameters
     ----------
     out
         The output folder of a run, or of a merge.
+    progress
+        Receives rows as they are written.
 
     Raises
     ------
@@ -96,7 +100,7 @@ def open_source(out: Path) -> Source:
     """
     folder = OutputFolder(out.absolute())
     if (folder.path / "merge.json").is_file() and not folder.marker.exists():
-        return _open_merged(out, folder)
+        return _open_merged(out, folder, progress)
     report = read_report(folder.path)
     if report is None:
         if not folder.marker.exists() and not folder.report.exists():
@@ -110,7 +114,7 @@ def open_source(out: Path) -> Source:
     except OSError as error:
         raise InputError(f"{folder.marker}: cannot be read ({error.strerror})") from error
     root = folder.root(plan)
-    _check(folder.trees(plan), root, folder.table)
+    has_nuclei = _check(folder.trees(plan), root, folder.table)
     about: dict[str, str | float] = {
         "slide": plan.slide.path,
         "fingerprint": plan.fingerprint,
@@ -121,10 +125,11 @@ def open_source(out: Path) -> Source:
         if kind in report:
             about[kind] = json.dumps(report[kind], sort_keys=True)
     missing = tell_missing(report) if is_partial(report) else None
-    return _open(root, folder.table, int(report["cells"]), plan.um_per_px, about, missing)
+    return _open(root, folder.table, int(report["cells"]), plan.um_per_px, about, missing, progress,
+                 has_nuclei=has_nuclei)  # fmt: skip
 
 
-def _open_merged(out: Path, folder: OutputFolder) -> Source:
+def _open_merged(out: Path, folder: OutputFolder, progress: Progress) -> Source:
     """Open what `densebatch merge` wrote, of which there are no checksums."""
     try:
         report = json.loads((folder.path / "merge.json").read_bytes())
@@ -133,7 +138,7 @@ def _open_merged(out: Path, folder: OutputFolder) -> Source:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{out}: merge.json is damaged ({describe_cause(error)})") from error
     root = folder.path / "segmentation.ome.zarr"
-    return _open(root, folder.table, n_cells, um_per_px, about, None)
+    return _open(root, folder.table, n_cells, um_per_px, about, None, progress, has_nuclei=False)
 
 
 def _open(
@@ -143,23 +148,26 @@ def _open(
     um_per_px: float | None,
     about: Mapping[str, str | float],
     missing: str | None,
+    progress: Progress,
+    *,
+    has_nuclei: bool,
 ) -> Source:
     _require(table)
     labels.read_labels(root)  # refuses what is not finished
     try:
         with pq.ParquetFile(table) as file:
-            columns, n_rows = tuple(file.schema_arrow.names), file.metadata.num_rows
+            schema, n_rows = file.schema_arrow, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{table}: cannot be read ({describe_cause(error)})") from error
-    if n_rows != n_cells or not set(columns) >= _NEEDED:
+    if n_rows != n_cells or not set(schema.names) >= _NEEDED:
         raise InputError(f"{table}: is not the table of the {n_cells} cells of this result")
     cells, nuclei = root / "labels" / LABEL_NAME, root / "labels" / NUCLEI_NAME
     return Source(
         root=root,
         table=table,
-        columns=columns,
+        schema=schema,
         cells=open_labels(cells),
-        nuclei=open_labels(nuclei) if nuclei.is_dir() else None,
+        nuclei=open_labels(nuclei) if has_nuclei else None,
         n_cells=n_cells,
         um_per_px=um_per_px,
         provenance={
@@ -170,6 +178,7 @@ def _open(
             **about,
         },
         missing=missing,
+        progress=progress,
     )
 
 
@@ -178,18 +187,20 @@ def _require(path: Path) -> None:
         raise InputError(f"{path}: is missing; {_ACCEPTED}")
 
 
-def _check(trees: Sequence[Tree], root: Path, table: Path) -> None:
-    """Compare what is exported with its checksums: the table, and the label images of cells."""
+def _check(trees: Sequence[Tree], root: Path, table: Path) -> bool:
+    """Compare what is exported with its checksums; whether there are nuclei of the run's own."""
+    tops = [root / "labels" / name for name in (LABEL_NAME, NUCLEI_NAME)]
+    has_nuclei = False
     for tree in trees:
         listed, faults = read_list(tree)
         if listed is None:
             raise InputError(f"{tree.out}: its files cannot be checked, {faults[0]}")
-        tops = [(root / "labels" / name) for name in (LABEL_NAME, NUCLEI_NAME)]
+        places = {name: tree.base / name for name in listed}
+        has_nuclei |= any(place.is_relative_to(tops[1]) for place in places.values())
         used = {
-            name: checksum
-            for name, checksum in listed.items()
-            if tree.base / name == table
-            or any((tree.base / name).is_relative_to(top) for top in tops)
+            name: listed[name]
+            for name, place in places.items()
+            if place == table or any(place.is_relative_to(top) for top in tops)
         }
         for fault in find_faults(tree, used, count_cores(), copies=False):
             if isinstance(fault, Fault):
@@ -197,3 +208,4 @@ def _check(trees: Sequence[Tree], root: Path, table: Path) -> None:
                     f"{tree.out}: is damaged, {tree.shown(fault.name)} {fault.what}; "
                     "`densebatch verify --repair` may mend it"
                 )
+    return has_nuclei

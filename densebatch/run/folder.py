@@ -264,7 +264,9 @@ class OutputFolder:
             for trash in self.path.glob(".*.deleted"):
                 shutil.rmtree(trash)
             for unfinished in self.path.glob(".*.partial"):  # a killed writer leaves such files
-                if not unfinished.name.startswith(f".{self.owner.name}"):  # written all the time
+                if unfinished.is_dir():  # an export
+                    shutil.rmtree(unfinished)
+                elif not unfinished.name.startswith(f".{self.owner.name}"):  # written all the time
                     unfinished.unlink(missing_ok=True)
             self.write_marker(plan)
             self._remove_late(plan)

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from skimage.measure import label as label_pieces
 
 from densebatch.exporting import outlines
+from densebatch.exporting.options import DEFAULT_SIMPLIFY_PX
 from densebatch.exporting.outlines import draw_outlines, iter_windows
 from densebatch.simulation.tissue import Tissue
-from tests.helpers.run_files import simulate  # noqa: F401
 
 
 class Image:
@@ -112,7 +112,7 @@ def test_cells_of_tissue_have_few_corners_and_no_lost_area():
 
     truth = render(labels, Region(0, 0, 300, 300))[1]
     ids, exact = draw(truth, 0)
-    _, drawn = draw(truth, outlines.DEFAULT_SIMPLIFY_PX)
+    _, drawn = draw(truth, DEFAULT_SIMPLIFY_PX)
     assert len(ids) > 100
     corners = [shapely.get_num_coordinates(each).sum() for each in (exact, drawn)]
     assert corners[1] < 0.5 * corners[0]

@@ -1,9 +1,10 @@
-"""`densebatch merge`."""
+"""Labels of other tools, and for them: `densebatch merge` and `densebatch export`."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,3 +53,48 @@ def merge(tiles: tuple[Path, ...], out: Path, pixel_size: float | None, step: in
     click.echo(f"record  {result.out / 'merge.json'}")
     look = shlex.join(["napari", "--plugin", "napari-ome-zarr", str(result.labels)])
     click.echo(f"look    {look}")
+
+
+# As `densebatch.exporting.export` has them, which `--help` does not wait for.
+_KINDS = (
+    "csv", "mcmicro-csv", "anndata", "spatialdata", "geojson", "geoparquet", "imagej-rois",
+    "ome-tiff",
+)  # fmt: skip
+
+
+@click.command("export", cls=LoggedCommand)
+@click.argument("out", type=_PATH)
+@click.option("--to", "kind", type=click.Choice(_KINDS), required=True, help="What to write.")
+@click.option(
+    "-o", "path", type=_PATH, metavar="PATH", help="Where; by default in OUT, named by the kind."
+)
+@click.option(
+    "--simplify",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="PX",
+    help="How far outlines may move to have fewer corners; 0 keeps the edges of pixels.",
+)
+@click.option(
+    "--label-dtype",
+    type=click.Choice(("uint32", "int32")),
+    default="uint32",
+    show_default=True,
+    help="Of ome-tiff; QuPath wants int32.",
+)
+def export(out: Path, kind: Any, path: Path | None, simplify: float, label_dtype: Any) -> None:  # noqa: ANN401
+    """Write the finished result in OUT in the format of another tool.
+
+    The export appears whole or not at all, and replaces nothing. Memory does not grow with the
+    slide. docs/exports.md tells what each kind holds.
+    """
+    from densebatch.cli.terminal import TerminalProgress
+    from densebatch.exporting.export import export as run_export
+
+    with TerminalProgress(get_console()) as progress:
+        made = run_export(
+            out, kind, path, simplify=simplify, label_dtype=label_dtype, progress=progress
+        )
+    click.echo(f"{made.n_cells} cells")
+    click.echo(f"export  {made.path}")

@@ -1,0 +1,199 @@
+"""An export appears whole or not at all, and of a finished, undamaged result alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from densebatch.base.errors import InputError
+from densebatch.cells.table import save_table
+from densebatch.cli.exchange import export as command
+from densebatch.exporting import outlines
+from densebatch.exporting.columns import sort_columns
+from densebatch.exporting.export import KINDS, TARGETS, export
+from densebatch.run.segment import segment
+from densebatch.upkeep.verify import verify
+from tests.helpers.damage import make_result
+from tests.helpers.exports import make_odd_result
+from tests.helpers.run_files import Watcher, call_main, simulate, write_tiff
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """OUT of a run, which a test leaves as it was, but for exports in it."""
+    return make_result(tmp_path_factory.mktemp("result"), "0.5")[0]
+
+
+@pytest.fixture
+def copied(result, tmp_path):
+    """A copy for one test."""
+    shutil.copytree(result, tmp_path / "out", ignore=shutil.ignore_patterns("cells[-.]*[!t]"))
+    return tmp_path / "out"
+
+
+def list_all(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+def test_the_command_knows_every_kind():
+    (kind,) = [option for option in command.params if option.name == "kind"]
+    assert tuple(kind.type.choices) == KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_by_its_command(copied, capsys, kind):
+    code, told, _ = call_main(capsys, "export", copied, "--to", kind)
+    path = copied / TARGETS[kind].name
+    n_cells = pq.read_metadata(copied / "cells.parquet").num_rows
+    assert (code, told) == (0, f"{n_cells} cells\nexport  {path}\n")
+    assert path.exists()
+    assert not list(copied.glob(".*.partial"))
+    assert verify(copied).is_right
+    before = list_all(copied)
+    code, _, said = call_main(capsys, "export", copied, "--to", kind)
+    assert (code, said) == (
+        2, f"error: {path}: exists; remove it or choose another path with -o\n",
+    )  # fmt: skip
+    assert list_all(copied) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_without_a_cell(tmp_path, kind):
+    out = make_odd_result(tmp_path, np.zeros((40, 50), np.uint32), um_per_px=None)
+    assert export(out, kind).n_cells == 0
+    assert (out / TARGETS[kind].name).exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bytes_again(copied, tmp_path, kind):
+    """And whatever the windows that labels are read in."""
+    suffix = TARGETS[kind].suffixes[0]
+    if kind == "anndata":
+        suffix = ".zarr"  # HDF5 has times in it
+    paths = [export(copied, kind, tmp_path / f"{n}{suffix}").path for n in range(2)]
+    found = [
+        [(p.relative_to(path), p.read_bytes()) for p in list_all(path) if p.is_file()]
+        if path.is_dir()
+        else path.read_bytes()
+        for path in paths
+    ]
+    if kind == "ome-tiff":  # OME-XML has an identity of its own
+        return
+    assert found[0] == found[1]
+
+
+def test_windows_change_nothing(copied, tmp_path, monkeypatch):
+    first = export(copied, "geojson", tmp_path / "a.geojson").path.read_bytes()
+    monkeypatch.setattr(outlines, "_WINDOW_PX", 16)
+    assert export(copied, "geojson", tmp_path / "b.geojson").path.read_bytes() == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_refused_and_nothing_is_left(copied, capsys, kind):
+    chunk = next(p for p in (copied / "segmentation.ome.zarr/labels/cells/0").rglob("*")
+                 if p.is_file() and p.name != "zarr.json")  # fmt: skip
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-9] + b"123456789")
+    before = list_all(copied)
+    code, told, said = call_main(capsys, "export", copied, "--to", kind)
+    assert (code, told) == (2, "")
+    assert said.count("\n") == 1
+    assert f"is damaged, {chunk.relative_to(copied)} is damaged: it does not fit" in said
+    assert list_all(copied) == before
+    chunk.write_bytes(whole)
+    table = copied / "cells.parquet"
+    table.write_bytes(table.read_bytes()[:-1])
+    code, _, said = call_main(capsys, "export", copied, "--to", kind)
+    assert code == 2
+    assert "cells.parquet is damaged" in said
+    assert list_all(copied) == before
+
+
+def test_what_is_no_finished_result_is_refused(copied, tmp_path, capsys):
+    for path, reason in ((tmp_path / "none", "is no output"), (tmp_path, "is no output")):
+        code, _, said = call_main(capsys, "export", path, "--to", "csv")
+        assert code == 2
+        assert said.startswith(f"error: {path}: {reason} of densebatch")
+    (copied / "run.json").unlink()
+    shutil.rmtree(copied / ".kept")
+    code, _, said = call_main(capsys, "export", copied, "--to", "csv")
+    assert code == 2
+    assert said.startswith(f"error: {copied}: holds no finished run")
+    assert not list(tmp_path.rglob("cells.csv"))
+
+
+def test_a_run_that_was_stopped_is_refused(tmp_path):
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(300, 300), ["CD3", "DAPI"])
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment(slide, tmp_path / "out", membrane=("CD3",), workers=0, tile=256,
+                progress=Watcher(number=stop))  # fmt: skip
+    with pytest.raises(InputError, match="holds no finished run"):
+        export(tmp_path / "out", "csv")
+
+
+def test_labels_of_another_result_are_refused(tmp_path):
+    """Of a merge there are no checksums; areas tell."""
+    out = make_odd_result(tmp_path)
+    table = pq.read_table(out / "cells.parquet")
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    columns["area_px"] = pa.array([9, *table["area_px"].to_pylist()[1:]], pa.int64())
+    save_table(out / "cells.parquet", columns)
+    before = list_all(tmp_path)
+    with pytest.raises(InputError, match=r"cell 1 has 8 px, and 9 px in .*cells\.parquet"):
+        export(out, "geojson")
+    assert list_all(tmp_path) == before
+
+
+def test_names_and_places(copied, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"is no name for ome-tiff; accepted .* \.ome\.tif"):
+        export(copied, "ome-tiff", tmp_path / "a.tif")
+    assert export(copied, "csv", tmp_path / "new" / "deep" / "a.csv").path.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        export(copied, "csv", tmp_path / "file" / "a.csv")
+    code, _, said = call_main(capsys, "export", copied, "--to", "qupath")
+    assert code == 2
+    assert "'geojson'" in said
+
+
+def test_a_killed_export_does_not_hinder_the_run(copied):
+    """Its leavings, files and folders, go when the run's command is given again."""
+    (copied / ".cells.spatialdata.zarr.1-ab.partial" / "labels").mkdir(parents=True)
+    (copied / ".cells.csv.1-ab.partial").write_text("")
+    report = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").unlink()
+    shutil.copy(report["plan"]["slide"]["path"], copied.parent)
+    segment(report["plan"]["slide"]["path"], copied, membrane=("CD3",), workers=0, tile=512)
+    assert not list(copied.glob(".*.partial"))
+
+
+def test_partial_results_are_exported_with_a_note(copied, tmp_path, capsys, monkeypatch):
+    from densebatch.exporting import source
+
+    monkeypatch.setattr(source, "is_partial", lambda _: True)
+    monkeypatch.setattr(source, "tell_missing", lambda _: "1 tile has no labels")
+    code, _, said = call_main(capsys, "export", copied, "--to", "csv", "-o", tmp_path / "a.csv")
+    assert code == 0
+    assert "the result is partial: 1 tile has no labels" in said
+
+
+def test_columns_of_compartments_and_doubled_names():
+    names = ["id", "mean_A", "mean_A_1", "mean_A_nucleus", "mean_A_1_nucleus", "q2.5_A",
+             "q2.5_A_1", "positive_A", "area_px"]  # fmt: skip
+    found = sort_columns(names)
+    assert found.channels == ("A", "A_1")
+    assert found.matrices == {
+        "mean": ("mean_A", "mean_A_1"),
+        "mean_nucleus": ("mean_A_nucleus", "mean_A_1_nucleus"),
+        "q2.5": ("q2.5_A", "q2.5_A_1"),
+    }
+    assert found.others == ("id", "positive_A", "area_px")

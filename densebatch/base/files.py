@@ -201,3 +201,71 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(platformdirs.user_cache_dir("densebatch", appauthor=False))
+
+
+def check_free(path: Path) -> None:
+    """Refuse a path at which something is.
+
+    Raises
+    ------
+    InputError
+        Saying so.
+    """
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path}: exists; remove it or choose another path")
+
+
+@contextmanager
+def appears_whole(path: Path) -> Iterator[Path]:
+    """Within this context, write a file or folder beside a path, which takes its name at the end.
+
+    Parameters
+    ----------
+    path
+        Of the file or folder.
+
+    Yields
+    ------
+    Path
+        Where to write; nothing is there.
+
+    Raises
+    ------
+    InputError
+        If something is at the path, or its folder cannot be written.
+    DensebatchError
+        If the disk is full or fails.
+    """
+    check_free(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    with no_empty_folders([path.parent]):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _flush(partial)
+            check_free(path)
+            partial.rename(path)
+        except OSError as error:
+            _remove(partial)
+            what = f"{path}: cannot be written ({error.strerror or error})"
+            if is_disk_trouble(error):
+                raise DensebatchError(f"{what}; nothing of it is left behind") from error
+            raise InputError(f"{what}; accepted is a path that can be written") from error
+        except BaseException:
+            _remove(partial)
+            raise
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file, or all files of a folder, before it takes its name."""
+    for file in (p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,):
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -35,7 +35,10 @@ class Container(Protocol):
         """Make a group and say what it encodes."""
 
     def array(
-        self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[str],
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type[str],
         encoding: tuple[str, str] = _ARRAY,
     ) -> Any:  # noqa: ANN401  h5py's or zarr's, which take slices
         """Make an array, of text for `str`, and say what it encodes."""
@@ -58,7 +61,10 @@ class Hdf5:
             )
 
     def array(
-        self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[str],
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type[str],
         encoding: tuple[str, str] = _ARRAY,
     ) -> Any:  # noqa: ANN401
         """As `Container` has it."""
@@ -88,7 +94,10 @@ class ZarrFolder:
         group.update_attributes({**_describe(kind, version), **named})
 
     def array(
-        self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[str],
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type[str],
         encoding: tuple[str, str] = _ARRAY,
     ) -> Any:  # noqa: ANN401
         """As `Container` has it."""
@@ -98,7 +107,7 @@ class ZarrFolder:
         )  # fmt: skip
 
 
-def _describe(kind: str, version: str) -> dict[str, str]:
+def _describe(kind: str, version: str) -> dict[str, Any]:
     return {"encoding-type": kind, "encoding-version": version}
 
 

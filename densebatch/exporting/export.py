@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import appears_whole, check_free
 from densebatch.base.log import log_event
 from densebatch.exporting.options import DEFAULT_SIMPLIFY_PX, Options
-from densebatch.exporting.place import appears_whole, check_free
 from densebatch.exporting.source import open_source
 from densebatch.run.report import Progress
 

@@ -85,5 +85,7 @@ def _open(path: Path, options: Options) -> Iterator[BinaryIO]:
             yield file
             return
         # Without a time and a name in it, the same cells give the same bytes.
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+        with gzip.GzipFile(
+            filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0
+        ) as packed:
             yield cast("BinaryIO", packed)

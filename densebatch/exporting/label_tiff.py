@@ -69,7 +69,7 @@ def write_label_tiff(source: Source, path: Path, options: Options) -> None:
 
 
 def _open_levels(source: Source) -> list[zarr.Array[Any]]:
-    levels = []
+    levels: list[zarr.Array[Any]] = []
     while True:
         try:
             levels.append(read_labels(source.root / "labels" / LABEL_NAME, len(levels)))

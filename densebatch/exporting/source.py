@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute
@@ -78,7 +78,9 @@ class Source:
                 self.progress.stage(STAGE, -(-self.n_cells // BATCH_CELLS), 0)
                 for batch in file.iter_batches(BATCH_CELLS, use_threads=False):
                     yield batch
-                    self.progress.advance(STAGE, max(1, int(pa.compute.sum(batch["area_px"]).as_py())))
+                    self.progress.advance(
+                        STAGE, max(1, int(pa.compute.sum(batch["area_px"]).as_py()))
+                    )
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.table}: cannot be read ({describe_cause(error)})") from error
 

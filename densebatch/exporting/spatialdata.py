@@ -1,7 +1,8 @@
 """A SpatialData store: the labels with their levels, and the table that annotates them.
 
-Container format 0.2, as of SpatialData 0.5 and later: OME-Zarr 0.5 in Zarr format 3, with coordinate
-transformations as SpatialData has them until OME-Zarr 0.6. It is written here shard by shard.
+Container format 0.2, as of SpatialData 0.5 and later: OME-Zarr 0.5 in Zarr format 3, with
+coordinate transformations as SpatialData has them until OME-Zarr 0.6. It is written here shard by
+shard.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _REGION_KEY, _INSTANCE_KEY = "region", "id"
 def write_spatialdata(source: Source, path: Path, options: Options) -> None:
     """Write labels and table; coordinates are pixels (`global`) and, if the size is known, um."""
     root = require_group(path, 3)
-    about = {"version": "0.2", "spatialdata_software_version": f"densebatch {version('densebatch')}"}
+    about = {
+        "version": "0.2",
+        "spatialdata_software_version": f"densebatch {version('densebatch')}",
+    }
     root.update_attributes({"spatialdata_attrs": about, "densebatch": source.provenance})
     names = [LABEL_NAME, *([NUCLEI_NAME] if source.nuclei is not None else [])]
     require_group(path / "labels", 3).update_attributes(
@@ -94,9 +98,7 @@ def _copy_labels(source: Source, path: Path, name: str) -> None:
     )
 
 
-def _describe_multiscale(
-    spec: PyramidSpec, name: str, um_per_px: float | None
-) -> dict[str, Any]:
+def _describe_multiscale(spec: PyramidSpec, name: str, um_per_px: float | None) -> dict[str, Any]:
     """Levels as OME-Zarr has them, and the transformations of the whole as SpatialData has them."""
     datasets = []
     for level in range(spec.n_levels):

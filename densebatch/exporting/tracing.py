@@ -55,9 +55,8 @@ def trace_rings(
     Returns
     -------
     Rings
-        In pixels of `labels`. A cell without a pixel in its box has no piece. Shells have a positive
-        area (x to the right, y downwards as they are stored: counter-clockwise as GeoJSON has it),
-        holes a negative one.
+        In pixels of `labels`. A cell without a pixel in its box has no piece. Shells have a
+        positive area by their numbers, counter-clockwise as GeoJSON has it, holes a negative one.
     """
     capacity = _count_edges(labels)
     found, lengths, doubled, pieces, n_pieces = _trace(labels, ids, boxes, capacity)

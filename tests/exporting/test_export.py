@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from densebatch.upkeep.verify import verify
 from tests.helpers.damage import make_result
 from tests.helpers.exports import make_odd_result
 from tests.helpers.run_files import Watcher, call_main, simulate, write_tiff
+from tests.helpers.slide_files import write_zarr
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_each_kind_by_its_command(copied, capsys, kind):
     before = list_all(copied)
     code, _, said = call_main(capsys, "export", copied, "--to", kind)
     assert (code, said) == (
-        2, f"error: {path}: exists; remove it or choose another path with -o\n",
+        2, f"error: {path}: exists; remove it or choose another path\n",
     )  # fmt: skip
     assert list_all(copied) == before
 
@@ -176,14 +178,19 @@ def test_a_killed_export_does_not_hinder_the_run(copied):
     assert not list(copied.glob(".*.partial"))
 
 
-def test_partial_results_are_exported_with_a_note(copied, tmp_path, capsys, monkeypatch):
-    from densebatch.exporting import source
-
-    monkeypatch.setattr(source, "is_partial", lambda _: True)
-    monkeypatch.setattr(source, "tell_missing", lambda _: "1 tile has no labels")
-    code, _, said = call_main(capsys, "export", copied, "--to", "csv", "-o", tmp_path / "a.csv")
+def test_partial_results_are_exported_with_a_note(tmp_path, capsys):
+    """Of a slide with a chunk that cannot be read."""
+    pixels = simulate(200, 1100, seed=8)
+    slide = write_zarr(tmp_path / "a.ome.zarr", pixels, labels=["CD3", "DAPI"], chunks=(1, 64, 64))
+    (slide / "0" / "c" / "0" / "1" / "15").write_bytes(b"no chunk")
+    out = tmp_path / "out"
+    assert segment(slide, out, membrane=("CD3",), workers=0, tile=100).missing_px
+    code, told, said = call_main(capsys, "export", out, "--to", "anndata")
     assert code == 0
-    assert "the result is partial: 1 tile has no labels" in said
+    assert told.splitlines()[1] == f"export  {out / 'cells.h5ad'}"
+    assert "the result is partial: " in said
+    with h5py.File(out / "cells.h5ad") as file:
+        assert b"piece of the slide cannot be read" in file["uns/densebatch/missing"][()]
 
 
 def test_columns_of_compartments_and_doubled_names():

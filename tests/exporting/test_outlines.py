@@ -1,4 +1,4 @@
-"""Outlines hold a cell's pixels and no other, in valid polygons, before and after they are simplified."""
+"""Outlines hold a cell's pixels and no other, in valid polygons, simplified or not."""
 
 from __future__ import annotations
 

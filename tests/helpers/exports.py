@@ -32,13 +32,11 @@ ODD = np.array(
 def make_odd_result(folder, labels=ODD, um_per_px=0.5):
     """OUT of a merge, with cells of any form."""
     tifffile.imwrite(folder / "tile_y0_x0.tif", labels)
-    return merge_label_tiles(
-        [folder / "tile_y0_x0.tif"], folder / "out", pixel_size=um_per_px
-    ).out
+    return merge_label_tiles([folder / "tile_y0_x0.tif"], folder / "out", pixel_size=um_per_px).out
 
 
 def add_nuclei(out):
-    """Write nuclei into OUT, as a run would: the inner pixels of every second cell; returns them."""
+    """Write nuclei into OUT as a run would, the inner pixels of every second cell; returns them."""
     cells = read_labels(out / "segmentation.ome.zarr")[:]
     inner = np.ones(cells.shape, bool)
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):

@@ -24,6 +24,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from densebatch.base.errors import InputError
 from densebatch.base.files import is_disk_trouble
 from densebatch.base.log import log_event
@@ -55,6 +57,7 @@ from densebatch.cells.pyramid import (
 )
 from densebatch.cells.pyramid_spec import (
     LABEL_NAME,
+    MAX_PROPERTIES,
     MISSING_NAME,
     OWNER,
     PyramidSpec,
@@ -75,7 +78,7 @@ from densebatch.ngff.metadata import (
 from densebatch.ngff.scales import parse_pyramid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import zarr
 
@@ -260,7 +263,13 @@ def create(spec: PyramidSpec, *, label_attrs: Mapping[str, Any], restart: bool =
         raise InputError(f"cannot write {root}: {error.strerror or error}.") from error
 
 
-def finalize(spec: PyramidSpec, *, n_cells: int | None, provenance: Mapping[str, Any]) -> None:
+def finalize(
+    spec: PyramidSpec,
+    *,
+    n_cells: int | None,
+    provenance: Mapping[str, Any],
+    table: Path | None = None,
+) -> None:
     """Write the metadata that makes the arrays an image and a label image; may be repeated.
 
     Parameters
@@ -272,6 +281,8 @@ def finalize(spec: PyramidSpec, *, n_cells: int | None, provenance: Mapping[str,
     provenance
         How the labels were made, JSON-serialisable, kept with them. Leave times and paths out of it
         where results are compared byte by byte.
+    table
+        The table of the cells. Where they are few, their areas become properties of the labels.
     """
     root, label = Path(spec.root), label_path(spec)
     for level in range(spec.n_levels):
@@ -285,7 +296,10 @@ def finalize(spec: PyramidSpec, *, n_cells: int | None, provenance: Mapping[str,
     if n_cells is not None:
         about["cells"] = n_cells
     about["provenance"] = dict(provenance)
-    open_group(label).update_attributes(label_document(spec) | {OWNER: about})
+    areas: Sequence[int] = ()
+    if table is not None and n_cells is not None and n_cells <= MAX_PROPERTIES:
+        areas = pq.read_table(table, columns=["area_px"])["area_px"].to_pylist()
+    open_group(label).update_attributes(label_document(spec, areas) | {OWNER: about})
     names = read_names(label.parent)
     if spec.label_name not in names:
         # Cells come before what marks their gaps, because viewers show the first.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from densebatch.ngff.metadata import (
     plain_pyramid,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 LABEL_NAME = "cells"
 MISSING_NAME = "missing"
 """Of the label image that marks the area without a result, where there is such an area."""
@@ -32,6 +36,8 @@ OWNER = "densebatch"
 """Our own key in a group's attributes tells our groups from others', and one run from another."""
 SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few processors on a small slide
 
+MAX_PROPERTIES = 10_000
+"""Up to so many cells metadata tell of each; every reader parses them, some 40 bytes a cell."""
 # More layers than this switched on at once slow every viewer down; the rest is one click away.
 VISIBLE_CHANNELS = 4
 CHANNEL_COLORS = ("0000FF", "00FF00", "FF0000", "FF00FF", "00FFFF", "FFFF00", "FFFFFF")
@@ -178,11 +184,21 @@ def shard_grid(spec: PyramidSpec, level: int) -> Grid:
     return Grid(*spec.level_shape(level), *spec.unit_shape(level))
 
 
-def label_document(spec: PyramidSpec) -> Json:
-    """Attributes of the label image: `multiscales` and `image-label`."""
+def label_document(spec: PyramidSpec, areas: Sequence[int] = ()) -> Json:
+    """Attributes of the label image: `multiscales` and `image-label`.
+
+    Parameters
+    ----------
+    spec
+        Of the label image.
+    areas
+        Pixels of the labels 1..N, which become their properties; none if they are many.
+    """
     pyramid = _pyramid(spec)
     multiscale = describe_multiscale(spec.ngff, spec.label_name, pyramid, method="nearest")
-    return label_attributes(spec.ngff, multiscale, of_image=spec.image or spec.in_place)
+    properties = [{"label-value": i, "area_px": n} for i, n in enumerate(areas, start=1)]
+    of_image = spec.image or spec.in_place
+    return label_attributes(spec.ngff, multiscale, of_image=of_image, properties=properties)
 
 
 def image_document(spec: PyramidSpec) -> Json:

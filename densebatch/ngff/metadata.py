@@ -24,7 +24,7 @@ Choices that the specification leaves open, and why they were made:
   viewers take the list for complete. With a single entry napari draws that one cell and hides all
   others; with a million the document is tens of megabytes that a reader parses before it draws.
   Without the list every cell gets a colour of its own, and the document is valid (`colors` is a
-  SHOULD).
+  SHOULD). `properties` are for few cells alone, for the same reason; the table has them all.
 - *An unknown pixel size* is a scale of 1 at full resolution without a unit, rather than a wrong
   number of micrometres.
 """
@@ -321,9 +321,25 @@ def image_attributes(version: str, multiscale: Json, channels: Sequence[Json]) -
     return place_attributes(version, {"multiscales": [multiscale], "omero": omero})
 
 
-def label_attributes(version: str, multiscale: Json, *, of_image: bool) -> Json:
-    """Attributes of a label image; `of_image` if its image is the group above `labels`."""
+def label_attributes(
+    version: str, multiscale: Json, *, of_image: bool, properties: Sequence[Json] = ()
+) -> Json:
+    """Attributes of a label image, from `describe_multiscale`.
+
+    Parameters
+    ----------
+    version
+        Of OME-Zarr.
+    multiscale
+        Its levels.
+    of_image
+        Whether its image is the group above `labels`.
+    properties
+        Of each label, with its number as `label-value`; none is no list, which would be invalid.
+    """
     label: Json = {"version": version} | ({"source": {"image": "../../"}} if of_image else {})
+    if properties:
+        label["properties"] = list(properties)
     return place_attributes(version, {"multiscales": [multiscale], "image-label": label})
 
 

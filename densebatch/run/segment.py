@@ -305,7 +305,8 @@ def _finish(
     check_unchanged(plan.slide)
     session.driver.check()
     spec = output_spec(plan, session.root)
-    labels.finalize(spec, n_cells=n_cells, provenance=describe_origin(plan, labelled.failed))
+    origin = describe_origin(plan, labelled.failed)
+    labels.finalize(spec, n_cells=n_cells, provenance=origin, table=session.folder.table)
     _remove_unfinished(session, spec)
     total = time.monotonic() - started
     session.seconds["total"] = round(total, 3)

@@ -212,7 +212,9 @@ class _Merge:
             name: len(value) if isinstance(value, list) else value
             for name, value in told["merging"].items()
         }
-        labels.finalize(self._spec, n_cells=n_cells, provenance={"merging": counts})
+        labels.finalize(
+            self._spec, n_cells=n_cells, provenance={"merging": counts}, table=self._folder / _TABLE
+        )
         write_atomic(self._folder / _REPORT, json.dumps(told, indent=1).encode())
         return told
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import uuid
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+import numpy as np
 import shapely
 
+from densebatch.exporting.columns import as_numbers
 from densebatch.exporting.outlines import iter_outlines
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from densebatch.exporting.options import Options
     from densebatch.exporting.source import Source
 
+_LINES = 1024  # are put together at once
 _LEFT_OUT = {"id", "y0", "x0", "y1", "x1"}
 # QuPath tells objects by UUIDs; those of a cell are the same whenever it is exported.
 _NAMESPACE = uuid.UUID("6f0f3c0e-0d4e-4a53-9d0b-2a0f0a1c5b7e")
@@ -40,21 +43,29 @@ def write_geojson(source: Source, path: Path, options: Options) -> None:
         file.write(f'{{"type": "FeatureCollection", "densebatch": {about}, "features": ['.encode())
         separator = "\n"
         for batch, cells, nuclei in iter_outlines(source, options.simplify_px):
-            lines = []
-            outlines = _draw(cells)
-            inner = outlines if nuclei is None else _draw(nuclei)
-            for row, (cell, measured) in enumerate(_read_measurements(batch)):
-                nucleus = ""
-                if nuclei is not None and nuclei[row] is not None:
-                    nucleus = f'"nucleusGeometry": {inner[row]}, '
-                lines.append(
-                    f'{{"type": "Feature", "id": "{uuid.uuid5(run, str(cell))}", '
-                    f'"geometry": {outlines[row]}, {nucleus}"properties": '
-                    f'{{"objectType": "cell", "name": "{cell}", "measurements": {measured}}}}}'
-                )
-            file.write((separator + ",\n".join(lines)).encode())
-            separator = ",\n"
+            for start in range(0, batch.num_rows, _LINES):
+                some = slice(start, start + _LINES)
+                inner = None if nuclei is None else nuclei[some]
+                lines = _write_lines(batch.slice(start, _LINES), cells[some], inner, run)
+                file.write((separator + ",\n".join(lines)).encode())
+                separator = ",\n"
         file.write(b"\n]}\n")
+
+
+def _write_lines(
+    batch: pa.RecordBatch, cells: NDArray[Any], nuclei: NDArray[Any] | None, run: uuid.UUID
+) -> Iterator[str]:
+    """A feature for each row."""
+    outlines = _draw(cells)
+    inner = [""] * len(outlines) if nuclei is None else _draw(nuclei)
+    rows = zip(batch["id"].to_pylist(), outlines, inner, _read_measurements(batch), strict=True)
+    for cell, outline, nucleus, measured in rows:
+        beside = f'"nucleusGeometry": {nucleus}, ' if nucleus else ""
+        yield (
+            f'{{"type": "Feature", "id": "{uuid.uuid5(run, str(cell))}", "geometry": {outline}, '
+            f'{beside}"properties": {{"objectType": "cell", "name": "{cell}", '
+            f'"measurements": {{{measured}}}}}}}'
+        )
 
 
 def _draw(outlines: NDArray[Any]) -> list[str]:
@@ -65,17 +76,20 @@ def _draw(outlines: NDArray[Any]) -> list[str]:
     ]
 
 
-def _read_measurements(batch: pa.RecordBatch) -> Iterator[tuple[int, str]]:
-    """Id and measurements of each row; what is unknown or not finite has none, as in JSON."""
-    names = [name for name in batch.schema.names if name not in _LEFT_OUT]
-    columns = [batch[name].to_pylist() for name in names]
-    for cell, *values in zip(batch["id"].to_pylist(), *columns, strict=True):
-        measured = {
-            name: int(value) if isinstance(value, bool) else value
-            for name, value in zip(names, values, strict=True)
-            if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        }
-        yield cell, json.dumps(measured)
+def _read_measurements(batch: pa.RecordBatch) -> Iterator[str]:
+    """Measurements of each row; what is unknown or not finite has none, as JSON has no word for it.
+
+    Fractions have nine digits, more than a float32: half of the file would be digits else.
+    """
+    columns = []
+    for name in (name for name in batch.schema.names if name not in _LEFT_OUT):
+        key, values = json.dumps(name), as_numbers(batch, name)
+        if values.dtype.kind in "biu":
+            columns.append([f"{key}: {value}" for value in values.astype(np.int64).tolist()])
+        elif values.dtype.kind == "f":
+            columns.append([f"{key}: {v:.9g}" if isfinite(v) else "" for v in values.tolist()])
+    for row in zip(*columns, strict=True):
+        yield ", ".join(filter(None, row))
 
 
 @contextmanager

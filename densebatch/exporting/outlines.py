@@ -190,17 +190,31 @@ def simplify_outlines(rings: Rings, tolerance: float) -> NDArray[np.object_]:
         return result
     todo = np.flatnonzero(rings.n_pieces)
     smooth = build_polygons(*_cut_corners(rings))
+    cell_of_piece = np.repeat(np.arange(rings.n_pieces.size), rings.n_pieces)
+    n_rings = np.bincount(cell_of_piece[rings.pieces], minlength=rings.n_pieces.size)
     for tried in (tolerance, tolerance / 2, tolerance / 4, 0.0):
         if not todo.size:
             break
-        found = shapely.simplify(smooth[todo], tried) if tried else smooth[todo]
+        # That this may make a polygon invalid or lose a piece is seen below, at a fifth of the time
+        # that GEOS takes to avoid it.
+        found = smooth[todo]
+        if tried:
+            found = shapely.simplify(found, tried, preserve_topology=False)
         change = np.abs(shapely.area(found) - rings.areas[todo])
         good = change <= np.maximum(MAX_CHANGE * rings.areas[todo], MAX_CHANGE_PX)
         good &= shapely.is_valid(found)
-        good &= shapely.get_num_geometries(found) == rings.n_pieces[todo]
+        good &= _count_rings(found) == n_rings[todo]
         result[todo[good]] = found[good]
         todo = todo[~good]
     return result
+
+
+def _count_rings(polygons: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Shells and holes of each polygon or multipolygon that are not empty."""
+    pieces, index = shapely.get_parts(polygons, return_index=True)
+    rings = np.where(shapely.is_empty(pieces), 0, 1 + shapely.get_num_interior_rings(pieces))
+    counted: NDArray[np.int64] = np.bincount(index, rings, len(polygons)).astype(np.int64)
+    return counted
 
 
 def _cut_corners(rings: Rings) -> tuple[NDArray[np.float64], Rings]:

@@ -87,6 +87,8 @@ def test_simplified_outlines_keep_area_and_pieces(labels, tolerance):
         assert shapely.is_valid(polygon), shapely.is_valid_reason(polygon)
         assert abs(polygon.area - area) <= max(0.02 * area, 2)
         assert shapely.get_num_geometries(polygon) == shapely.get_num_geometries(before)
+        holes = [shapely.get_num_interior_rings(shapely.get_parts(p)) for p in (polygon, before)]
+        assert np.array_equal(*holes)
         assert shapely.hausdorff_distance(polygon, before) <= tolerance + 1
         assert shapely.get_num_coordinates(polygon) <= 2 * shapely.get_num_coordinates(before)
 

@@ -1,13 +1,14 @@
 """Exports of a million cells: seconds, and whether memory is bounded; and other programs' readers.
 
     python -m benchmarks.exports                       # seconds and peaks, results/exports.json
-    python -m benchmarks.exports --peers PYTHON        # adds what squidpy and scimap read
+    python -m benchmarks.exports --squidpy PYTHON --scimap PYTHON   # adds what these two read
 
 Simulates OUT, as `densebatch merge` would leave it: labels of blobs that cross shards and tiles,
 and a table with the means of 40 channels. Each export runs in a process of its own; the same is
 done with a sixteenth of the cells, and peaks that differ little say that memory does not grow with
-the slide. `--peers` is the Python of an environment with squidpy and scimap, which open exports of
-a small result and compute on them; `requirements-exports.txt` beside this file installs it.
+the slide. `--squidpy` and `--scimap` are the Pythons of environments of their own, for the two want
+other versions of zarr (`pip install squidpy "setuptools<81"`; `pip install scimap`). They open
+exports of a small result and compute on them.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ print(json.dumps({
 """
 
 
-def read_by_peers(python: str, folder: Path) -> dict[str, Any]:
+def read_by_peers(pythons: dict[str, str | None], folder: Path) -> dict[str, Any]:
     """What squidpy and scimap say of exports of a small result."""
     out = folder / "small"
     make_result(out, 40)
@@ -170,7 +171,10 @@ def read_by_peers(python: str, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "densebatch", "export", str(out), "--to", kind]
         subprocess.run([*command, "-o", str(out / file)], check=True, capture_output=True)
         run = subprocess.run(
-            [python, "-c", script, str(out / file)], capture_output=True, text=True, check=False
+            [str(pythons[name]), "-c", script, str(out / file)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         lines = run.stdout.strip().splitlines() or [""]
         told[name] = (
@@ -187,14 +191,16 @@ def read_by_peers(python: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--per-side", type=int, default=1000, help="cells along a side")
-    parser.add_argument("--peers", metavar="PYTHON", help="of an environment with the peers")
+    parser.add_argument("--squidpy", metavar="PYTHON", help="of an environment with squidpy")
+    parser.add_argument("--scimap", metavar="PYTHON", help="of an environment with scimap")
     parser.add_argument("--folder", type=Path, help="scratch folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/exports.json")
     arguments = parser.parse_args()
     record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        if arguments.peers:
-            record["peers"] = read_by_peers(arguments.peers, Path(scratch))
+        if arguments.squidpy and arguments.scimap:
+            pythons = {"squidpy": arguments.squidpy, "scimap": arguments.scimap}
+            record["peers"] = read_by_peers(pythons, Path(scratch))
         else:
             record["machine"] = describe_machine()
             record["versions"] = {name: version(name) for name in LIBRARIES}

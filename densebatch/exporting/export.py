@@ -126,6 +126,8 @@ def export(
             f"{where}: is no name for {kind}; accepted are names that end with "
             f"{', '.join(target.suffixes)}"
         )
+    if not 0 <= simplify < float("inf"):
+        raise InputError(f"--simplify {simplify}: accepted are 0 px and more")
     check_free(where)
     source = open_source(Path(out), progress)
     notes = () if source.missing is None else (f"the result is partial: {source.missing}",)

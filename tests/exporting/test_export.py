@@ -17,6 +17,7 @@ from densebatch.cli.exchange import export as command
 from densebatch.exporting import outlines
 from densebatch.exporting.columns import sort_columns
 from densebatch.exporting.export import KINDS, TARGETS, export
+from densebatch.exporting.options import DEFAULT_SIMPLIFY_PX
 from densebatch.run.segment import segment
 from densebatch.upkeep.verify import verify
 from tests.helpers.damage import make_result
@@ -45,6 +46,8 @@ def list_all(folder):
 def test_the_command_knows_every_kind():
     (kind,) = [option for option in command.params if option.name == "kind"]
     assert tuple(kind.type.choices) == KINDS
+    (simplify,) = [option for option in command.params if option.name == "simplify"]
+    assert simplify.default == DEFAULT_SIMPLIFY_PX
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,6 +165,11 @@ def test_names_and_places(copied, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         export(copied, "csv", tmp_path / "file" / "a.csv")
+    for simplify in ("nan", "inf"):
+        code, _, said = call_main(
+            capsys, "export", copied, "--to", "geojson", "--simplify", simplify
+        )
+        assert (code, said) == (2, f"error: --simplify {simplify}: accepted are 0 px and more\n")
     code, _, said = call_main(capsys, "export", copied, "--to", "qupath")
     assert code == 2
     assert "'geojson'" in said

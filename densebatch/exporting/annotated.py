@@ -24,15 +24,19 @@ if TYPE_CHECKING:
     from densebatch.exporting.source import Source
 
 _ROWS = 8192  # of a chunk
-_STRING = "string-array", "0.2.0"
 _ARRAY = "array", "0.2.0"
+_TEXTS = "string-array", "0.2.0"
+_FRAME = "dataframe", "0.2.0"
+_DICT = "dict", "0.1.0"
 
 
 class Container(Protocol):
     """A tree of groups and arrays with attributes."""
 
-    def group(self, path: str, kind: str, version: str, **attributes: object) -> None:
-        """Make a group and say what it encodes."""
+    def group(
+        self, path: str, encoding: tuple[str, str], more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make a group and say what it encodes, and more by attributes."""
 
     def array(
         self,
@@ -50,15 +54,14 @@ class Hdf5:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
 
-    def group(self, path: str, kind: str, version: str, **attributes: object) -> None:
+    def group(
+        self, path: str, encoding: tuple[str, str], more: Mapping[str, Any] | None = None
+    ) -> None:
         """As `Container` has it."""
-        group = self._file.require_group(path)
-        group.attrs.update(_describe(kind, version))
-        for name, value in attributes.items():
-            is_empty_list = isinstance(value, list) and not value
-            group.attrs[name.replace("_", "-", 1) if name != "_index" else name] = (
-                np.empty(0, h5py.string_dtype()) if is_empty_list else value
-            )
+        attributes = self._file.require_group(path).attrs
+        for name, value in {**_describe(*encoding), **(more or {})}.items():
+            # Of an empty list, h5py would not know that it is one of text.
+            attributes[name] = np.empty(0, h5py.string_dtype()) if value == [] else value
 
     def array(
         self,
@@ -68,13 +71,10 @@ class Hdf5:
         encoding: tuple[str, str] = _ARRAY,
     ) -> Any:  # noqa: ANN401
         """As `Container` has it."""
-        is_chunked = bool(shape) and shape[0] > 0
         packed: dict[str, Any] = {}
-        if is_chunked:
-            packed = {"chunks": (min(_ROWS, shape[0]), *(max(1, n) for n in shape[1:]))}
-            packed["compression"], packed["compression_opts"] = "gzip", 4
-        if 0 in shape[1:]:
-            packed = {}
+        if shape and 0 not in shape:  # what is empty or one value has no chunks
+            packed = {"chunks": (min(_ROWS, shape[0]), *shape[1:])}
+            packed |= {"compression": "gzip", "compression_opts": 4}
         kind = h5py.string_dtype() if dtype is str else dtype
         array = self._file.create_dataset(path, shape, kind, **packed)
         array.attrs.update(_describe(*encoding))
@@ -87,11 +87,12 @@ class ZarrFolder:
     def __init__(self, root: zarr.Group) -> None:
         self._root = root
 
-    def group(self, path: str, kind: str, version: str, **attributes: object) -> None:
+    def group(
+        self, path: str, encoding: tuple[str, str], more: Mapping[str, Any] | None = None
+    ) -> None:
         """As `Container` has it."""
         group = self._root.require_group(path) if path != "/" else self._root
-        named = {n.replace("_", "-", 1) if n != "_index" else n: v for n, v in attributes.items()}
-        group.update_attributes({**_describe(kind, version), **named})
+        group.update_attributes({**_describe(*encoding), **(more or {})})
 
     def array(
         self,
@@ -145,16 +146,16 @@ def write_tree(
     names = source.schema.names
     columns = sort_columns(names)
     n_cells, n_channels = source.n_cells, len(columns.channels)
-    tree.group("/", "anndata", "0.1.0")
+    tree.group("/", ("anndata", "0.1.0"))
     for group in ("layers", "obsm", "obsp", "varm", "varp"):
-        tree.group(group, "dict", "0.1.0")
+        tree.group(group, _DICT)
     obs = dict(zip(columns.others, sanitize_names(columns.others), strict=True))
     order = [*obs.values(), *(["region"] if region else [])]
-    tree.group("obs", "dataframe", "0.2.0", _index="_index", column_order=order)
-    tree.group("var", "dataframe", "0.2.0", _index="_index", column_order=[])
+    tree.group("obs", _FRAME, {"_index": "_index", "column-order": order})
+    tree.group("var", _FRAME, {"_index": "_index", "column-order": []})
     _write_text(tree, "var/_index", columns.channels)
     _write_uns(tree, {"densebatch": source.provenance, **(uns or {})})
-    index = tree.array("obs/_index", (n_cells,), str, _STRING)
+    index = tree.array("obs/_index", (n_cells,), str, _TEXTS)
     spatial = tree.array("obsm/spatial", (n_cells, 2), np.dtype(np.float64))
     matrices = _make_matrices(tree, columns, n_cells, n_channels)
     kept = {
@@ -162,7 +163,7 @@ def write_tree(
         for name in columns.others
     }
     if region:
-        tree.group("obs/region", "categorical", "0.2.0", ordered=False)
+        tree.group("obs/region", ("categorical", "0.2.0"), {"ordered": False})
         _write_text(tree, "obs/region/categories", [region])
         tree.array("obs/region/codes", (n_cells,), np.dtype(np.int8))  # zeros, as it is made
     start = 0
@@ -199,15 +200,15 @@ def _find_type(schema: pa.Schema, name: str) -> np.dtype[Any]:
 
 
 def _write_text(tree: Container, path: str, texts: Sequence[str]) -> None:
-    array = tree.array(path, (len(texts),), str, _STRING)
+    array = tree.array(path, (len(texts),), str, _TEXTS)
     if texts:
         array[:] = np.array(texts, dtype=object)
 
 
 def _write_uns(tree: Container, about: Mapping[str, Mapping[str, str | float]]) -> None:
-    tree.group("uns", "dict", "0.1.0")
+    tree.group("uns", _DICT)
     for top, values in about.items():
-        tree.group(f"uns/{top}", "dict", "0.1.0")
+        tree.group(f"uns/{top}", _DICT)
         for name, value in values.items():
             path = f"uns/{top}/{name}"
             if isinstance(value, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEAN = "mean"
+_STATISTIC = re.compile(r"mean|total|std|median|positive|q[0-9.]+")
 _COMPARTMENTS = ("nucleus", "cytoplasm", "membrane")
 
 
@@ -53,7 +55,8 @@ def sort_columns(names: Sequence[str]) -> Columns:
     means = [name.removeprefix(f"{MEAN}_") for name in names if name.startswith(f"{MEAN}_")]
     channels = tuple(name for name in means if not _is_of_compartment(name, listed))
     matrices: dict[str, tuple[str, ...]] = {}
-    for statistic in dict.fromkeys(name.partition("_")[0] for name in names):
+    statistics = [name.partition("_")[0] for name in names]
+    for statistic in dict.fromkeys(filter(_STATISTIC.fullmatch, statistics)):
         for ending in ("", *(f"_{each}" for each in _COMPARTMENTS)):
             columns = tuple(f"{statistic}_{channel}{ending}" for channel in channels)
             if columns and listed.issuperset(columns):

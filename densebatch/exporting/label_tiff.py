@@ -10,6 +10,7 @@ import tifffile
 from densebatch.base.errors import InputError
 from densebatch.cells.labels import read_labels
 from densebatch.cells.pyramid_spec import LABEL_NAME
+from densebatch.cells.verify import read_spec
 from densebatch.exporting.source import STAGE
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def write_label_tiff(source: Source, path: Path, options: Options) -> None:
     dtype = np.dtype(options.label_dtype)
     if source.n_cells > np.iinfo(dtype).max:
         raise InputError(f"{source.n_cells} cells have ids that {dtype} does not hold")
-    levels = _open_levels(source)
+    group = source.root / "labels" / LABEL_NAME
+    n_levels = read_spec(source.root, in_place=True).n_levels
+    levels = [read_labels(group, level) for level in range(n_levels)]
     wide = _READ_TILES * _TILE_PX
     reads = sum(-(-height // _TILE_PX) * -(-width // wide) for height, width in
                 (array.shape for array in levels))  # fmt: skip
@@ -66,17 +69,6 @@ def write_label_tiff(source: Source, path: Path, options: Options) -> None:
                 metadata=metadata if level == 0 else None,
                 **common,
             )
-
-
-def _open_levels(source: Source) -> list[zarr.Array[Any]]:
-    levels: list[zarr.Array[Any]] = []
-    while True:
-        try:
-            levels.append(read_labels(source.root / "labels" / LABEL_NAME, len(levels)))
-        except InputError:
-            if not levels:
-                raise
-            return levels
 
 
 def _iter_tiles(

@@ -78,9 +78,8 @@ class Source:
                 self.progress.stage(STAGE, -(-self.n_cells // BATCH_CELLS), 0)
                 for batch in file.iter_batches(BATCH_CELLS, use_threads=False):
                     yield batch
-                    self.progress.advance(
-                        STAGE, max(1, int(pa.compute.sum(batch["area_px"]).as_py()))
-                    )
+                    pixels = int(pyarrow.compute.sum(batch["area_px"]).as_py())
+                    self.progress.advance(STAGE, pixels)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.table}: cannot be read ({describe_cause(error)})") from error
 

@@ -134,6 +134,7 @@ def test_windows_hold_every_cell_once_and_large_ones_alone(monkeypatch):
     assert sorted(np.concatenate([w.rows for w in windows]).tolist()) == [0, 1, 2, 3]
     assert sorted(w.rows.tolist() for w in windows) == [[0], [1, 2], [3]]
     for window in windows:
+        assert max(window.labels.shape) <= 2 * 8 or window.rows.size == 1
         for row, (y0, x0, y1, x1) in zip(window.rows, window.boxes, strict=True):
             inside = window.labels[y0:y1, x0:x1] == ids[row]
             assert np.count_nonzero(inside) == np.count_nonzero(labels == ids[row])

@@ -212,3 +212,31 @@ def test_columns_of_compartments_and_doubled_names():
         "q2.5": ("q2.5_A", "q2.5_A_1"),
     }
     assert found.others == ("id", "positive_A", "area_px")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("csv", "anndata")])
+def test_damaged_labels_without_a_list_of_checksums(tmp_path, kind):
+    """Of a merge: each chunk has a checksum of its own."""
+    out = make_odd_result(tmp_path)
+    (chunk,) = (out / "segmentation.ome.zarr" / "labels" / "cells" / "0" / "c").rglob("0/0")
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 64
+    chunk.write_bytes(content)
+    before = list_all(tmp_path)
+    with pytest.raises(InputError, match="labels/cells"):
+        export(out, kind)
+    assert list_all(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ome-tiff"])
+def test_a_damaged_table_without_a_list_of_checksums(tmp_path, kind):
+    """Of a merge: each page of the table has a checksum."""
+    out = make_odd_result(tmp_path)
+    table = out / "cells.parquet"
+    content = bytearray(table.read_bytes())
+    content[40] ^= 64
+    table.write_bytes(content)
+    before = list_all(tmp_path)
+    with pytest.raises(InputError, match=r"cells\.parquet"):
+        export(out, kind)
+    assert list_all(tmp_path) == before

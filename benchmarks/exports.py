@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ PITCH_PX = 16
 N_FORMS = 64
 N_CHANNELS = 40
 KINDS = ("geojson", "anndata")
-LIBRARIES = ("densebatch", "numpy", "pyarrow", "h5py", "shapely", "zarr")
+LIBRARIES = ("densebatch", "numpy", "numba", "pyarrow", "h5py", "shapely", "zarr")
 
 
 def make_forms(rng: np.random.Generator) -> list[np.ndarray]:
@@ -116,12 +117,16 @@ def measure(out: Path, kind: str) -> dict[str, Any]:
     """One export in a process of its own; the export is removed."""
     path = out / f"export{'.h5ad' if kind == 'anndata' else '.geojson'}"
     command = [sys.executable, "-m", "densebatch", "export", str(out), "--to", kind]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     watched = watch_command([*command, "-o", str(path)], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     row = {
         "kind": kind,
         "cells": pq.read_metadata(out / "cells.parquet").num_rows,
         "channels": N_CHANNELS,
         "seconds": round(watched.wall_s, 1),
+        "processor_seconds": round(processor, 1),
         "peak_mb": round(watched.peak_mb),
         "export_mb": round(path.stat().st_size / 1e6),
     }

@@ -71,10 +71,9 @@ class Source:
             If the table is damaged.
         """
         try:
-            # Without this buffer, all of the columns of a row group would be read first.
-            with pq.ParquetFile(
-                self.table, page_checksum_verification=True, buffer_size=1 << 18
-            ) as file:
+            # Otherwise all columns of a row group, which is the whole table, would be read first.
+            paged = {"pre_buffer": False, "buffer_size": 1 << 18}
+            with pq.ParquetFile(self.table, page_checksum_verification=True, **paged) as file:
                 self.progress.stage(STAGE, -(-self.n_cells // BATCH_CELLS), 0)
                 for batch in file.iter_batches(BATCH_CELLS, use_threads=False):
                     yield batch

@@ -145,7 +145,7 @@ def write_tree(
     """
     names = source.schema.names
     columns = sort_columns(names)
-    n_cells, n_channels = source.n_cells, len(columns.channels)
+    n_cells = source.n_cells
     tree.group("/", ("anndata", "0.1.0"))
     for group in ("layers", "obsm", "obsp", "varm", "varp"):
         tree.group(group, _DICT)
@@ -157,7 +157,7 @@ def write_tree(
     _write_uns(tree, {"densebatch": source.provenance, **(uns or {})})
     index = tree.array("obs/_index", (n_cells,), str, _TEXTS)
     spatial = tree.array("obsm/spatial", (n_cells, 2), np.dtype(np.float64))
-    matrices = _make_matrices(tree, columns, n_cells, n_channels)
+    matrices = _make_matrices(tree, columns, n_cells)
     kept = {
         name: tree.array(f"obs/{obs[name]}", (n_cells,), _find_type(source.schema, name))
         for name in columns.others
@@ -178,19 +178,15 @@ def write_tree(
             array[rows] = as_numbers(batch, name).astype(array.dtype)
 
 
-def _make_matrices(
-    tree: Container, columns: Columns, n_cells: int, n_channels: int
-) -> dict[str, Any]:
+def _make_matrices(tree: Container, columns: Columns, n_cells: int) -> dict[str, Any]:
     """Arrays for the statistics of channels: `X` for the mean, a layer for each other one."""
-    shape, dtype = (n_cells, n_channels), np.dtype(np.float32)
-    found = {"X": tree.array("X", shape, dtype)}
-    if MEAN not in columns.matrices:
-        return {}
-    found = {MEAN: found["X"]}
-    for statistic in columns.matrices:
-        if statistic != MEAN:
-            found[statistic] = tree.array(f"layers/{statistic}", shape, dtype)
-    return found
+    made = {}
+    for statistic, names in {MEAN: (), **columns.matrices}.items():
+        path = "X" if statistic == MEAN else f"layers/{statistic}"
+        array = tree.array(path, (n_cells, len(names)), np.dtype(np.float32))
+        if names:  # without a channel, `X` is there and has no column
+            made[statistic] = array
+    return made
 
 
 def _find_type(schema: pa.Schema, name: str) -> np.dtype[Any]:

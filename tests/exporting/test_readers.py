@@ -16,8 +16,9 @@ from skimage.measure import regionprops_table
 
 from densebatch.cells.labels import read_labels
 from densebatch.exporting.export import export
+from densebatch.exporting.shape import SHAPES
 from tests.helpers.damage import KINDS, make_result
-from tests.helpers.exports import ODD, add_nuclei, make_odd_result, read_truth
+from tests.helpers.exports import ODD, add_columns, add_nuclei, make_odd_result, read_truth
 
 # The libraries warn of what they use of each other.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -184,6 +185,40 @@ def test_anndata(result, tmp_path, place):
     about = read.uns["densebatch"]
     assert about["um_per_px"] == 0.5
     assert json.loads(about["settings"])["membrane"] == ["CD3"]
+
+
+@pytest.mark.parametrize("place", ["a.h5ad", "a.zarr"])
+@pytest.mark.extra
+def test_anndata_has_a_layer_for_each_statistic_of_all_channels(odd, tmp_path, place):
+    anndata = pytest.importorskip("anndata")
+    out, _ = odd
+    n = len(read_truth(out)[1]["id"])
+    rng = np.random.default_rng(1)
+    names = ["mean_CD3/e", "mean_A b", "total_CD3/e", "total_A b", "q2.5_A b", "mean_CD3/e_nucleus"]
+    added = {name: rng.uniform(0, 9, n) for name in names}
+    added["CD3/e+ A b-"] = rng.uniform(0, 1, n) > 0.5
+    add_columns(out, added)
+    path = export(out, "anndata", tmp_path / place).path
+    read = anndata.read_zarr(path) if place.endswith("zarr") else anndata.read_h5ad(path)
+    assert read.var_names.tolist() == ["CD3/e", "A b"]
+    assert list(read.layers) == ["total"]
+    for place, statistic in ((read.X, "mean"), (read.layers["total"], "total")):
+        wanted = np.column_stack([added[f"{statistic}_CD3/e"], added[f"{statistic}_A b"]])
+        assert np.array_equal(place, wanted.astype(np.float32))
+    assert read.obs.columns.tolist()[-3:] == ["q2.5_A_b", "mean_CD3_e_nucleus", "CD3_e__A_b-"]
+    assert np.array_equal(read.obs["q2.5_A_b"], added["q2.5_A b"])
+    assert np.array_equal(read.obs["CD3_e__A_b-"], added["CD3/e+ A b-"])
+
+
+def test_mcmicro_takes_what_the_table_has(odd, tmp_path):
+    out, _ = odd
+    n = len(read_truth(out)[1]["id"])
+    shapes = {name: np.arange(n) + index / 8 for index, name in enumerate(SHAPES)}
+    add_columns(out, {"mean_Area": np.arange(n), "total_Area": np.arange(n), **shapes})
+    read = pd.read_csv(export(out, "mcmicro-csv", tmp_path / "a.csv").path)
+    assert read.columns.tolist()[:3] == ["CellID", "Area", "X_centroid"]
+    assert read["Eccentricity"].tolist() == shapes["eccentricity"].tolist()
+    assert read["Orientation"].tolist() == shapes["orientation"].tolist()
 
 
 @pytest.mark.extra

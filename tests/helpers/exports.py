@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tifffile
 
@@ -33,6 +34,14 @@ def make_odd_result(folder, labels=ODD, um_per_px=0.5):
     """OUT of a merge, with cells of any form."""
     tifffile.imwrite(folder / "tile_y0_x0.tif", labels)
     return merge_label_tiles([folder / "tile_y0_x0.tif"], folder / "out", pixel_size=um_per_px).out
+
+
+def add_columns(out, columns):
+    """Put more columns into the table of a merge, of which there is no checksum."""
+    table = pq.read_table(out / "cells.parquet")
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, out / "cells.parquet", write_page_checksum=True)
 
 
 def add_nuclei(out):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NAME = "stardist"
 SUMMARY = "StarDist with your own model folder; pip install 'densebatch[stardist]'"
 _BYTES_PER_PX = 400
-"""Measured with StarDist's default network: 280 on tiles of 1024 px; one of 512 px takes 0.25 GB."""
+"""Measured with its default network: 280 on tiles of 1024 px; one of 512 px takes 0.25 GB."""
 _WINDOW_PX = 512
 """The network sees a tile in windows of this side, or its features would take 1 kB a pixel."""
 

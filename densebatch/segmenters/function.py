@@ -107,12 +107,15 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
             ) from error
     packages, source = _find_packages(module_name), _digest_source(module_name)
     if isinstance(found, Segmenter):
-        return replace(
-            found,
-            spec=spec,
-            identity=hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest(),
-            packages=packages | found.packages,
-        )
+        identity = hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest()
+        packages |= found.packages
+        try:
+            return replace(found, spec=spec, identity=identity, packages=packages)
+        except TypeError as error:
+            raise InputError(
+                f"segmenter {spec!r}: a {type(found).__name__} takes other arguments than it has "
+                f"attributes ({error}); accepted is a frozen dataclass"
+            ) from error
     if isinstance(found, type) or not callable(found):
         raise InputError(
             f"segmenter {spec!r}: is a {type(found).__name__}; accepted is a function, called as "

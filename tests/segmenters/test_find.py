@@ -41,6 +41,11 @@ class Own(Segmenter):
         return np.ones(tile.image.shape[1:], np.uint8)
 
 
+class Bare(Own):
+    def __init__(self):
+        super().__init__()
+
+
 class Odd(Own):
     def __init__(self, model):
         raise NotImplementedError
@@ -157,7 +162,7 @@ def test_a_package_does_not_replace_a_built_in(install):
         ("no.such:label",
          "there is no module 'no.such'; accepted is one that Python finds here and on "
          "workers, such as a file in a folder of PYTHONPATH (PYTHONPATH=$PWD for this one)"),
-        ("bright_cells:labell", "the module bright_cells has no 'lable'"),
+        ("bright_cells:labell", "the module bright_cells has no 'labell'"),
         ("bright_cells:NUMBER",
          "is a int; accepted is a function, called as f(image, um_per_px=..., options=...), or a "
          "densebatch.segmenters.segmenter.Segmenter"),
@@ -168,6 +173,9 @@ def test_a_package_does_not_replace_a_built_in(install):
          "the class cannot be called without arguments (TypeError: Odd.__init__() missing 1 "
          "required positional argument: 'model'); accepted are those that can, an object or a "
          "function"),
+        ("bright_cells:Bare",
+         "a Bare takes other arguments than it has attributes (Bare.__init__() got an unexpected "
+         "keyword argument 'spec'); accepted is a frozen dataclass"),
         ("./cells.py:label", "accepted is module:function"),
     ],
 )  # fmt: skip

@@ -157,7 +157,7 @@ def label_whole(name: str, options: dict[str, Any], image: NDArray[np.float32]) 
     from densebatch.segmenters.segmenter import Tile
 
     segmenter = find_segmenter(name)
-    complete = segmenter.complete_options(options, [0.5])
+    complete = segmenter.complete_options(options, [0.5], 20.0)
     return label_tile(segmenter, Tile(image[None], ("nuclei",), UM_PER_PX, complete))
 
 

@@ -220,6 +220,10 @@ NOTES = {
     "pixel size unknown: taken as": plan(slide(um_per_px=None)),
     "tells no pixel size": checkpoint(),
     "states no diam_mean": checkpoint("--diameter", 20, diam_mean=None),
+    "diameter auto: cells": plan(slide(TISSUE), "--diameter", "auto", "--model", "dense-tiny"),
+    "too few cells are found": plan(
+        slide(np.zeros_like(ONE)), "--diameter", "auto", "--model", "dense-tiny"
+    ),
     "as stated, is used": plan(slide(), "--pixel-size", 0.25),
     "is unusual for cells": plan(slide(um_per_px=20), "--diameter", 15),
     "times for the network": plan(slide(um_per_px=2.5)),
@@ -244,6 +248,7 @@ NOTES = {
     "another is told by": train([0.25], um_per_px=0.5),
 }
 ERRORS = {
+    "which a diameter of": plan(slide(um_per_px=None), "--diameter-um", 8),
     "would be rescaled": plan(slide(um_per_px=50)),
     "none was named; name with": plan(slide(PIXELS, FOUR)),
     "planes differ": plan(colours(NOISE)),

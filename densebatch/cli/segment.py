@@ -56,8 +56,10 @@ _OPTIONS = [
     click.option("--segmenter-options", callback=_read_json, metavar="JSON",
                  help="Options of the segmenter."),
     click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),
-    click.option("--diameter", type=float, metavar="PX",
-                 help="Cell diameter; sets the scale, or the overlap."),
+    click.option("--diameter", metavar="PX|auto",
+                 help="Cell diameter; sets the scale, or the overlap. auto: estimated from a few "
+                 "fields."),
+    click.option("--diameter-um", type=float, metavar="UM", help="The same in um."),
     click.option("--flow-threshold", type=float, help="Largest flow error; 0 keeps all.  [0.4]"),
     click.option("--cellprob-threshold", type=float, help="Foreground has a larger logit.  [0]"),
     click.option("--min-size", type=int, metavar="PX", help="Smallest cell.  [15]"),

@@ -90,7 +90,7 @@ def train(
         f"image {image.name}: {image.masked_fraction:.2%} of its pixels are taken for debris: its "
         "percentiles leave them out and the network sees 0 there; "
         "if it is cells, state mask_debris: false in the recipe"
-        for image in data
+        for image in {image.name: image for image in data}.values()  # one of several copies
         if image.masked_fraction
     ]
     for note in notes:

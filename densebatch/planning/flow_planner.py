@@ -13,7 +13,12 @@ from densebatch.base.geometry import Lattice, Region, fit_axis
 from densebatch.models.flow_models import get_kind, list_packages
 from densebatch.models.model import Model
 from densebatch.planning.plan import FlowPlan
-from densebatch.planning.scale import choose_rescale, explain_scale
+from densebatch.planning.scale import (
+    choose_rescale,
+    explain_estimate,
+    explain_scale,
+    settle_diameter,
+)
 from densebatch.survey.channel import contrast_in
 from densebatch.tracing.tile import TraceSettings
 
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
@@ -40,7 +46,11 @@ SKIP_CONTRAST = 0.0079
 
 
 def draft_flows(
-    info: SlideInfo, settings: SegmentSettings, model: Model, common: Mapping[str, Any]
+    info: SlideInfo,
+    settings: SegmentSettings,
+    model: Model,
+    common: Mapping[str, Any],
+    estimate: DiameterEstimate | None,
 ) -> FlowPlan:
     """The plan as far as metadata tell.
 
@@ -54,14 +64,18 @@ def draft_flows(
         Of the settings.
     common
         Fields of `Plan`.
+    estimate
+        Of the cells' diameter, where that is to be estimated and has been.
 
     Raises
     ------
     InputError
         If the scale cannot be used.
     """
-    rescale, reason = choose_rescale(model, common["um_per_px"], settings.diameter)
-    scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, settings.diameter)
+    um_per_px = common["um_per_px"]
+    diameter_px = settle_diameter(info.path, settings, um_per_px, estimate)
+    rescale, reason = choose_rescale(model, um_per_px, diameter_px)
+    scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, diameter_px)
     height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
     kind = get_kind(model.kind)
     lattice = Lattice(
@@ -83,8 +97,11 @@ def draft_flows(
     )
     own: dict[str, Any] = {
         "versions": {**common["versions"], **list_packages(model.kind)},
-        "notes": (*info.notes, *model.notes, *common["notes"], *scale_notes, *_explain_cost(model)),
-    }
+        "notes": (
+            *info.notes, *model.notes, *common["notes"], *scale_notes,
+            *explain_estimate(estimate), *_explain_cost(model),
+        ),
+    }  # fmt: skip
     return FlowPlan(
         **{**common, **own},
         model=Model(**{**asdict(model), "card": {}}),
@@ -97,6 +114,7 @@ def draft_flows(
         skip_contrast=SKIP_CONTRAST if settings.skip_background else -1.0,
         trace=trace,
         travel_px=16 * math.ceil(2 * diameter / 16),
+        estimate=estimate,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.planning.plan import LabelPlan
+from densebatch.planning.scale import settle_diameter
 from densebatch.segmenters.find import find_segmenter
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def draft_labels(
         If the segmenter refuses its options, or tiles would share more than half of themselves.
     """
     um_per_px = common["um_per_px"]
-    diameter = settings.diameter or _CELL_UM / (um_per_px or _USUAL_UM)
+    stated = settle_diameter(info.path, settings, um_per_px, None)
+    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
     overlap = settings.overlap
     if overlap is None:
         overlap = _OVERLAP_STEP_PX * math.ceil(_OVERLAP_DIAMETERS * diameter / _OVERLAP_STEP_PX)
@@ -60,11 +62,15 @@ def draft_labels(
     n_planes = 1 + (common["nuclei"] is not None)
     own: dict[str, Any] = {
         "versions": {**common["versions"], **segmenter.packages},
-        "notes": (*info.notes, *common["notes"], *_explain_tiles(settings, um_per_px, overlap)),
+        "notes": (
+            *info.notes,
+            *common["notes"],
+            *_explain_tiles(settings, um_per_px, stated, overlap),
+        ),
     }
     given = dict(settings.segmenter_options)
     # Wrong options are refused before the slide is read; what they lack is known after.
-    segmenter.complete_options(given, [0.5] * n_planes)
+    segmenter.complete_options(given, [0.5] * n_planes, diameter)
     return LabelPlan(
         **{**common, **own},
         segmenter=segmenter.spec,
@@ -73,25 +79,26 @@ def draft_labels(
         levels=(),
         tile_px=settings.tile,
         overlap_px=overlap,
-        diameter_px=diameter if settings.overlap is None else None,
+        diameter_px=diameter,
     )
 
 
 def _explain_tiles(
-    settings: SegmentSettings, um_per_px: float | None, overlap: int
+    settings: SegmentSettings, um_per_px: float | None, stated: float | None, overlap: int
 ) -> Iterator[str]:
-    if settings.overlap is not None:
-        return
-    if settings.diameter is not None:
-        cells = f"cells of {settings.diameter:g} px, as stated"
+    if stated is not None:
+        cells = f"cells of {stated:g} px, as stated"
     elif um_per_px is not None:
         cells = f"cells of {_CELL_UM:g} um ({_CELL_UM / um_per_px:.3g} px)"
     else:
         cells = f"cells of {_CELL_UM:g} um at {_USUAL_UM:g} um/px, as the pixel size is unknown"
-    yield (
-        f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
-        f"{cells}: state theirs with --diameter, or the overlap with --overlap"
-    )
+    if settings.overlap is None:
+        yield (
+            f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
+            f"{cells}: state theirs with --diameter, or the overlap with --overlap"
+        )
+    elif stated is None:
+        yield f"segmenter {settings.segmenter} is to find {cells}: state theirs with --diameter"
 
 
 def survey_labels(plan: LabelPlan, surveys: Sequence[ChannelSurvey]) -> LabelPlan:
@@ -108,5 +115,7 @@ def survey_labels(plan: LabelPlan, surveys: Sequence[ChannelSurvey]) -> LabelPla
     # Of several membrane channels the segmenter sees the largest value of each pixel.
     levels = [max(survey.find_level() for survey in surveys[:n_membrane])]
     levels += [survey.find_level() for survey in surveys[n_membrane:]]
-    options = find_segmenter(plan.segmenter).complete_options(plan.options, levels)
+    options = find_segmenter(plan.segmenter).complete_options(
+        plan.options, levels, plan.diameter_px
+    )
     return replace(plan, levels=tuple(levels), options=options)

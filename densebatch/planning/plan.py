@@ -26,6 +26,7 @@ from densebatch.merging.layout import Layout
 from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
+from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
 from densebatch.slides.slide import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -128,6 +129,8 @@ class FlowPlan(Plan):
     trace : thresholds and limits of tracing
     travel_px : travel that the first tracing halo allows for
     engine : what evaluates the network; `run.engine.add_engine` decides it last
+    estimate : of the diameter of the slide's cells, if that was asked for; `rescale` follows from
+        it, so that it is no part of the run's identity
     """
 
     stages: ClassVar[tuple[str, ...]] = ("predict", "trace", "number")
@@ -143,6 +146,7 @@ class FlowPlan(Plan):
     trace: TraceSettings
     travel_px: int
     engine: Engine = field(default_factory=Engine)
+    estimate: DiameterEstimate | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -224,7 +228,7 @@ class LabelPlan(Plan):
     levels : Otsu's threshold over the tissue of each plane that the segmenter sees, 0 to 1
     tile_px : side of what the segmenter sees at once
     overlap_px : that tiles share with the next, at least
-    diameter_px : of a cell, which sets the overlap; None where the overlap was stated
+    diameter_px : of a cell, as stated, else of 10 um
     """
 
     stages: ClassVar[tuple[str, ...]] = ("label", "compare", "paint", "number")
@@ -235,7 +239,7 @@ class LabelPlan(Plan):
     levels: tuple[float, ...]
     tile_px: int
     overlap_px: int
-    diameter_px: float | None
+    diameter_px: float
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -274,6 +278,7 @@ def _digest(text: str) -> str:
 def _leave_out_notes(plan: Plan) -> dict[str, Any]:
     """The plan as plain data without what is told of it, which depends on how it was asked for."""
     document = asdict(plan)
+    document.pop("estimate", None)
     for holder in (document, document["slide"], document.get("model", {})):
         holder.pop("notes", None)
     return document

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 from densebatch.base.errors import InputError
 from densebatch.base.names import explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
+from densebatch.engines.make import choose_device
 from densebatch.models.model import CPNET, find_model
+from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
 from densebatch.planning.label_planner import draft_labels, survey_labels
 from densebatch.planning.notes import explain_light, explain_pixels
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
-from densebatch.survey.channel import signal_side, survey_channel
+from densebatch.survey.channel import ChannelSurvey, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from densebatch.models.model import Model
     from densebatch.ngff.metadata import Version
     from densebatch.planning.plan import Plan
+    from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide, SlideInfo
 
@@ -37,7 +40,7 @@ _LABEL_PERCENTILES = (1.0, 99.0)  # as of Cellpose, that become 0 and 1 for a se
 
 
 def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
-    """Read metadata and one pass of pixels, and decide everything.
+    """Read metadata and one pass of pixels, and decide everything; two of pixels for `auto`.
 
     Parameters
     ----------
@@ -55,15 +58,28 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     InputError
         If the slide, a channel, the model or the scale cannot be used.
     """
-    return survey_plan(draft_plan(path, settings))
+    draft = draft_plan(path, settings)
+    if settings.diameter == "auto" and isinstance(draft, FlowPlan):
+        draft = draft_plan(path, settings, estimate_scale(draft, settings))
+    return survey_plan(draft)
 
 
-def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
+def draft_plan(
+    path: str | Path, settings: SegmentSettings, estimate: DiameterEstimate | None = None
+) -> Plan:
     """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
 
     Enough to know what a run needs, before a slide that declares 10^12 px is read.
 
-    Parameters, returns and errors as for `build_plan`.
+    Parameters
+    ----------
+    path, settings
+        As of `build_plan`.
+    estimate
+        Of the cells' diameter, where that is to be estimated. Before there is one, the scale is as
+        if nothing was said of it.
+
+    Returns and errors as for `build_plan`.
     """
     _check_settings(path, settings)
     slide = open_slide(path, settings.scene, settings.axes)
@@ -92,8 +108,36 @@ def draft_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         "notes": notes,
     }
     if settings.segmenter is None:
-        return draft_flows(info, settings, model, common)
+        return draft_flows(info, settings, model, common, estimate)
     return draft_labels(info, settings, segmenter, common)
+
+
+def estimate_scale(
+    draft: FlowPlan, settings: SegmentSettings, earlier: Plan | None = None
+) -> DiameterEstimate:
+    """Estimate the diameter of a slide's cells, or recall what a run began with.
+
+    Parameters
+    ----------
+    draft
+        As `draft_plan` makes it without an estimate.
+    settings
+        For the device.
+    earlier
+        Of the run that is to go on, if there is one. What it estimated holds, because another
+        device might round otherwise.
+    """
+    began = earlier if isinstance(earlier, FlowPlan) else None
+    if began is not None and began.estimate and began.model.sha256 == draft.model.sha256:
+        return began.estimate
+    slide = reopen_slide(draft.slide)
+    surveys = _survey_channels(draft, slide, earlier)
+    bounds = [survey.bounds for survey in surveys]
+    return estimate_diameter(
+        slide, draft.model, bounds[: len(draft.membrane)],
+        bounds[-1] if draft.nuclei is not None else None,
+        choose_fields(surveys, draft.shape), choose_device(settings.device),
+    )  # fmt: skip
 
 
 def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
@@ -109,17 +153,7 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
     """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    percentiles, side = _LABEL_PERCENTILES, signal_side(1.0)
-    if isinstance(draft, FlowPlan):
-        percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
-    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
-    surveys = [
-        survey_channel(
-            slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()),
-        )
-        for b in draft.seen_channels
-    ]  # fmt: skip
+    surveys = _survey_channels(draft, slide, earlier)
     bounds = [survey.bounds for survey in surveys]
     plan = replace(
         draft,
@@ -131,6 +165,21 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
         return survey_flows(plan, surveys)
     assert isinstance(plan, LabelPlan)
     return survey_labels(plan, surveys)
+
+
+def _survey_channels(draft: Plan, slide: Slide, earlier: Plan | None) -> list[ChannelSurvey]:
+    """Survey the channels that the network or the segmenter sees, at the draft's scale."""
+    percentiles, side = _LABEL_PERCENTILES, signal_side(1.0)
+    if isinstance(draft, FlowPlan):
+        percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
+    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
+    return [
+        survey_channel(
+            slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
+            left_out=left_out.get(b.channel, ()),
+        )
+        for b in draft.seen_channels
+    ]  # fmt: skip
 
 
 def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:

@@ -3,19 +3,91 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
+from densebatch.base.names import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from densebatch.models.model import Model
+    from densebatch.planning.settings import SegmentSettings
 
 _SAME = 0.01  # pixel sizes that differ by less are one size
 _USUAL_UM = (0.01, 10.0)  # of pixels in which cells can be told apart
 _USUAL_RESCALE = 4.0
 _CONSEQUENCE = "cells are missed or merged"
+
+
+@dataclass(frozen=True)
+class DiameterEstimate:
+    """The cells' diameter, and what it rests on.
+
+    Attributes
+    ----------
+    diameter_px : slide pixels, three digits; None if too few cells are found at any scale
+    cells : of which it is the median
+    fields : in which they are
+    """
+
+    diameter_px: float | None
+    cells: int
+    fields: int
+
+
+def settle_diameter(
+    path: str,
+    settings: SegmentSettings,
+    um_per_px: float | None,
+    estimate: DiameterEstimate | None,
+) -> float | None:
+    """Diameter of a slide's cells in its pixels, as far as it is stated or estimated.
+
+    Parameters
+    ----------
+    path
+        Of the slide, for messages.
+    settings
+        What the user stated.
+    um_per_px
+        Pixel size of the slide; None if unknown.
+    estimate
+        Of the diameter, where that is to be estimated; None before.
+
+    Raises
+    ------
+    InputError
+        For a diameter in um without a pixel size.
+    """
+    if settings.diameter_um is not None:
+        if um_per_px is None:
+            raise InputError(
+                f"{path}: tells no pixel size, which a diameter of {settings.diameter_um:g} um "
+                "needs; state it with --pixel-size, or the cells' diameter in px with --diameter"
+            )
+        return settings.diameter_um / um_per_px
+    if settings.diameter == "auto":
+        return estimate.diameter_px if estimate is not None else None
+    return settings.diameter
+
+
+def explain_estimate(estimate: DiameterEstimate | None) -> Iterator[str]:
+    """Say what was estimated of the cells' diameter, a sentence; nothing without an estimate."""
+    if estimate is None:
+        return
+    if estimate.diameter_px is None:
+        yield (
+            "diameter auto: too few cells are found to estimate theirs at any scale, so that the "
+            "scale is as without; state it with --diameter"
+        )
+    else:
+        yield (
+            f"diameter auto: cells are taken to be {estimate.diameter_px:g} px across, estimated "
+            f"from {count_of(estimate.cells, 'cell')} in {count_of(estimate.fields, 'field')}; if "
+            "they are not, state theirs with --diameter"
+        )
 
 
 def choose_rescale(
@@ -111,7 +183,8 @@ def explain_scale(
         yield (
             f"model {model.name} tells no pixel size: cells are taken to be "
             f"{model.default_diameter_px:.3g} px across, its default, whatever the slide's pixel "
-            f"size; if they are not, {_CONSEQUENCE}: state theirs with --diameter"
+            f"size; if they are not, {_CONSEQUENCE}: state theirs with --diameter, or auto to "
+            "estimate it"
         )
     elif um_per_px is None:
         taken = model.um_per_px * model.diameter_px / model.default_diameter_px

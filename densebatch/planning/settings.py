@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path  # noqa: TC003  pydantic looks the annotation up at run time
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from densebatch.base.settings import (
     Positive,
     PositiveCount,
     read_settings,
+    refuse_bool,
 )
 from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
@@ -26,6 +28,26 @@ DEFAULT_MODEL = "dense-small"
 def _name_version(value: object) -> object:
     """YAML reads an unquoted 0.5 as a number."""
     return str(value) if isinstance(value, float) else value
+
+
+def _read_diameter(value: object) -> object:
+    """A positive number, which is text on the command line, or `auto`.
+
+    All is checked here, because pydantic would tell what is wrong for each of the two kinds.
+    """
+    if value is None or value == "auto":
+        return value
+    try:
+        number = float(refuse_bool(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        if isinstance(value, bool):
+            raise
+        raise ValueError("accepted are a diameter in px, and auto") from error
+    if not math.isfinite(number):
+        raise ValueError("input should be a finite number")
+    if number <= 0:
+        raise ValueError("input should be greater than 0")
+    return number
 
 
 BackendName = Literal[
@@ -83,9 +105,15 @@ class SegmentSettings(BaseModel):
     pixel_size: Positive | None = Field(
         default=None, description="um per pixel, if not the metadata's"
     )
-    diameter: Positive | None = Field(
+    diameter: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["auto"] | None, BeforeValidator(_read_diameter)
+    ] = Field(
         default=None,
-        description="cell diameter in px; sets the scale, or the overlap of a segmenter's tiles",
+        description="cell diameter in px, or auto, an estimate from a few fields; sets the scale, "
+        "or the overlap of a segmenter's tiles",
+    )
+    diameter_um: Positive | None = Field(
+        default=None, description="cell diameter in um instead; needs a pixel size"
     )
     flow_threshold: Number = Field(
         default=0.4, ge=0, description="largest flow error of a cell; 0 keeps all"
@@ -146,6 +174,11 @@ class SegmentSettings(BaseModel):
     def _refuse_contradictions(self) -> SegmentSettings:
         if self.max_size is not None and self.max_size < self.min_size:
             raise ValueError(f"max_size {self.max_size} is below min_size {self.min_size}")
+        if self.diameter is not None and self.diameter_um is not None:
+            raise ValueError(
+                f"diameter {self.diameter} and diameter_um {self.diameter_um:g} both set the "
+                "scale; accepted is one of them"
+            )
         if self.in_place and self.image == "copy":
             raise ValueError("labels written into the slide bring no copy of its image")
         self._refuse_other_road()
@@ -156,6 +189,10 @@ class SegmentSettings(BaseModel):
 
     def _refuse_other_road(self) -> None:
         """Refuse what has no effect, because labels are made otherwise."""
+        if self.segmenter is not None and self.diameter == "auto":
+            raise ValueError(
+                "--diameter auto is found with a model; a segmenter's cells are stated in px or um"
+            )
         others = _OF_FLOWS if self.segmenter is not None else _OF_SEGMENTERS
         for name in sorted(self.model_fields_set & others):
             if getattr(self, name) == type(self).model_fields[name].default:

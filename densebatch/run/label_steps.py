@@ -34,9 +34,7 @@ def list_compare_steps(work: Work, contents: Mapping[int, str]) -> Iterator[Step
     for tile, content in contents.items():
         others = tuple(n for n in neighbours[tile] if n > tile and n in contents)
         inputs = digest_texts([content, *(f"{n} {contents[n]}" for n in others)])
-        yield Step(
-            CompareTile(work, tile, others, inputs), "compare", layout.regions[tile].area
-        )
+        yield Step(CompareTile(work, tile, others, inputs), "compare", layout.regions[tile].area)
 
 
 def list_paint_steps(work: Work, decision: str, contents: Mapping[int, str]) -> Iterator[Step]:

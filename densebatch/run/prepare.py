@@ -13,7 +13,7 @@ from densebatch.planning.capacity import (
     estimate,
 )
 from densebatch.planning.plan import FlowPlan
-from densebatch.planning.planner import draft_plan, keep_survey, survey_plan
+from densebatch.planning.planner import draft_plan, estimate_scale, keep_survey, survey_plan
 from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.workers.cluster import check_workers
 from densebatch.workers.scheduler import check_scheduler
@@ -98,19 +98,22 @@ def prepare(
     if not finished:  # else no worker may be needed; if one is, all of this is asked then
         check_scheduler(settings.scheduler, note)
     drafts = [draft_plan(slide, settings) for slide, _ in slides]
-    workers = max(choose_workers(settings, draft) for draft in drafts)
     check_engine(settings, drafts)
-    needs = []
-    for draft, (_, folder) in zip(drafts, slides, strict=True):
-        lanes = count_lanes(draft, settings, workers) if isinstance(draft, FlowPlan) else 1
-        needs.append(estimate(draft, settings.tile, lanes))
-        if restart or not folder.report.exists():  # else it may be complete, on a full disk
-            check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)
+    folders = [folder for _, folder in slides]
+    workers, needs = _size_runs(drafts, folders, settings, restart=restart)
+    earlier = [None if restart else folder.read_marker() for folder in folders]
+    if settings.diameter == "auto":
+        # The scale decides what a run needs, so that this is asked again.
+        drafts = [
+            draft_plan(slide, settings, estimate_scale(draft, settings, old))
+            for (slide, _), draft, old in zip(slides, drafts, earlier, strict=True)
+            if isinstance(draft, FlowPlan)  # as they all are with a model
+        ]
+        workers, needs = _size_runs(drafts, folders, settings, restart=restart)
     if settings.is_remote and not finished:
         check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
-    earlier = [None if restart else folder.read_marker() for _, folder in slides]
     surveyed = [survey_plan(*each) for each in zip(drafts, earlier, strict=True)]
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
@@ -124,3 +127,21 @@ def prepare(
             check_capacity(need, workers, folder.path, remote=settings.is_remote)
         prepared.append(Prepared(folder, complete, choice, workers, need))
     return prepared
+
+
+def _size_runs(
+    drafts: Sequence[Plan],
+    folders: Sequence[OutputFolder],
+    settings: SegmentSettings,
+    *,
+    restart: bool,
+) -> tuple[int, list[Estimate]]:
+    """How many workers do the runs, and what each run needs; refuses what does not fit."""
+    workers = max(choose_workers(settings, draft) for draft in drafts)
+    needs = []
+    for draft, folder in zip(drafts, folders, strict=True):
+        lanes = count_lanes(draft, settings, workers) if isinstance(draft, FlowPlan) else 1
+        needs.append(estimate(draft, settings.tile, lanes))
+        if restart or not folder.report.exists():  # else it may be complete, on a full disk
+            check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)
+    return workers, needs

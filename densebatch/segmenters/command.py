@@ -75,9 +75,11 @@ class Command(Segmenter):
 
     words: tuple[str, ...]
 
-    def complete_options(self, given: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    def complete_options(
+        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
+    ) -> dict[str, Any]:
         """See `Segmenter`; the program must be there as well."""
-        del levels
+        del levels, diameter_px
         program = self.words[0]
         if shutil.which(program) is None:
             is_file = Path(program).is_file()

@@ -38,9 +38,12 @@ class FunctionSegmenter(Segmenter):
 
     call: Callable[..., Any] = field(repr=False)
 
-    def complete_options(self, given: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
-        """What the user gave, and `levels`; see `Segmenter`."""
-        return keep_as_json(self.name, {"levels": [float(level) for level in levels], **given})
+    def complete_options(
+        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
+    ) -> dict[str, Any]:
+        """What the user gave, `levels` and `diameter_px`; see `Segmenter`."""
+        known = {"levels": [float(level) for level in levels], "diameter_px": diameter_px}
+        return keep_as_json(self.name, {**known, **given})
 
     def label(self, tile: Tile) -> NDArray[Any]:
         """See `Segmenter`."""

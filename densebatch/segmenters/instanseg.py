@@ -58,9 +58,11 @@ class InstanSegOptions(Options):
 class InstanSeg(Segmenter):
     """See the module."""
 
-    def complete_options(self, given: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    def complete_options(
+        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
+    ) -> dict[str, Any]:
         """See `Segmenter`; adds `model_sha256`."""
-        del levels
+        del levels, diameter_px
         options = read_options(InstanSegOptions, NAME, given).model_dump()
         path = resolve(options["model"])
         if not Path(path).is_file():

@@ -71,7 +71,9 @@ class Segmenter(ABC):
     bytes_per_px: int
 
     @abstractmethod
-    def complete_options(self, given: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    def complete_options(
+        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
+    ) -> dict[str, Any]:
         """Options as tiles get them; asked once for a slide, when a run is planned.
 
         Parameters
@@ -80,6 +82,8 @@ class Segmenter(ABC):
             By the user.
         levels
             For each plane of the tiles, Otsu's threshold over the tissue of the slide, 0 to 1.
+        diameter_px
+            Of a cell, as the user stated it, else of 10 um.
 
         Returns
         -------

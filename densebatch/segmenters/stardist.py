@@ -60,8 +60,11 @@ class StarDistOptions(Options):
 class StarDist(Segmenter):
     """See the module."""
 
-    def complete_options(self, given: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    def complete_options(
+        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
+    ) -> dict[str, Any]:
         """See `Segmenter`; adds `planes`, how many the model sees, and `model_sha256`."""
+        del diameter_px
         options = read_options(StarDistOptions, NAME, given).model_dump()
         folder = Path(resolve(options["model"]))
         config = _read_json(folder / "config.json", {})

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 NAME = "watershed"
 SUMMARY = "threshold, distance, watershed: nuclei, or cells grown from them; needs no weights"
-_DIAMETER_UM = 10.0
-_USUAL_UM = 0.5  # a pixel, where the slide does not tell; planning tells that it assumes so
 _BYTES_PER_PX = 80
 
 
@@ -40,8 +38,8 @@ class WatershedOptions(Options):
     Attributes
     ----------
     diameter_px, diameter_um
-        Of a nucleus; 10 um if neither is given, which is 20 px where the slide does not tell the
-        size of its pixels. It sets smoothing and how close two may be.
+        Of a nucleus; that of `--diameter`, else 10 um, if neither is given. It sets smoothing and
+        how close two may be.
     threshold
         Of the nuclear plane, smoothed, 0 to 1; Otsu's over the tissue of the slide if not given.
     min_size
@@ -63,9 +61,13 @@ class WatershedOptions(Options):
 class Watershed(Segmenter):
     """See the module."""
 
-    def complete_options(self, given: Mapping[str, Any], levels: Sequence[float]) -> dict[str, Any]:
+    def complete_options(
+        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
+    ) -> dict[str, Any]:
         """See `Segmenter`."""
         options = read_options(WatershedOptions, NAME, given).model_dump()
+        if options["diameter_px"] is None and options["diameter_um"] is None:
+            options["diameter_px"] = diameter_px
         for length in ("diameter", "grow"):
             if None not in (options[f"{length}_px"], options[f"{length}_um"]):
                 raise InputError(
@@ -79,8 +81,7 @@ class Watershed(Segmenter):
     def label(self, tile: Tile) -> NDArray[np.int32]:
         """See `Segmenter`."""
         diameter = _find_length(tile, "diameter")
-        if diameter is None:
-            diameter = _DIAMETER_UM / (tile.um_per_px or _USUAL_UM)
+        assert diameter is not None
         grow = _find_length(tile, "grow")
         min_size = tile.options["min_size"]
         nuclei = label_nuclei(

@@ -30,6 +30,13 @@ _RING_HALF_WIDTH = 2.0
 _SHARED_DEPTH = 1.3
 _SHARED_SPREAD = 3.5
 
+# A nucleus begins where its light does, and is as bright as it gets where that ends. Its outline is
+# halfway, where it is half as bright. Of a cell with fewer pixels inside that there is no nucleus.
+_NUCLEUS_BEGINS = 2.0
+_NUCLEUS_RAMP = 1.5
+_NUCLEUS_DEPTH = _NUCLEUS_BEGINS + _NUCLEUS_RAMP / 2
+_LEAST_NUCLEUS = 12
+
 # A line between a cell and a neighbour is a row of numbers with these columns. The depth of a point
 # inside the border is ``side * (distance - (point - origin) . unit)``.
 _N_COLUMNS = 7
@@ -61,6 +68,7 @@ class Canvas(NamedTuple):
     texture : `(h, w)` float32; grain of the light, 0..1
     light : `(2, h, w)` float32; light of membranes and of nuclei is written here, counts
     labels : `(h, w)` uint32; ids of the stained cells are written here
+    nuclei : `(h, w)` uint32; ids of all cells are written here, where their nuclei are
     """
 
     y0: int
@@ -71,6 +79,7 @@ class Canvas(NamedTuple):
     texture: NDArray[np.float32]
     light: NDArray[np.float32]
     labels: NDArray[np.uint32]
+    nuclei: NDArray[np.uint32]
 
 
 class _Box(NamedTuple):
@@ -113,6 +122,7 @@ def _paint_all(
     region = _Box(canvas.y0, canvas.x0, canvas.y0 + height, canvas.x0 + width)
     side = 2 * int(np.ceil(MAX_HALF_AXIS * scene.diameter + scene.warp)) + 5
     scratch = np.empty((side, side), np.float32)
+    inside = np.empty((side, side), np.bool_)
     stack = np.empty(side * side, np.int64)
     for i in range(sites.rows):
         for j in range(sites.cols):
@@ -133,7 +143,9 @@ def _paint_all(
             area = _keep_connected(depth, y - box.top, x - box.left, stack)
             if area >= scene.min_area:
                 label = np.uint32(sites.first_id + i * sites.id_stride + j)
-                _shade_cell(scene, cells, i, j, label, canvas, box, depth)
+                nucleus = inside[: box.bottom - box.top, : box.right - box.left]
+                _find_nucleus(depth, nucleus, stack)
+                _shade_cell(scene, cells, i, j, label, canvas, box, depth, nucleus)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -293,6 +305,38 @@ def _keep_connected(depth: NDArray[np.float32], y: int, x: int, stack: NDArray[n
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_nucleus(
+    depth: NDArray[np.float32], nucleus: NDArray[np.bool_], stack: NDArray[np.int64]
+) -> None:
+    """Mark the 4-connected part that holds the deepest pixel, if it is large enough."""
+    height, width = depth.shape
+    nucleus[:] = False
+    deepest = depth.argmax()
+    least = _CONNECTED + _NUCLEUS_DEPTH
+    if depth[deepest // width, deepest % width] <= least:
+        return
+    nucleus[deepest // width, deepest % width] = True
+    stack[0] = deepest
+    n = 1
+    area = 1
+    while n > 0:
+        n -= 1
+        at_y, at_x = divmod(stack[n], width)
+        for step in range(4):
+            next_y = at_y + (step == 0) - (step == 1)
+            next_x = at_x + (step == 2) - (step == 3)
+            if next_y < 0 or next_x < 0 or next_y >= height or next_x >= width:
+                continue
+            if depth[next_y, next_x] > least and not nucleus[next_y, next_x]:
+                nucleus[next_y, next_x] = True
+                stack[n] = next_y * width + next_x
+                n += 1
+                area += 1
+    if area < _LEAST_NUCLEUS:
+        nucleus[:] = False
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _shade_cell(
     scene: Scene,
     cells: Cells,
@@ -302,14 +346,15 @@ def _shade_cell(
     canvas: Canvas,
     box: _Box,
     depth: NDArray[np.float32],
+    nucleus: NDArray[np.bool_],
 ) -> None:
-    """Write a cell's label and light where its connected part lies in the canvas."""
+    """Write a cell's label, nucleus and light where its connected part lies in the canvas."""
     cy, cx = cells.y[i, j], cells.x[i, j]
     stained = cells.kind[i, j] == STAINED
     membrane = scene.brightness * cells.light[i, j]
     fill, major = cells.fill[i, j], cells.major[i, j]
     polar_y, polar_x = cells.polar_y[i, j], cells.polar_x[i, j]
-    nucleus = scene.nuclei * cells.nucleus[i, j]
+    nuclear = scene.nuclei * cells.nucleus[i, j]
     height, width = canvas.labels.shape
     for y in range(max(box.top, canvas.y0), min(box.bottom, canvas.y0 + height)):
         for x in range(max(box.left, canvas.x0), min(box.right, canvas.x0 + width)):
@@ -327,5 +372,7 @@ def _shade_cell(
                 tilt = polar_y * (y - cy) + polar_x * (x - cx)
                 shade = max(1.0 + tilt / major, 0.2) * (0.1 + 1.8 * grain)
                 canvas.light[0, at_y, at_x] = membrane * shade * (ring + (1.0 - ring) * inner)
-            t = ease(min(max((value - 2.0) / 1.5, 0.0), 1.0))
-            canvas.light[1, at_y, at_x] = nucleus * t * (0.6 + 0.8 * grain)
+            if nucleus[y - box.top, x - box.left]:
+                canvas.nuclei[at_y, at_x] = label
+            t = ease(min(max((value - _NUCLEUS_BEGINS) / _NUCLEUS_RAMP, 0.0), 1.0))
+            canvas.light[1, at_y, at_x] = nuclear * t * (0.6 + 0.8 * grain)

@@ -23,7 +23,7 @@ from densebatch.ngff.metadata import (
     labels_attributes,
     plain_pyramid,
 )
-from densebatch.simulation.tissue import CHANNELS, Tissue, render
+from densebatch.simulation.tissue import CHANNELS, Tissue, render_with_nuclei
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ def write_slide(
     image_path: str | PathLike[str],
     truth_path: str | PathLike[str] | None = None,
     *,
+    nuclei: bool = False,
     chunk: int = 512,
     shard: int = 4096,
     ngff: Literal["0.4", "0.5"] = "0.5",
@@ -57,6 +58,8 @@ def write_slide(
     truth_path
         Zarr array to create for the truth, `(height, width)` uint32. Without it the truth becomes
         the image's label group ``labels/truth``, with the image's levels.
+    nuclei
+        Write the truth of the nuclei too, as the label group ``labels/nuclei``.
     chunk, shard
         Sides of chunks and shards, px; a shard is a whole number of chunks. OME-Zarr 0.4 has no
         shards.
@@ -74,7 +77,7 @@ def write_slide(
 
     Notes
     -----
-    Memory is about 25 bytes per pixel of a shard plus 100 per pixel of `threads` tiles, whatever
+    Memory is about 30 bytes per pixel of a shard plus 100 per pixel of `threads` tiles, whatever
     the slide's size: 500 MB by default.
     """
     if ngff not in ZARR_FORMATS:
@@ -99,28 +102,35 @@ def write_slide(
     )
     image = zarr.open_group(root, mode="w-", zarr_format=zarr_format)
     images = [create(root / str(k), level=k, dtype="uint16") for k in range(n_levels)]
-    if truth_path is None:
+    names = (["truth"] if truth_path is None else []) + (["nuclei"] if nuclei else [])
+    groups, arrays = {}, {}
+    if names:
         labels = image.create_group("labels")
-        truth = labels.create_group("truth")
-        truths = [
-            create(root / "labels" / "truth" / str(k), level=k, dtype="uint32")
-            for k in range(n_levels)
-        ]
-    else:
-        truths = [create(Path(truth_path), level=0, dtype="uint32")]
+        groups = {name: labels.create_group(name) for name in names}
+        arrays = {
+            name: [
+                create(root / "labels" / name / str(k), level=k, dtype="uint32")
+                for k in range(n_levels)
+            ]
+            for name in names
+        }
+    if truth_path is not None:
+        arrays["truth"] = [create(Path(truth_path), level=0, dtype="uint32")]
 
     blocks = Grid(tissue.height, tissue.width, shard, shard)
     with ThreadPoolExecutor(threads) as pool:
         for index in blocks:
             pixels, ids = _render_block(tissue, blocks[index], tile, pool)
             _write_levels(images, pixels, blocks[index], mean_of_four)
-            _write_levels(truths, ids, blocks[index], _halve_labels)
+            for name, levels in arrays.items():
+                _write_levels(levels, ids[name], blocks[index], _halve_labels)
 
     # Metadata come last, because a slide that was not finished must not open.
     image.attrs.update(_describe_image(tissue, ngff, n_levels))
-    if truth_path is None:
-        labels.attrs.update(labels_attributes(ngff, ["truth"]))
-        truth.attrs.update(_describe_truth(tissue, ngff, n_levels))
+    for name, group in groups.items():
+        group.attrs.update(_describe_labels(tissue, ngff, name, n_levels))
+    if groups:
+        labels.attrs.update(labels_attributes(ngff, names))
 
 
 def _create_level(
@@ -153,14 +163,16 @@ def _create_level(
 
 def _render_block(
     tissue: Tissue, block: Region, tile: int, pool: ThreadPoolExecutor
-) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+) -> tuple[NDArray[np.uint16], dict[str, NDArray[np.uint32]]]:
+    """Pixels, and ids of cells and nuclei by the name of their label image."""
     pixels = np.empty((len(CHANNELS), *block.shape), np.uint16)
-    ids = np.empty(block.shape, np.uint32)
+    ids = {name: np.empty(block.shape, np.uint32) for name in ("truth", "nuclei")}
     tiles = Grid(block.height, block.width, tile, tile)
 
     def fill(index: tuple[int, int]) -> None:
         part = tiles[index]
-        pixels[:, *part.slices], ids[part.slices] = render(tissue, part.shift(block.y0, block.x0))
+        drawn = render_with_nuclei(tissue, part.shift(block.y0, block.x0))
+        pixels[:, *part.slices], ids["truth"][part.slices], ids["nuclei"][part.slices] = drawn
 
     for _ in pool.map(fill, tiles):
         pass
@@ -196,8 +208,8 @@ def _describe_image(tissue: Tissue, ngff: str, n_levels: int) -> dict[str, Any]:
     return image_attributes(ngff, multiscale, channels)
 
 
-def _describe_truth(tissue: Tissue, ngff: str, n_levels: int) -> dict[str, Any]:
-    """Attributes of the group of the true labels."""
+def _describe_labels(tissue: Tissue, ngff: str, name: str, n_levels: int) -> dict[str, Any]:
+    """Attributes of the group of true labels."""
     pyramid = plain_pyramid(tissue.um_per_px, n_levels)
-    multiscale = describe_multiscale(ngff, "truth", pyramid, method="nearest")
+    multiscale = describe_multiscale(ngff, name, pyramid, method="nearest")
     return label_attributes(ngff, multiscale, of_image=True)

@@ -346,7 +346,8 @@ def _normalize_extremes(
 def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
     """Largest normalised contrast of any channel in a region (grown to whole blocks).
 
-    It is the range of the means; a patch below `planning.flow_planner.SKIP_CONTRAST` is not evaluated.
+    It is the range of the means; a patch below `planning.flow_planner.SKIP_CONTRAST` is not
+    evaluated.
     """
     at = blocks_of(region)
     contrasts = [

@@ -164,7 +164,7 @@ class _Conformance:
         self._names = ("membrane", "nuclei")[-channels:]
         self._scene: Scene = draw_scene(channels, diameter_px)
         levels = [float(threshold_otsu(plane)) for plane in self._scene.image]
-        self._options = segmenter.complete_options(options, levels)
+        self._options = segmenter.complete_options(options, levels, diameter_px)
 
     def _tile(self, image: NDArray[np.float32]) -> Tile:
         return Tile(image.copy(), self._names, self._um_per_px, self._options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from skimage.transform import resize
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.base.resampling import axis_weights, resample
 from densebatch.cells.components import settle_masks
 from densebatch.cells.pairs import AnnotatedFile, find_annotated
 from densebatch.cells.pixels import as_labels
@@ -34,8 +36,12 @@ if TYPE_CHECKING:
 EDGE_PX = 64
 """Width of the frame around every image, in which nothing is known: NaN, which the network is shown
 as zeros, as around a slide. It is wider than a patch's margin so that enough crops hold an edge for
-edges to be learnt: a quarter of the crops of fields of 1000 px."""
+edges to be learnt: a quarter of the crops of fields of 1000 px. Rescaled images that are smaller
+than a crop have a wider one."""
 
+
+MAX_SHIFT = 7
+"""Pixels by which a teacher's crop is moved at most: a CPnet of four resolutions pools over 8."""
 
 _CELL_PX = 15.0  # of an image without cells
 
@@ -133,7 +139,11 @@ def _find_debris(plane: NDArray[np.generic], labels: NDArray[np.int32]) -> NDArr
 
 
 def make_annotated(
-    name: str, pixels: NDArray[np.generic], labels: NDArray[np.int32], recipe: Recipe
+    name: str,
+    pixels: NDArray[np.generic],
+    labels: NDArray[np.int32],
+    recipe: Recipe,
+    stretch: float = 1.0,
 ) -> AnnotatedImage:
     """Normalise, rescale if the recipe says so, and compute target flows.
 
@@ -147,11 +157,13 @@ def make_annotated(
         `(h, w)`; 0 is background.
     recipe
         For percentiles, scale and collation.
+    stretch
+        Beside the recipe's `diameter_px`, for one of several copies of an image.
 
     Returns
     -------
     AnnotatedImage
-        Framed by `EDGE_PX` of nothing.
+        Framed by `EDGE_PX` of nothing or, if that makes less than a crop, by what makes one.
 
     Raises
     ------
@@ -186,15 +198,21 @@ def make_annotated(
     factor = 1.0
     if recipe.diameter_px is not None:
         # Cellpose's `utils.diameters` takes the median too.
-        factor = recipe.diameter_px / float(np.median(measure_diameters([labels])))
+        factor = recipe.diameter_px * stretch / float(np.median(measure_diameters([labels])))
         shape = tuple(max(1, round(n * factor)) for n in labels.shape)
-        planes = resize(planes, (2, *shape), order=1, anti_aliasing=factor < 1).astype(np.float32)
+        # The planes are brought to the network's scale as those of a slide are.
+        rows, cols = (
+            axis_weights(np.arange(n_out), n_in, n_out)
+            for n_in, n_out in zip(labels.shape, shape, strict=True)
+        )
+        planes = resample(planes, rows, cols)
         labels = resize(labels, shape, order=0, preserve_range=True, anti_aliasing=False)
         labels = labels.astype(np.int32)
     flows = compute_flows(labels)
     if recipe.collation:
         planes, labels, flows = _collate(planes, labels, flows)
-    edge = ((EDGE_PX, EDGE_PX), (EDGE_PX, EDGE_PX))
+    least = recipe.patch_px + MAX_SHIFT
+    edge = tuple((max(EDGE_PX, math.ceil((least - n) / 2)),) * 2 for n in labels.shape)
     planes = np.pad(planes, ((0, 0), *edge), constant_values=np.nan)
     flows = np.pad(flows, ((0, 0), *edge))
     labels = np.pad(labels, edge)
@@ -237,6 +255,20 @@ def _choose_files(files: list[AnnotatedFile], folder: Path, recipe: Recipe) -> l
     return [files[k] for k in sorted(chosen)]
 
 
+def is_held_out(name: str, share: float) -> bool:
+    """Whether an image of this name belongs to the share that is held out.
+
+    The first 32 bits of the name's SHA-256, as a fraction, are below the share: it depends neither
+    on the other images nor on the seed.
+
+    Examples
+    --------
+    >>> [is_held_out("Position8_CD3", share) for share in (0.0, 0.2, 0.99)]
+    [False, False, True]
+    """
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < share
+
+
 def load_annotated(
     folder: Path, recipe: Recipe, exclude: Sequence[str] = ()
 ) -> tuple[list[AnnotatedImage], list[HeldOut]]:
@@ -254,7 +286,7 @@ def load_annotated(
     Returns
     -------
     images : list of AnnotatedImage
-        To train on, sorted by name.
+        To train on, sorted by name; of each as many copies as the recipe has scales.
     held_out : list of HeldOut
         To validate with: whole images, or the columns at the right of those in `images`, which
         lack them.
@@ -271,25 +303,29 @@ def load_annotated(
             f"{folder}: no image {unknown[0]!r} to hold out; there are "
             + ", ".join(file.name for file in files)
         )
-    used = _choose_files([file for file in files if file.name not in exclude], folder, recipe)
+    out = {*exclude, *(f.name for f in files if is_held_out(f.name, recipe.validation_share))}
+    used = _choose_files([file for file in files if file.name not in out], folder, recipe)
     if not used:
         raise InputError(f"{folder}: every image is held out")
     images, held_out = [], []
     for file in files:
-        if file.name in exclude:
+        if file.name in out:
             held_out.append(HeldOut(file.name, *_read(file, recipe)))
         elif file in used:
             pixels, labels = _read(file, recipe)
             kept = labels.shape[1] - round(labels.shape[1] * recipe.validation_columns)
             if kept < labels.shape[1]:
                 held_out.append(HeldOut(file.name, pixels[..., kept:], labels[:, kept:]))
-            image = make_annotated(file.name, pixels[..., :kept], labels[:, :kept], recipe)
-            height, width = (n - 2 * EDGE_PX for n in image.labels.shape)
-            if min(height, width) < recipe.patch_px:
+            height, width = labels.shape[0], kept
+            # Those that are rescaled may well be smaller, and are shown with more around them.
+            if recipe.diameter_px is None and min(height, width) < recipe.patch_px:
                 raise InputError(
                     f"{file.image}: {height} x {width} px to train on are smaller than a crop of "
                     f"{recipe.patch_px} px"
                 )
-            images.append(image)
+            images += [
+                make_annotated(file.name, pixels[..., :kept], labels[:, :kept], recipe, stretch)
+                for stretch in recipe.stretches
+            ]
     measure_diameters([image.labels for image in images])  # refuses images without a cell
     return images, held_out

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from densebatch.tracing.foreground import FLOW_SCALE
+from densebatch.training.annotated import MAX_SHIFT
 from densebatch.training.pasting import Crop, paste_disc
 
 if TYPE_CHECKING:
@@ -28,13 +29,12 @@ if TYPE_CHECKING:
 
 _SHADING_PX = 64  # distance over which uneven gain changes
 _SIZE_WEIGHTS = (0.5, 3.0)  # the least and most that a cell's pixels weigh
-_MAX_SHIFT = 7  # px; a CPnet of four resolutions pools over 8
 
 
 def sample_batch(
     images: Sequence[AnnotatedImage], recipe: Recipe, step: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The crops of one step, drawn evenly over the area of all images.
+    """The crops of one step, drawn evenly over the area of all images, or as the recipe says.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def sample_batch(
         5 dy, 5 dx, inside a cell (0 or 1), weight in the loss (0 where nothing is known).
     """
     rng = np.random.default_rng([recipe.seed, step])
-    shares = np.array([image.labels.size for image in images], float)
+    shares = np.array([image.labels.size for image in images], float) ** recipe.area_exponent
     shares /= shares.sum()
     cells = np.concatenate([image.areas[1:] for image in images])
     typical_px = float(cells[cells > 0].mean()) if cells.any() else 1.0
@@ -90,8 +90,8 @@ def draw_shift(recipe: Recipe, step: int) -> tuple[int, int]:
 
     A shift that is a multiple of 8 px would leave the same pixels together in every pooling.
     """
-    drawn = int(np.random.default_rng([recipe.seed, step, 1]).integers(1, (_MAX_SHIFT + 1) ** 2))
-    return divmod(drawn, _MAX_SHIFT + 1)
+    drawn = int(np.random.default_rng([recipe.seed, step, 1]).integers(1, (MAX_SHIFT + 1) ** 2))
+    return divmod(drawn, MAX_SHIFT + 1)
 
 
 def draw_orientation(recipe: Recipe, step: int, place: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from densebatch.base.settings import (
@@ -147,11 +148,30 @@ class Recipe(BaseModel):
     diameter_px: Positive | None = Field(
         default=None, description="rescale every image to this mean cell diameter; default: native"
     )
+    scales: PositiveCount = Field(
+        default=1,
+        description="copies of each image, evenly over scale_spread around diameter_px: made once, "
+        "from the image as it is, where scaling interpolates every crop",
+    )
+    scale_spread: Amount = Field(
+        default=0.0, description="half-width of the scales of an image's copies, log2"
+    )
+    area_exponent: Amount = Field(
+        default=1.0,
+        le=1,
+        description="an image is drawn as often as its area to this power: 1 draws evenly over "
+        "area, 0 each image as often",
+    )
     train_images: Count | tuple[str, ...] = Field(
         default=0, description="names of images, or how many (the seed chooses); 0 takes all"
     )
     validation_columns: _Share = Field(
         default=0.0, description="share of columns at the right of each image held out"
+    )
+    validation_share: _Share = Field(
+        default=0.0,
+        description="share of images held out, by name: those whose name's SHA-256 begins with 32 "
+        "bits that as a fraction are below it",
     )
     autocast: bool = Field(
         default=True, description="bfloat16 activations and Muon rounds; weights stay float32"
@@ -170,9 +190,19 @@ class Recipe(BaseModel):
             raise ValueError("simulated_steps are fewer than steps")
         if self.mean_steps > self.steps - self.simulated_steps:
             raise ValueError("mean_steps are no more than the steps after simulated_steps")
+        if (self.scales > 1 or self.scale_spread) and self.diameter_px is None:
+            raise ValueError("scales and scale_spread are around a diameter_px, which is not set")
+        if bool(self.scale_spread) != (self.scales > 1):
+            raise ValueError("scale_spread is for 2 scales and more, which need one")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles rise from 0 to 100")
         return self
+
+    @property
+    def stretches(self) -> tuple[float, ...]:
+        """Scales of an image's copies, of `diameter_px`."""
+        spread = np.linspace(-self.scale_spread, self.scale_spread, self.scales)
+        return tuple(2.0 ** float(x) for x in spread) if self.scales > 1 else (1.0,)
 
 
 def load_recipe(path: Path | None, **overrides: object) -> Recipe:

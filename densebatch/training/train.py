@@ -110,7 +110,8 @@ def build_network(
     seen = [measure_diameters([image.labels]) for image in images if image.labels.any()]
     read = [measure_diameters([i.labels]) / i.scale for i in images if i.labels.any()]
     with torch.no_grad():
-        network.diam_mean.fill_(float(np.concatenate(seen).mean()))
+        seen_px = float(np.concatenate(seen).mean())
+        network.diam_mean.fill_(recipe.diameter_px or seen_px)
         network.diam_labels.fill_(float(np.concatenate(read).mean()))
     return network
 

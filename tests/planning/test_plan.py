@@ -10,6 +10,7 @@ import pytest
 from densebatch.engines.backend import Engine
 from densebatch.planning.plan import Plan, describe_difference, load_plan, parse_plan
 from densebatch.planning.planner import draft_plan
+from densebatch.planning.scale import DiameterEstimate
 from densebatch.planning.settings import SegmentSettings
 from tests.helpers.run_files import write_tiff
 
@@ -62,7 +63,9 @@ def change(plan):
     }
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Plan) if field.name != "notes"])
+@pytest.mark.parametrize(
+    "name", sorted({field.name for field in fields(Plan)} - {"notes", "estimate"})
+)
 def test_every_field_is_in_the_fingerprint(plan, name):
     other = replace(plan, **{name: change(plan)[name]})
     assert other.fingerprint != plan.fingerprint
@@ -79,6 +82,16 @@ def test_notes_are_not_in_the_fingerprint(plan):
     )
     assert other.fingerprint == plan.fingerprint
     assert describe_difference(plan, other) == "nothing"
+
+
+def test_an_estimate_is_in_the_fingerprint_by_its_scale(plan, slide):
+    """So that runs without one keep theirs, and the diameter that it gives may be stated too."""
+    estimate = DiameterEstimate(20.0, 300, 8)
+    assert replace(plan, estimate=estimate).fingerprint == plan.fingerprint
+    estimated = draft_plan(slide, SegmentSettings(membrane=("CD3",), diameter="auto"), estimate)
+    stated = draft_plan(slide, SegmentSettings(membrane=("CD3",), diameter=20))
+    assert estimated.fingerprint == stated.fingerprint != plan.fingerprint
+    assert parse_plan(estimated.to_json()) == estimated
 
 
 def test_neither_tiles_nor_workers_are_in_the_fingerprint(plan, slide):

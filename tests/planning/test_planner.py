@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -115,6 +116,22 @@ def test_an_assumed_or_odd_pixel_size_is_told(tmp_path, told, settings, words):
     notes = draft_plan(slide, SegmentSettings(**settings)).notes
     assert len(notes) == len(words)
     assert all(word in note for word, note in zip(words, notes, strict=True))
+
+
+def test_a_diameter_in_um_is_one_in_pixels(tmp_path):
+    known = write_tiff(tmp_path / "a.ome.tif", np.zeros((1, 50, 60), np.uint16), ["M"], 0.25)
+    unknown = write_tiff(tmp_path / "b.ome.tif", np.zeros((1, 50, 60), np.uint16), ["M"], None)
+    in_um = SegmentSettings(diameter_um=8)
+    in_px = draft_plan(known, SegmentSettings(diameter=32))
+    assert draft_plan(known, in_um).fingerprint == in_px.fingerprint
+    stated = SegmentSettings(diameter_um=8, pixel_size=0.5)
+    assert draft_plan(unknown, stated).rescale == 2 * in_px.rescale
+    message = (
+        f"{unknown}: tells no pixel size, which a diameter of 8 um needs; state it with "
+        "--pixel-size, or the cells' diameter in px with --diameter"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        draft_plan(unknown, in_um)
 
 
 @pytest.mark.parametrize("told", [None, 0.5])

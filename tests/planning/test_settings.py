@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.planning.settings import SegmentSettings, load_settings
 
+OF_SEGMENTERS = ("segmenter", "segmenter_options", "overlap")
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -96,7 +98,24 @@ def test_file_sets_every_setting(path):
         tls_key=Path("key.pem"),
     )
     # nothing was left at its default, so nothing was left out above
-    assert not set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())
+    told, defaults = loaded.model_dump(), SegmentSettings().model_dump()
+    assert {name for name in told if told[name] == defaults[name]} == {
+        *OF_SEGMENTERS,
+        "diameter_um",
+    }
+    path.write_text("diameter_um: 8")
+    assert load_settings(path) == SegmentSettings(diameter_um=8.0)
+
+
+def test_file_sets_a_segmenter(path):
+    path.write_text("{segmenter: watershed, segmenter_options: {threshold: 0.3}, overlap: 40}")
+    loaded = load_settings(path)
+    assert loaded == SegmentSettings(
+        segmenter="watershed", segmenter_options={"threshold": 0.3}, overlap=40
+    )
+    assert SegmentSettings(**loaded.model_dump()) == loaded  # as a report has it
+    told, defaults = loaded.model_dump(), SegmentSettings().model_dump()
+    assert {name for name in told if told[name] != defaults[name]} == set(OF_SEGMENTERS)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n", "null", "{}"])
@@ -156,6 +175,14 @@ def test_wrong_type_is_refused(path, text, told):
         ("diameter: -15", "setting 'diameter' = -15: input should be greater than 0"),
         ("flow_threshold: -0.1", "setting 'flow_threshold' = -0.1: input should be greater than"),
         ("pixel_size: .inf", "setting 'pixel_size' = inf: input should be a finite number"),
+        ("diameter: big", "setting 'diameter' = 'big': accepted are a diameter in px, and auto"),
+        ("diameter: yes", "setting 'diameter' = True: a number is accepted, not a truth value"),
+        ("diameter: [3]", "setting 'diameter' = [3]: accepted are a diameter in px, and auto"),
+        ("diameter_um: 0", "setting 'diameter_um' = 0: input should be greater than 0"),
+        (
+            "{diameter: auto, diameter_um: 8}",
+            "diameter auto and diameter_um 8 both set the scale; accepted is one of them",
+        ),
         ("diameter: .nan", "setting 'diameter' = nan: input should be a finite number"),
         ("flow_threshold: .inf", "setting 'flow_threshold' = inf: input should be a finite"),
         ("cellprob_threshold: .nan", "setting 'cellprob_threshold' = nan: input should be a"),
@@ -211,6 +238,16 @@ def test_long_value_is_cut(path):
     found = refusal(path, "image: " + "x" * 5000)
     assert found.startswith(f"{path}: setting 'image' = 'xxx")
     assert "xx...: input should be 'auto'" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("15", 15.0), ("'15.5'", 15.5), ("auto", "auto"), ("null", None)]
+)
+def test_a_diameter_is_a_number_or_auto(path, text, expected):
+    path.write_text(f"diameter: {text}")
+    assert load_settings(path).diameter == expected
+    schema = SegmentSettings.model_json_schema()
+    jsonschema.Draft202012Validator(schema).validate({"diameter": expected})
 
 
 def test_settings_are_frozen():

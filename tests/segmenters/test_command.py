@@ -40,7 +40,7 @@ def draw_tile(options, planes=1, um_per_px=0.325):
 def label(spec, planes=1, um_per_px=0.325, **options):
     segmenter = find_segmenter(spec)
     return label_tile(
-        segmenter, draw_tile(segmenter.complete_options(options, [0.5]), planes, um_per_px)
+        segmenter, draw_tile(segmenter.complete_options(options, [0.5], 20.0), planes, um_per_px)
     )
 
 
@@ -61,7 +61,7 @@ def test_a_name_is_short_and_without_folders():
 
 def refusal(spec, **options):
     with pytest.raises(InputError) as caught:
-        find_segmenter(spec).complete_options(options, [0.5])
+        find_segmenter(spec).complete_options(options, [0.5], 20.0)
     return str(caught.value)
 
 
@@ -247,7 +247,7 @@ def test_a_command_that_cannot_work_is_refused(command, message):
 
 def test_options_are_strict(tmp_path):
     spec = write_script(tmp_path, "")
-    assert find_segmenter(spec).complete_options({}, []) == {
+    assert find_segmenter(spec).complete_options({}, [], 20.0) == {
         "timeout_s": 1800.0, "dtype": "float32", "labels": "tif"
     }  # fmt: skip
     assert "accepted settings: timeout_s, dtype, labels" in refusal(spec, threads=2)

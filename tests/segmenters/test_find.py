@@ -34,7 +34,7 @@ class Own(Segmenter):
     def __init__(self, spec="?", name="own", identity="1", packages=None, bytes_per_px=9):
         super().__init__(spec, name, identity, packages or {"numpy": "2"}, bytes_per_px)
 
-    def complete_options(self, given, levels):
+    def complete_options(self, given, levels, diameter_px):
         return {"levels": list(levels)}
 
     def label(self, tile):
@@ -84,7 +84,7 @@ def refusal(spec):
 
 
 def label(segmenter, **options):
-    complete = segmenter.complete_options(options, [0.25])
+    complete = segmenter.complete_options(options, [0.25], 20.0)
     return label_tile(segmenter, Tile(np.zeros((1, 3, 4), np.float32), ("n",), None, complete))
 
 
@@ -109,7 +109,11 @@ def test_a_function_is_found_by_its_module(install):
     segmenter = find_segmenter("bright_cells:label")
     assert (segmenter.spec, segmenter.name) == ("bright_cells:label", "label")
     assert segmenter.packages == {}
-    assert segmenter.complete_options({"number": 3}, [0.25]) == {"levels": [0.25], "number": 3}
+    assert segmenter.complete_options({"number": 3}, [0.25], 20.0) == {
+        "levels": [0.25],
+        "diameter_px": 20.0,
+        "number": 3,
+    }
     np.testing.assert_array_equal(label(segmenter, number=3), np.full((3, 4), 3))
 
 
@@ -162,7 +166,7 @@ def test_a_package_does_not_replace_a_built_in(install):
         ("no.such:label",
          "there is no module 'no.such'; accepted is one that Python finds here and on "
          "workers, such as a file in a folder of PYTHONPATH (PYTHONPATH=$PWD for this one)"),
-        ("bright_cells:labell", "the module bright_cells has no 'labell'"),
+        ("bright_cells:shade", "the module bright_cells has no 'shade'"),
         ("bright_cells:NUMBER",
          "is a int; accepted is a function, called as f(image, um_per_px=..., options=...), or a "
          "densebatch.segmenters.segmenter.Segmenter"),
@@ -203,9 +207,9 @@ def test_options_of_functions_are_what_json_holds(install):
     install()
     segmenter = find_segmenter("bright_cells:label")
     with pytest.raises(InputError, match="accepted is what JSON can hold"):
-        segmenter.complete_options({"model": object()}, [0.1])
+        segmenter.complete_options({"model": object()}, [0.1], 20.0)
     with pytest.raises(InputError, match="accepted is what JSON can hold"):
-        segmenter.complete_options({"level": float("nan")}, [0.1])
+        segmenter.complete_options({"level": float("nan")}, [0.1], 20.0)
 
 
 def test_finding_and_listing_import_no_heavy_library():

@@ -59,7 +59,7 @@ def save(tmp_path):
 
 def label(path, image, um_per_px=0.5, **options):
     segmenter = find_segmenter("instanseg")
-    complete = segmenter.complete_options({"model": str(path), **options}, [0.5] * len(image))
+    complete = segmenter.complete_options({"model": str(path), **options}, [0.5] * len(image), 20.0)
     return label_tile(segmenter, Tile(image, ("m", "n")[-len(image) :], um_per_px, complete))
 
 
@@ -88,7 +88,7 @@ def test_a_tile_is_resampled_to_the_models_pixels(save):
     finer = np.repeat(np.repeat(image, 2, 1), 2, 2)
     found = label(path, finer, um_per_px=0.25)
     asked = find_segmenter("instanseg").complete_options(
-        {"model": str(path), "um_per_px": 0.5}, [0.5]
+        {"model": str(path), "um_per_px": 0.5}, [0.5], 20.0, 20.0
     )
     scaled = label_tile(find_segmenter("instanseg"), Tile(finer, ("n",), 0.25, asked))
     np.testing.assert_array_equal(scaled, np.repeat(np.repeat(cells, 2, 0), 2, 1))
@@ -138,14 +138,14 @@ def test_files_that_are_no_model_are_told(tmp_path, save):
     with pytest.raises(SegmenterError, match=r"text\.pt cannot be loaded on cpu \(RuntimeError: "):
         label(path, draw())
     with pytest.raises(InputError, match=r"setting 'model' = .*: field required"):
-        find_segmenter("instanseg").complete_options({}, [0.5])
+        find_segmenter("instanseg").complete_options({}, [0.5], 20.0)
 
 
 def test_a_model_that_changes_after_planning_is_refused(save):
     segmenter, path = find_segmenter("instanseg"), save(Blocks())
-    planned = segmenter.complete_options({"model": str(path)}, [0.5])
+    planned = segmenter.complete_options({"model": str(path)}, [0.5], 20.0)
     save(Half())
-    assert segmenter.complete_options({"model": str(path)}, [0.5]) != planned
+    assert segmenter.complete_options({"model": str(path)}, [0.5], 20.0) != planned
     tile = Tile(draw(), ("n",), 0.5, planned)
     with pytest.raises(SegmenterError) as caught:
         label_tile(segmenter, tile)

@@ -111,7 +111,7 @@ def test_what_a_recipe_calls_reads_the_tile_and_writes_labels(tmp_path, monkeypa
     segmenter = find_segmenter(spec)
     noise = ndimage.gaussian_filter(np.random.default_rng(2).random((61, 47)), 3)
     image = ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
-    options = segmenter.complete_options(recipe["segmenter_options"], [0.5])
+    options = segmenter.complete_options(recipe["segmenter_options"], [0.5], 20.0)
     labels = label_tile(segmenter, Tile(image[None], ("DAPI",), 0.5, options))
     expected, n = ndimage.label(image > 0.5)
     assert n > 3

@@ -18,7 +18,7 @@ WATERSHED = find_segmenter("watershed")
 
 def label(image, um_per_px=None, levels=(0.5, 0.5), **options):
     names = ("membrane", "nuclei")[-len(image) :]
-    complete = WATERSHED.complete_options(options, levels[-len(image) :])
+    complete = WATERSHED.complete_options(options, levels[-len(image) :], 20.0)
     return label_tile(WATERSHED, Tile(image, names, um_per_px, complete))
 
 
@@ -79,21 +79,18 @@ def test_lengths_in_um_are_those_in_pixels():
     image = draw_tissue(3, 120, 12, 0)
     in_px = label(image, diameter_px=12, grow_px=4)
     np.testing.assert_array_equal(in_px, label(image, 0.5, diameter_um=6, grow_um=2))
-    for um_per_px, diameter in ((0.5, 20), (1.0, 10), (None, 20)):
-        np.testing.assert_array_equal(
-            label(image, um_per_px), label(image, um_per_px, diameter_px=diameter)
-        )
+    np.testing.assert_array_equal(label(image, diameter_px=20), label(image))
     with pytest.raises(SegmenterError) as caught:
-        label(image, diameter_um=8)
+        label(image, diameter_um=6)
     assert str(caught.value) == (
-        "segmenter watershed: diameter_um is 8 but the slide does not tell the size of its "
+        "segmenter watershed: diameter_um is 6 but the slide does not tell the size of its "
         "pixels; accepted is diameter_px"
     )
 
 
 def test_the_threshold_is_the_slides_unless_given():
-    assert WATERSHED.complete_options({}, [0.2, 0.7])["threshold"] == 0.7
-    assert WATERSHED.complete_options({"threshold": 0.1}, [0.2, 0.7])["threshold"] == 0.1
+    assert WATERSHED.complete_options({}, [0.2, 0.7], 20.0)["threshold"] == 0.7
+    assert WATERSHED.complete_options({"threshold": 0.1}, [0.2, 0.7], 20.0)["threshold"] == 0.1
     image = np.full((1, 40, 40), 0.4, np.float32)
     assert label(image, diameter_px=9, threshold=0.3).any()
     assert not label(image, diameter_px=9).any()
@@ -123,7 +120,7 @@ def test_objects_below_the_least_size_are_dropped():
 )  # fmt: skip
 def test_options_are_strict(options, message):
     with pytest.raises(InputError) as caught:
-        WATERSHED.complete_options(options, [0.5])
+        WATERSHED.complete_options(options, [0.5], 20.0)
     assert str(caught.value) == f"options of the segmenter watershed: {message}"
 
 

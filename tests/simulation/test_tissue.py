@@ -15,7 +15,7 @@ from scipy import ndimage
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.simulation.slide_file import write_slide
-from densebatch.simulation.tissue import CHANNELS, Tissue, render
+from densebatch.simulation.tissue import CHANNELS, Tissue, render, render_with_nuclei
 from tests.helpers.simulated_tissue import find_tissue
 
 HEIGHT, WIDTH = 420, 510
@@ -33,6 +33,14 @@ def field():
     """A square of tissue large enough for statistics."""
     tissue = Tissue(1024, 1024, seed=3)
     return tissue, *render(tissue, Region(0, 0, 1024, 1024))
+
+
+def count_pieces(labels):
+    """Pieces of equal id; neighbours of different ids are kept apart by doubling the image."""
+    doubled = np.kron(labels, np.ones((2, 2), labels.dtype))
+    doubled[1::2][doubled[1::2] != np.roll(doubled, -1, 0)[1::2]] = 0
+    doubled[:, 1::2][doubled[:, 1::2] != np.roll(doubled, -1, 1)[:, 1::2]] = 0
+    return ndimage.label(doubled)[1]
 
 
 @st.composite
@@ -69,6 +77,39 @@ def test_neighbouring_regions_of_a_large_slide_join(seed, diameter, empty, corne
         np.testing.assert_array_equal(part[1], truth[top:bottom, left:right])
 
 
+@settings(max_examples=10, deadline=None)
+@given(region=regions())
+def test_nuclei_of_a_region_are_those_of_the_whole(region):
+    whole = render_with_nuclei(TISSUE, WHOLE)
+    part = render_with_nuclei(TISSUE, region)
+    np.testing.assert_array_equal(part[2], whole[2][region.slices])
+    np.testing.assert_array_equal(part[0], render(TISSUE, region)[0])
+
+
+@pytest.mark.parametrize("diameter", [9.0, 15.0, 40.0])
+def test_nuclei_are_inside_their_cells_and_bright(diameter):
+    tissue = Tissue(500, 600, seed=4, cell_diameter_px=diameter)
+    image, cells, nuclei = render_with_nuclei(tissue, Region(0, 0, 500, 600))
+    both = (cells > 0) & (nuclei > 0)
+    assert (cells[both] == nuclei[both]).all()
+    named, areas = np.unique(nuclei[nuclei > 0], return_counts=True)
+    inside = np.isin(np.unique(cells[cells > 0]), named)
+    assert inside.mean() > (0.5 if diameter < 10 else 0.97)
+    assert named.size > 1.1 * inside.sum()  # dark cells have nuclei too
+    # Those that the slide's edge cuts may be smaller.
+    edge = np.unique(np.concatenate([nuclei[0], nuclei[-1], nuclei[:, 0], nuclei[:, -1]]))
+    assert areas[~np.isin(named, edge)].min() >= 12
+    assert count_pieces(nuclei) == named.size
+    # Half as bright as inside, on average, is the light at the outline.
+    dapi = image[1].astype(float)
+    away = ndimage.distance_transform_edt(nuclei == 0)
+    deep = ndimage.distance_transform_edt(nuclei > 0)
+    core = np.median(dapi[deep > 3]) if diameter > 10 else np.median(dapi[deep > 1])
+    dark = np.median(dapi[away > 2])
+    rim = np.median(dapi[(deep == 1) | (away == 1)])
+    assert 0.25 < (rim - dark) / (core - dark) < 0.75
+
+
 def test_a_seed_means_one_slide_everywhere(whole):
     image, truth = whole
     digest = hashlib.sha256(image.tobytes() + truth.tobytes()).hexdigest()
@@ -94,11 +135,7 @@ def test_each_cell_is_one_piece_of_at_least_the_least_area(tissue):
     ids = np.unique(truth)
     ids = ids[ids > 0]
     assert ids.size > 0
-    # Label pieces of equal id: neighbours of different ids are kept apart by doubling the image.
-    doubled = np.kron(truth, np.ones((2, 2), truth.dtype))
-    doubled[1::2][doubled[1::2] != np.roll(doubled, -1, 0)[1::2]] = 0
-    doubled[:, 1::2][doubled[:, 1::2] != np.roll(doubled, -1, 1)[:, 1::2]] = 0
-    assert ndimage.label(doubled)[1] == ids.size
+    assert count_pieces(truth) == ids.size
     assert np.bincount(np.searchsorted(ids, truth[truth > 0])).min() >= tissue.min_area_px
 
 
@@ -190,6 +227,27 @@ def test_a_written_slide_opens_and_equals_the_rendered_one(tmp_path, whole, ngff
     datasets = attributes.multiscales[0].datasets
     assert datasets[1].coordinateTransformations[0].scale == [1.0, 1.0, 1.0]
     ome_zarr_models.open_ome_zarr(zarr.open_group(path / "labels" / "truth", mode="r"))
+
+
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+def test_a_written_slide_has_the_truth_of_its_nuclei_if_asked(tmp_path, ngff):
+    sizes = {"chunk": 64, "shard": 256, "tile": 100, "ngff": ngff}
+    write_slide(TISSUE, tmp_path / "plain.zarr", **sizes)
+    write_slide(TISSUE, tmp_path / "both.zarr", nuclei=True, **sizes)
+    write_slide(TISSUE, tmp_path / "apart.zarr", tmp_path / "t.zarr", nuclei=True, **sizes)
+    expected = render_with_nuclei(TISSUE, WHOLE)
+    for name, labels in (("both.zarr", {"truth", "nuclei"}), ("apart.zarr", {"nuclei"})):
+        group = zarr.open_group(tmp_path / name / "labels", mode="r")
+        attributes = group.attrs if ngff == "0.4" else group.attrs["ome"]
+        assert set(attributes["labels"]) == set(group.group_keys()) == labels
+        np.testing.assert_array_equal(group["nuclei/0"][...], expected[2])
+        np.testing.assert_array_equal(group["nuclei/1"][...], expected[2][::2, ::2])
+        ome_zarr_models.open_ome_zarr(group["nuclei"])
+    assert not (tmp_path / "plain.zarr" / "labels" / "nuclei").exists()
+    np.testing.assert_array_equal(
+        zarr.open_array(tmp_path / "both.zarr" / "labels" / "truth" / "0", mode="r")[...],
+        expected[1],
+    )
 
 
 def test_truth_can_be_a_plain_array_and_tiles_do_not_matter(tmp_path, whole):

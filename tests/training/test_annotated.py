@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -18,10 +20,12 @@ from densebatch.simulation.tissue import Tissue, render
 from densebatch.tracing.diffusion import compute_flows
 from densebatch.training.annotated import (
     EDGE_PX,
+    is_held_out,
     load_annotated,
     make_annotated,
     measure_diameters,
 )
+from densebatch.training.augmentation import sample_batch
 from densebatch.training.recipe import Recipe
 from tests.helpers.run_files import simulate
 
@@ -153,6 +157,49 @@ def test_rescaled_images_have_the_wanted_diameter(folder):
     for image in images:
         assert np.median(measure_diameters([image.labels])) == pytest.approx(30, rel=0.02)
     assert images[0].image.shape[1:] == images[0].labels.shape == images[0].flows.shape[1:]
+
+
+def test_an_image_is_there_at_several_scales(folder):
+    recipe = Recipe(patch_px=64, diameter_px=20.0, scales=3, scale_spread=0.5)
+    images, _ = load_annotated(folder, recipe)
+    assert [image.name for image in images] == ["t0"] * 3 + ["t1"] * 3 + ["t2"] * 3
+    for image, diameter in zip(images[:3], (20 / 2**0.5, 20, 20 * 2**0.5), strict=True):
+        assert np.median(measure_diameters([image.labels])) == pytest.approx(diameter, rel=0.03)
+        inside = np.ascontiguousarray(image.labels[INSIDE])
+        assert np.array_equal(image.flows[:, *INSIDE], compute_flows(inside))
+
+
+def test_a_rescaled_image_that_is_smaller_than_a_crop_has_more_around_it(folder):
+    """Cells of 14 px brought to 5 px leave 46 x 57 px of an image, which a crop of 224 px shows."""
+    recipe = Recipe(diameter_px=5.0)
+    image = load_annotated(folder, recipe)[0][0]
+    seen = np.isfinite(image.image[0])
+    assert min(image.labels.shape) >= recipe.patch_px
+    assert seen.any(axis=1).sum() < 60
+    assert image.labels.astype(bool)[~seen].sum() == 0
+    inputs, targets = sample_batch([image], recipe, 0)
+    assert inputs.shape[2:] == targets.shape[2:] == (224, 224)
+    assert targets[:, 2].any()
+
+
+def test_images_are_held_out_by_their_names(folder):
+    """Neither other images nor the seed move the line, which is where the hash puts it."""
+    names = [f"image-{k}" for k in range(400)]
+    shares = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names]
+    assert [is_held_out(name, 0.15) for name in names] == [share < 0.15 for share in shares]
+    assert 40 <= sum(share < 0.15 for share in shares) <= 80
+    bits = {k: hashlib.sha256(f"t{k}".encode()).hexdigest()[:8] for k in range(3)}
+    fractions = {f"t{k}": int(digits, 16) / 2**32 for k, digits in bits.items()}
+    least = min(fractions, key=fractions.__getitem__)
+    share = fractions[least] + 1e-6
+    for seed in (0, 1):
+        recipe = RECIPE.model_copy(update={"validation_share": share, "seed": seed})
+        images, held_out = load_annotated(folder, recipe)
+        assert [image.name for image in held_out] == [least]
+        assert least not in [image.name for image in images]
+        assert len(images) == 2
+    with pytest.raises(InputError, match="every image is held out"):
+        load_annotated(folder, RECIPE.model_copy(update={"validation_share": 0.99999}))
 
 
 def test_collated_image_is_four_copies_without_cut_cells(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,21 @@ def test_batch_is_decided_by_seed_and_step(images):
     assert first[1].shape == (4, 4, 64, 64)
     assert set(np.unique(first[1][:, 2])) == {0.0, 1.0}
     assert np.all(first[1][:, 3] == 1)
+
+
+@pytest.mark.parametrize(("exponent", "expected"), [(1.0, 0.8), (0.5, 2 / 3), (0.0, 0.5)])
+def test_images_are_drawn_by_their_area(images, exponent, expected):
+    """Of an image and a brighter one of four times its area."""
+    small = images[0]
+    large = replace(
+        small,
+        image=np.nan_to_num(np.tile(small.image, (1, 2, 2))) + 10,
+        labels=np.tile(small.labels, (2, 2)),
+        flows=np.tile(small.flows, (1, 2, 2)),
+    )
+    recipe = PLAIN.model_copy(update={"area_exponent": exponent, "batch": 400})
+    inputs, _ = sample_batch([small, large], recipe, 0)
+    assert (inputs[:, 0].max(axis=(1, 2)) > 5).mean() == pytest.approx(expected, abs=0.07)
 
 
 def test_plain_crops_are_windows_of_the_images(images):

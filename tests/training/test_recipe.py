@@ -29,6 +29,15 @@ def test_recipes_are_strict(tmp_path):
         load("percentiles: [99, 1]")
     with pytest.raises(InputError, match="simulated_steps are fewer than steps"):
         load("simulated_steps: 5", steps=5)
+    assert load("um_per_px: null").um_per_px is None
+    assert load("diameter_px: 16\nscales: 3\nscale_spread: 1").stretches == (0.5, 1.0, 2.0)
+    assert load("").stretches == (1.0,)
+    with pytest.raises(InputError, match="are around a diameter_px, which is not set"):
+        load("scales: 3\nscale_spread: 1")
+    with pytest.raises(InputError, match="scale_spread is for 2 scales and more"):
+        load("diameter_px: 16\nscale_spread: 1")
+    with pytest.raises(InputError, match="scale_spread is for 2 scales and more"):
+        load("diameter_px: 16\nscales: 2")
     with pytest.raises(InputError, match="holds a list"):
         load("[1, 2]")
     with pytest.raises(InputError, match="not a readable YAML file"):

@@ -11,11 +11,13 @@ from densebatch.cli.main import cli
 from densebatch.models.model import find_model, load_network
 from densebatch.planning.scale import choose_rescale
 from densebatch.planning.settings import DEFAULT_MODEL
-from densebatch.training.annotated import load_annotated, measure_diameters
+from densebatch.training.annotated import HeldOut, load_annotated, measure_diameters
 from densebatch.training.recipe import Recipe
 from densebatch.training.train import train
 from densebatch.training.validation import validate, write_model
 from tests.helpers.small_training import SMALL, vary
+
+NAMES = {"map", "map_iou_70", "map_iou_90", "map_100"}
 
 
 def test_a_model_of_rescaled_images_knows_their_scale(folder, tmp_path):
@@ -32,7 +34,7 @@ def test_a_model_of_rescaled_images_knows_their_scale(folder, tmp_path):
     assert choose_rescale(model, 0.5, None)[0] == pytest.approx(factor)
     assert choose_rescale(model, 0.25, None)[0] == pytest.approx(factor / 2)
     assert choose_rescale(model, None, None)[0] == pytest.approx(factor)
-    assert set(validate(network, recipe, held_out)) == {"map", "map_100"}
+    assert set(validate(network, recipe, held_out)) == NAMES
 
 
 def test_validation_is_what_segment_and_score_give(folder, tmp_path):
@@ -57,4 +59,22 @@ def test_validation_is_what_segment_and_score_give(folder, tmp_path):
     ap = json.loads(result.stdout)["images"][0]["iou"]["0.50"]["ap"]
     assert ap == pytest.approx(scores["map"], abs=1e-6)
     assert scores["map"] > 0.3
-    assert set(scores) == {"map", "map_100"}
+    assert set(scores) == NAMES
+    assert scores["map"] > scores["map_iou_70"] > scores["map_iou_90"]
+
+
+def test_rescaled_images_are_validated_at_their_own_scale(folder):
+    """Of an image enlarged twice, a recipe with a diameter finds what it finds of the image."""
+    model = find_model(DEFAULT_MODEL)
+    _, (image,) = load_annotated(folder, vary(patch_px=64), ["t1"])
+    grown = HeldOut(
+        "twice", image.pixels.repeat(2, 1).repeat(2, 2), image.labels.repeat(2, 0).repeat(2, 1)
+    )
+    recipe = Recipe(um_per_px=None, diameter_px=model.diameter_px)
+    network = load_network(model)
+    small, large, native = (
+        validate(network, chosen, [one])["map"]
+        for chosen, one in ((recipe, image), (recipe, grown), (Recipe(), grown))
+    )
+    assert large == pytest.approx(small, abs=0.05)
+    assert native < large - 0.2

@@ -88,7 +88,7 @@ def test_a_tile_is_resampled_to_the_models_pixels(save):
     finer = np.repeat(np.repeat(image, 2, 1), 2, 2)
     found = label(path, finer, um_per_px=0.25)
     asked = find_segmenter("instanseg").complete_options(
-        {"model": str(path), "um_per_px": 0.5}, [0.5], 20.0, 20.0
+        {"model": str(path), "um_per_px": 0.5}, [0.5], 20.0
     )
     scaled = label_tile(find_segmenter("instanseg"), Tile(finer, ("n",), 0.25, asked))
     np.testing.assert_array_equal(scaled, np.repeat(np.repeat(cells, 2, 0), 2, 1))

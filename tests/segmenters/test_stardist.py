@@ -72,6 +72,7 @@ def test_models_that_cannot_see_the_planes_are_refused(tmp_path):
 
 
 @pytest.mark.extra
+@pytest.mark.filterwarnings("ignore")  # those of TensorFlow and Keras are theirs
 @pytest.mark.skipif(not IS_INSTALLED, reason="needs stardist")
 def test_a_network_labels_a_tile(tmp_path):
     from stardist.models import Config2D, StarDist2D

@@ -257,7 +257,12 @@ def main() -> int:
         found = run_part(arguments.part, arguments.images, arguments.work)
         arguments.output.write_text(json.dumps(found))
         return 0
-    record: dict[str, Any] = {"images": "BBBC038v1, stage 1, CC0"}
+    from densebatch.base.machine import count_cores, name_processor
+
+    record: dict[str, Any] = {
+        "images": "BBBC038v1, stage 1, CC0",
+        "machine": {"processor": name_processor(), "cores": count_cores()},
+    }
     with tempfile.TemporaryDirectory() as scratch:
         work = (arguments.work or Path(scratch)).absolute()
         for name, packages in NEEDS.items():

@@ -213,7 +213,10 @@ def measure_slide(
         "shape": list(image.shape),
         "tile_px": TILE_PX,
         "cells": report["cells"],
-        "merging": report["merging"],
+        "merging": {
+            name: len(found) if isinstance(found, list) else found
+            for name, found in report["merging"].items()
+        },
         "ap_at_0.5": round(score_labels(truth, tiled, half).by_threshold[0].ap, 4),
         "cells_in_one_tile": alike.tp + alike.fn,
         "found_again_at_0.8": round(alike.recall, 4),

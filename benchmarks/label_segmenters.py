@@ -154,10 +154,10 @@ def label_whole(name: str, options: dict[str, Any], image: NDArray[np.float32]) 
     """Labels of an image as one tile."""
     from densebatch.segmenters.find import find_segmenter
     from densebatch.segmenters.run import label_tile
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
     segmenter = find_segmenter(name)
-    complete = segmenter.complete_options(options, [0.5], 20.0)
+    complete = segmenter.complete_options(options, SlideFacts((0.5,), 20.0, UM_PER_PX))
     return label_tile(segmenter, Tile(image[None], ("nuclei",), UM_PER_PX, complete))
 
 

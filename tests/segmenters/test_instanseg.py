@@ -12,6 +12,7 @@ from densebatch.segmenters.find import find_segmenter
 from densebatch.segmenters.run import label_tile
 from densebatch.segmenters.segmenter import Tile
 from densebatch.testing import check_segmenter
+from tests.helpers.slide_facts import tell
 
 # TorchScript is how InstanSeg publishes its models, whatever PyTorch plans for it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -59,7 +60,9 @@ def save(tmp_path):
 
 def label(path, image, um_per_px=0.5, **options):
     segmenter = find_segmenter("instanseg")
-    complete = segmenter.complete_options({"model": str(path), **options}, [0.5] * len(image), 20.0)
+    complete = segmenter.complete_options(
+        {"model": str(path), **options}, tell(*[0.5] * len(image))
+    )
     return label_tile(segmenter, Tile(image, ("m", "n")[-len(image) :], um_per_px, complete))
 
 
@@ -87,16 +90,13 @@ def test_a_tile_is_resampled_to_the_models_pixels(save):
     np.testing.assert_array_equal(cells, label(path, image, um_per_px=None))
     finer = np.repeat(np.repeat(image, 2, 1), 2, 2)
     found = label(path, finer, um_per_px=0.25)
-    asked = find_segmenter("instanseg").complete_options(
-        {"model": str(path), "um_per_px": 0.5}, [0.5], 20.0
-    )
+    given = {"model": str(path), "um_per_px": 0.5}
+    asked = find_segmenter("instanseg").complete_options(given, tell(0.5, um_per_px=0.25))
     scaled = label_tile(find_segmenter("instanseg"), Tile(finer, ("n",), 0.25, asked))
     np.testing.assert_array_equal(scaled, np.repeat(np.repeat(cells, 2, 0), 2, 1))
     assert len(np.unique(found)) > len(np.unique(scaled))
-    with pytest.raises(
-        SegmenterError, match=r"option um_per_px is 0\.5 but the slide does not tell"
-    ):
-        label_tile(find_segmenter("instanseg"), Tile(finer, ("n",), None, asked))
+    with pytest.raises(InputError, match=r"um_per_px is 0\.5 but the slide does not tell"):
+        find_segmenter("instanseg").complete_options(given, tell(0.5))
 
 
 def test_it_conforms(save):
@@ -138,14 +138,14 @@ def test_files_that_are_no_model_are_told(tmp_path, save):
     with pytest.raises(SegmenterError, match=r"text\.pt cannot be loaded on cpu \(RuntimeError: "):
         label(path, draw())
     with pytest.raises(InputError, match=r"setting 'model' = .*: field required"):
-        find_segmenter("instanseg").complete_options({}, [0.5], 20.0)
+        find_segmenter("instanseg").complete_options({}, tell(0.5))
 
 
 def test_a_model_that_changes_after_planning_is_refused(save):
     segmenter, path = find_segmenter("instanseg"), save(Blocks())
-    planned = segmenter.complete_options({"model": str(path)}, [0.5], 20.0)
+    planned = segmenter.complete_options({"model": str(path)}, tell(0.5))
     save(Half())
-    assert segmenter.complete_options({"model": str(path)}, [0.5], 20.0) != planned
+    assert segmenter.complete_options({"model": str(path)}, tell(0.5)) != planned
     tile = Tile(draw(), ("n",), 0.5, planned)
     with pytest.raises(SegmenterError) as caught:
         label_tile(segmenter, tile)

@@ -21,6 +21,7 @@ from densebatch.segmenters.command import CommandOptions
 from densebatch.segmenters.find import find_segmenter
 from densebatch.segmenters.run import label_tile
 from densebatch.segmenters.segmenter import Tile
+from tests.helpers.slide_facts import tell
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs/segmenters").glob("*.yaml"))}
@@ -109,7 +110,7 @@ def test_what_a_recipe_calls_reads_the_tile_and_writes_labels(tmp_path, monkeypa
     segmenter = find_segmenter(spec)
     noise = ndimage.gaussian_filter(np.random.default_rng(2).random((61, 47)), 3)
     image = ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
-    options = segmenter.complete_options(recipe["segmenter_options"], [0.5], 20.0)
+    options = segmenter.complete_options(recipe["segmenter_options"], tell(0.5))
     labels = label_tile(segmenter, Tile(image[None], ("DAPI",), 0.5, options))
     expected, n = ndimage.label(image > 0.5)
     assert n > 3

@@ -13,6 +13,7 @@ from densebatch.segmenters.find import find_segmenter
 from densebatch.segmenters.run import label_tile
 from densebatch.segmenters.segmenter import Tile
 from densebatch.segmenters.stardist import NAME, StarDist
+from tests.helpers.slide_facts import tell
 
 IS_INSTALLED = importlib.util.find_spec("stardist") is not None
 SEGMENTER = StarDist(NAME, NAME, "1", {}, 1)
@@ -27,7 +28,7 @@ def write_model(folder, **config):
 
 def refusal(given, planes=1):
     with pytest.raises(InputError) as caught:
-        SEGMENTER.complete_options(given, [0.5] * planes, 20.0)
+        SEGMENTER.complete_options(given, tell(*[0.5] * planes))
     return str(caught.value)
 
 
@@ -41,10 +42,10 @@ def test_what_to_install_is_told():
 
 def test_thresholds_are_the_models_unless_given(tmp_path):
     given = write_model(tmp_path / "model")
-    complete = SEGMENTER.complete_options(given, [0.5], 20.0)
+    complete = SEGMENTER.complete_options(given, tell(0.5))
     assert (complete["prob_threshold"], complete["nms_threshold"]) == (0.5, 0.4)
     (tmp_path / "model/thresholds.json").write_text('{"prob": 0.47, "nms": 0.3}')
-    complete = SEGMENTER.complete_options(given | {"nms_threshold": 0.2}, [0.5], 20.0)
+    complete = SEGMENTER.complete_options(given | {"nms_threshold": 0.2}, tell(0.5))
     assert (complete["prob_threshold"], complete["nms_threshold"]) == (0.47, 0.2)
     (tmp_path / "model/thresholds.json").write_text("{}")
     assert refusal(given).endswith("thresholds.json: is not as StarDist writes it")
@@ -52,9 +53,9 @@ def test_thresholds_are_the_models_unless_given(tmp_path):
 
 def test_other_weights_are_another_model(tmp_path):
     given = write_model(tmp_path / "model")
-    first = SEGMENTER.complete_options(given, [0.5], 20.0)["model_sha256"]
+    first = SEGMENTER.complete_options(given, tell(0.5))["model_sha256"]
     (tmp_path / "model/weights_best.h5").write_bytes(b"others")
-    assert SEGMENTER.complete_options(given, [0.5], 20.0)["model_sha256"] != first
+    assert SEGMENTER.complete_options(given, tell(0.5))["model_sha256"] != first
 
 
 def test_models_that_cannot_see_the_planes_are_refused(tmp_path):
@@ -64,7 +65,7 @@ def test_models_that_cannot_see_the_planes_are_refused(tmp_path):
     assert refusal(three) == f"{what}, which is nuclei"
     assert refusal(three, planes=2) == f"{what}, which is nuclei, or 2"
     two = write_model(folder, n_channel_in=2)
-    assert SEGMENTER.complete_options(two, [0.5, 0.5], 20.0)["planes"] == 2
+    assert SEGMENTER.complete_options(two, tell(0.5, 0.5))["planes"] == 2
     no_model = "is no model; accepted is a folder with config.json and weights of a 2D model"
     assert no_model in refusal(write_model(folder, n_dim=3))
     assert no_model in refusal({"model": str(tmp_path)})
@@ -84,5 +85,5 @@ def test_a_network_labels_a_tile(tmp_path):
     segmenter = find_segmenter("stardist")
     image = np.random.default_rng(0).random((1, 70, 51)).astype(np.float32)
     given = {"model": str(tmp_path / "model"), "prob_threshold": 0.01, "um_per_px": 0.7}
-    tile = Tile(image, ("DAPI",), 0.5, segmenter.complete_options(given, [0.5], 20.0))
+    tile = Tile(image, ("DAPI",), 0.5, segmenter.complete_options(given, tell(0.5, um_per_px=0.5)))
     np.testing.assert_array_equal(label_tile(segmenter, tile), label_tile(segmenter, tile))

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -47,9 +48,9 @@ class FunctionSegmenter(Segmenter):
 
     def label(self, tile: Tile) -> NDArray[Any]:
         """See `Segmenter`."""
-        labels: NDArray[Any] = self.call(
-            tile.image, um_per_px=tile.um_per_px, options=dict(tile.options)
-        )
+        # A copy of all of it, or what a function writes into options would reach the next tile.
+        options = deepcopy(dict(tile.options))
+        labels: NDArray[Any] = self.call(tile.image, um_per_px=tile.um_per_px, options=options)
         return labels
 
 
@@ -69,7 +70,7 @@ def import_segmenter(spec: str) -> Segmenter:
         found = importlib.util.find_spec(module_name)
     except (ImportError, ValueError):
         found = None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explain_import(spec, error) from error
     if found is None:
         raise InputError(
@@ -79,7 +80,7 @@ def import_segmenter(spec: str) -> Segmenter:
         )
     try:
         found_object: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explain_import(spec, error) from error
     for name in path.split("."):
         if not hasattr(found_object, name):
@@ -103,7 +104,7 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
     if isinstance(found, type) and issubclass(found, Segmenter):
         try:
             found = found()  # type: ignore[call-arg]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"segmenter {spec!r}: the class cannot be called without arguments "
                 f"({describe_cause(error)}); accepted are those that can, an object or a function"

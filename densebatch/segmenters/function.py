@@ -89,7 +89,7 @@ def import_segmenter(spec: str) -> Segmenter:
     return wrap(found_object, spec, path, module_name)
 
 
-def _explain_import(spec: str, error: Exception) -> InputError:
+def _explain_import(spec: str, error: BaseException) -> InputError:
     return InputError(f"segmenter {spec!r}: cannot be imported ({describe_cause(error)})")
 
 

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -45,9 +46,9 @@ class FunctionSegmenter(Segmenter):
 
     def label(self, tile: Tile) -> NDArray[Any]:
         """See `Segmenter`."""
-        labels: NDArray[Any] = self.call(
-            tile.image, um_per_px=tile.um_per_px, options=dict(tile.options)
-        )
+        # A copy of all of it, or what a function writes into options would reach the next tile.
+        options = deepcopy(dict(tile.options))
+        labels: NDArray[Any] = self.call(tile.image, um_per_px=tile.um_per_px, options=options)
         return labels
 
 
@@ -67,7 +68,7 @@ def import_segmenter(spec: str) -> Segmenter:
         found = importlib.util.find_spec(module_name)
     except (ImportError, ValueError):
         found = None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explain_import(spec, error) from error
     if found is None:
         raise InputError(
@@ -77,7 +78,7 @@ def import_segmenter(spec: str) -> Segmenter:
         )
     try:
         found_object: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explain_import(spec, error) from error
     for name in path.split("."):
         if not hasattr(found_object, name):
@@ -86,7 +87,7 @@ def import_segmenter(spec: str) -> Segmenter:
     return wrap(found_object, spec, path, module_name)
 
 
-def _explain_import(spec: str, error: Exception) -> InputError:
+def _explain_import(spec: str, error: BaseException) -> InputError:
     return InputError(f"segmenter {spec!r}: cannot be imported ({describe_cause(error)})")
 
 
@@ -101,7 +102,7 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
     if isinstance(found, type) and issubclass(found, Segmenter):
         try:
             found = found()  # type: ignore[call-arg]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"segmenter {spec!r}: the class cannot be called without arguments "
                 f"({describe_cause(error)}); accepted are those that can, an object or a function"

@@ -32,7 +32,8 @@ def label_tile(segmenter: Segmenter, tile: Tile) -> NDArray[np.integer[Any]]:
         labels = segmenter.label(tile)
     except SegmenterError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # What was written as a program ends by `sys.exit`, which would take the worker along.
         raise SegmenterError(f"segmenter {segmenter.name}: {describe_cause(error)}") from error
     shape = tile.image.shape[1:]
     wrong = find_fault(labels, (shape[0], shape[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from tests.helpers.run_files import (
     tasks_folder,
     write_tiff,
 )
+from tests.helpers.slide_files import write_zarr
 
 SHAPE = (420, 530)
 DIAMETER = 16
@@ -418,3 +420,36 @@ def test_a_sweep_says_why_not(pixels, tmp_path, capsys):
     )
     assert code == 2
     assert "a segmenter has none" in err
+
+
+def test_nothing_is_labelled_where_the_slide_cannot_be_read(pixels, tmp_path):
+    """Also not by tiles that see no pixel of it, although they reach into its surroundings."""
+    slide = write_zarr(tmp_path / "a.ome.zarr", pixels, labels=["CD3", "DAPI"], chunks=(1, 40, 40))
+    chunk = slide / "0/c/1/4/4"
+    data, state = chunk.read_bytes(), chunk.stat()
+
+    def write(content):
+        chunk.write_bytes(content)
+        os.utime(chunk, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    write(b"\0" * len(data))
+    out = tmp_path / "out"
+    result = segment(slide, out, **OPTIONS)
+    assert result.is_partial
+    region = Region(160, 160, 200, 200)
+    assert [u["region"] for u in read_report(out)["unread"]] == [[160, 160, 200, 200]]
+    missing = zarr.open_array(out / "segmentation.ome.zarr/labels/missing/0", mode="r")[:] == 1
+    around = region.expand(OPTIONS["overlap"] // 2)
+    assert missing[around.slices].all()
+    assert missing.sum() == around.area
+    # The hole begins where a tile ends, which has cells in what the hole leaves in doubt.
+    plan = OutputFolder(out).read_marker()
+    assert any(r.intersect(around) and not r.intersect(region) for r in plan.layout.regions)
+    labels, table = read_result(out)
+    assert not labels[missing].any()
+    assert labels[~missing].any()
+    assert table["touches_missing"].any()
+    assert verify(out).is_right
+    write(data)
+    assert not segment(slide, out, **OPTIONS).is_partial
+    assert read_result(out)[0][missing].any()

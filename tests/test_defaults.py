@@ -187,6 +187,15 @@ def inverted(folder):
     return folder / "a.tif"
 
 
+def merged(folder, capsys):
+    """Case: label tiles whose places have no unit."""
+    for name, x in (("a", 0.0), ("b", 3.0)):
+        plane = {"PositionX": x, "PositionY": 0.0}
+        metadata = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Plane": plane}
+        tifffile.imwrite(folder / f"{name}.ome.tif", np.eye(8, dtype=np.uint8), metadata=metadata)
+    return call_main(capsys, "merge", folder / "a.ome.tif", folder / "b.ome.tif", folder / "out")
+
+
 NOTES = {
     "the pixel size counts as unknown, unless": plan(write_store(), "--membrane", "0"),
     "the last two are taken": plan(write_store(scale(1, 0.5, 0.5)), "--membrane", "0"),
@@ -211,9 +220,7 @@ NOTES = {
     "pixel size unknown: taken as": plan(slide(um_per_px=None)),
     "tells no pixel size": checkpoint(),
     "states no diam_mean": checkpoint("--diameter", 20, diam_mean=None),
-    "diameter auto: cells": plan(
-        slide(TISSUE), "--diameter", "auto", "--model", "dense-tiny"
-    ),
+    "diameter auto: cells": plan(slide(TISSUE), "--diameter", "auto", "--model", "dense-tiny"),
     "too few cells are found": plan(
         slide(np.zeros_like(ONE)), "--diameter", "auto", "--model", "dense-tiny"
     ),
@@ -233,6 +240,8 @@ NOTES = {
     "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6, 3)[0])),
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
     "has no contrast": plan(slide(np.zeros_like(ONE))),
+    "4 diameters of": plan(slide(), "--segmenter", "watershed", "--tile", 256),
+    "have no unit": merged,
     "the images are taken to be of": train([None]),
     "that of the others": train([None, 0.5]),
     "its percentiles leave them out": train([0.5], specks=True),

@@ -29,6 +29,10 @@ class WriteError(DensebatchError):
     """A task cannot write what it has made; names the path and the reason."""
 
 
+class SegmenterError(DensebatchError):
+    """A segmenter failed on a tile or returned no labels of it; names it and what is accepted."""
+
+
 class PartialRunError(DensebatchError):
     """Some tiles failed after retries; everything else is written and the area is marked."""
 

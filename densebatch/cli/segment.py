@@ -19,7 +19,7 @@ from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSett
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.planning.plan import Plan
+    from densebatch.planning.plan import FlowPlan, Plan
 
 
 def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -27,6 +27,18 @@ def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tup
         if not text.replace(",", "").strip():
             raise click.BadParameter(f"{text!r} names no channel")
     return value or None
+
+
+def _read_json(_: click.Context, __: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    try:
+        options = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not JSON ({error})") from error
+    if not isinstance(options, dict):
+        raise click.BadParameter(f'{value!r} is not an object, such as {{"threshold": 0.3}}')
+    return options
 
 
 _OPTIONS = [
@@ -38,9 +50,15 @@ _OPTIONS = [
     click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
     click.option("--model", metavar="MODEL",
                  help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
+    click.option("--segmenter", metavar="NAME",
+                 help="Label segmenter instead of a model: watershed, stardist, instanseg, "
+                 "MODULE:FUNCTION or command:\"PROGRAM {image} {labels}\". Tiles decide labels."),
+    click.option("--segmenter-options", callback=_read_json, metavar="JSON",
+                 help="Options of the segmenter."),
     click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),
     click.option("--diameter", metavar="PX|auto",
-                 help="Cell diameter; sets the scale. auto: estimated from a few fields."),
+                 help="Cell diameter; sets the scale, or the overlap. auto: estimated from a few "
+                 "fields."),
     click.option("--diameter-um", type=float, metavar="UM", help="The same in um."),
     click.option("--flow-threshold", type=float, help="Largest flow error; 0 keeps all.  [0.4]"),
     click.option("--cellprob-threshold", type=float, help="Foreground has a larger logit.  [0]"),
@@ -55,7 +73,9 @@ _OPTIONS = [
                  help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),
     click.option("--in-place", is_flag=True, default=None, help="Write into the OME-Zarr slide."),
     click.option("--tile", type=int, metavar="PX",
-                 help="Tracing tile; no effect on labels.  [2048]"),
+                 help="Side of a tile; decides labels with a segmenter only.  [2048]"),
+    click.option("--overlap", type=int, metavar="PX",
+                 help="Shared by a segmenter's tiles.  [4 diameters]"),
     click.option("--workers", type=int, metavar="N", help="Dask workers; 0: in this process."),
     *scheduler_options,
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Of the network."),
@@ -130,31 +150,41 @@ def segment(
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
     from densebatch.planning.engine_trial import count_flop, estimate_seconds
+    from densebatch.planning.plan import FlowPlan, LabelPlan
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
 
     folder = OutputFolder(out.absolute())
     [run] = prepare([(slide, folder)], settings, note=lambda text: click.echo(text, err=True))
     built = run.plan
-    facts = {
-        "slide_px": built.shape[0] * built.shape[1],
-        "network_patches": built.network_patches,
-        "network_px": built.network_px,
-        "network_covered_px": built.covered_px,
-        "network_flop": count_flop(built),
-        "network_seconds": estimate_seconds(built, settings, run.workers),
-        "predict_tasks": len(built.groups),
-        "trace_tiles": len(built.tiles(settings.tile)),
+    facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
+    if isinstance(built, FlowPlan):
+        assert run.choice is not None
+        facts |= {
+            "network_patches": built.network_patches,
+            "network_px": built.network_px,
+            "network_covered_px": built.covered_px,
+            "network_flop": count_flop(built),
+            "network_seconds": estimate_seconds(built, settings, run.workers),
+            "predict_tasks": len(built.groups),
+            "trace_tiles": len(built.tiles(settings.tile)),
+            "engine": run.choice.to_dict(),
+        }
+    elif isinstance(built, LabelPlan):
+        facts |= {
+            "segmenter_tiles": len(built.layout.regions),
+            "segmenter_px": sum(region.area for region in built.layout.regions),
+        }
+    facts |= {
         "workers": run.workers,
         "worker_mb": run.needs.worker_mb,
         "worst_task": run.needs.worst_task,
         "disk_mb": run.needs.disk_mb,
-        "engine": run.choice.to_dict(),
         "fingerprint": built.fingerprint,
     }
     if as_json:
         document = json.loads(built.to_json())
-        document.pop("active")
+        document.pop("active", None)
         click.echo(json.dumps({**facts, "plan": document}, indent=1))
     else:
         for line in _describe(built, facts):
@@ -164,16 +194,25 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
 
 
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
+    from densebatch.planning.plan import FlowPlan, LabelPlan
+
     info = built.slide
     size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
-    cores = built.lattice.cores
     lines = [
         f"slide      {info.path}",
         f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
         f"channels {quote_names(info.channels)}",
-        f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
-        f"scale      {built.rescale:.4g} ({built.rescale_reason})",
     ]
+    if isinstance(built, FlowPlan):
+        lines += [
+            f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
+            f"scale      {built.rescale:.4g} ({built.rescale_reason})",
+        ]
+    elif isinstance(built, LabelPlan):
+        lines += [
+            f"segmenter  {built.segmenter} (code {built.segmenter_identity[:12]})",
+            f"options    {json.dumps(built.options)}",
+        ]
     named = [("membrane", b) for b in built.membrane]
     named += [("nuclei", built.nuclei)] if built.nuclei else []
     lines += [
@@ -181,8 +220,26 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         f"(tissue is {b.tissue_fraction:.0%} of the slide)"
         for role, b in named
     ]
+    if isinstance(built, FlowPlan):
+        lines += _describe_network(built, facts)
+    elif isinstance(built, LabelPlan):
+        lines += [
+            f"tiles      {facts['segmenter_tiles']} of up to {built.tile_px} px share "
+            f"{built.overlap_px} px: {facts['segmenter_px'] / 1e6:.1f} Mpx, "
+            f"{facts['segmenter_px'] / facts['slide_px']:.3f} x the slide's",
+            f"tasks      {facts['segmenter_tiles']} label, {facts['workers']} workers",
+        ]
     lines += [
-        f"network    {facts['network_patches']} of {len(cores)} patches of "
+        f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
+        f"disk       up to {facts['disk_mb']} MB",
+        *(f"note       {note}" for note in built.notes),
+    ]
+    return lines
+
+
+def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:
+    return [
+        f"network    {facts['network_patches']} of {len(built.lattice.cores)} patches of "
         f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
         f"{facts['network_px'] / 1e6:.1f} Mpx, "
         f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
@@ -190,11 +247,7 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
         f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
         f"{facts['workers']} workers",
-        f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
-        f"disk       up to {facts['disk_mb']} MB",
-        *(f"note       {note}" for note in built.notes),
     ]
-    return lines
 
 
 def _describe_cost(facts: dict[str, Any]) -> list[str]:

@@ -101,13 +101,24 @@ def print_summary(result: SegmentResult) -> None:
     """Say what was found, where it is and how to look at it."""
     report = result.report
     seconds = report["seconds"]
-    click.echo(
+    found = (
         f"{result.cells} cells in {report['slide_px'] / 1e6:.2f} Mpx, {seconds['total']:.1f} s "
-        f"({report['mpx_per_second']:.3g} Mpx/s); network on {report['network_patches']} patches, "
-        f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
+        f"({report['mpx_per_second']:.3g} Mpx/s); "
     )
-    engine = report["engine"]
-    click.echo(f"engine  {engine['backend']} on {engine['device']} ({engine['reason']})")
+    if "merging" in report:
+        merging = report["merging"]
+        click.echo(
+            f"{found}{merging['labels']} labels of {merging['tiles']} tiles, {merging['merged']} "
+            f"merged, {merging['resolved_px']} pixels settled"
+        )
+        click.echo(f"made by segmenter {report['segmenter']['name']}")
+    else:
+        click.echo(
+            f"{found}network on {report['network_patches']} patches, "
+            f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
+        )
+        engine = report["engine"]
+        click.echo(f"engine  {engine['backend']} on {engine['device']} ({engine['reason']})")
     click.echo(f"labels  {result.labels}")
     click.echo(f"cells   {result.table}")
     click.echo(f"record  {result.out / 'run.json'}")

@@ -14,7 +14,7 @@ from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import check_writable, write_text
 
 if TYPE_CHECKING:
-    from densebatch.run.verify import Verification
+    from densebatch.upkeep.verify import Verification
 
 _N_SHOWN = 50
 
@@ -42,8 +42,8 @@ def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None)
     Exit code 0 if all is right, 4 if not.
     """
     from densebatch.cli.terminal import TerminalProgress
-    from densebatch.run.repair import repair as run_repair
-    from densebatch.run.verify import verify as run_verify
+    from densebatch.upkeep.repair import repair as run_repair
+    from densebatch.upkeep.verify import verify as run_verify
 
     check_writable(json_path)
     with TerminalProgress(get_console()) as progress:

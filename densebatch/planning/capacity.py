@@ -14,6 +14,8 @@ from densebatch.base.machine import count_cores, measure_memory
 from densebatch.base.process import may_start_processes
 from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.models.flow_models import get_kind
+from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 from densebatch.workers.local import KEPT_BYTES, check_may_start
@@ -35,6 +37,11 @@ _MEMORY_SHARE = 0.7  # of the free memory, for workers whose number the user lef
 FLOW_BYTES_PER_PX = 3 * 2  # two flows and a logit, float16
 TRACE_BYTES_PER_PX = 48
 """What tracing holds at once for each pixel of a window: flows, positions, ends, counts, labels."""
+
+# Labels as a segmenter gives them (int64), what sorting them takes, and as they are written.
+_TILE_BYTES_PER_PX = 8 + 24 + 4
+_PAINT_BYTES_PER_PX = 40
+"""What painting holds at once for each pixel: ranks, what sorting them takes, labels, claims."""
 
 _PLANE_BYTES = 4  # float32
 _LABEL_BYTES = 4  # uint32
@@ -70,16 +77,22 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     lanes
         Patches that a worker evaluates at once.
     """
-    by_task = _estimate_tasks(plan, tile, lanes)
+    kept = 0
+    if isinstance(plan, FlowPlan):
+        by_task, kept = _estimate_flow_tasks(plan, tile, lanes), weight_bytes(plan)
+    else:
+        assert isinstance(plan, LabelPlan)
+        by_task = _estimate_label_tasks(plan, tile)
+    by_task |= _estimate_number(plan)
     worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
-        worker_mb=PROCESS_MB + math.ceil((weight_bytes(plan) + by_task[worst]) / 1e6),
+        worker_mb=PROCESS_MB + math.ceil((kept + by_task[worst]) / 1e6),
         worst_task=worst,
         disk_mb=math.ceil(_estimate_disk(plan) / 1e6),
     )
 
 
-def _estimate_tasks(plan: Plan, tile: int, lanes: int) -> dict[str, int]:
+def _estimate_flow_tasks(plan: FlowPlan, tile: int, lanes: int) -> dict[str, int]:
     """Bytes that a task of each stage holds, at most, by what the task is called to the user."""
     item = np.dtype(plan.slide.dtype).itemsize
     patches = lanes * patch_bytes(plan)
@@ -108,41 +121,69 @@ def _estimate_tasks(plan: Plan, tile: int, lanes: int) -> dict[str, int]:
     # A PNG is one chunk, which stays decoded.
     held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
     trace = window_px * TRACE_BYTES_PER_PX + kept + held
+    return {
+        f"predict a group of {group_px} px": predict,
+        f"trace a window of {window_px} px": trace,
+    }
 
+
+def _estimate_label_tasks(plan: LabelPlan, tile: int) -> dict[str, int]:
+    """As `_estimate_flow_tasks`; what a segmenter takes is its own word."""
+    item = np.dtype(plan.slide.dtype).itemsize
+    sides = [min(plan.tile_px, n) for n in plan.shape]
+    tile_px = math.prod(sides)
+    label = (
+        tile_px * (len(plan.planes) * _PLANE_BYTES + _TILE_BYTES_PER_PX)
+        + tile_px * find_segmenter(plan.segmenter).bytes_per_px
+        # A channel as it is read and as it is normalised.
+        + tile_px * (item + _PLANE_BYTES)
+        + decoded_bytes(plan.slide, *sides)
+    )
+    region_px = math.prod(min(tile, n) for n in plan.shape)
+    return {
+        f"label a tile of {tile_px} px": label,
+        f"paint a region of {region_px} px": region_px * _PAINT_BYTES_PER_PX,
+    }
+
+
+def _estimate_number(plan: Plan) -> dict[str, int]:
+    """As `_estimate_flow_tasks`, of the stage that both roads end with."""
+    item = np.dtype(plan.slide.dtype).itemsize
     shard_px = min(plan.shape[0], SHARD_PX) * min(plan.shape[1], SHARD_PX)
     number = shard_px * (_LABEL_COPIES * _LABEL_BYTES + _PIXEL_COPIES * item) + decoded_bytes(
         plan.slide, SHARD_PX, SHARD_PX
     )
-    return {
-        f"predict a group of {group_px} px": predict,
-        f"trace a window of {window_px} px": trace,
-        f"number a shard of {shard_px} px": number,
-    }
+    return {f"number a shard of {shard_px} px": number}
 
 
 def _estimate_disk(plan: Plan) -> int:
-    """Bytes of the flow field, the labels of tiles and of the output, and a copied image."""
-    slide_px, network_px = math.prod(plan.shape), math.prod(plan.network_shape)
+    """Bytes of what a road leaves, the labels of tiles and of the output, and a copied image."""
+    slide_px = math.prod(plan.shape)
     labels = slide_px * _LABEL_BYTES // _LABEL_COMPRESSION
     item = np.dtype(plan.slide.dtype).itemsize
     # The levels of a pyramid add a third.
     image = slide_px * item * len(plan.slide.channels) * 4 // 3 if plan.copy_image else 0
-    return network_px * FLOW_BYTES_PER_PX + 2 * labels + image
+    if isinstance(plan, FlowPlan):
+        left = math.prod(plan.network_shape) * FLOW_BYTES_PER_PX
+    else:
+        assert isinstance(plan, LabelPlan)
+        left = labels * sum(each.area for each in plan.layout.regions) // slide_px
+    return left + 2 * labels + image
 
 
-def trace_window_px(plan: Plan, tile: int) -> int:
+def trace_window_px(plan: FlowPlan, tile: int) -> int:
     """Pixels of the largest window that a tile of that size is traced in, halo included."""
     side = tile + 2 * halo_for_travel(plan.travel_px)
     return min(plan.shape[0], side) * min(plan.shape[1], side)
 
 
-def patch_bytes(plan: Plan) -> int:
+def patch_bytes(plan: FlowPlan) -> int:
     """Of the feature maps that are alive at once while a patch is evaluated."""
     y, x = plan.lattice.y.patch, plan.lattice.x.patch
     return get_kind(plan.model.kind).patch_bytes(plan.model.widths, y, x)
 
 
-def weight_bytes(plan: Plan) -> int:
+def weight_bytes(plan: FlowPlan) -> int:
     """Of the weights that a process holds, but for what `PROCESS_MB` counts already.
 
     Lower precision saves nothing here, because the file's float32 is held beside it.
@@ -151,7 +192,7 @@ def weight_bytes(plan: Plan) -> int:
     return _PLANE_BYTES * weights * 3 // 2 if weights > _COUNTED_WEIGHTS else 0
 
 
-def count_lanes(plan: Plan, settings: SegmentSettings, workers: int) -> int:
+def count_lanes(plan: FlowPlan, settings: SegmentSettings, workers: int) -> int:
     """Patches that each of so many workers evaluates at once, as processors and memory allow."""
     if settings.is_remote:
         return 1  # a remote worker's processors are its scheduler's to share out, by tasks
@@ -178,7 +219,11 @@ def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
         return 0
     needed = estimate(plan, settings.tile).worker_mb
     by_memory = int(measure_memory().available // 10**6 * _MEMORY_SHARE / needed)
-    by_tasks = len(plan.groups)
+    if isinstance(plan, FlowPlan):
+        by_tasks = len(plan.groups)
+    else:
+        assert isinstance(plan, LabelPlan)
+        by_tasks = len(plan.layout.regions)
     return max(1, min(count_cores(), by_memory, by_tasks, _MAX_WORKERS))
 
 

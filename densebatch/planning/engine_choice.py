@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from densebatch.engines.backend import PatchShape
     from densebatch.models.model import Model
     from densebatch.planning.gate import Parity
-    from densebatch.planning.plan import Plan
+    from densebatch.planning.plan import FlowPlan
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class EngineChoice:
 
 
 def choose_engine(
-    plan: Plan, backend: str, device: str, began: Engine | None = None
+    plan: FlowPlan, backend: str, device: str, began: Engine | None = None
 ) -> EngineChoice:
     """Choose for the machine that this is called on.
 
@@ -114,7 +114,7 @@ def choose_engine(
     return choice
 
 
-def _take_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoice:
+def _take_named(plan: FlowPlan, name: str, device: str, reason: str) -> EngineChoice:
     check_kind(name, plan.model.kind)
     check_backend(name, device)
     if (name, device) == (REFERENCE, "cpu"):
@@ -130,7 +130,7 @@ def _take_named(plan: Plan, name: str, device: str, reason: str) -> EngineChoice
     return EngineChoice(engine, reason, parity, packed=packed)
 
 
-def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
+def identify_trial(plan: FlowPlan, device: str) -> dict[str, Any]:
     """What a trial's result depends on besides the machine and the versions of libraries."""
     return {
         "finding": "trial", "device": device, "candidates": CANDIDATES[device],
@@ -138,7 +138,7 @@ def identify_trial(plan: Plan, device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _take_fastest(plan: Plan, device: str) -> EngineChoice:
+def _take_fastest(plan: FlowPlan, device: str) -> EngineChoice:
     """Take the candidate that a trial found fastest, now or earlier on this machine."""
     identity = identify_trial(plan, device)
     trial = read_trial(recall(identity), device)
@@ -186,12 +186,12 @@ def read_trial(known: dict[str, Any] | None, device: str) -> dict[str, float | s
     return {name: found[name] for name in CANDIDATES[device] if name in found}
 
 
-def identify_quantised(plan: Plan) -> dict[str, Any]:
+def identify_quantised(plan: FlowPlan) -> dict[str, Any]:
     """What a quantised network depends on besides the machine and the versions of libraries."""
     return {"finding": "int8", "recipe": QUANTISED_BY, **identify_sample(plan)}
 
 
-def _recall_or_quantise(plan: Plan) -> bytes:
+def _recall_or_quantise(plan: FlowPlan) -> bytes:
     """Recall the model's network in eight bits, or make it."""
     identity = identify_quantised(plan)
     known = recall(identity)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from densebatch.engines.backend import Backend
     from densebatch.planning.gate import Sample
-    from densebatch.planning.plan import Plan
+    from densebatch.planning.plan import FlowPlan
     from densebatch.planning.settings import SegmentSettings
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _PARITY = TypeAdapter(Parity)
 
 
 def make_plan_backend(
-    plan: Plan, engine: Engine, packed: bytes | None = None, lanes: int = 1
+    plan: FlowPlan, engine: Engine, packed: bytes | None = None, lanes: int = 1
 ) -> Backend:
     """Make the plan's network ready on an engine, in this process.
 
@@ -87,7 +87,7 @@ def make_plan_backend(
         raise InputError(f"{told}; choose {REFERENCE} or auto") from error
 
 
-def identify_sample(plan: Plan) -> dict[str, Any]:
+def identify_sample(plan: FlowPlan) -> dict[str, Any]:
     """What a plan's sample depends on, as part of a finding's identity.
 
     The diameter is in it beside the weights' digest, because two names of equal weights may state
@@ -101,7 +101,7 @@ def identify_sample(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:
+def identify_parity(plan: FlowPlan, engine: Engine) -> dict[str, Any]:
     """What a backend's parity depends on besides the machine and the versions of libraries."""
     return {
         "finding": "parity", "engine": asdict(engine), **identify_sample(plan),
@@ -109,7 +109,7 @@ def identify_parity(plan: Plan, engine: Engine) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_parity(plan: Plan, engine: Engine, packed: bytes | None = None) -> Parity:
+def check_parity(plan: FlowPlan, engine: Engine, packed: bytes | None = None) -> Parity:
     """Compare a backend with the reference, or recall how it compared on this machine.
 
     Parameters
@@ -152,7 +152,7 @@ def _read_parity(known: dict[str, Any] | None) -> Parity | None:
         return None
 
 
-def _measure_parity(plan: Plan, engine: Engine, packed: bytes | None) -> Parity:
+def _measure_parity(plan: FlowPlan, engine: Engine, packed: bytes | None) -> Parity:
     precision = BACKENDS[engine.backend].precision
     sample = draw_sample(plan.model, patch_shape(plan.lattice), precision)
     lanes = min(_MAX_LANES, count_cores())
@@ -161,7 +161,7 @@ def _measure_parity(plan: Plan, engine: Engine, packed: bytes | None) -> Parity:
     return compare_flows(engine.backend, flows, reference, sample)
 
 
-def run_trial(plan: Plan, device: str, candidates: Sequence[str]) -> dict[str, float | str]:
+def run_trial(plan: FlowPlan, device: str, candidates: Sequence[str]) -> dict[str, float | str]:
     """Time those of some backends that can be used and pass the gate.
 
     Parameters
@@ -231,14 +231,14 @@ def _take_patches(sample: Sample, backend: Backend) -> list[NDArray[Any]]:
     return [sample.patches[k % len(sample.patches)] for k in range(n)]
 
 
-def count_flop(plan: Plan) -> int | None:
+def count_flop(plan: FlowPlan) -> int | None:
     """Floating-point operations of all patches, if nearly all are matrix products; else None."""
     y, x = plan.lattice.y.patch, plan.lattice.x.patch
     patch = get_kind(plan.model.kind).patch_flop(plan.model.widths, y, x)
     return None if patch is None else patch * plan.network_patches
 
 
-def estimate_seconds(plan: Plan, settings: SegmentSettings, workers: int) -> float | None:
+def estimate_seconds(plan: FlowPlan, settings: SegmentSettings, workers: int) -> float | None:
     """Seconds that evaluating the network takes here, from the time of a matrix product.
 
     Parameters

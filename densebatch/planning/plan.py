@@ -11,17 +11,18 @@ import base64
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from densebatch.base.geometry import Grid, Lattice
+from densebatch.base.geometry import Grid, Lattice, Region
 
 # pydantic looks these annotations up at run time
 from densebatch.engines.backend import Engine
+from densebatch.merging.layout import Layout
 from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
@@ -36,55 +37,37 @@ if TYPE_CHECKING:
 _BACKGROUND_LOGIT = -20.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Geometry, normalisation, model and thresholds of a run.
+    """What every run decides: its slide, the channels that are seen, and the form of the output.
+
+    How labels are made is added by the plan of either road: `FlowPlan`, `LabelPlan`.
 
     Attributes
     ----------
+    stages : names of the stages that a run goes through
     slide : the input
-    model : the weights and their conditions of use (without the card)
-    membrane, nuclei : bounds of the channels that the network sees
+    membrane, nuclei : bounds of the channels that the network or the segmenter sees
     um_per_px : pixel size in use, None if unknown
-    rescale, rescale_reason : slide pixels to network pixels
-    lattice : patches at the network's scale
-    group_y, group_x : lattice cores of a predict task along each axis
-    active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
-    mask_debris : whether debris is looked for and shown to the network as 0, and rare bright cells
+    mask_debris : whether debris is looked for and shown as 0, and rare bright cells to a network
         apart from the tissue
-    skip_contrast : patches whose contrast is not above it are not evaluated; -1 evaluates all
-    trace : thresholds and limits of tracing
-    travel_px : travel that the first tracing halo allows for
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
-    engine : what evaluates the network; `run.engine.add_engine` decides it last
-    estimate : of the diameter of the slide's cells, if that was asked for; `rescale` follows from
-        it, so that it is no part of the run's identity
     """
 
+    stages: ClassVar[tuple[str, ...]]
+
     slide: SlideInfo
-    model: Model
     membrane: tuple[ChannelBounds, ...]
     nuclei: ChannelBounds | None
     um_per_px: float | None
-    rescale: float
-    rescale_reason: str
-    lattice: Lattice
-    group_y: int
-    group_x: int
-    active: str
     mask_debris: bool
-    skip_contrast: float
-    trace: TraceSettings
-    travel_px: int
     ngff: Version
     copy_image: bool
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    engine: Engine = field(default_factory=Engine)
-    estimate: DiameterEstimate | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,13 +76,87 @@ class Plan:
 
     @property
     def seen_channels(self) -> tuple[ChannelBounds, ...]:
-        """Of what the network sees, membrane channels first."""
+        """Of what the network or the segmenter sees, membrane channels first."""
         return (*self.membrane, *([self.nuclei] if self.nuclei is not None else []))
+
+    @property
+    def hole_px(self) -> int:
+        """Side of the largest hole of a cell, which is missing with a cell that is in doubt."""
+        return 0
+
+    def tiles(self, side_px: int) -> Grid:
+        """Tiles of a size in slide pixels, each of which gets its labels from one task."""
+        return Grid(*self.shape, side_px, side_px)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the labels.
+
+        Pixels that were surveyed are told by their digests, so that a slide which was only
+        touched or copied stays the same; before that, by size and time of its files.
+        """
+        return _digest(json.dumps(self._list_decisive(), sort_keys=True))
+
+    def _list_decisive(self) -> dict[str, Any]:
+        """The plan as plain data without what does not decide the labels."""
+        document = _leave_out_notes(self)
+        if all(b.content for b in self.seen_channels):
+            document["slide"]["identity"] = ""
+        return document
+
+    @property
+    def edition(self) -> str:
+        """Digest of all of the plan: it changes with its slide's times as well."""
+        return _digest(self.to_json())
+
+    def to_json(self) -> str:
+        """Serialise; equal plans give equal text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowPlan(Plan):
+    """A network is evaluated on patches, and its flows are traced: labels know no tiles.
+
+    Attributes
+    ----------
+    model : the weights and their conditions of use (without the card)
+    rescale, rescale_reason : slide pixels to network pixels
+    lattice : patches at the network's scale
+    group_y, group_x : lattice cores of a predict task along each axis
+    active : base64 of the packed bits of the lattice cores that are evaluated, in raster order
+    skip_contrast : patches whose contrast is not above it are not evaluated; -1 evaluates all
+    trace : thresholds and limits of tracing
+    travel_px : travel that the first tracing halo allows for
+    engine : what evaluates the network; `run.engine.add_engine` decides it last
+    estimate : of the diameter of the slide's cells, if that was asked for; `rescale` follows from
+        it, so that it is no part of the run's identity
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("predict", "trace", "number")
+
+    model: Model
+    rescale: float
+    rescale_reason: str
+    lattice: Lattice
+    group_y: int
+    group_x: int
+    active: str
+    skip_contrast: float
+    trace: TraceSettings
+    travel_px: int
+    engine: Engine = field(default_factory=Engine)
+    estimate: DiameterEstimate | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """What each input plane of the network shows: `membrane`, `nuclei`, or `empty` for 0."""
         return get_kind(self.model.kind).inputs
+
+    @property
+    def hole_px(self) -> int:
+        """As of `Plan`: a cell is smaller than two diameters, and so are its holes."""
+        return self.travel_px
 
     @property
     def network_shape(self) -> tuple[int, int]:
@@ -127,10 +184,6 @@ class Plan:
             self.group_x * self.lattice.x.step,
         )
 
-    def tiles(self, side_px: int) -> Grid:
-        """Tracing tiles of a size, in slide pixels."""
-        return Grid(*self.shape, side_px, side_px)
-
     @property
     def network_batch(self) -> int:
         """Patches of a batch, where the device takes many.
@@ -155,30 +208,67 @@ class Plan:
         cores, active = self.lattice.cores, self.active_cores
         return sum(cores[index].area for index in cores if active[index])
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of everything that decides the labels.
-
-        Pixels that were surveyed are told by their digests, so that a slide which was only
-        touched or copied stays the same; before that, by size and time of its files.
-        """
-        document = _leave_out_notes(self)
-        if all(b.content for b in self.seen_channels):
-            document["slide"]["identity"] = ""
-        if (
-            self.model.kind == CPNET
-        ):  # so that a run that began before there were other kinds goes on
+    def _list_decisive(self) -> dict[str, Any]:
+        document = super()._list_decisive()
+        # So that a run that began before there were other kinds goes on.
+        if self.model.kind == CPNET:
             del document["model"]["kind"]
-        return _digest(json.dumps(document, sort_keys=True))
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPlan(Plan):
+    """A segmenter labels overlapping tiles, and their labels are merged: tiles decide labels.
+
+    Attributes
+    ----------
+    segmenter : as the user named it, see `segmenters.find`
+    segmenter_identity : digest of what it does
+    options : complete, of the segmenter
+    levels : Otsu's threshold over the tissue of each plane that the segmenter sees, 0 to 1
+    tile_px : side of what the segmenter sees at once
+    overlap_px : that tiles share with the next, at least
+    diameter_px : of a cell, as stated, else of 10 um
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("label", "compare", "paint", "number")
+
+    segmenter: str
+    segmenter_identity: str
+    options: dict[str, Any]
+    levels: tuple[float, ...]
+    tile_px: int
+    overlap_px: int
+    diameter_px: float
 
     @property
-    def edition(self) -> str:
-        """Digest of all of the plan: it changes with its slide's times as well."""
-        return _digest(self.to_json())
+    def planes(self) -> tuple[str, ...]:
+        """What each plane of the segmenter's image shows."""
+        return ("membrane", *(["nuclei"] if self.nuclei is not None else []))
 
-    def to_json(self) -> str:
-        """Serialise; equal plans give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+    @cached_property
+    def layout(self) -> Layout:
+        """Tiles that the segmenter sees, all that there are, in raster order."""
+        rows, cols = (_place_tiles(n, self.tile_px, self.overlap_px) for n in self.shape)
+        return Layout(
+            tuple(
+                Region(y, x, y + self.tile_px, x + self.tile_px).clip(*self.shape)
+                for y in rows
+                for x in cols
+            )
+        )
+
+
+def _place_tiles(length: int, side: int, overlap: int) -> list[int]:
+    """Where tiles begin along an axis: the last one ends with it, and shares more if need be.
+
+    Examples
+    --------
+    >>> _place_tiles(10, 4, 1), _place_tiles(11, 4, 1), _place_tiles(3, 4, 1)
+    ([0, 3, 6], [0, 3, 6, 7], [0])
+    """
+    n = max(1, -(-(length - overlap) // (side - overlap)))
+    return [max(0, min(k * (side - overlap), length - side)) for k in range(n)]
 
 
 def _digest(text: str) -> str:
@@ -188,13 +278,14 @@ def _digest(text: str) -> str:
 def _leave_out_notes(plan: Plan) -> dict[str, Any]:
     """The plan as plain data without what is told of it, which depends on how it was asked for."""
     document = asdict(plan)
-    del document["estimate"]
-    for holder in (document, document["slide"], document["model"]):
-        del holder["notes"]
+    document.pop("estimate", None)
+    for holder in (document, document["slide"], document.get("model", {})):
+        holder.pop("notes", None)
     return document
 
 
-_ADAPTER = TypeAdapter(Plan)
+# Each has fields of its own that it cannot be without.
+_ADAPTER: TypeAdapter[FlowPlan | LabelPlan] = TypeAdapter(FlowPlan | LabelPlan)
 
 
 def parse_plan(text: str) -> Plan:
@@ -226,8 +317,10 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
         )
     if name.endswith(".content"):
         return f"the pixels of the slide {plan.slide.path} have changed since ({name})"
-    if name == "model.sha256":
+    if name == "model.sha256" and isinstance(plan, FlowPlan):
         return f"model {plan.model.name} had the weights {old[:12]}… and now has {new[:12]}…"
+    if name == "segmenter_identity" and isinstance(plan, LabelPlan):
+        return f"the code of the segmenter {plan.segmenter} has changed since"
     if name == "active":
         return "active patches (those that hold signal) are others"
     return f"{name} was {old!r} and is now {new!r}"
@@ -254,12 +347,19 @@ def describe_difference(old: Plan, new: Plan) -> str:
 
     # what the user can see comes before what follows from it
     first = (
-        "slide", "model", "engine", "trace", "membrane", "nuclei", "um_per_px", "rescale",
+        "slide", "segmenter", "segmenter_identity", "model", "engine", "trace", "tile_px",
+        "overlap_px", "options", "membrane", "nuclei", "um_per_px", "rescale",
         "versions",
     )  # fmt: skip
     if old.slide.identity != new.slide.identity and _have_equal_content(old, new):
         before["slide"].pop("identity")
         after["slide"].pop("identity")
+    if type(old) is not type(new):
+        made = [
+            f"by the segmenter {plan.segmenter}" if isinstance(plan, LabelPlan) else "by a model"
+            for plan in (old, new)
+        ]
+        return f"its labels were made {made[0]} and are now asked for {made[1]}"
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)
         if found:

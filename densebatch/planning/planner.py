@@ -1,61 +1,42 @@
-"""Decide everything about a run: from metadata (`draft_plan`), then from one pass of pixels."""
+"""Decide everything about a run: from metadata (`draft_plan`), then from one pass of pixels.
+
+What either road to labels adds is decided in `flow_planner` and `label_planner`.
+"""
 
 from __future__ import annotations
 
-import base64
-import math
-from dataclasses import asdict, astuple, replace
+from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from densebatch.base.errors import InputError
-from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.base.names import count_of, explain_choice, quote_names
+from densebatch.base.names import explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
 from densebatch.engines.make import choose_device
-from densebatch.models.flow_models import get_kind, list_packages
-from densebatch.models.model import CPNET, Model, find_model
+from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
-from densebatch.planning.plan import Plan
-from densebatch.planning.scale import (
-    choose_rescale,
-    explain_estimate,
-    explain_scale,
-    settle_diameter,
-)
-from densebatch.slides.brightfield import looks_brightfield
-from densebatch.slides.slide import SlideInfo, open_slide, reopen_slide
-from densebatch.survey.channel import ChannelSurvey, contrast_in, signal_side, survey_channel
-from densebatch.survey.kernels import BLOCK_PX
+from densebatch.planning.flow_planner import draft_flows, survey_flows
+from densebatch.planning.label_planner import draft_labels, survey_labels
+from densebatch.planning.notes import explain_light, explain_pixels
+from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.segmenters.find import find_segmenter
+from densebatch.slides.slide import open_slide, reopen_slide
+from densebatch.survey.channel import ChannelSurvey, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds
-from densebatch.tracing.tile import TraceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from densebatch.models.model import Model
     from densebatch.ngff.metadata import Version
+    from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import Slide
+    from densebatch.slides.slide import Slide, SlideInfo
 
-# Lattice cores of a predict task make up about this many pixels along each axis: large enough that
-# the scheduler is idle, small enough that losing a task costs about a second of network time.
-_GROUP_PX = 1024
-_UNEVEN_TIMES = 10.0  # from which a part of a slide that is brighter than the rest is told
-_CELLPOSE_TFLOP = 0.618  # for each Mpx, of Cellpose's own CPnets
-_DEAR_TIMES = 4.0  # as much as those, from which it is told before a run
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
-# A patch whose means over half a cell's width span less than this share of the slide's normalised
-# range holds nothing that the network would find. tests/planning/test_skipping.py proves it on real
-# fields: the faintest cell that the bundled network finds there spans 0.0337 in its own
-# neighbourhood, and dimmed tissue is found down to 0.0159. Simulated glass spans 0.0044 at most.
-SKIP_CONTRAST = 0.0079
+_LABEL_PERCENTILES = (1.0, 99.0)  # as of Cellpose, that become 0 and 1 for a segmenter
 
 
 def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
@@ -78,7 +59,7 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
         If the slide, a channel, the model or the scale cannot be used.
     """
     draft = draft_plan(path, settings)
-    if settings.diameter == "auto":
+    if settings.diameter == "auto" and isinstance(draft, FlowPlan):
         draft = draft_plan(path, settings, estimate_scale(draft, settings))
     return survey_plan(draft)
 
@@ -104,66 +85,35 @@ def draft_plan(
     slide = open_slide(path, settings.scene, settings.axes)
     slide.source.renew()  # the tasks of this run compare with the slide as it is now
     info = slide.info
-    model = find_model(settings.model)
-    membrane, nuclei, channel_notes = _choose_channels(slide, settings, model)
+    libraries = ["densebatch", "numpy"]
+    if settings.segmenter is None:
+        model = find_model(settings.model)
+        libraries += ["torch", "numba"]
+        membrane, nuclei, notes = _choose_channels(slide, settings, model)
+    else:
+        segmenter = find_segmenter(settings.segmenter)
+        membrane, nuclei, notes = _choose_channels(slide, settings, None)
     _check_in_place(info, settings)
-    um_per_px = settings.pixel_size or info.um_per_px
-    diameter_px = settle_diameter(str(info.path), settings, um_per_px, estimate)
-    rescale, reason = choose_rescale(model, um_per_px, diameter_px)
-    scale_notes = explain_scale(model, info.um_per_px, settings.pixel_size, diameter_px)
-    height, width = (max(1, round(n * rescale)) for n in (info.height, info.width))
-    kind = get_kind(model.kind)
-    lattice = Lattice(
-        *(
-            fit_axis(n, model.patch_px, model.margin_px, kind.multiple, stretches=kind.stretches)
-            for n in (height, width)
-        )
-    )
-    diameter = model.diameter_px / rescale
-    trace = TraceSettings(
-        cellprob_threshold=settings.cellprob_threshold,
-        flow_threshold=settings.flow_threshold,
-        min_size_px=settings.min_size,
-        max_size_px=settings.max_size or math.ceil(math.pi / 4 * (10 * diameter) ** 2),
-        # Cellpose takes 200 steps at the network's scale. A step is at most about a pixel of the
-        # slide long, so the same way takes 1 / rescale times as many.
-        iterations=max(1, round(200 / rescale)),
-        travel_limit_px=max(256, math.ceil(16 * diameter)),
-    )
-    return Plan(
-        slide=info,
-        model=Model(**{**asdict(model), "card": {}}),
-        membrane=tuple(_unknown_bounds(info, channel) for channel in membrane),
-        nuclei=_unknown_bounds(info, nuclei) if nuclei is not None else None,
-        um_per_px=um_per_px,
-        rescale=rescale,
-        rescale_reason=reason,
-        lattice=lattice,
-        group_y=max(1, round(_GROUP_PX / lattice.y.step)),
-        group_x=max(1, round(_GROUP_PX / lattice.x.step)),
-        active=_pack(np.ones((lattice.cores.rows, lattice.cores.cols), bool)),
-        mask_debris=settings.mask_debris,
-        skip_contrast=SKIP_CONTRAST if settings.skip_background else -1.0,
-        trace=trace,
-        travel_px=16 * math.ceil(2 * diameter / 16),
-        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        copy_image=settings.image == "copy"
+    common: dict[str, Any] = {
+        "slide": info,
+        "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
+        "nuclei": _unknown_bounds(info, nuclei) if nuclei is not None else None,
+        "um_per_px": settings.pixel_size or info.um_per_px,
+        "mask_debris": settings.mask_debris,
+        "ngff": cast("Version", info.ngff) if settings.in_place else settings.ngff,
+        "copy_image": settings.image == "copy"
         or (settings.image == "auto" and info.kind != "ome-zarr"),
-        in_place=settings.in_place,
-        versions={
-            **{name: version(name) for name in ("densebatch", "torch", "numpy", "numba")},
-            **list_packages(model.kind),
-        },
-        notes=(
-            *info.notes, *model.notes, *channel_notes, *scale_notes,
-            *explain_estimate(estimate), *_explain_cost(model),
-        ),
-        estimate=estimate,
-    )  # fmt: skip
+        "in_place": settings.in_place,
+        "versions": {name: version(name) for name in libraries},
+        "notes": notes,
+    }
+    if settings.segmenter is None:
+        return draft_flows(info, settings, model, common, estimate)
+    return draft_labels(info, settings, segmenter, common)
 
 
 def estimate_scale(
-    draft: Plan, settings: SegmentSettings, earlier: Plan | None = None
+    draft: FlowPlan, settings: SegmentSettings, earlier: Plan | None = None
 ) -> DiameterEstimate:
     """Estimate the diameter of a slide's cells, or recall what a run began with.
 
@@ -177,8 +127,9 @@ def estimate_scale(
         Of the run that is to go on, if there is one. What it estimated holds, because another
         device might round otherwise.
     """
-    if earlier is not None and earlier.model.sha256 == draft.model.sha256 and earlier.estimate:
-        return earlier.estimate
+    began = earlier if isinstance(earlier, FlowPlan) else None
+    if began is not None and began.estimate and began.model.sha256 == draft.model.sha256:
+        return began.estimate
     slide = reopen_slide(draft.slide)
     surveys = _survey_channels(draft, slide, earlier)
     bounds = [survey.bounds for survey in surveys]
@@ -204,23 +155,23 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
     n_membrane = len(draft.membrane)
     surveys = _survey_channels(draft, slide, earlier)
     bounds = [survey.bounds for survey in surveys]
-    threshold = draft.skip_contrast
-    if not any(b.high > b.low for b in bounds[:n_membrane]):
-        # A slide without any contrast has nothing to evaluate, whatever is asked for.
-        threshold = np.inf
-    scale = (draft.shape[0] / draft.network_shape[0], draft.shape[1] / draft.network_shape[1])
-    return replace(
+    plan = replace(
         draft,
         membrane=tuple(bounds[:n_membrane]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
-        active=_pack(find_active_cores(draft.lattice, surveys, scale, threshold)),
-        notes=(*draft.notes, *_explain_light(slide), *_odd_pixels(surveys)),
+        notes=(*draft.notes, *explain_light(slide), *explain_pixels(surveys)),
     )
+    if isinstance(plan, FlowPlan):
+        return survey_flows(plan, surveys)
+    assert isinstance(plan, LabelPlan)
+    return survey_labels(plan, surveys)
 
 
 def _survey_channels(draft: Plan, slide: Slide, earlier: Plan | None) -> list[ChannelSurvey]:
-    """Survey the channels that the network sees, at the draft's scale."""
-    percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
+    """Survey the channels that the network or the segmenter sees, at the draft's scale."""
+    percentiles, side = _LABEL_PERCENTILES, signal_side(1.0)
+    if isinstance(draft, FlowPlan):
+        percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
     left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
     return [
         survey_channel(
@@ -243,12 +194,16 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
     """
     if earlier is None or not any(b.unread for b in plan.seen_channels):
         return plan
-    kept = replace(
-        plan,
-        **{name: getattr(earlier, name) for name in ("membrane", "nuclei", "active", "notes")},
-    )
+    if type(earlier) is not type(plan):
+        return plan
+    surveyed = ["membrane", "nuclei", "notes"]
+    surveyed += ["active"] if isinstance(plan, FlowPlan) else ["levels", "options"]
+    kept = replace(plan, **{name: getattr(earlier, name) for name in surveyed})
     used = [[b.channel for b in p.seen_channels] for p in (plan, earlier)]
-    is_same = replace(kept, engine=earlier.engine).to_json() == earlier.to_json()
+    as_begun = kept
+    if isinstance(kept, FlowPlan) and isinstance(earlier, FlowPlan):
+        as_begun = replace(kept, engine=earlier.engine)
+    is_same = as_begun.to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
 
 
@@ -283,9 +238,12 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
 
 
 def _choose_channels(
-    slide: Slide, settings: SegmentSettings, model: Model
+    slide: Slide, settings: SegmentSettings, model: Model | None
 ) -> tuple[list[int], int | None, tuple[str, ...]]:
-    """Membrane channels, the nuclear channel that the network gets, and remarks."""
+    """Membrane channels, the nuclear channel that the network gets, and remarks.
+
+    A segmenter, which has no model, gets all that are named.
+    """
     if settings.membrane:
         membrane = [slide.channel_index(name) for name in settings.membrane]
     else:
@@ -304,6 +262,8 @@ def _choose_channels(
         for role, name in named
         if (remark := explain_choice(channels, name)) is not None
     ]
+    if model is None:
+        return membrane, nuclei, tuple(notes)
     is_told = model.kind != CPNET or model.card.keys() & {"use", "source"}
     if nuclei is not None and model.nuclei and not is_told:
         notes.append(
@@ -320,128 +280,5 @@ def _choose_channels(
     return membrane, None, tuple(notes)
 
 
-def _explain_light(slide: Slide) -> Iterator[str]:
-    if looks_brightfield(slide):
-        yield (
-            "the slide looks like a brightfield picture (light background, dark content): the "
-            "bundled models find what is bright on a dark background, so that cells are missed "
-            "or wrong"
-        )
-
-
-def _explain_cost(model: Model) -> Iterator[str]:
-    flop = get_kind(model.kind).patch_flop(model.widths, model.patch_px, model.patch_px)
-    tflop_per_mpx = (flop or 0) / model.patch_px**2 / 1e6
-    if tflop_per_mpx > _DEAR_TIMES * _CELLPOSE_TFLOP:
-        yield (
-            f"model {model.name} computes {tflop_per_mpx:.3g} TFLOP for each Mpx that it sees, "
-            f"{tflop_per_mpx / _CELLPOSE_TFLOP:.0f} times as much as Cellpose's cyto3: `densebatch "
-            "plan` tells how long that takes here"
-        )
-
-
-def find_active_cores(
-    lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
-) -> NDArray[np.bool_]:
-    """Choose the lattice cores whose patch holds signal.
-
-    A patch is looked at with all of its margin, grown to whole survey blocks, because a cell at a
-    core's border needs the core evaluated.
-
-    Parameters
-    ----------
-    lattice
-        Patches at the network's scale.
-    surveys
-        Of the channels that the network sees.
-    scale
-        Slide pixels in a network pixel, along y and x.
-    threshold
-        A core is chosen if the contrast of its patch is above it; -1 chooses all.
-
-    Returns
-    -------
-    ndarray
-        `(rows, cols)` of the lattice.
-    """
-    cores = lattice.cores
-    active = np.zeros((cores.rows, cores.cols), bool)
-    for row, col in cores:
-        patch = lattice.patch(row, col)
-        region = Region(
-            math.floor(max(patch.y0, 0) * scale[0]),
-            math.floor(max(patch.x0, 0) * scale[1]),
-            math.ceil(patch.y1 * scale[0]),
-            math.ceil(patch.x1 * scale[1]),
-        )
-        contrast = contrast_in(surveys, region)
-        # Where a piece could not be read there may be anything, so that it must be tried.
-        active[row, col] = contrast > threshold or contrast == np.inf
-    return active
-
-
-def _odd_pixels(surveys: Sequence[ChannelSurvey]) -> Iterator[str]:
-    """Notes on channels in which a user would not expect what is found."""
-    for survey in surveys:
-        b = survey.bounds
-        for piece, reason in list(survey.unread.items())[:1]:
-            yield (
-                f"channel {b.name}: {count_of(len(survey.unread), 'piece')} cannot be read, the "
-                f"first at pixels {list(astuple(piece))} ({reason}): the normalisation leaves them "
-                "out, and the result lacks what depends on those that cannot be read later either"
-            )
-        if b.nonfinite_px:
-            yield (
-                f"channel {b.name}: {b.nonfinite_px} pixels are NaN or infinite; the network sees "
-                "0 there, for plus infinity 1"
-            )
-        if b.above is not None:
-            yield (
-                f"channel {b.name}: spots of more than {b.above:.6g}, up to {b.debris_times:.3g} "
-                f"times as bright as the tissue, in {b.debris_fraction:.2%} of the blocks of "
-                f"{BLOCK_PX} px, are taken for debris: the normalisation leaves them out and the "
-                "network sees 0 there; if they are cells, give --no-mask-debris"
-            )
-        if b.bright is not None:
-            yield (
-                f"channel {b.name}: spots of more than {b.bright:.6g}, up to {b.bright_times:.3g} "
-                f"times as bright as the tissue, in {b.bright_fraction:.2%} of the blocks of "
-                f"{BLOCK_PX} px, are taken for rare bright cells: the normalisation leaves them "
-                "out, and the network is shown the tissue without them and them on their own "
-                "scale; --no-mask-debris shows all on one scale"
-            )
-        if b.dead is not None:
-            yield (
-                f"channel {b.name}: pixels of {b.dead:.6g} and less lie far below all others and "
-                "are taken for dead or empty: the normalisation leaves their blocks out and the "
-                "network sees 0 there; if that is wrong, give --no-mask-debris"
-            )
-        if survey.strewn:
-            yield (
-                f"channel {b.name}: normalised by {b.tissue_fraction:.2%} of the blocks of "
-                f"{BLOCK_PX} px, strewn over the slide and far brighter than all others (upper "
-                f"bound {b.high:.6g}; 99 % of the pixels are up to {survey.usual_px:.6g}); if "
-                "these are not the cells, blacken them or crop the slide"
-            )
-        if survey.uneven_times >= _UNEVEN_TIMES:
-            yield (
-                f"channel {b.name}: parts of the slide are up to {survey.uneven_times:.3g} times "
-                "as bright as the rest, which looks like tissue by itself; they count in the "
-                f"normalisation (upper bound {b.high:.6g}), so that the rest may be seen as "
-                "background; if they are no cells, blacken them"
-            )
-        if survey.saturated_px is not None:
-            yield (
-                f"channel {b.name}: saturated, its brightest pixels, at least a hundredth of the "
-                f"tissue, are all {survey.saturated_px:.6g}; cells are told apart less well there"
-            )
-        if b.high <= b.low:
-            yield f"channel {b.name}: has no contrast, so nothing is found in it"
-
-
 def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:
     return ChannelBounds(channel, info.channels[channel], 0.0, 0.0, 0.0, 0)
-
-
-def _pack(active: NDArray[np.bool_]) -> str:
-    return base64.b64encode(np.packbits(active).tobytes()).decode()

@@ -183,7 +183,8 @@ def explain_scale(
         yield (
             f"model {model.name} tells no pixel size: cells are taken to be "
             f"{model.default_diameter_px:.3g} px across, its default, whatever the slide's pixel "
-            f"size; if they are not, {_CONSEQUENCE}: state theirs with --diameter, or give auto"
+            f"size; if they are not, {_CONSEQUENCE}: state theirs with --diameter, or auto to "
+            "estimate it"
         )
     elif um_per_px is None:
         taken = model.um_per_px * model.diameter_px / model.default_diameter_px

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path  # noqa: TC003  pydantic looks the annotation up at run time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -56,6 +56,14 @@ BackendName = Literal[
 ]  # fmt: skip
 
 
+# What only a model's flows, or only a segmenter's labels, depend on.
+_OF_FLOWS = frozenset({
+    "model", "flow_threshold", "cellprob_threshold", "min_size", "max_size", "skip_background",
+    "device", "backend", "keep_flows",
+})  # fmt: skip
+_OF_SEGMENTERS = frozenset({"segmenter_options", "overlap"})
+
+
 class SegmentSettings(BaseModel):
     """Everything that a user can decide about a segmentation.
 
@@ -84,6 +92,16 @@ class SegmentSettings(BaseModel):
     model: str = Field(
         default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
     )
+    segmenter: str | None = Field(
+        default=None,
+        description="label segmenter instead of a model: its name, module:function, or command:...",
+    )
+    segmenter_options: dict[str, Any] = Field(default={}, description="of the segmenter")
+    overlap: Integer | None = Field(
+        default=None,
+        ge=2,
+        description="px that a segmenter's tiles share; default: 4 cell diameters",
+    )
     pixel_size: Positive | None = Field(
         default=None, description="um per pixel, if not the metadata's"
     )
@@ -91,7 +109,8 @@ class SegmentSettings(BaseModel):
         Annotated[float, Field(gt=0)] | Literal["auto"] | None, BeforeValidator(_read_diameter)
     ] = Field(
         default=None,
-        description="cell diameter in px, or auto, an estimate from a few fields; sets the scale",
+        description="cell diameter in px, or auto, an estimate from a few fields; sets the scale, "
+        "or the overlap of a segmenter's tiles",
     )
     diameter_um: Positive | None = Field(
         default=None, description="cell diameter in um instead; needs a pixel size"
@@ -128,7 +147,11 @@ class SegmentSettings(BaseModel):
         description="what evaluates the network; auto is the fastest in a trial",
     )
 
-    tile: Integer = Field(default=2048, ge=64, description="side of a tracing tile in px")
+    tile: Integer = Field(
+        default=2048,
+        ge=64,
+        description="side of a tile in px, which decides labels with a segmenter only",
+    )
     workers: Count | None = Field(default=None, description="Dask workers; 0 runs in this process")
     scheduler_address: str | None = Field(default=None, description="running Dask scheduler")
     scheduler_file: Path | None = Field(default=None, description="its scheduler file")
@@ -158,10 +181,29 @@ class SegmentSettings(BaseModel):
             )
         if self.in_place and self.image == "copy":
             raise ValueError("labels written into the slide bring no copy of its image")
+        self._refuse_other_road()
         read_certificates(
             self.tls_ca_file, self.tls_cert, self.tls_key, has_scheduler=self.is_remote
         )
         return self
+
+    def _refuse_other_road(self) -> None:
+        """Refuse what has no effect, because labels are made otherwise."""
+        if self.segmenter is not None and self.diameter == "auto":
+            raise ValueError(
+                "--diameter auto is found with a model; a segmenter's cells are stated in px or um"
+            )
+        others = _OF_FLOWS if self.segmenter is not None else _OF_SEGMENTERS
+        for name in sorted(self.model_fields_set & others):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                continue  # as a report has it
+            option = "--" + name.replace("_", "-")
+            if self.segmenter is None:
+                raise ValueError(f"{option} is accepted with --segmenter only")
+            raise ValueError(
+                f"{option} is for models, whose flows become cells here; the segmenter "
+                f"{self.segmenter} makes cells itself and takes --segmenter-options"
+            )
 
     @property
     def scheduler(self) -> Scheduler | None:

@@ -25,6 +25,8 @@ from densebatch.planning.capacity import (
     weight_bytes,
 )
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
+from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.stages.label import require_segmenter
 from densebatch.workers.check import Requirements, SharedFile
 from densebatch.workers.cluster import ask_worker
 
@@ -70,17 +72,21 @@ def list_requirements(
         If a slide or a model is gone.
     """
     files = {}
+    questions: list[tuple[Any, tuple[Any, ...]]] = []
     for plan in plans:
-        for what, path, dated in (
-            ("the slide", plan.slide.path, True),
-            ("the model", plan.model.path, False),  # its content is compared when it is loaded
-        ):
+        needed = [("the slide", plan.slide.path, True)]
+        if isinstance(plan, FlowPlan):
+            # its content is compared when it is loaded
+            needed.append(("the model", plan.model.path, False))
+        else:
+            assert isinstance(plan, LabelPlan)
+            questions.append((require_segmenter, (plan.segmenter, plan.segmenter_identity)))
+        for what, path, dated in needed:
             try:
                 files[path] = SharedFile.look(Path(path).absolute(), what, dated=dated)
             except OSError as error:
                 raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     device = settings.device if engine is None else engine.device
-    questions: list[tuple[Any, tuple[Any, ...]]] = []
     if device == "cuda":
         questions.append((choose_device, (device,)))
     if engine is not None:
@@ -111,8 +117,11 @@ def check_engine(settings: SegmentSettings, plans: Sequence[Plan]) -> None:
     InputError
         See `check_backend`, `check_kind` and `choose_device` of `engines.make`.
     """
+    flow_plans = [plan for plan in plans if isinstance(plan, FlowPlan)]
+    if not flow_plans:
+        return
     if settings.backend != "auto":
-        for plan in plans:
+        for plan in flow_plans:
             check_kind(settings.backend, plan.model.kind)
     anywhere = settings.backend == "auto" or BACKENDS[settings.backend].devices == tuple(CANDIDATES)
     if settings.is_remote or (settings.device == "auto" and anywhere):
@@ -128,26 +137,29 @@ def count_device_workers(plans: Sequence[Plan], settings: SegmentSettings, worke
     A few processes keep a GPU busy, the more so as each of them needs seconds and memory there for
     a context, weights, two batches and a tile of its own; the others trace meanwhile.
     """
-    if settings.is_remote or workers < 2 or choose_device(settings.device) != "cuda":
+    flow_plans = [plan for plan in plans if isinstance(plan, FlowPlan)]
+    if not flow_plans or settings.is_remote or workers < 2:
+        return 0
+    if choose_device(settings.device) != "cuda":
         return 0
     each = _CUDA_CONTEXT_BYTES + max(
         weight_bytes(p)
         + 2 * p.network_batch * patch_bytes(p)
         + trace_window_px(p, settings.tile) * _DEVICE_TRACE_BYTES_PER_PX
-        for p in plans
+        for p in flow_plans
     )
     fitting = int(_GPU_SHARE * measure_free_bytes() // each)
     return max(1, min(workers // _WORKERS_PER_DEVICE_WORKER, fitting))
 
 
 def add_engine(
-    plan: Plan,
+    plan: FlowPlan,
     settings: SegmentSettings,
     folder: OutputFolder,
     *,
     restart: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[Plan, EngineChoice]:
+) -> tuple[FlowPlan, EngineChoice]:
     """Complete a surveyed plan with its engine.
 
     Parameters
@@ -176,6 +188,8 @@ def add_engine(
         If the scheduler has no workers for as long as the user is patient.
     """
     earlier = None if restart else folder.read_marker()
+    if not isinstance(earlier, FlowPlan):
+        earlier = None
     began = earlier.engine if earlier is not None else None
     if earlier is not None and earlier.engine.quantised is not None:
         kept = _recall_quantised(folder, earlier, settings)
@@ -201,7 +215,7 @@ def _is_as_asked(began: Engine, settings: SegmentSettings) -> bool:
     )
 
 
-def recall_engine(plan: Plan, model: str) -> tuple[Plan, EngineChoice]:
+def recall_engine(plan: FlowPlan, model: str) -> tuple[FlowPlan, EngineChoice]:
     """What a finished run evaluated the network with, to evaluate it again.
 
     Parameters
@@ -247,7 +261,7 @@ def _has_digest(path: Path, sha256: str) -> bool:
         return False
 
 
-def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
+def _with_engine(plan: FlowPlan, choice: EngineChoice) -> FlowPlan:
     versions = dict(plan.versions)
     if BACKENDS[choice.engine.backend].library == "openvino":
         versions["openvino"] = version("openvino")
@@ -255,7 +269,7 @@ def _with_engine(plan: Plan, choice: EngineChoice) -> Plan:
 
 
 def _recall_quantised(
-    folder: OutputFolder, earlier: Plan, settings: SegmentSettings
+    folder: OutputFolder, earlier: FlowPlan, settings: SegmentSettings
 ) -> EngineChoice | None:
     """The quantised network of an earlier session, if it is still there or no longer needed."""
     began = earlier.engine

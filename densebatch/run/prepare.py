@@ -12,6 +12,7 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
+from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import draft_plan, estimate_scale, keep_survey, survey_plan
 from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.workers.cluster import check_workers
@@ -36,14 +37,14 @@ class Prepared:
     ----------
     folder : where it goes
     plan : what it does
-    choice : what evaluates its network, and why
+    choice : what evaluates its network, and why; None with a segmenter
     workers : processes of this machine that do it; 0 if this one does, or a cluster
     needs : memory and disk
     """
 
     folder: OutputFolder
     plan: Plan
-    choice: EngineChoice
+    choice: EngineChoice | None
     workers: int
     needs: Estimate
 
@@ -106,6 +107,7 @@ def prepare(
         drafts = [
             draft_plan(slide, settings, estimate_scale(draft, settings, old))
             for (slide, _), draft, old in zip(slides, drafts, earlier, strict=True)
+            if isinstance(draft, FlowPlan)  # as they all are with a model
         ]
         workers, needs = _size_runs(drafts, folders, settings, restart=restart)
     if settings.is_remote and not finished:
@@ -118,7 +120,9 @@ def prepare(
     prepared = []
     for new, old, need, (_, folder) in zip(surveyed, earlier, needs, slides, strict=True):
         plan = keep_survey(new, old)
-        complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
+        complete, choice = plan, None
+        if isinstance(plan, FlowPlan):
+            complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
         if folder.report.exists() and not restart and folder.read_complete(complete) is None:
             check_capacity(need, workers, folder.path, remote=settings.is_remote)
         prepared.append(Prepared(folder, complete, choice, workers, need))
@@ -136,7 +140,7 @@ def _size_runs(
     workers = max(choose_workers(settings, draft) for draft in drafts)
     needs = []
     for draft, folder in zip(drafts, folders, strict=True):
-        lanes = count_lanes(draft, settings, workers)
+        lanes = count_lanes(draft, settings, workers) if isinstance(draft, FlowPlan) else 1
         needs.append(estimate(draft, settings.tile, lanes))
         if restart or not folder.report.exists():  # else it may be complete, on a full disk
             check_capacity(needs[-1], workers, folder.path, remote=settings.is_remote)

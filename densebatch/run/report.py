@@ -13,6 +13,7 @@ from densebatch.base.checksums import ABSENT, fits_checksum
 from densebatch.base.files import write_atomic
 from densebatch.base.names import count_of
 from densebatch.cells.kept import REPORT, list_trees, read_list
+from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.stages.predict import PredictGroup
 
 if TYPE_CHECKING:
@@ -80,10 +81,10 @@ def describe_gaps(
         read (channel, region, reason), each once, whoever met them. `missing_px`: pixels that the
         label image `missing` marks.
     """
-    scale_y, scale_x = (n / m for n, m in zip(plan.shape, plan.network_shape, strict=True))
     groups = []
     for task, reason in lost.items():
-        if isinstance(task, PredictGroup):
+        if isinstance(task, PredictGroup) and isinstance(plan, FlowPlan):
+            scale_y, scale_x = (n / m for n, m in zip(plan.shape, plan.network_shape, strict=True))
             area = plan.groups[task.row, task.col]
             groups.append(
                 {
@@ -205,7 +206,7 @@ def _have(items: Sequence[object], name: str) -> str:
 def describe_run(
     plan: Plan,
     settings: SegmentSettings,
-    choice: EngineChoice,
+    choice: EngineChoice | None,
     facts: Mapping[Task, Mapping[str, Any]],
     n_cells: int,
     seconds: Mapping[str, float],
@@ -229,28 +230,16 @@ def describe_run(
         Serialisable.
     """
     height, width = plan.shape
-    by_stage = _by_stage(facts)
-    trace = by_stage["trace"]
     document = json.loads(plan.to_json())
-    document.pop("active")
+    document.pop("active", None)
     return {
         "cells": n_cells,
         "notes": list(plan.notes),
-        "rejected_cells": sum(f["rejected"] for f in trace),
-        "dropped_px": sum(f["dropped_px"] for f in trace),
-        "max_travel_px": max((f["max_travel_px"] for f in trace), default=0.0),
         "slide_px": height * width,
-        "network_px": plan.network_px,
-        "network_patches": plan.network_patches,
-        "bright_patches": sum(f["bright_patches"] for f in by_stage["predict"]),
-        "network_covered_px": plan.covered_px,
-        "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
-        "engine": choice.to_dict(),
-        "devices": sorted({f["device"] for f in by_stage["predict"] if f["device"]}),
+        **_describe_road(plan, choice, _by_stage(plan, facts)),
         "seconds": dict(seconds),
         "mpx_per_second": round(height * width / 1e6 / seconds["total"], 4),
         "cells_per_second": round(n_cells / seconds["total"], 2),
-        "model": {"name": plan.model.name, "sha256": plan.model.sha256},
         "settings": settings.model_dump(mode="json"),
         "plan": document,
         "fingerprint": plan.fingerprint,
@@ -259,6 +248,37 @@ def describe_run(
             **{name: version(name) for name in _LIBRARIES},
             **plan.versions,
         },
+    }
+
+
+def _describe_road(
+    plan: Plan, choice: EngineChoice | None, by_stage: Mapping[str, list[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What a report has of one road to labels only."""
+    if isinstance(plan, LabelPlan):
+        return {
+            "segmenter": {
+                "name": plan.segmenter,
+                "options": plan.options,
+                "tile_px": plan.tile_px,
+                "overlap_px": plan.overlap_px,
+            }
+        }
+    assert isinstance(plan, FlowPlan)
+    assert choice is not None
+    trace, predict = by_stage["trace"], by_stage["predict"]
+    return {
+        "rejected_cells": sum(f["rejected"] for f in trace),
+        "dropped_px": sum(f["dropped_px"] for f in trace),
+        "max_travel_px": max((f["max_travel_px"] for f in trace), default=0.0),
+        "network_px": plan.network_px,
+        "network_patches": plan.network_patches,
+        "bright_patches": sum(f["bright_patches"] for f in predict),
+        "network_covered_px": plan.covered_px,
+        "network_redundancy": round(plan.network_px / max(1, plan.covered_px), 4),
+        "engine": choice.to_dict(),
+        "devices": sorted({f["device"] for f in predict if f["device"]}),
+        "model": {"name": plan.model.name, "sha256": plan.model.sha256},
     }
 
 
@@ -301,13 +321,13 @@ def describe_costs(
         processes on every machine together.
     """
     mpx = plan.shape[0] * plan.shape[1] / 1e6
-    by_stage = _by_stage(facts)
+    by_stage = _by_stage(plan, facts)
     new = [f for task, f in facts.items() if task not in kept]
     elsewhere = [f for f in new if f["process"] != main["process"]]
     peaks: dict[str, int] = {}
     for f in elsewhere:
         peaks[f["process"]] = max(peaks.get(f["process"], 0), f["peak_rss_mb"])
-    network_s = sum(f["parts"].get("network", 0.0) for f in by_stage["predict"]) / max(1, workers)
+    network_s = sum(f["parts"].get("network", 0.0) for f in facts.values()) / max(1, workers)
     return {
         "task_seconds": {stage: _total(some, "seconds") for stage, some in by_stage.items()},
         "stages": {stage: _describe_stage(some, mpx) for stage, some in by_stage.items()},
@@ -321,10 +341,12 @@ def describe_costs(
     }
 
 
-def _by_stage(facts: Mapping[Task, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Facts of all tasks of each stage; the three that there are come first, whether they ran."""
+def _by_stage(
+    plan: Plan, facts: Mapping[Task, Mapping[str, Any]]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Facts of all tasks of each stage; those of the plan come first, whether they ran."""
     tasks = sorted(facts, key=lambda task: task.name)
-    stages = dict.fromkeys(["predict", "trace", "number", *(task.stage for task in tasks)])
+    stages = dict.fromkeys([*plan.stages, *(task.stage for task in tasks)])
     return {stage: [facts[task] for task in tasks if task.stage == stage] for stage in stages}
 
 

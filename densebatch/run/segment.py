@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.errors import DensebatchError, InputError
+from densebatch.base.errors import InputError
 from densebatch.base.files import refuse_address, sentences_for_disk, write_atomic
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
@@ -17,15 +17,17 @@ from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.kept import find_fault, forget, keep, keep_work
 from densebatch.engines.quantization import write_quantised
+from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
+from densebatch.run.flow_steps import predict_and_trace
 from densebatch.run.folder import OutputFolder
+from densebatch.run.label_steps import label_and_merge
 from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.report import (
     Progress,
     describe_costs,
     describe_gaps,
-    describe_lost,
     describe_run,
     is_partial,
     keep_tracebacks,
@@ -33,18 +35,17 @@ from densebatch.run.report import (
 )
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
-from densebatch.run.steps import number_cells, predict_and_trace
+from densebatch.run.steps import number_cells
 from densebatch.slides.slide import check_unchanged
 from densebatch.stages.number import NumberShard, find_changed_pixels
 from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
-from densebatch.stages.trace import create_traces
+from densebatch.stages.tile_labels import create_tile_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.steps import Labelled
 
 __all__ = ["Progress", "SegmentResult", "segment"]
 
@@ -188,15 +189,13 @@ def segment(
         session.seconds |= {"plan": round(planned_s, 3)}
         with sentences_for_disk(folder.path):
             _open_output(session, restart=restart)
-            failed = predict_and_trace(session)
-            if len(failed) == len(session.work.grid):
-                reason = next(iter(failed.values()))
-                raise DensebatchError(
-                    f"{prepared.plan.slide.path}: no tile could be segmented: {reason}"
-                )
-            n_cells = number_cells(session, failed)
+            make_labels = label_and_merge
+            if isinstance(prepared.plan, FlowPlan):
+                make_labels = predict_and_trace
+            labelled = make_labels(session)
+            n_cells = number_cells(session, labelled.gaps)
             session.seconds["start"] = round(starting.waited_s, 3)
-            result = _finish(session, n_cells, failed, started, meter)
+            result = _finish(session, n_cells, labelled, started, meter)
         driver.check()
         driver.unwatch(folder)
         if not settings.keep_flows and not result.is_partial:
@@ -239,20 +238,26 @@ def _tell_plan(prepared: Prepared, progress: Progress) -> None:
     """Tell the user how settings were taken, and what evaluates the network if that was chosen."""
     for note in prepared.plan.notes:
         progress.note(note)
-    engine = prepared.choice.engine
-    if prepared.choice.reason != "default":
-        progress.note(f"engine: {engine.backend} on {engine.device} ({prepared.choice.reason})")
+    plan, choice = prepared.plan, prepared.choice
+    if choice is not None and choice.reason != "default":
+        engine = choice.engine
+        progress.note(f"engine: {engine.backend} on {engine.device} ({choice.reason})")
+    told: dict[str, Any] = {}
+    if isinstance(plan, FlowPlan):
+        told = {
+            "model": plan.model.name, "backend": plan.engine.backend, "device": plan.engine.device,
+            "patches": plan.network_patches,
+        }  # fmt: skip
+    elif isinstance(plan, LabelPlan):
+        told = {"segmenter": plan.segmenter, "tiles": len(plan.layout.regions)}
     log_event(
         log,
         "run planned",
-        slide=prepared.plan.slide.path,
+        slide=plan.slide.path,
         out=str(prepared.folder.path),
-        fingerprint=prepared.plan.fingerprint,
-        model=prepared.plan.model.name,
-        backend=engine.backend,
-        device=engine.device,
-        patches=prepared.plan.network_patches,
+        fingerprint=plan.fingerprint,
         workers=prepared.workers,
+        **told,
     )
 
 
@@ -271,10 +276,11 @@ def _open_output(session: Session, *, restart: bool) -> None:
         forget(session.folder.path)
         _remove_unfinished(session, spec)
         labels.create(spec, label_attrs=identity, restart=restart)
-        if session.choice.packed is not None:
+        if session.choice is not None and session.choice.packed is not None:
             write_quantised(session.work.folder, session.choice.packed)
-        create_flows(session.plan, session.work.flows)
-        create_traces(session.work)
+        if isinstance(session.plan, FlowPlan):
+            create_flows(session.plan, session.work.flows)
+        create_tile_labels(session.work)
     except InputError:
         session.folder.release()
         raise
@@ -290,7 +296,7 @@ def _remove_unfinished(session: Session, spec: labels.PyramidSpec) -> None:
 def _finish(
     session: Session,
     n_cells: int,
-    failed: Mapping[tuple[int, int], str],
+    labelled: Labelled,
     started: float,
     meter: Meter,
 ) -> SegmentResult:
@@ -299,8 +305,7 @@ def _finish(
     check_unchanged(plan.slide)
     session.driver.check()
     spec = output_spec(plan, session.root)
-    tiles = describe_lost(session.work.grid, failed)
-    labels.finalize(spec, n_cells=n_cells, provenance=describe_origin(plan, tiles))
+    labels.finalize(spec, n_cells=n_cells, provenance=describe_origin(plan, labelled.failed))
     _remove_unfinished(session, spec)
     total = time.monotonic() - started
     session.seconds["total"] = round(total, 3)
@@ -318,7 +323,8 @@ def _finish(
         "device_workers": device_workers,
         "tasks": len(session.facts),
         "tasks_kept": len(session.kept),
-        "failed_tiles": tiles,
+        **labelled.told,
+        "failed_tiles": labelled.failed,
         **describe_gaps(plan, session.facts, session.lost),
         "tracebacks": keep_tracebacks(session.lost),
         "slide_pixels": {

@@ -80,7 +80,7 @@ class Session:
 
     plan: Plan
     settings: SegmentSettings
-    choice: EngineChoice
+    choice: EngineChoice | None
     folder: OutputFolder
     driver: Driver
     start: Callable[[], Executor]

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from densebatch.engines.make import wake_device
+from densebatch.planning.plan import FlowPlan
 from densebatch.run.engine import count_device_workers, list_requirements
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor
@@ -130,7 +131,8 @@ def start_executor(
     device_workers = count_device_workers(plans, settings, workers)
     needs = None
     if settings.is_remote:
-        needs = list_requirements(plans, settings, plans[0].engine)
+        engine = plans[0].engine if isinstance(plans[0], FlowPlan) else None
+        needs = list_requirements(plans, settings, engine)
     executor = stack.enter_context(
         open_executor(
             workers,
@@ -142,6 +144,6 @@ def start_executor(
             returning=True,  # it has answered when the run was planned
         )
     )
-    if isinstance(executor, DaskExecutor):
+    if isinstance(executor, DaskExecutor) and any(isinstance(p, FlowPlan) for p in plans):
         executor.wake(wake_device)
     return executor

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
+from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.run.owner import Holder, look_for_driver
 from densebatch.run.report import is_partial, read_report
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from densebatch.workers.executors import Executor
 
 _NAMED = 20  # running tasks that are told by name
-_RECORD = re.compile(r"(?P<kind>predict|trace|number)(?:-(?P<tile>\d+))?(?P<place>(?:-\d+)+)\.json")
+_RECORD = re.compile(
+    r"(?P<kind>predict|trace|label|compare|paint|number)(?:-(?P<tile>\d+))?(?P<place>(?:-\d+)+)\.json"
+)
+_OF_ANY_TILE = ("predict", "label", "compare")  # whose names do not tell a size of tiles
 
 
 @dataclass
@@ -274,9 +278,13 @@ def _list_stages(
     """Stages of an unfinished run: what its driver counts, else what the journal has."""
     tile_px = told.get("tile_px")
     recorded = _count_records(folder.tasks(plan) / "journal", tile_px)
-    totals: dict[str, int | None] = {"predict": len(plan.groups), "trace": None, "number": None}
+    totals: dict[str, int | None] = dict.fromkeys(plan.stages)
+    if isinstance(plan, FlowPlan):
+        totals["predict"] = len(plan.groups)
+    elif isinstance(plan, LabelPlan):
+        totals["label"] = totals["compare"] = len(plan.layout.regions)
     if tile_px is not None:
-        totals["trace"] = len(plan.tiles(tile_px))
+        totals["trace" if "trace" in totals else "paint"] = len(plan.tiles(tile_px))
     counted = told.get("stages", {})
     totals |= {name: stage["tasks"] for name, stage in counted.items()}
     stages = []
@@ -317,9 +325,9 @@ def _count_records(journal: Path, tile_px: int | None) -> Counter[str]:
             if found is None:
                 continue
             places = found["place"].split("-")[1:]
-            if found["kind"] == "predict":
-                # Both numbers of its name are its place.
-                counts["predict"] += 1
+            if found["kind"] in _OF_ANY_TILE:
+                # All numbers of its name are its place.
+                counts[found["kind"]] += 1
             elif tile_px in (None, int(found["tile"])):
                 level = int(places[0]) if found["kind"] == "number" else 0
                 counts[f"pyramid level {level}" if level else found["kind"]] += 1

@@ -1,12 +1,13 @@
-"""The steps of each stage: which tasks there are, what each needs, and what becomes of failures.
+"""The steps that both roads end with: ids, shards of labels, pyramid and cell table.
 
-The only module that names the tasks of all stages.
+Those before, which lead to the labels of tiles, are in `flow_steps` and `label_steps`.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import DensebatchError
@@ -14,9 +15,8 @@ from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.cells.table import write_table
-from densebatch.planning.capacity import count_lanes
 from densebatch.run.session import Session, Step
-from densebatch.stages.missing import MarkShard, collect_gaps, missing_spec
+from densebatch.stages.missing import MarkShard, missing_spec
 from densebatch.stages.number import (
     NumberShard,
     ReduceShard,
@@ -25,158 +25,42 @@ from densebatch.stages.number import (
     read_parts,
 )
 from densebatch.stages.output import group_levels, output_spec
-from densebatch.stages.predict import PredictGroup, give_up_group
-from densebatch.stages.trace import TraceTile, flows_needed
-from densebatch.tracing.tile import halo_for_travel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from densebatch.stages.missing import Gaps
-    from densebatch.stages.work import Task, Work
+    from densebatch.stages.work import Task
 
 
 # What a record of a shard says beside what it cost.
 _MEANT = ("inputs", "files", "unread", "pixels", "missing_px")
 
 
-def list_predict_steps(session: Session) -> Iterator[Step]:
-    """Stage 1: a task for each group of patches."""
-    lanes = count_lanes(session.plan, session.settings, session.workers)
-    for group in session.plan.groups:
-        task = PredictGroup(session.work, *group, lanes)
-        yield Step(task, "predict", session.plan.groups[group].area, rank=1, on_device=True)
+@dataclass(frozen=True)
+class Labelled:
+    """That all tiles of the output have labels, but for gaps.
 
-
-def list_trace_steps(session: Session) -> Iterator[Step]:
-    """Stage 2: a task for each tile, which waits for the flows around it."""
-    for index in session.work.grid:
-        task = TraceTile(session.work, *index, session.plan.travel_px)
-        yield Step(task, "trace", task.core.area, needs=task.needs)
-
-
-def predict_and_trace(session: Session) -> dict[tuple[int, int], str]:
-    """Stages 1 and 2 together: a tile is traced as soon as the flows around it are on disk.
-
-    Returns the tiles that have no result, with the reason.
-
-    Raises
-    ------
-    DensebatchError
-        If nothing of the slide has a result.
+    Attributes
+    ----------
+    gaps : tiles of the output that have no labels, or not everywhere
+    failed : tiles that failed, as the report has them
+    told : what else the report has of how labels were made
     """
-    with session.timed("predict_and_trace"):
-        failures = session.drive([*list_predict_steps(session), *list_trace_steps(session)])
-        failures |= _trace_around(session, failures)
-        failed = _list_tiles(failures)
-        _trace_far_travellers(session, failed)
-    session.lost |= {
-        task: reason for task, reason in failures.items() if isinstance(task, PredictGroup)
-    }
-    session.lost |= {
-        TraceTile(session.work, *index, session.plan.travel_px): reason
-        for index, reason in failed.items()
-    }
-    _refuse_nothing(session, failed)
-    return failed
+
+    gaps: Gaps
+    failed: list[dict[str, Any]]
+    told: dict[str, Any] = field(default_factory=dict)
 
 
-def _trace_around(session: Session, failures: dict[Task, str]) -> dict[Task, str]:
-    """Trace the tiles that waited for groups that failed: as far as flows are known.
-
-    These tiles leave `failures`; those that fail now are returned.
-    """
-    groups = [task for task in failures if isinstance(task, PredictGroup)]
-    for group in groups:
-        give_up_group(session.work, group.row, group.col)
-    lost = {group.name for group in groups}
-    waited = [
-        task for task in failures if isinstance(task, TraceTile) and not lost.isdisjoint(task.needs)
-    ]
-    if not waited:
-        return {}
-    for task in waited:
-        del failures[task]
-    # These steps need nothing: all flows are on disk by now.
-    return session.drive([Step(task, "trace around gaps", task.core.area) for task in waited])
-
-
-def _refuse_nothing(session: Session, failed: Mapping[tuple[int, int], str]) -> None:
-    """A slide of which nothing could be segmented has no result."""
-    missing_px = _count_missing(session, failed)
-    grid = session.work.grid
-    if all(index in failed or missing_px[index] == grid[index].area for index in grid):
-        reasons = [
-            *(reason for task, reason in session.lost.items() if isinstance(task, PredictGroup)),
-            *(piece["reason"] for facts in session.facts.values()
-              for piece in facts.get("unread", ())),
-            *failed.values(),
-        ]  # fmt: skip
-        raise DensebatchError(
-            f"{session.plan.slide.path}: no tile could be segmented: {reasons[0]}"
-        )
-
-
-def _count_missing(
-    session: Session, failed: Mapping[tuple[int, int], str]
-) -> dict[tuple[int, int], int]:
-    """Missing pixels of each tile that has a result."""
-    travel = session.plan.travel_px
-    return {
-        index: session.facts[TraceTile(session.work, *index, travel)].get("missing_px", 0)
-        for index in session.work.grid
-        if index not in failed
-    }
-
-
-def _list_tiles(failures: Mapping[Task, str]) -> dict[tuple[int, int], str]:
-    """Tiles among what failed, with the reason."""
-    return {
-        (task.row, task.col): reason
-        for task, reason in failures.items()
-        if isinstance(task, TraceTile)
-    }
-
-
-def _trace_far_travellers(session: Session, failed: dict[tuple[int, int], str]) -> None:
-    """Trace again, with more halo, wherever a pixel went further than the halo allowed for.
-
-    Which tiles that concerns depends on the tiling; their labels are then exact, as all others'
-    are, so the result does not. Tiles that fail now are added to `failed`.
-    """
-    grid = session.work.grid
-    limit = session.plan.trace.travel_limit_px
-    travel = session.plan.travel_px
-    while travel < limit:
-        reach = {
-            index: session.facts[TraceTile(session.work, *index, travel)]["max_travel_px"]
-            for index in grid
-            if index not in failed
-        }
-        far = [index for index, px in reach.items() if px > travel]
-        if not far:
-            return
-        # The travel is doubled until it covers the furthest pixel.
-        while travel < limit and travel < max(reach[index] for index in far):
-            travel = min(2 * travel, limit)
-        halo = halo_for_travel(travel)
-        near = {i for f in far for i in grid.overlapping(grid[f].expand(halo))} - set(failed)
-        told = f"trace again, travel up to {travel} px"
-        tasks = [TraceTile(session.work, *index, travel) for index in sorted(near)]
-        # These steps need nothing: all flows are on disk by now.
-        failures = session.drive([Step(task, told, task.core.area) for task in tasks])
-        failed.update(_list_tiles(failures))
-
-
-def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int:
-    """Stage 3: ids, label shards, pyramid, cell table; returns the number of cells."""
+def number_cells(session: Session, gaps: Gaps) -> int:
+    """Last stage: ids, label shards, pyramid, cell table; returns the number of cells."""
     plan = session.plan
     with session.timed("number"):
-        gaps = collect_gaps(failed, _count_missing(session, failed))
         n_cells, edition = collect_keys(session.work, gaps)
         spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
-        written = _drive_all(session, list_number_steps(session, spec, edition))
+        written = drive_all(session, list_number_steps(session, spec, edition))
         with ThreadPoolExecutor(1) as pool:  # the table is written beside the pyramid
             table = pool.submit(
                 write_table,
@@ -188,7 +72,7 @@ def number_cells(session: Session, failed: Mapping[tuple[int, int], str]) -> int
                 plan.slide.channels,
             )
             for levels in above:
-                written += _drive_all(session, list_reduce_steps(session, spec, levels[0]))
+                written += drive_all(session, list_reduce_steps(session, spec, levels[0]))
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
             table.result()
@@ -239,7 +123,7 @@ def _mark_missing(session: Session, gaps: Gaps) -> list[Task]:
         grid = labels.shard_grid(spec, levels[0])
         tasks = [MarkShard(session.work, levels[0], *index, session.root) for index in grid]
         shown = f"missing level {levels[0]}"
-        written += _drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
+        written += drive_all(session, (Step(t, shown, grid[t.row, t.col].area) for t in tasks))
     labels.finalize(spec, n_cells=None, provenance={"content": "pixels without a result are 1"})
     return written
 
@@ -291,8 +175,14 @@ def list_reduce_steps(session: Session, spec: labels.PyramidSpec, level: int) ->
         yield Step(task, f"pyramid level {level}", grid[index].area)
 
 
-def _drive_all(session: Session, steps: Iterator[Step]) -> list[Task]:
-    """Run tasks none of which may fail, for without a shard the label image is not whole."""
+def drive_all(session: Session, steps: Iterable[Step]) -> list[Task]:
+    """Run tasks none of which may fail, for without a shard the label image is not whole.
+
+    Raises
+    ------
+    DensebatchError
+        If one does.
+    """
     every = list(steps)
     failures = session.drive(every)
     if failures:
@@ -301,34 +191,3 @@ def _drive_all(session: Session, steps: Iterator[Step]) -> list[Task]:
             f"{session.root}: {task.name} failed ({reason}); the same command continues the run"
         )
     return [step.task for step in every]
-
-
-def list_steps_again(
-    work: Work, regions: Sequence[Region], lanes: int, travel_px: int
-) -> list[Step]:
-    """Stages 1 and 2 of a part of a slide, for a repair.
-
-    Parameters
-    ----------
-    work
-        Where they are done.
-    regions
-        Of the slide; all tiles that they touch are traced.
-    lanes
-        Patches that a CPU evaluates at once.
-    travel_px
-        Travel that the tracing halo allows for.
-    """
-    plan = work.plan
-    tiles = {tile for region in regions for tile in work.grid.overlapping(region)}
-    traces = [TraceTile(work, *tile, travel_px) for tile in sorted(tiles)]
-    needed = [flows_needed(plan, task.core, travel_px) for task in traces]
-    groups = {group for region in needed for group in plan.groups.overlapping(region)}
-    predicts = [PredictGroup(work, *group, lanes) for group in sorted(groups)]
-    return [
-        *(
-            Step(t, "predict again", plan.groups[t.row, t.col].area, rank=1, on_device=True)
-            for t in predicts
-        ),
-        *(Step(t, "trace again", t.core.area, needs=t.needs) for t in traces),
-    ]

@@ -1,6 +1,6 @@
 """Whether what the tasks of a run wrote fits together: levels, ids, table, pixels, metadata.
 
-The second half of `run.verify`. What is damaged is left out, for that has been told.
+The second half of `upkeep.verify`. What is damaged is left out, for that has been told.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.table import add_parts, mean_column, name_means, shape_columns
 from densebatch.cells.verify import Finding
 from densebatch.ngff.folders import DOCUMENTS
+from densebatch.planning.plan import FlowPlan
 from densebatch.slides.slide import reopen_slide
 from densebatch.stages.number import find_changed_pixels
 from densebatch.stages.unread import read_pixels
@@ -213,7 +214,9 @@ def _check_ids(content: Content) -> Generator[Finding, None, CellSums | None]:
         seeds = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return sums  # which is told where files are compared
-    reach = math.ceil(float(content.report["max_travel_px"])) + _SEED_REACH_PX
+    reach = 0  # a segmenter's cells are keyed by their first pixels
+    if isinstance(content.plan, FlowPlan):
+        reach = math.ceil(float(content.report["max_travel_px"])) + _SEED_REACH_PX
     what = stored.compare_seeds(seeds, sums.shapes, content.plan.shape[1], reach)
     if what is not None:
         yield Finding(path.relative_to(content.tree.out).as_posix(), what)

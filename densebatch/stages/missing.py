@@ -94,7 +94,7 @@ def find_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.bool_] | 
     """
     if not gaps.any:
         return None
-    grid, hole_px = work.grid, work.plan.travel_px
+    grid, hole_px = work.grid, work.plan.hole_px
     around = region.expand(hole_px + 1).clip(*work.plan.shape)
     near = [i for i in grid.overlapping(around) if i in gaps.lost or i in gaps.partial]
     if not near:

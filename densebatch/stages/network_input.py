@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.planning.plan import Plan
+    from densebatch.planning.plan import FlowPlan
     from densebatch.survey.normalization import ChannelBounds
 
 
-def list_sources(plan: Plan, region: Region) -> list[tuple[int, Region]]:
+def list_sources(plan: FlowPlan, region: Region) -> list[tuple[int, Region]]:
     """Channels that the network sees, each with the slide pixels that a region is made from.
 
     Parameters
@@ -39,7 +39,7 @@ def list_sources(plan: Plan, region: Region) -> list[tuple[int, Region]]:
 
 
 def read_network_input(
-    plan: Plan,
+    plan: FlowPlan,
     region: Region,
     read_pixels: Callable[[int, Region], NDArray[Any]] | None = None,
     *,
@@ -86,7 +86,7 @@ def read_network_input(
 
 
 def find_bright_cells(
-    plan: Plan, region: Region, read_pixels: Callable[[int, Region], NDArray[Any]] | None = None
+    plan: FlowPlan, region: Region, read_pixels: Callable[[int, Region], NDArray[Any]] | None = None
 ) -> NDArray[np.bool_]:
     """Where a region, inside the slide, is to be shown as `bright`: `(h, w)`.
 
@@ -107,7 +107,7 @@ def _show_bright(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[
 
 
 def _read_channel(
-    plan: Plan,
+    plan: FlowPlan,
     region: Region,
     bounds: ChannelBounds,
     show: Callable[[NDArray[np.generic], ChannelBounds], NDArray[np.float32]],

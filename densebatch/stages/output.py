@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.cells import labels
+from densebatch.planning.plan import FlowPlan, LabelPlan
 
 if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
@@ -104,9 +105,16 @@ def checksum_shard(plan: Plan, root: str, level: int, row: int, col: int) -> dic
 
 def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
     """What the label image says of its origin."""
+    made_by: dict[str, Any] = {}
+    if isinstance(plan, FlowPlan):
+        made_by = {"model": plan.model.name, "model_sha256": plan.model.sha256}
+    elif isinstance(plan, LabelPlan):
+        made_by = {
+            "segmenter": plan.segmenter, "segmenter_options": plan.options,
+            "tile_px": plan.tile_px, "overlap_px": plan.overlap_px,
+        }  # fmt: skip
     return {
-        "model": plan.model.name,
-        "model_sha256": plan.model.sha256,
+        **made_by,
         "fingerprint": plan.fingerprint,
         "normalization": [
             {"channel": b.name, "low": b.low, "high": b.high} for b in plan.seen_channels

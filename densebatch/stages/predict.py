@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.engines.backend import Backend, Engine, PatchShape
-    from densebatch.planning.plan import Plan
+    from densebatch.planning.plan import FlowPlan
     from densebatch.stages.unread import Unread
     from densebatch.stages.work import Work
 
@@ -56,7 +56,7 @@ _loaded: dict[tuple[str, Engine, PatchShape, int, int], Backend] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
 
 
-def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
+def get_backend(plan: FlowPlan, work: Path, lanes: int) -> Backend:
     """The plan's network, ready in this process; loaded once, keyed by the weights' content."""
     global model_loads
     shape = patch_shape(plan.lattice)
@@ -76,7 +76,7 @@ def get_backend(plan: Plan, work: Path, lanes: int) -> Backend:
         return _loaded[key]
 
 
-def create_flows(plan: Plan, path: Path) -> None:
+def create_flows(plan: FlowPlan, path: Path) -> None:
     """Create the flow field: `(3, h, w)` float16 at the network's scale, one chunk per group.
 
     What is not written reads as NaN, so that a lost chunk cannot pass for background.
@@ -133,7 +133,7 @@ class PredictGroup(Task):
         if earlier is not None and self.is_current(earlier):
             return earlier  # a worker that was lost as it had finished could not tell
         meter = Meter()
-        plan = self.work.plan
+        plan = self.work.flow_plan
         group = plan.groups[self.row, self.col]
         flows, wanted = self._begin(plan, group, earlier)
         seen, unread = self._read_patches(plan, wanted, meter)
@@ -173,7 +173,7 @@ class PredictGroup(Task):
         return self.work.flows / "c" / "0" / str(self.row) / str(self.col)
 
     def _begin(
-        self, plan: Plan, group: Region, earlier: Mapping[str, Any] | None
+        self, plan: FlowPlan, group: Region, earlier: Mapping[str, Any] | None
     ) -> tuple[NDArray[np.float16], list[tuple[int, int]]]:
         """Flows of the group as far as they are known beforehand, and the cores to evaluate."""
         cores, active = plan.lattice.cores, plan.active_cores
@@ -190,7 +190,7 @@ class PredictGroup(Task):
         return flows, wanted
 
     def _read_patches(
-        self, plan: Plan, wanted: Sequence[tuple[int, int]], meter: Meter
+        self, plan: FlowPlan, wanted: Sequence[tuple[int, int]], meter: Meter
     ) -> tuple[dict[tuple[int, int], NDArray[np.float32]], list[Unread]]:
         """What the network sees of some cores, without those that cannot be read, and why."""
         if not wanted:
@@ -215,7 +215,7 @@ class PredictGroup(Task):
         }, []
 
     def _read_bright_cells(
-        self, plan: Plan, indices: Sequence[tuple[int, int]]
+        self, plan: FlowPlan, indices: Sequence[tuple[int, int]]
     ) -> list[tuple[tuple[int, int], NDArray[np.float32], NDArray[np.bool_]]]:
         """Of the cores that hold rare bright cells: what the network sees of these, and where."""
         if all(bounds.bright is None for bounds in plan.seen_channels):
@@ -230,7 +230,7 @@ class PredictGroup(Task):
         return found
 
     def _read_singly(
-        self, plan: Plan, patches: Mapping[tuple[int, int], Region], around: Region
+        self, plan: FlowPlan, patches: Mapping[tuple[int, int], Region], around: Region
     ) -> tuple[dict[tuple[int, int], NDArray[np.float32]], list[Unread]]:
         """As `_read_patches`, patch by patch, where the whole region cannot be read."""
         unread = [
@@ -273,7 +273,7 @@ def write_group(work: Work, row: int, col: int, flows: NDArray[np.float16]) -> N
     array = zarr.open_array(work.flows, mode="r+")
     # Looking for chunks that are all NaN would take three times as long as writing.
     array = array.with_config({"write_empty_chunks": True})
-    group = work.plan.groups[row, col].slices
+    group = work.flow_plan.groups[row, col].slices
 
     def write() -> None:
         array[:, *group] = flows
@@ -286,7 +286,7 @@ def give_up_group(work: Work, row: int, col: int) -> None:
 
     There is no record of it, so that the task is tried again by the next session.
     """
-    shape = work.plan.groups[row, col].shape
+    shape = work.flow_plan.groups[row, col].shape
     write_group(work, row, col, np.full((3, *shape), UNKNOWN, np.float16))
 
 

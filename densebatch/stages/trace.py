@@ -6,22 +6,18 @@ globally: `tracing.tile` says what a key means, `stages.number` what becomes of 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import zarr
 
-from densebatch.base.files import write_atomic
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter, has_gpu_context
 from densebatch.base.resampling import axis_weights, resample
-from densebatch.cells.groups import renew_array
 from densebatch.stages.predict import UNKNOWN, name_prediction
+from densebatch.stages.tile_labels import write_tile_labels, write_values
 from densebatch.stages.work import Task
-from densebatch.stages.writing import write_patiently
 from densebatch.tracing.foreground import Unknown
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 
@@ -31,15 +27,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.planning.plan import Plan
-    from densebatch.stages.work import Work
+    from densebatch.planning.plan import FlowPlan
 
 
-def _window(plan: Plan, core: Region, travel_px: int) -> Region:
+def _window(plan: FlowPlan, core: Region, travel_px: int) -> Region:
     return core.expand(halo_for_travel(travel_px)).clip(*plan.shape)
 
 
-def flows_needed(plan: Plan, core: Region, travel_px: int) -> Region:
+def flows_needed(plan: FlowPlan, core: Region, travel_px: int) -> Region:
     """Region of the flow field, at the network's scale, that tracing a core reads."""
     window = _window(plan, core, travel_px)
     rows = axis_weights(np.array([window.y0, window.y1 - 1]), plan.network_shape[0], plan.shape[0])
@@ -48,7 +43,7 @@ def flows_needed(plan: Plan, core: Region, travel_px: int) -> Region:
 
 
 def read_flows(
-    plan: Plan, path: Path, window: Region
+    plan: FlowPlan, path: Path, window: Region
 ) -> tuple[NDArray[np.float16 | np.float32], NDArray[np.bool_] | None]:
     """Read the flow field of a window in slide pixels.
 
@@ -84,7 +79,7 @@ def read_flows(
     return flows, resample(unknown.astype(np.float32), rows, cols) > 0
 
 
-def _is_skipped(plan: Plan, region: Region) -> bool:
+def _is_skipped(plan: FlowPlan, region: Region) -> bool:
     """Whether no patch of a region was evaluated, so that all of it is background."""
     active = plan.active_cores
     return plan.background_logit <= plan.trace.cellprob_threshold and not any(
@@ -92,13 +87,13 @@ def _is_skipped(plan: Plan, region: Region) -> bool:
     )
 
 
-def _choose_device(plan: Plan) -> str:
+def _choose_device(plan: FlowPlan) -> str:
     """The GPU, in a process that evaluates the network there; labels are the same everywhere."""
     return plan.engine.device if has_gpu_context() else "cpu"
 
 
 def _trace(
-    plan: Plan,
+    plan: FlowPlan,
     flows: NDArray[np.float16 | np.float32],
     window: Region,
     core: Region,
@@ -115,20 +110,6 @@ def _trace(
             pass  # others may have filled the device; the CPU makes the same bits
     with meter.timed("trace"):
         return trace_tile(*how, "cpu", unknown)
-
-
-def create_traces(work: Work) -> None:
-    """Create the array of local labels, one chunk per tile."""
-    height, width = work.plan.shape
-    settings = {
-        "shape": (height, width),
-        "chunks": (min(work.tile_px, height), min(work.tile_px, width)),
-        "dtype": "uint32",
-        "fill_value": 0,
-        "serializer": zarr.codecs.BytesCodec(endian="little"),
-        "compressors": [zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
-    }
-    renew_array(work.tile_labels, settings)
 
 
 @dataclass(frozen=True)
@@ -159,7 +140,7 @@ class TraceTile(Task):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the tasks that predict what the tile reads."""
-        plan = self.work.plan
+        plan = self.work.flow_plan
         groups = plan.groups.overlapping(flows_needed(plan, self.core, self.travel_px))
         return tuple(name_prediction(*group) for group in groups)
 
@@ -173,7 +154,7 @@ class TraceTile(Task):
         `unknown` says whether a flow was that the tile's halo reaches to.
         """
         meter = Meter()
-        work, plan, core = self.work, self.work.plan, self.core
+        work, plan, core = self.work, self.work.flow_plan, self.core
         window = _window(plan, core, self.travel_px)
         unknown = None
         if _is_skipped(plan, flows_needed(plan, core, self.travel_px)):
@@ -199,19 +180,6 @@ class TraceTile(Task):
 
     def _write(self, traced: TracedTile) -> list[Path]:
         """Write labels, keys and what is missing; returns the files."""
-        work, core = self.work, self.core
-        array = zarr.open_array(work.tile_labels, mode="r+")
-        chunk = work.tile_labels / "c" / str(self.row) / str(self.col)
-
-        def write_labels() -> None:
-            array[core.slices] = traced.labels
-
-        write_patiently(chunk, write_labels)
-        parts: dict[Path, NDArray[np.generic]] = {work.tile_keys(self.row, self.col): traced.keys}
-        if traced.missing is not None and traced.missing.any():
-            parts[work.tile_missing(self.row, self.col)] = np.packbits(traced.missing)
-        for path, values in parts.items():
-            buffer = io.BytesIO()
-            np.save(buffer, values)
-            write_patiently(path, partial(write_atomic, path, buffer.getvalue()))
-        return [chunk, *parts]
+        work, row, col = self.work, self.row, self.col
+        files = write_tile_labels(work, row, col, traced.labels, traced.missing)
+        return [*files, write_values(work.tile_keys(row, col), traced.keys)]

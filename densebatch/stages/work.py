@@ -17,7 +17,7 @@ import numpy as np
 
 from densebatch.base.errors import DensebatchError, SlideChangedError, WriteError
 from densebatch.base.files import write_atomic
-from densebatch.planning.plan import load_plan
+from densebatch.planning.plan import FlowPlan, LabelPlan, load_plan
 from densebatch.slides.watch import read_watched
 from densebatch.stages.journal import Journal
 from densebatch.stages.writing import write_patiently
@@ -54,6 +54,20 @@ class Work:
         return load_plan(self.plan_path)
 
     @property
+    def flow_plan(self) -> FlowPlan:
+        """The plan of a run whose labels come from flows."""
+        plan = self.plan
+        assert isinstance(plan, FlowPlan)
+        return plan
+
+    @property
+    def label_plan(self) -> LabelPlan:
+        """The plan of a run whose labels come from a segmenter."""
+        plan = self.plan
+        assert isinstance(plan, LabelPlan)
+        return plan
+
+    @property
     def folder(self) -> Path:
         """The work folder."""
         return Path(self.plan_path).parent
@@ -72,6 +86,16 @@ class Work:
     def flows(self) -> Path:
         """The flow field, a zarr array."""
         return self.folder / "flows.zarr"
+
+    @property
+    def segmented(self) -> Path:
+        """Folder of what a segmenter has made of its tiles, and of what these share."""
+        return self.folder / "tiles"
+
+    @property
+    def decision(self) -> Path:
+        """Which labels of a segmenter's tiles are one cell, as `stages.merge` has it."""
+        return self.segmented / "decision.npz"
 
     @property
     def traces(self) -> Path:
@@ -131,6 +155,10 @@ class Work:
         """File of the keys of a tile's cells, in the order of its local labels."""
         return self.traces / f"keys-{row}-{col}.npy"
 
+    def painted_cells(self, row: int, col: int) -> Path:
+        """File of the cells that merging has painted in a tile, in the order of its labels."""
+        return self.traces / f"painted-{row}-{col}.npz"
+
     def shard_cells(self, row: int, col: int) -> Path:
         """File of the sums over the cells that have pixels in a shard of the output."""
         return self.traces / f"cells-{row}-{col}.npz"
@@ -148,7 +176,7 @@ class Task(ABC):
     Attributes
     ----------
     work : of the run
-    stage : which records are summed up together: `predict`, `trace` or `number`
+    stage : which records are summed up together: one of `Plan.stages`
     """
 
     work: Work

@@ -7,24 +7,24 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densebatch.base.errors import DensebatchError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.base.files import sentences_for_disk
 from densebatch.base.names import join_notes
 from densebatch.engines.quantization import write_quantised
+from densebatch.planning.plan import FlowPlan
 from densebatch.run.driver import Driver
+from densebatch.run.flow_steps import list_predict_steps
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import prepare
 from densebatch.run.report import Progress
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
-from densebatch.run.steps import list_predict_steps
 from densebatch.slides.slide import check_unchanged
 from densebatch.stages.predict import create_flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.prepare import Prepared
     from densebatch.workers.executors import Executor
@@ -41,7 +41,7 @@ class FlowField:
     evaluated : patches that the network was evaluated on in this call
     """
 
-    plan: Plan
+    plan: FlowPlan
     flows: Path
     evaluated: int
 
@@ -89,18 +89,20 @@ def store_flows(
         restart=restart,
         note=progress.note,
     )
-    for note in collect_notes([prepared.plan for prepared in runs]):
+    plans = [run.plan for run in runs if isinstance(run.plan, FlowPlan)]
+    if len(plans) < len(runs):
+        raise InputError(
+            f"segmenter {settings.segmenter}: has no flows to trace with other thresholds; try its "
+            "options by `densebatch segment --segmenter-options` and compare by `densebatch score`"
+        )
+    for note in collect_notes(plans):
         progress.note(note)
     if not restart:
         for prepared in runs:
             prepared.folder.compare(prepared.plan)
     with ExecutorStart(settings, progress.note) as starting:
         # Workers are started when a task needs them.
-        start = cache(
-            lambda: starting.finish(
-                runs[0].workers, [run.plan for run in runs], runs[0].folder.work
-            )
-        )
+        start = cache(lambda: starting.finish(runs[0].workers, plans, runs[0].folder.work))
         return {
             path: _store_field(run, settings, start, progress, restart=restart)
             for path, run in zip(slides, runs, strict=True)
@@ -117,11 +119,12 @@ def _store_field(
 ) -> FlowField:
     """Evaluate the network on one of the slides."""
     plan, folder = run.plan, run.folder
+    assert isinstance(plan, FlowPlan)
     with Driver(progress) as driver, sentences_for_disk(folder.path):
         session = Session(plan, settings, run.choice, folder, driver, start, run.workers, progress)
         driver.own(folder)
         folder.claim(plan, restart=restart)
-        if run.choice.packed is not None:
+        if run.choice is not None and run.choice.packed is not None:
             write_quantised(session.work.folder, run.choice.packed)
         create_flows(plan, session.work.flows)
         failures = session.drive(list(list_predict_steps(session)))
@@ -141,7 +144,7 @@ def _store_field(
     return FlowField(plan, session.work.flows, sum(new))
 
 
-def collect_notes(plans: Sequence[Plan]) -> list[str]:
+def collect_notes(plans: Sequence[FlowPlan]) -> list[str]:
     """Notes of several plans, each once, with the slides' names before it unless it is of all."""
     notes = [(Path(plan.slide.path).name, note) for plan in plans for note in plan.notes]
     return join_notes(notes, len(plans))

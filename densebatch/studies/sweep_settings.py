@@ -66,6 +66,11 @@ class SweepSettings(BaseModel):
             if name in segment.model_fields_set:
                 where = "; it is accepted beside segment" if name in cls.model_fields else ""
                 raise ValueError(f"{name} has no effect here{where}")
+        if segment.segmenter is not None:
+            raise ValueError(
+                "thresholds are those of a model's flows, and a segmenter has none; try its "
+                "options by `densebatch segment --segmenter-options` and `densebatch score`"
+            )
         return segment
 
 

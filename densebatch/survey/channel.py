@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIGNAL_PX = 8  # at the network's scale: side of the means that are told from glass
+_LEVELS = 256
 _SATURATED = 0.99  # of the tissue's pixels, above which all must have one value
 # Blocks of tissue that are fewer and more strewn than this are debris or rare cells, and it cannot
 # be told which.
@@ -79,6 +80,9 @@ class ChannelSurvey:
     usual_px : pixel value that 99 % of all pixels of the slide do not exceed
     uneven_times : how many times as bright as the rest of the slide, which looks like tissue by
         itself, a part is that is no debris; 0 without
+    tissue : `(bins,)` int64, pixels of tissue by their keys as the first pass counts them; empty
+        without any
+    dtype : of the pixels
     unread : pieces that could not be read and count for nothing, with the reason; the extremes of
         their blocks are infinite, because there may be anything
     """
@@ -90,7 +94,30 @@ class ChannelSurvey:
     strewn: bool = False
     usual_px: float = 0.0
     uneven_times: float = 0.0
+    tissue: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint16))
     unread: Mapping[Region, str] = field(default_factory=dict)
+
+    def find_level(self) -> float:
+        """Otsu's threshold of the tissue's pixels (1979, IEEE Trans Syst Man Cybern 9:62).
+
+        Returns
+        -------
+        float
+            Normalised, from 256 classes from 0 to 1; 1 for a channel without contrast.
+        """
+        keys = np.flatnonzero(self.tissue)
+        shift = 0 if is_narrow(self.dtype) else 16
+        values = np.array([value_of_key(int(key) << shift, self.dtype) for key in keys])
+        shown = normalize(values, replace(self.bounds, above=None, dead=None, bright=None))
+        classes = np.clip(shown * _LEVELS, 0, _LEVELS - 1).astype(np.int64)
+        counts = np.bincount(classes, self.tissue[keys], _LEVELS)
+        if np.count_nonzero(counts) < 2:
+            return 1.0
+        # Imported here because it takes long, and the flow road needs no level.
+        from skimage.filters import threshold_otsu
+
+        return float(threshold_otsu(hist=(counts, (np.arange(_LEVELS) + 0.5) / _LEVELS)))
 
 
 def signal_side(rescale: float) -> int:
@@ -237,6 +264,8 @@ def _survey(
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
             uneven_times=debris.uneven_times,
+            tissue=tissue,
+            dtype=reader.dtype,
         )
     return found
 
@@ -317,7 +346,8 @@ def _normalize_extremes(
 def contrast_in(surveys: Sequence[ChannelSurvey], region: Region) -> float:
     """Largest normalised contrast of any channel in a region (grown to whole blocks).
 
-    It is the range of the means; a patch below `planner.SKIP_CONTRAST` is not evaluated.
+    It is the range of the means; a patch below `planning.flow_planner.SKIP_CONTRAST` is not
+    evaluated.
     """
     at = blocks_of(region)
     contrasts = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,6 +115,16 @@ def normalize_bright(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDAr
     shown = compress(scaled) / compress(peak)
     shown[find_masked(pixels, bounds.above, bounds.dead)] = 0
     return shown
+
+
+def show_once(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:
+    """Map a channel's pixels to 0 to 1 for those that are not disturbed by what is bright.
+
+    Rare bright cells become 1, as all else above `high`; debris and dead pixels 0, as for
+    `normalize`.
+    """
+    shown = normalize(pixels, replace(bounds, bright=None))
+    return np.clip(shown, 0, 1, out=shown)
 
 
 def _scale_pixels(pixels: NDArray[np.generic], bounds: ChannelBounds) -> NDArray[np.float32]:

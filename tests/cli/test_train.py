@@ -35,7 +35,7 @@ def test_command_trains_validates_and_writes_a_model_with_its_card(folder, tmp_p
     assert card["recipe"]["steps"] == 5
     assert list(card["data"]) == ["t0"]
     assert card["held_out"] == ["t0", "t1"]
-    assert set(card["validation"]) == {"map", "map_100"}
+    assert set(card["validation"]) == {"map", "map_100", "map_iou_70", "map_iou_90"}
     assert card["about"] == {"data": "simulated"}
     [note] = card["notes"]
     assert note.startswith("pixel size unknown: the images are taken to be of 0.5 um/px")

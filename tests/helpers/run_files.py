@@ -111,7 +111,9 @@ def start_command(*arguments, group_px=None, before=None, **options):
     """
     start = ["-m", "densebatch"]
     if group_px is not None or before is not None:
-        changed = "import densebatch.planning.planner as p; p._GROUP_PX = " + str(group_px or 1024)
+        changed = "import densebatch.planning.flow_planner as p; p._GROUP_PX = " + str(
+            group_px or 1024
+        )
         lines = [_HEEDED, changed, before or "", "from densebatch.cli.main import main; main()"]
         start = ["-c", "\n".join(lines)]
     return subprocess.Popen(

@@ -12,7 +12,7 @@ from densebatch.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-SEGMENT = [path for path in FILES if path.parent.name == "segment"]
+SEGMENT = [path for path in FILES if path.parent.name in ("segment", "segmenters")]
 SWEEP = [path for path in FILES if path.name.startswith("sweep-")]
 TRAIN = [path for path in FILES if path not in SEGMENT and path not in SWEEP]
 PAPER = [path for path in TRAIN if path.parent.name == "paper"]

@@ -11,7 +11,8 @@ import torch
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Lattice, Region, fit_axis
-from densebatch.planning.planner import draft_plan, find_active_cores, survey_plan
+from densebatch.planning.flow_planner import find_active_cores
+from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.survey.channel import ChannelSurvey
 from densebatch.survey.kernels import BLOCK_PX

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from densebatch.base.errors import InputError
 from densebatch.planning.settings import SegmentSettings, load_settings
 
+OF_SEGMENTERS = ("segmenter", "segmenter_options", "overlap")
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -95,11 +97,25 @@ def test_file_sets_every_setting(path):
         tls_cert=Path("cert.pem"),
         tls_key=Path("key.pem"),
     )
-    # nothing was left at its default, so nothing was left out above, but what contradicts it
-    left = set(loaded.model_dump().items()) & set(SegmentSettings().model_dump().items())
-    assert left == {("diameter_um", None)}
+    # nothing was left at its default, so nothing was left out above
+    told, defaults = loaded.model_dump(), SegmentSettings().model_dump()
+    assert {name for name in told if told[name] == defaults[name]} == {
+        *OF_SEGMENTERS,
+        "diameter_um",
+    }
     path.write_text("diameter_um: 8")
     assert load_settings(path) == SegmentSettings(diameter_um=8.0)
+
+
+def test_file_sets_a_segmenter(path):
+    path.write_text("{segmenter: watershed, segmenter_options: {threshold: 0.3}, overlap: 40}")
+    loaded = load_settings(path)
+    assert loaded == SegmentSettings(
+        segmenter="watershed", segmenter_options={"threshold": 0.3}, overlap=40
+    )
+    assert SegmentSettings(**loaded.model_dump()) == loaded  # as a report has it
+    told, defaults = loaded.model_dump(), SegmentSettings().model_dump()
+    assert {name for name in told if told[name] != defaults[name]} == set(OF_SEGMENTERS)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n", "null", "{}"])

@@ -6,7 +6,8 @@ import pytest
 from skimage.io import imread
 
 from densebatch.base.geometry import Region
-from densebatch.planning.planner import SKIP_CONTRAST, build_plan, draft_plan, find_active_cores
+from densebatch.planning.flow_planner import SKIP_CONTRAST, find_active_cores
+from densebatch.planning.planner import build_plan, draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment
 from densebatch.simulation.slide_file import write_slide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densebatch.planning import planner
+from densebatch.planning import flow_planner
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -12,5 +12,5 @@ def _small_groups(request):
     """Several predict tasks on a small slide, in modules that say with `GROUP_PX` how small."""
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(request.module, "GROUP_PX"):
-            patch.setattr(planner, "_GROUP_PX", request.module.GROUP_PX)
+            patch.setattr(flow_planner, "_GROUP_PX", request.module.GROUP_PX)
         yield

@@ -45,10 +45,10 @@ def clean(slide, tmp_path_factory):
 CALL = """
 import resource, sys
 from pathlib import Path
-from densebatch.planning import planner
+from densebatch.planning import flow_planner
 from densebatch.run.segment import segment
 from tests.run.test_slide_changes import Meddler
-planner._GROUP_PX = 250
+flow_planner._GROUP_PX = 250
 def limit():
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 meddler = Meddler(sys.argv[3], limit)

@@ -12,7 +12,7 @@ from densebatch.base.geometry import Grid, Region
 from densebatch.base.process import Meter
 from densebatch.models.model import find_model, load_network, save_model
 from densebatch.planning.settings import DEFAULT_MODEL
-from densebatch.run import steps
+from densebatch.run import flow_steps
 from densebatch.run.segment import segment
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.slides.slide import open_slide
@@ -345,7 +345,7 @@ def test_without_tracing_again_far_travellers_would_be_cut(written_flows, tmp_pa
     slide = write_tiff(tmp_path / "a.ome.tif", simulate(*shape), ["CD3", "DAPI"])
     options = {"membrane": ("CD3",), "workers": 0, "flow_threshold": 0.0}
     segment(slide, tmp_path / "whole", tile=WHOLE, **options)
-    monkeypatch.setattr(steps, "_trace_far_travellers", lambda *_: None)
+    monkeypatch.setattr(flow_steps, "_trace_far_travellers", lambda *_: None)
     segment(slide, tmp_path / "tiled", tile=64, **options)
     whole, tiled = (read_result(tmp_path / name)[0] for name in ("whole", "tiled"))
     assert not cells_alike(whole, tiled)

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from densebatch.base.errors import InputError
-from densebatch.planning import planner
+from densebatch.planning import flow_planner
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
@@ -71,7 +71,7 @@ def killed_at(k):
 def slide(tmp_path_factory):
     """The slide, and by minimum size of cells the plan and the bytes of an undisturbed run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "_GROUP_PX", 100)
+        patch.setattr(flow_planner, "_GROUP_PX", 100)
         folder = tmp_path_factory.mktemp("states")
         path = write_tiff(folder / "a.ome.tif", simulate(100, 260, seed=2), ["CD3", "DAPI"])
         clean, plans = {}, {}

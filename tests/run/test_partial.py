@@ -15,13 +15,13 @@ from densebatch.cli.terminal import TerminalProgress
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import start as start_module
-from densebatch.run.repair import repair
 from densebatch.run.segment import segment
-from densebatch.run.verify import verify
 from densebatch.stages import predict
 from densebatch.stages.missing import missing_spec
 from densebatch.stages.number import NumberShard
 from densebatch.stages.trace import TraceTile
+from densebatch.upkeep.repair import repair
+from densebatch.upkeep.verify import verify
 from tests.helpers.label_files import validate
 from tests.helpers.run_files import (
     Watcher,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from densebatch.base.errors import InputError
-from densebatch.planning import planner
+from densebatch.planning import flow_planner
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run import owner as owner_module
@@ -102,7 +102,7 @@ def test_a_partial_run(slide, tmp_path, monkeypatch):
 
 def test_a_run_with_a_lost_group_is_partial(tmp_path, monkeypatch, capsys):
     """Nothing failed and nothing was unreadable but the network in one place."""
-    monkeypatch.setattr(planner, "_GROUP_PX", 300)
+    monkeypatch.setattr(flow_planner, "_GROUP_PX", 300)
     wide = write_tiff(tmp_path / "w.ome.tif", simulate(200, 1000, seed=2), ["CD3", "DAPI"])
     run = PredictGroup.run
 

@@ -10,15 +10,11 @@ from densebatch.planning.engine_choice import EngineChoice
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.driver import Driver
+from densebatch.run.flow_steps import list_predict_steps, list_trace_steps
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress
 from densebatch.run.session import Session
-from densebatch.run.steps import (
-    list_number_steps,
-    list_predict_steps,
-    list_reduce_steps,
-    list_trace_steps,
-)
+from densebatch.run.steps import list_number_steps, list_reduce_steps
 from densebatch.stages.number import NumberShard
 from densebatch.stages.output import output_spec
 from densebatch.workers.executors import SerialExecutor

@@ -44,11 +44,9 @@ from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.table import save_table
 from densebatch.cells.verify import read_spec
 from densebatch.ngff.folders import DOCUMENTS
-from densebatch.run.again import Again, require_slide, tell_other
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
-from densebatch.run.verify import Verification, check_files, verify
 from densebatch.stages.consistency import (
     Content,
     PixelSource,
@@ -61,6 +59,8 @@ from densebatch.stages.missing import mark_missing, read_gaps
 from densebatch.stages.number import number_region
 from densebatch.stages.unread import read_pixels
 from densebatch.stages.work import Work
+from densebatch.upkeep.again import Again, require_slide, tell_other
+from densebatch.upkeep.verify import Verification, check_files, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -394,7 +394,8 @@ class _Mender:
         lost = self._list_lost(tree)
         if not lost:
             return
-        predicted = ("predict-", f"trace-{content.report['settings']['tile']}-")
+        side = content.report["settings"]["tile"]
+        predicted = ("predict-", f"trace-{side}-", "label-", "compare-", f"paint-{side}-")
         repeated = {name for name in lost if name.startswith(predicted)}
         if repeated:
             again = Again(content, self.folder, self.workers, is_own=True)

@@ -10,10 +10,10 @@ import pytest
 import zarr
 
 from densebatch.base.errors import InputError
-from densebatch.run.repair import repair
 from densebatch.run.segment import segment
-from densebatch.run.verify import check_files, verify
 from densebatch.stages.trace import TraceTile
+from densebatch.upkeep.repair import repair
+from densebatch.upkeep.verify import check_files, verify
 from tests.helpers.damage import KINDS, SHAPE, draw_files, flip, list_again, make_result, read_files
 from tests.helpers.run_files import (
     Watcher,

@@ -11,11 +11,11 @@ import zarr
 
 from densebatch.base.errors import IntegrityError
 from densebatch.run.driver import Driver
-from densebatch.run.repair import repair
 from densebatch.run.segment import segment
-from densebatch.run.verify import verify
 from densebatch.stages.predict import PredictGroup
 from densebatch.stages.trace import TraceTile
+from densebatch.upkeep.repair import repair
+from densebatch.upkeep.verify import verify
 from tests.helpers.damage import KINDS, SHAPE, draw_files, flip, make_result, read_files
 from tests.helpers.run_files import call_main, count_calls, simulate, tasks_folder, write_tiff
 from tests.helpers.slide_files import write_zarr

@@ -14,21 +14,27 @@ from densebatch.cells import labels
 from densebatch.cells.kept import seeds_path
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.capacity import choose_workers, count_lanes
+from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.engine import recall_engine
+from densebatch.run.flow_steps import list_steps_again
+from densebatch.run.label_steps import list_compare_steps, list_label_steps, list_paint_steps
 from densebatch.run.session import Step
 from densebatch.run.start import ExecutorStart
-from densebatch.run.steps import list_steps_again
 from densebatch.stages.consistency import find_slide
+from densebatch.stages.label import LabelTile, list_doubtful, require_segmenter
+from densebatch.stages.merge import decide_cells, write_keys
 from densebatch.stages.missing import Gaps, write_gaps
 from densebatch.stages.number import NumberShard
 from densebatch.stages.predict import PredictGroup, create_flows
-from densebatch.stages.trace import TraceTile, create_traces
+from densebatch.stages.tile_labels import create_tile_labels
+from densebatch.stages.trace import TraceTile
 from densebatch.stages.work import Halt, Work
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from densebatch.planning.plan import Plan
     from densebatch.run.folder import OutputFolder
     from densebatch.run.report import Progress
     from densebatch.stages.consistency import Content
@@ -59,35 +65,43 @@ class Again:
         self, content: Content, folder: OutputFolder, workers: int | None, *, is_own: bool
     ) -> None:
         require_slide(content, "flows and traces" if is_own else "labels")
+        plan: Plan = content.plan
+        packed, engine = None, {}
         try:
-            plan, choice = recall_engine(content.plan, content.report["settings"]["model"])
+            if isinstance(plan, FlowPlan):
+                plan, choice = recall_engine(plan, content.report["settings"]["model"])
+                packed = choice.packed
+                engine = {"backend": plan.engine.backend, "device": plan.engine.device}
+            elif isinstance(plan, LabelPlan):
+                require_segmenter(plan.segmenter, plan.segmenter_identity)
         except InputError as error:
-            raise IntegrityError(f"the network cannot be evaluated again: {error}") from error
+            raise IntegrityError(f"labels cannot be made again: {error}") from error
         if not is_own:  # tasks shall find labels in the scratch folder, and no image there
             plan = replace(plan, in_place=False, copy_image=False)
         self.content, self.plan = content, plan
         self.settings = SegmentSettings(
             tile=int(content.report["settings"]["tile"]),
             workers=workers,
-            backend=cast("Any", plan.engine.backend),
-            device=cast("Any", plan.engine.device),
+            **cast("Any", engine),
         )
         # Weights that lie elsewhere now make another plan, but not another folder.
         tasks = folder.tasks(content.plan if is_own else plan)
         self.work = Work(str(tasks / folder.plan_path(plan).name), self.settings.tile)
         write_atomic(Path(self.work.plan_path), plan.to_json().encode())
-        if choice.packed is not None:
-            write_quantised(self.work.folder, choice.packed)
+        if packed is not None:
+            write_quantised(self.work.folder, packed)
         if not is_own:
-            create_flows(plan, self.work.flows)
-            create_traces(self.work)
+            if isinstance(plan, FlowPlan):
+                create_flows(plan, self.work.flows)
+            create_tile_labels(self.work)
             write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
             write_gaps(self.work, Gaps())
 
     @property
     def travel_px(self) -> int:
         """That the tracing halo allows for: the furthest of the run, so that once is enough."""
-        travel, limit = self.plan.travel_px, self.plan.trace.travel_limit_px
+        plan = self.work.flow_plan
+        travel, limit = plan.travel_px, plan.trace.travel_limit_px
         while travel < limit and travel < self.content.report["max_travel_px"]:
             travel = min(2 * travel, limit)
         return travel
@@ -96,7 +110,10 @@ class Again:
         """Do all that regions need; then number them, as units of labels below a root."""
         with ExecutorStart(self.settings) as starting:
             executor = self._start(starting)
-            _drive(executor, self._list_steps(regions, executor), progress)
+            if isinstance(self.plan, FlowPlan):
+                _drive(executor, self._list_steps(regions, executor), progress)
+            else:
+                self._label(executor, list_label_steps(self.work), progress)
             grid = labels.shard_grid(self.content.spec, 0)
             tasks = [
                 NumberShard(
@@ -116,6 +133,15 @@ class Again:
         """
         with ExecutorStart(self.settings) as starting:
             executor = self._start(starting)
+            if isinstance(self.plan, LabelPlan):
+                journal = self.work.journal
+                steps = [
+                    step
+                    for step in list_label_steps(self.work)
+                    if step.task.name in names or journal.done(step.task.name) is not None
+                ]
+                self._label(executor, steps, progress, may_miss=True)
+                return
             every = self._list_steps([Region(0, 0, *self.plan.shape)], executor)
             for kind in (PredictGroup, TraceTile):
                 # All that these tasks need is on disk, also of groups that were given up.
@@ -126,25 +152,48 @@ class Again:
                 ]
                 _drive(executor, steps, progress, may_miss=True)
 
+    def _label(
+        self,
+        executor: Executor,
+        steps: Sequence[Step],
+        progress: Progress,
+        *,
+        may_miss: bool = False,
+    ) -> None:
+        """Label tiles and all that follows up to the labels of the output's tiles.
+
+        What is decided of a cell may depend on tiles far away, so all are done that are not.
+        """
+        found = _drive(executor, steps, progress, may_miss=may_miss)
+        tiles = {step.task.tile: found[step.task.name] for step in steps
+                 if isinstance(step.task, LabelTile)}  # fmt: skip
+        contents = {tile: facts["content"] for tile, facts in tiles.items()}
+        _drive(executor, list(list_compare_steps(self.work, contents)), progress)
+        unread = [piece for facts in tiles.values() for piece in facts["unread"]]
+        doubtful = sorted(set(list_doubtful(self.work.label_plan, unread)))
+        decision, digest = decide_cells(self.work, list(contents), doubtful)
+        _drive(executor, list(list_paint_steps(self.work, digest, contents)), progress)
+        write_keys(self.work, decision.n_cells)
+
     def _start(self, starting: ExecutorStart) -> Executor:
         workers = choose_workers(self.settings, self.plan)
         return starting.finish(workers, [self.plan], self.work.folder)
 
     def _list_steps(self, regions: Sequence[Region], executor: Executor) -> list[Step]:
-        lanes = count_lanes(self.plan, self.settings, executor.workers)
+        lanes = count_lanes(self.work.flow_plan, self.settings, executor.workers)
         return list_steps_again(self.work, regions, lanes, self.travel_px)
 
 
 def _drive(
     executor: Executor, steps: Sequence[Step], progress: Progress, *, may_miss: bool = False
-) -> None:
-    """Run the tasks that no record calls done, none of which may fail."""
+) -> dict[str, dict[str, Any]]:
+    """Run the tasks that no record calls done, none of which may fail; facts of all, by name."""
     by_name = {step.task.name: step for step in steps}
     facts = {name: step.task.work.journal.done(name) for name, step in by_name.items()}
-    done = {name for name, f in facts.items() if f and by_name[name].task.is_current(f)}
+    done = {name: f for name, f in facts.items() if f and by_name[name].task.is_current(f)}
     for shown in dict.fromkeys(step.shown_as for step in steps):
         names = [name for name, step in by_name.items() if step.shown_as == shown]
-        progress.stage(shown, len(names), len(done.intersection(names)))
+        progress.stage(shown, len(names), len(done.keys() & set(names)))
     jobs = [step.job for name, step in by_name.items() if name not in done]
     for outcome in executor.run(jobs, frozenset(done), None):
         if outcome.error is not None:
@@ -152,10 +201,12 @@ def _drive(
         if isinstance(outcome.result, Halt):
             raise outcome.result.to_error()
         step = by_name[outcome.job.name]
-        if step.task.stage == "predict" and not may_miss:
+        if step.task.stage in ("predict", "label") and not may_miss:
             for hole in outcome.result["unread"]:
                 raise IntegrityError(f"labels cannot be made again: {hole['reason']}")
+        done[outcome.job.name] = outcome.result
         progress.advance(step.shown_as, step.pixels)
+    return done
 
 
 def require_slide(content: Content, what: str) -> None:

@@ -1,0 +1,121 @@
+"""The plan of a run whose labels come from a segmenter: its options, tiles and their overlap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from densebatch.base.errors import InputError
+from densebatch.planning.plan import LabelPlan
+from densebatch.planning.scale import settle_diameter
+from densebatch.segmenters.find import find_segmenter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from densebatch.planning.settings import SegmentSettings
+    from densebatch.segmenters.segmenter import Segmenter
+    from densebatch.slides.slide import SlideInfo
+    from densebatch.survey.channel import ChannelSurvey
+
+_CELL_UM = 10.0  # of cells whose size nobody states
+_USUAL_UM = 0.5  # a pixel, where nobody tells
+# Tiles share twice as many diameters as two tiles need to see every cell whole, because cells
+# differ in size.
+_OVERLAP_DIAMETERS = 4
+_OVERLAP_STEP_PX = 16
+
+
+def draft_labels(
+    info: SlideInfo, settings: SegmentSettings, segmenter: Segmenter, common: Mapping[str, Any]
+) -> LabelPlan:
+    """The plan as far as metadata tell.
+
+    Parameters
+    ----------
+    info
+        The slide.
+    settings
+        What the user asked for.
+    segmenter
+        Of the settings.
+    common
+        Fields of `Plan`.
+
+    Raises
+    ------
+    InputError
+        If the segmenter refuses its options, or tiles would share more than half of themselves.
+    """
+    um_per_px = common["um_per_px"]
+    stated = settle_diameter(info.path, settings, um_per_px, None)
+    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
+    overlap = settings.overlap
+    if overlap is None:
+        overlap = _OVERLAP_STEP_PX * math.ceil(_OVERLAP_DIAMETERS * diameter / _OVERLAP_STEP_PX)
+    if overlap > settings.tile // 2:
+        chosen = "--overlap" if settings.overlap is not None else "an overlap of"
+        raise InputError(
+            f"{chosen} {overlap} px: accepted is up to half of --tile, which is {settings.tile} px"
+        )
+    n_planes = 1 + (common["nuclei"] is not None)
+    own: dict[str, Any] = {
+        "versions": {**common["versions"], **segmenter.packages},
+        "notes": (
+            *info.notes,
+            *common["notes"],
+            *_explain_tiles(settings, um_per_px, stated, overlap),
+        ),
+    }
+    given = dict(settings.segmenter_options)
+    # Wrong options are refused before the slide is read; what they lack is known after.
+    segmenter.complete_options(given, [0.5] * n_planes, diameter)
+    return LabelPlan(
+        **{**common, **own},
+        segmenter=segmenter.spec,
+        segmenter_identity=segmenter.identity,
+        options=given,
+        levels=(),
+        tile_px=settings.tile,
+        overlap_px=overlap,
+        diameter_px=diameter,
+    )
+
+
+def _explain_tiles(
+    settings: SegmentSettings, um_per_px: float | None, stated: float | None, overlap: int
+) -> Iterator[str]:
+    if stated is not None:
+        cells = f"cells of {stated:g} px, as stated"
+    elif um_per_px is not None:
+        cells = f"cells of {_CELL_UM:g} um ({_CELL_UM / um_per_px:.3g} px)"
+    else:
+        cells = f"cells of {_CELL_UM:g} um at {_USUAL_UM:g} um/px, as the pixel size is unknown"
+    if settings.overlap is None:
+        yield (
+            f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
+            f"{cells}: state theirs with --diameter, or the overlap with --overlap"
+        )
+    elif stated is None:
+        yield f"segmenter {settings.segmenter} is to find {cells}: state theirs with --diameter"
+
+
+def survey_labels(plan: LabelPlan, surveys: Sequence[ChannelSurvey]) -> LabelPlan:
+    """Complete a plan, whose bounds are known, with what the segmenter needs of the slide.
+
+    Parameters
+    ----------
+    plan
+        With the bounds of its surveys.
+    surveys
+        Of the channels that the segmenter sees, membrane channels first.
+    """
+    n_membrane = len(plan.membrane)
+    # Of several membrane channels the segmenter sees the largest value of each pixel.
+    levels = [max(survey.find_level() for survey in surveys[:n_membrane])]
+    levels += [survey.find_level() for survey in surveys[n_membrane:]]
+    options = find_segmenter(plan.segmenter).complete_options(
+        plan.options, levels, plan.diameter_px
+    )
+    return replace(plan, levels=tuple(levels), options=options)

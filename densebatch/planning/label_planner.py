@@ -10,6 +10,7 @@ from densebatch.base.errors import InputError
 from densebatch.planning.plan import LabelPlan
 from densebatch.planning.scale import settle_diameter
 from densebatch.segmenters.find import find_segmenter
+from densebatch.segmenters.segmenter import SlideFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ def draft_labels(
     }
     given = dict(settings.segmenter_options)
     # Wrong options are refused before the slide is read; what they lack is known after.
-    segmenter.complete_options(given, [0.5] * n_planes, diameter)
+    segmenter.complete_options(given, SlideFacts((0.5,) * n_planes, diameter, um_per_px))
     return LabelPlan(
         **{**common, **own},
         segmenter=segmenter.spec,
@@ -116,6 +117,6 @@ def survey_labels(plan: LabelPlan, surveys: Sequence[ChannelSurvey]) -> LabelPla
     levels = [max(survey.find_level() for survey in surveys[:n_membrane])]
     levels += [survey.find_level() for survey in surveys[n_membrane:]]
     options = find_segmenter(plan.segmenter).complete_options(
-        plan.options, levels, plan.diameter_px
+        plan.options, SlideFacts(tuple(levels), plan.diameter_px, plan.um_per_px)
     )
     return replace(plan, levels=tuple(levels), options=options)

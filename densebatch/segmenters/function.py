@@ -22,11 +22,11 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.segmenters.segmenter import Segmenter, keep_as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 _GUESSED_BYTES_PER_PX = 200
 """Of a function that says nothing about it; a few planes of float64 and of labels."""
@@ -38,11 +38,9 @@ class FunctionSegmenter(Segmenter):
 
     call: Callable[..., Any] = field(repr=False)
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """What the user gave, `levels` and `diameter_px`; see `Segmenter`."""
-        known = {"levels": [float(level) for level in levels], "diameter_px": diameter_px}
+        known = {"levels": list(slide.levels), "diameter_px": slide.diameter_px}
         return keep_as_json(self.name, {**known, **given})
 
     def label(self, tile: Tile) -> NDArray[Any]:
@@ -110,12 +108,15 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
             ) from error
     packages, source = _find_packages(module_name), _digest_source(module_name)
     if isinstance(found, Segmenter):
-        return replace(
-            found,
-            spec=spec,
-            identity=hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest(),
-            packages=packages | found.packages,
-        )
+        identity = hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest()
+        packages |= found.packages
+        try:
+            return replace(found, spec=spec, identity=identity, packages=packages)
+        except TypeError as error:
+            raise InputError(
+                f"segmenter {spec!r}: a {type(found).__name__} takes other arguments than it has "
+                f"attributes ({error}); accepted is a frozen dataclass"
+            ) from error
     if isinstance(found, type) or not callable(found):
         raise InputError(
             f"segmenter {spec!r}: is a {type(found).__name__}; accepted is a function, called as "

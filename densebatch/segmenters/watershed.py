@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, SegmenterError
+from densebatch.base.errors import InputError
 from densebatch.base.settings import Amount, Count, Number, Positive  # noqa: TC001
 from densebatch.segmenters.growing import grow_cells
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 NAME = "watershed"
 SUMMARY = "threshold, distance, watershed: nuclei, or cells grown from them; needs no weights"
@@ -61,21 +61,25 @@ class WatershedOptions(Options):
 class Watershed(Segmenter):
     """See the module."""
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """See `Segmenter`."""
         options = read_options(WatershedOptions, NAME, given).model_dump()
         if options["diameter_px"] is None and options["diameter_um"] is None:
-            options["diameter_px"] = diameter_px
+            options["diameter_px"] = slide.diameter_px
         for length in ("diameter", "grow"):
             if None not in (options[f"{length}_px"], options[f"{length}_um"]):
                 raise InputError(
                     f"options of the segmenter {NAME}: {length}_px and {length}_um are both "
                     "given; accepted is one of them"
                 )
+            if options[f"{length}_um"] is not None and slide.um_per_px is None:
+                raise InputError(
+                    f"options of the segmenter {NAME}: {length}_um is {options[f'{length}_um']:g} "
+                    "but the slide does not tell the size of its pixels; accepted are "
+                    f"{length}_px, or the size by --pixel-size"
+                )
         if options["threshold"] is None:
-            options["threshold"] = float(levels[-1])
+            options["threshold"] = slide.levels[-1]
         return options
 
     def label(self, tile: Tile) -> NDArray[np.int32]:
@@ -101,11 +105,7 @@ def _find_length(tile: Tile, name: str) -> float | None:
     px, um = tile.options[f"{name}_px"], tile.options[f"{name}_um"]
     if um is None:
         return None if px is None else float(px)
-    if tile.um_per_px is None:
-        raise SegmenterError(
-            f"segmenter {NAME}: {name}_um is {um:g} but the slide does not tell the size of its "
-            f"pixels; accepted is {name}_px"
-        )
+    assert tile.um_per_px is not None  # or the options had been refused
     return float(um / tile.um_per_px)
 
 

@@ -273,6 +273,8 @@ def estimate_diameter(
         if math.isnan(found.diameter_px):
             break
         guess_px, cells = found.diameter_px, found.cells
+    if cells == 0:  # as if the slide were of the diameter found, it has none
+        return DiameterEstimate(None, 0, len(fields))
     if not _LIMITS[0] <= guess_px / model.diameter_px <= _LIMITS[1]:
         return DiameterEstimate(None, 0, len(fields))
     # Three digits, so that a device that rounds otherwise hardly ever gives another estimate.

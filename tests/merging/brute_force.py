@@ -142,7 +142,7 @@ def merge(tiles):
                 and distance(pixels[m], boxes[t], set().union(*grounds[:t], *grounds[t + 1 :]))
                 > far[m]
                 for t, ground in enumerate(grounds)
-                if t != m[0]
+                if t not in {n[0] for n in group}
             )
             for m in group
         )

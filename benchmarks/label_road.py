@@ -90,8 +90,10 @@ def leave_out(
     labels: NDArray[np.uint32],
     overlap: int,
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32], int]:
-    """Both without the cells that touch those of which the run says that no tile holds them, the
-    truth without cells longer than the overlap too, and how many cells these are.
+    """Both without what the road does not promise, and how many cells that is.
+
+    Cells that touch those of which the run says that no tile holds them go from both, cells longer
+    than the overlap from the truth.
     """
     truth, labels = truth.copy(), labels.copy()
     larger = set()

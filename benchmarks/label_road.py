@@ -6,9 +6,9 @@ Slides: simulated tissue of some 20 000 cells, and mosaics of real fields in FOL
 a membrane marker and one of nuclei. Functions: `watershed`, and one whose labels change wherever
 the border of a tile is nearer than two diameters (`label_functions.label_by_surroundings`). Tiles
 of 256 to 2048 px that share two and four diameters of the function's cells. What is counted is in
-`stitching/faults.py`; the untiled labels are those of one tile that holds the whole slide. Cells of
-which a run says that they are larger than the overlap, and what touches them, are left out of both
-and counted under `merging`.
+`stitching/faults.py`; the untiled labels are those of one tile that holds the whole slide. Cells
+that are longer than the overlap, or of which a run says that no tile holds them, and what touches
+these, are left out and counted as `larger`: the road does not promise them.
 
 Then, for the same tiles: labels for no, one and two workers and a shuffled order, bit by bit; the
 largest worker's memory on a slide and on one four times as large; and a bundled network called as
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
+from scipy import ndimage
 from skimage.io import imread
 
 from benchmarks.stitching.faults import count_faults
@@ -84,15 +85,29 @@ def run(
 
 
 def leave_out(
-    told: list[dict[str, Any]], truth: NDArray[np.uint32], labels: NDArray[np.uint32]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Both without the cells that touch those of which the run says that no tile holds them."""
+    told: list[dict[str, Any]],
+    truth: NDArray[np.uint32],
+    labels: NDArray[np.uint32],
+    overlap: int,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], int]:
+    """Both without what the road does not promise, and how many cells that is.
+
+    Cells that touch those of which the run says that no tile holds them go from both, cells longer
+    than the overlap from the truth.
+    """
     truth, labels = truth.copy(), labels.copy()
+    larger = set()
     for place in told:
         y0, x0, y1, x1 = place["region"]
-        truth[np.isin(truth, np.setdiff1d(truth[y0:y1, x0:x1], 0))] = 0
-        labels[np.isin(labels, np.setdiff1d(labels[y0:y1, x0:x1], 0))] = 0
-    return truth, labels
+        for image in (truth, labels):
+            there = np.setdiff1d(image[y0:y1, x0:x1], 0)
+            larger |= set(there.tolist()) if image is truth else set()
+            image[np.isin(image, there)] = 0
+    for cell, box in enumerate(ndimage.find_objects(truth), 1):
+        if box is not None and max(side.stop - side.start for side in box) > overlap:
+            truth[box][truth[box] == cell] = 0
+            larger.add(cell)
+    return truth, labels, len(larger)
 
 
 def compare_tiles(
@@ -109,7 +124,8 @@ def compare_tiles(
         for overlap in (2 * diameter, 4 * diameter):
             labels, result = label(tile=tile, overlap=overlap, workers=2)
             told = result.report["merging"]["larger_than_overlap"]
-            faults = count_faults(*leave_out(told, whole, labels))
+            truth, found, n_larger = leave_out(told, whole, labels, overlap)
+            faults = count_faults(truth, found)
             merging = {
                 name: len(value) if isinstance(value, list) else value
                 for name, value in result.report["merging"].items()
@@ -117,7 +133,7 @@ def compare_tiles(
             row = {
                 "slide": title, "channel": channel, "segmenter": segmenter.rpartition(":")[2],
                 "shape": list(whole.shape), "diameter_px": diameter, "tile_px": tile,
-                "overlap_px": overlap, **faults, "merging": merging,
+                "overlap_px": overlap, "larger": n_larger, **faults, "merging": merging,
                 "holds": faults["good"] >= GOOD
                 and not (faults["cut"] or faults["merges"] or faults["duplicates"]),
             }  # fmt: skip

@@ -26,6 +26,7 @@ _USUAL_UM = 0.5  # a pixel, where nobody tells
 # differ in size.
 _OVERLAP_DIAMETERS = 4
 _OVERLAP_STEP_PX = 16
+_LEAST_DIAMETERS = 2
 
 
 def draft_labels(
@@ -58,7 +59,8 @@ def draft_labels(
     if overlap > settings.tile // 2:
         chosen = "--overlap" if settings.overlap is not None else "an overlap of"
         raise InputError(
-            f"{chosen} {overlap} px: accepted is up to half of --tile, which is {settings.tile} px"
+            f"{chosen} {overlap} px: accepted is up to half of --tile, which is {settings.tile} px "
+            "(the overlap follows from --diameter unless --overlap states it)"
         )
     n_planes = 1 + (common["nuclei"] is not None)
     own: dict[str, Any] = {
@@ -97,6 +99,13 @@ def _explain_tiles(
         yield (
             f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
             f"{cells}: state theirs with --diameter, or the overlap with --overlap"
+        )
+        return
+    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
+    if overlap < _LEAST_DIAMETERS * diameter:
+        yield (
+            f"tiles share {overlap} px, less than {_LEAST_DIAMETERS} diameters of {cells}: cells "
+            "that no tile holds whole are put together from parts"
         )
     elif stated is None:
         yield f"segmenter {settings.segmenter} is to find {cells}: state theirs with --diameter"

@@ -52,6 +52,8 @@ def find_fault(labels: object, shape: tuple[int, int], verb: str = "returned") -
     """
     if not isinstance(labels, np.ndarray):
         return f"{verb} {type(labels).__name__}; accepted is a NumPy array of labels"
+    if isinstance(labels, np.ma.MaskedArray):
+        return f"{verb} a masked array; accepted is a plain one, with 0 for background"
     if labels.shape != shape:
         return f"{verb} an array of shape {labels.shape}; accepted is that of the tile, {shape}"
     if labels.dtype == bool:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from densebatch.base.errors import InputError
-from densebatch.base.settings import Amount, Count, Number, Positive  # noqa: TC001
+from densebatch.base.settings import Count, Number, Positive  # noqa: TC001
 from densebatch.segmenters.growing import grow_cells
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 NAME = "watershed"
 SUMMARY = "threshold, distance, watershed: nuclei, or cells grown from them; needs no weights"
 _BYTES_PER_PX = 80
+_LONGEST_PX = 1000  # beyond it, what lies around a pixel takes more memory than a tile
 
 
 class WatershedOptions(Options):
@@ -49,12 +51,12 @@ class WatershedOptions(Options):
         for nuclei. Without a membrane plane there is no growth.
     """
 
-    diameter_px: Positive | None = None
+    diameter_px: Annotated[Number, Field(gt=0, le=_LONGEST_PX)] | None = None
     diameter_um: Positive | None = None
-    threshold: Number | None = None
+    threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     min_size: Count | None = None
-    grow_px: Amount | None = None
-    grow_um: Amount | None = None
+    grow_px: Annotated[Number, Field(ge=0, le=_LONGEST_PX)] | None = None
+    grow_um: Annotated[Number, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Watershed(Segmenter):
                     f"options of the segmenter {NAME}: {length}_um is {options[f'{length}_um']:g} "
                     "but the slide does not tell the size of its pixels; accepted are "
                     f"{length}_px, or the size by --pixel-size"
+                )
+            if slide.um_per_px and (options[f"{length}_um"] or 0) > _LONGEST_PX * slide.um_per_px:
+                raise InputError(
+                    f"options of the segmenter {NAME}: {length}_um is {options[f'{length}_um']:g}, "
+                    f"more than {_LONGEST_PX} px; accepted is up to that"
                 )
         if options["threshold"] is None:
             options["threshold"] = slide.levels[-1]

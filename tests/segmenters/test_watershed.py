@@ -116,6 +116,11 @@ def test_objects_below_the_least_size_are_dropped():
         ({"size": 3}, "setting 'size' = 3: extra inputs are not permitted; accepted settings: "
          "diameter_px, diameter_um, threshold, min_size, grow_px, grow_um"),
         ({"diameter_px": 0}, "setting 'diameter_px' = 0: input should be greater than 0"),
+        ({"diameter_px": 1e9}, "setting 'diameter_px' = 1000000000.0: input should be less than or "
+         "equal to 1000"),
+        ({"threshold": 5}, "setting 'threshold' = 5: input should be less than or equal to 1"),
+        ({"threshold": float("nan")}, "setting 'threshold' = nan: input should be greater than or "
+         "equal to 0"),
         ({"min_size": True}, "setting 'min_size' = True: a number is accepted, not a truth value"),
         ({"diameter_px": 3, "diameter_um": 3},
          "diameter_px and diameter_um are both given; accepted is one of them"),

@@ -7,8 +7,8 @@ Simulates OUT, as `densebatch merge` would leave it: labels of blobs that cross 
 and a table with the means of 40 channels. Each export runs in a process of its own; the same is
 done with a sixteenth of the cells, and peaks that differ little say that memory does not grow with
 the slide. `--squidpy` and `--scimap` are the Pythons of environments of their own, for the two want
-other versions of zarr (`pip install squidpy "setuptools<81"`; `pip install scimap "numcodecs<0.16"`).
-They open exports of a small result; squidpy computes on it.
+other versions of zarr (`pip install squidpy "setuptools<81"`, `pip install scimap
+"numcodecs<0.16"`). They open exports of a small result; squidpy computes on it.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ there.
    matches it there: a chain of matches never makes one cell of two.
 3. **Intersection over smaller.** Groups are looked at by falling trust. One that has half of its
    pixels under cells that are kept already is a piece of these, as a border leaves it, and joins
-   the one that covers most of it. A label less than `NEAR_PX` from a border that no cell covers,
-   and that another tile holds altogether and further from its borders, is dropped: that tile sees
-   what lies behind the border, and knows better.
+   the one that covers most of it. A label that no cell covers, that is nearer to a border than it
+   is long (or than `NEAR_PX`), and that another tile holds altogether and further from its borders,
+   is dropped if that tile has nothing of its group: it sees what lies behind the border, and knows
+   better.
 4. A group without a whole label is a cell larger than the overlap. All its labels are kept as one,
    for each holds a part that no other has.
 
@@ -86,7 +87,7 @@ class Decision:
     larger
         Cells that no tile holds whole: larger than the overlap.
     dropped
-        Labels at a border of which another tile, which holds all of them, knows nothing.
+        Labels near a border of which another tile, which holds all of them, knows nothing.
     """
 
     ranks: tuple[NDArray[np.uint32], ...]
@@ -356,15 +357,22 @@ def _find_pieces(
 def _find_fragments(
     layout: Layout, nodes: _Labels, group: NDArray[np.int64], n_groups: int
 ) -> NDArray[np.bool_]:
-    """Groups all of whose labels lie at a border, where another tile sees all of them better."""
+    """Groups whose labels are all near a border, where a tile that has none of them sees better."""
     is_fragment = np.ones(n_groups, np.bool_)
-    is_fragment[group[nodes.distance >= NEAR_PX]] = False
+    long = (nodes.box[:, 2:] - nodes.box[:, :2]).max(axis=1, initial=0)
+    is_fragment[group[nodes.distance >= np.maximum(long, NEAR_PX)]] = False
+    n_tiles = nodes.first.size - 1
+    knowing = np.unique(group * n_tiles + nodes.tile)
     asked = is_fragment[group]
     for tile, start in enumerate(nodes.first[:-1].tolist()):
         labels = start + np.flatnonzero(asked[start : int(nodes.first[tile + 1])])
-        if labels.size:
-            seen = layout.witnesses(tile, nodes.box[labels], nodes.distance[labels])
-            is_fragment[group[labels[~seen]]] = False
+        if not labels.size:
+            continue
+        seen = np.zeros(labels.size, np.bool_)
+        for other in layout.neighbours[tile]:
+            ignorant = ~np.isin(group[labels] * n_tiles + other, knowing)
+            seen |= ignorant & layout.holds_better(other, nodes.box[labels], nodes.distance[labels])
+        is_fragment[group[labels[~seen]]] = False
     return is_fragment
 
 

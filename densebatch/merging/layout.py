@@ -148,27 +148,24 @@ class Layout:
                     nearest = np.where(facing, np.minimum(nearest, gap), nearest)
         return nearest
 
-    def witnesses(
+    def holds_better(
         self, tile: int, boxes: NDArray[np.int64], distances: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether another tile holds all of a label, further from its own borders.
+        """Whether a tile holds all of a label of another one, further from its own borders.
 
         Parameters
         ----------
         tile
-            Whose labels they are.
+            Which is asked.
         boxes
-            As of `distances`.
+            As of `distances`, of labels of the other tile.
         distances
-            `(k,)`, of the labels in their own tile.
+            `(k,)`, of these in their own tile.
         """
-        seen = np.zeros(len(boxes), np.bool_)
-        for other in self.neighbours[tile]:
-            region = self.regions[other]
-            inside = (boxes[:, 0] >= region.y0) & (boxes[:, 1] >= region.x0)
-            inside &= (boxes[:, 2] <= region.y1) & (boxes[:, 3] <= region.x1)
-            seen |= inside & (self.distances(other, boxes) > distances)
-        return seen
+        region = self.regions[tile]
+        inside = (boxes[:, 0] >= region.y0) & (boxes[:, 1] >= region.x0)
+        inside &= (boxes[:, 2] <= region.y1) & (boxes[:, 3] <= region.x1)
+        return inside & (self.distances(tile, boxes) > distances)
 
 
 def _meet(one: Region, other: Region, axis: str) -> bool:

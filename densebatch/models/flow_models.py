@@ -120,7 +120,7 @@ def _list_plugins() -> dict[str, tuple[FlowModel, str, str]]:
         try:
             loaded = entry.load()
             kind = loaded() if isinstance(loaded, type) else loaded
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # Whatever a package does at import, it must not be taken for a fault of the model.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(

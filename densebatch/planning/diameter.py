@@ -1,11 +1,12 @@
 """Estimate the cells' diameter of a slide: the scale at which the network finds what it was taught.
 
-A few fields of tissue are segmented as if cells were 6, 8, 11, ... times as wide as one another. A
-network that was taught cells of one size finds those of a slide to be of about their true size even
-where the guess is off by half, so the right guess is the one that comes back. Cells that are
-enlarged many times fall to pieces, and pieces of any size look like small cells: a small guess may
-come back too. Therefore guesses are tried from the largest down, and the first that comes back
-counts, if cells take up as much room then as on any other guess, or a quarter of it.
+A few fields of tissue are segmented as if cells were half, once, twice, four and eight times as
+wide as the network knows them. A network that was taught cells of one size finds those of a slide
+to be of about their true size even where the guess is off by half, so the right guess is the one
+that comes back. Cells that are enlarged many times fall to pieces, and pieces of any size look like
+small cells: a small guess may come back too. Therefore guesses are tried from the largest down, and
+the first that comes back counts, if cells take up as much room then as on any other guess, or a
+quarter of it.
 
 All is done once for a slide, in the process that plans the run, on fields that follow from the
 survey alone: neither tiles nor workers play a part.
@@ -51,8 +52,9 @@ log = logging.getLogger(__name__)
 
 MAX_FIELDS = 8
 _FIELD_BLOCKS = (8, 4, 2)  # sides of fields; of a small slide they are smaller, to be as many
-_GUESSES = tuple(2.0 ** (k / 2) for k in range(6, -4, -1))  # of the model's diameter
+_GUESSES = (8.0, 4.0, 2.0, 1.0, 0.5)  # of the model's diameter
 _SHARE = 0.25  # of the most room that cells take up on any guess
+_LIMITS = (1 / 4, 16.0)  # of the model's diameter, beyond which there is no telling
 _REFINED = 2  # times that what came back is the next guess
 _MIN_CELLS = 3  # whose median tells a size
 _MAX_LANES = 4
@@ -271,6 +273,10 @@ def estimate_diameter(
         if math.isnan(found.diameter_px):
             break
         guess_px, cells = found.diameter_px, found.cells
+    if cells == 0:  # as if the slide were of the diameter found, it has none
+        return DiameterEstimate(None, 0, len(fields))
+    if not _LIMITS[0] <= guess_px / model.diameter_px <= _LIMITS[1]:
+        return DiameterEstimate(None, 0, len(fields))
     # Three digits, so that a device that rounds otherwise hardly ever gives another estimate.
     estimate = DiameterEstimate(float(f"{guess_px:.3g}"), cells, len(fields))
     log_event(log, "diameter estimated", **asdict(estimate))

@@ -10,6 +10,7 @@ from densebatch.base.errors import InputError
 from densebatch.planning.plan import LabelPlan
 from densebatch.planning.scale import settle_diameter
 from densebatch.segmenters.find import find_segmenter
+from densebatch.segmenters.segmenter import SlideFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ _USUAL_UM = 0.5  # a pixel, where nobody tells
 # differ in size.
 _OVERLAP_DIAMETERS = 4
 _OVERLAP_STEP_PX = 16
+_LEAST_DIAMETERS = 2
 
 
 def draft_labels(
@@ -57,7 +59,8 @@ def draft_labels(
     if overlap > settings.tile // 2:
         chosen = "--overlap" if settings.overlap is not None else "an overlap of"
         raise InputError(
-            f"{chosen} {overlap} px: accepted is up to half of --tile, which is {settings.tile} px"
+            f"{chosen} {overlap} px: accepted is up to half of --tile, which is {settings.tile} px "
+            "(the overlap follows from --diameter unless --overlap states it)"
         )
     n_planes = 1 + (common["nuclei"] is not None)
     own: dict[str, Any] = {
@@ -70,7 +73,7 @@ def draft_labels(
     }
     given = dict(settings.segmenter_options)
     # Wrong options are refused before the slide is read; what they lack is known after.
-    segmenter.complete_options(given, [0.5] * n_planes, diameter)
+    segmenter.complete_options(given, SlideFacts((0.5,) * n_planes, diameter, um_per_px))
     return LabelPlan(
         **{**common, **own},
         segmenter=segmenter.spec,
@@ -97,6 +100,13 @@ def _explain_tiles(
             f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
             f"{cells}: state theirs with --diameter, or the overlap with --overlap"
         )
+        return
+    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
+    if overlap < _LEAST_DIAMETERS * diameter:
+        yield (
+            f"tiles share {overlap} px, less than {_LEAST_DIAMETERS} diameters of {cells}: cells "
+            "that no tile holds whole are put together from parts"
+        )
     elif stated is None:
         yield f"segmenter {settings.segmenter} is to find {cells}: state theirs with --diameter"
 
@@ -116,6 +126,6 @@ def survey_labels(plan: LabelPlan, surveys: Sequence[ChannelSurvey]) -> LabelPla
     levels = [max(survey.find_level() for survey in surveys[:n_membrane])]
     levels += [survey.find_level() for survey in surveys[n_membrane:]]
     options = find_segmenter(plan.segmenter).complete_options(
-        plan.options, levels, plan.diameter_px
+        plan.options, SlideFacts(tuple(levels), plan.diameter_px, plan.um_per_px)
     )
     return replace(plan, levels=tuple(levels), options=options)

@@ -23,7 +23,7 @@ def explain_light(slide: Slide) -> Iterator[str]:
     if looks_brightfield(slide):
         yield (
             "the slide looks like a brightfield picture (light background, dark content): the "
-            "bundled models find bright membranes on a dark background, so that cells are missed "
+            "bundled models find what is bright on a dark background, so that cells are missed "
             "or wrong"
         )
 

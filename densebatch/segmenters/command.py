@@ -31,11 +31,11 @@ from densebatch.segmenters.run import find_fault
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 PREFIX = "command:"
 PLACEHOLDERS = ("image", "labels", "um_per_px")
@@ -75,11 +75,9 @@ class Command(Segmenter):
 
     words: tuple[str, ...]
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """See `Segmenter`; the program must be there as well."""
-        del levels, diameter_px
+        del slide
         program = self.words[0]
         if shutil.which(program) is None:
             is_file = Path(program).is_file()

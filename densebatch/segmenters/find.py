@@ -85,7 +85,7 @@ def _name_package(entry: EntryPoint) -> str:
 def _load(entry: EntryPoint) -> Segmenter:
     try:
         found = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a package does at import, it must not be taken for a fault of the slide.
         raise InputError(
             f"segmenter {entry.name!r} of the package {_name_package(entry)}: cannot be loaded "

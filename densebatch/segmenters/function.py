@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -22,11 +23,11 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.segmenters.segmenter import Segmenter, keep_as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 _GUESSED_BYTES_PER_PX = 200
 """Of a function that says nothing about it; a few planes of float64 and of labels."""
@@ -38,18 +39,16 @@ class FunctionSegmenter(Segmenter):
 
     call: Callable[..., Any] = field(repr=False)
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """What the user gave, `levels` and `diameter_px`; see `Segmenter`."""
-        known = {"levels": [float(level) for level in levels], "diameter_px": diameter_px}
+        known = {"levels": list(slide.levels), "diameter_px": slide.diameter_px}
         return keep_as_json(self.name, {**known, **given})
 
     def label(self, tile: Tile) -> NDArray[Any]:
         """See `Segmenter`."""
-        labels: NDArray[Any] = self.call(
-            tile.image, um_per_px=tile.um_per_px, options=dict(tile.options)
-        )
+        # A copy of all of it, or what a function writes into options would reach the next tile.
+        options = deepcopy(dict(tile.options))
+        labels: NDArray[Any] = self.call(tile.image, um_per_px=tile.um_per_px, options=options)
         return labels
 
 
@@ -69,7 +68,7 @@ def import_segmenter(spec: str) -> Segmenter:
         found = importlib.util.find_spec(module_name)
     except (ImportError, ValueError):
         found = None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explain_import(spec, error) from error
     if found is None:
         raise InputError(
@@ -79,7 +78,7 @@ def import_segmenter(spec: str) -> Segmenter:
         )
     try:
         found_object: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explain_import(spec, error) from error
     for name in path.split("."):
         if not hasattr(found_object, name):
@@ -88,7 +87,7 @@ def import_segmenter(spec: str) -> Segmenter:
     return wrap(found_object, spec, path, module_name)
 
 
-def _explain_import(spec: str, error: Exception) -> InputError:
+def _explain_import(spec: str, error: BaseException) -> InputError:
     return InputError(f"segmenter {spec!r}: cannot be imported ({describe_cause(error)})")
 
 
@@ -103,19 +102,22 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
     if isinstance(found, type) and issubclass(found, Segmenter):
         try:
             found = found()  # type: ignore[call-arg]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"segmenter {spec!r}: the class cannot be called without arguments "
                 f"({describe_cause(error)}); accepted are those that can, an object or a function"
             ) from error
     packages, source = _find_packages(module_name), _digest_source(module_name)
     if isinstance(found, Segmenter):
-        return replace(
-            found,
-            spec=spec,
-            identity=hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest(),
-            packages=packages | found.packages,
-        )
+        identity = hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest()
+        packages |= found.packages
+        try:
+            return replace(found, spec=spec, identity=identity, packages=packages)
+        except TypeError as error:
+            raise InputError(
+                f"segmenter {spec!r}: a {type(found).__name__} takes other arguments than it has "
+                f"attributes ({error}); accepted is a frozen dataclass"
+            ) from error
     if isinstance(found, type) or not callable(found):
         raise InputError(
             f"segmenter {spec!r}: is a {type(found).__name__}; accepted is a function, called as "

@@ -17,15 +17,15 @@ import numpy as np
 from densebatch.base.errors import InputError, SegmenterError, describe_cause
 from densebatch.base.settings import Positive  # noqa: TC001
 from densebatch.segmenters.model_files import check_model, digest_model, resolve
-from densebatch.segmenters.pixel_size import label_at
+from densebatch.segmenters.pixel_size import label_at, require_pixel_size
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 NAME = "instanseg"
 SUMMARY = "InstanSeg with your own TorchScript file"
@@ -58,12 +58,10 @@ class InstanSegOptions(Options):
 class InstanSeg(Segmenter):
     """See the module."""
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """See `Segmenter`; adds `model_sha256`."""
-        del levels, diameter_px
         options = read_options(InstanSegOptions, NAME, given).model_dump()
+        require_pixel_size(NAME, options["um_per_px"], slide)
         path = resolve(options["model"])
         if not Path(path).is_file():
             raise InputError(
@@ -87,7 +85,7 @@ class InstanSeg(Segmenter):
                 labels = model(planes)
             return _choose(labels.cpu().numpy(), options["target"], image.shape[1:])
 
-        return label_at(tile, options["um_per_px"], NAME, predict)
+        return label_at(tile, options["um_per_px"], predict)
 
 
 def _choose(output: NDArray[Any], target: str, shape: tuple[int, ...]) -> NDArray[np.int64]:

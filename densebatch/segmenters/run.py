@@ -32,7 +32,8 @@ def label_tile(segmenter: Segmenter, tile: Tile) -> NDArray[np.integer[Any]]:
         labels = segmenter.label(tile)
     except SegmenterError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # What was written as a program ends by `sys.exit`, which would take the worker along.
         raise SegmenterError(f"segmenter {segmenter.name}: {describe_cause(error)}") from error
     shape = tile.image.shape[1:]
     wrong = find_fault(labels, (shape[0], shape[1]))
@@ -51,6 +52,8 @@ def find_fault(labels: object, shape: tuple[int, int], verb: str = "returned") -
     """
     if not isinstance(labels, np.ndarray):
         return f"{verb} {type(labels).__name__}; accepted is a NumPy array of labels"
+    if isinstance(labels, np.ma.MaskedArray):
+        return f"{verb} a masked array; accepted is a plain one, with 0 for background"
     if labels.shape != shape:
         return f"{verb} an array of shape {labels.shape}; accepted is that of the tile, {shape}"
     if labels.dtype == bool:

@@ -13,7 +13,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -40,6 +40,22 @@ class Tile:
     channels: tuple[str, ...]
     um_per_px: float | None
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SlideFacts:
+    """What a segmenter's options may depend on; the same for every tile.
+
+    Attributes
+    ----------
+    levels : for each plane of the tiles, Otsu's threshold over the tissue of the slide, 0 to 1
+    diameter_px : of a cell, as the user stated it, else of 10 um
+    um_per_px : size of a pixel; None if the slide does not tell
+    """
+
+    levels: tuple[float, ...]
+    diameter_px: float
+    um_per_px: float | None
 
 
 @dataclass(frozen=True)
@@ -71,19 +87,15 @@ class Segmenter(ABC):
     bytes_per_px: int
 
     @abstractmethod
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """Options as tiles get them; asked once for a slide, when a run is planned.
 
         Parameters
         ----------
         given
             By the user.
-        levels
-            For each plane of the tiles, Otsu's threshold over the tissue of the slide, 0 to 1.
-        diameter_px
-            Of a cell, as the user stated it, else of 10 um.
+        slide
+            What is known of it.
 
         Returns
         -------

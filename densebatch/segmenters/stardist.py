@@ -19,20 +19,20 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.settings import Positive, Share  # noqa: TC001
 from densebatch.segmenters.model_files import check_model, digest_model, list_versions, resolve
-from densebatch.segmenters.pixel_size import label_at
+from densebatch.segmenters.pixel_size import label_at, require_pixel_size
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 NAME = "stardist"
 SUMMARY = "StarDist with your own model folder; pip install 'densebatch[stardist]'"
 _BYTES_PER_PX = 400
-"""Measured with StarDist's default network: 280 on tiles of 1024 px; of 512 px 0.25 GB."""
+"""Measured with its default network: 280 on tiles of 1024 px; one of 512 px takes 0.25 GB."""
 _WINDOW_PX = 512
 """The network sees a tile in windows of this side, or its features would take 1 kB a pixel."""
 
@@ -60,12 +60,10 @@ class StarDistOptions(Options):
 class StarDist(Segmenter):
     """See the module."""
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """See `Segmenter`; adds `planes`, how many the model sees, and `model_sha256`."""
-        del diameter_px
         options = read_options(StarDistOptions, NAME, given).model_dump()
+        require_pixel_size(NAME, options["um_per_px"], slide)
         folder = Path(resolve(options["model"]))
         config = _read_json(folder / "config.json", {})
         planes = config.get("n_channel_in")
@@ -74,10 +72,11 @@ class StarDist(Segmenter):
                 f"options of the segmenter {NAME}: {folder} is no model; accepted is a folder "
                 "with config.json and weights of a 2D model, as StarDist saves it"
             )
-        if planes not in (1, len(levels)):
+        if planes not in (1, len(slide.levels)):
+            all_planes = f", or {len(slide.levels)}" if len(slide.levels) > 1 else ""
             raise InputError(
                 f"options of the segmenter {NAME}: the model {folder} takes {planes} channels; "
-                f"accepted is 1, which is nuclei{f', or {len(levels)}' if len(levels) > 1 else ''}"
+                f"accepted is 1, which is nuclei{all_planes}"
             )
         saved = _read_json(folder / "thresholds.json", {"prob": 0.5, "nms": 0.4})
         for name in ("prob", "nms"):
@@ -105,7 +104,7 @@ class StarDist(Segmenter):
             result: NDArray[Any] = labels
             return result
 
-        return label_at(tile, options["um_per_px"], NAME, predict)
+        return label_at(tile, options["um_per_px"], predict)
 
 
 def make() -> StarDist:

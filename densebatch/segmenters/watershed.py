@@ -11,25 +11,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from densebatch.base.errors import InputError, SegmenterError
-from densebatch.base.settings import Amount, Count, Number, Positive  # noqa: TC001
+from densebatch.base.errors import InputError
+from densebatch.base.settings import Count, Number, Positive  # noqa: TC001
 from densebatch.segmenters.growing import grow_cells
 from densebatch.segmenters.segmenter import Options, Segmenter, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from densebatch.segmenters.segmenter import Tile
+    from densebatch.segmenters.segmenter import SlideFacts, Tile
 
 NAME = "watershed"
 SUMMARY = "threshold, distance, watershed: nuclei, or cells grown from them; needs no weights"
 _BYTES_PER_PX = 80
+_LONGEST_PX = 1000  # beyond it, what lies around a pixel takes more memory than a tile
 
 
 class WatershedOptions(Options):
@@ -49,33 +51,42 @@ class WatershedOptions(Options):
         for nuclei. Without a membrane plane there is no growth.
     """
 
-    diameter_px: Positive | None = None
+    diameter_px: Annotated[Number, Field(gt=0, le=_LONGEST_PX)] | None = None
     diameter_um: Positive | None = None
-    threshold: Number | None = None
+    threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     min_size: Count | None = None
-    grow_px: Amount | None = None
-    grow_um: Amount | None = None
+    grow_px: Annotated[Number, Field(ge=0, le=_LONGEST_PX)] | None = None
+    grow_um: Annotated[Number, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
 class Watershed(Segmenter):
     """See the module."""
 
-    def complete_options(
-        self, given: Mapping[str, Any], levels: Sequence[float], diameter_px: float
-    ) -> dict[str, Any]:
+    def complete_options(self, given: Mapping[str, Any], slide: SlideFacts) -> dict[str, Any]:
         """See `Segmenter`."""
         options = read_options(WatershedOptions, NAME, given).model_dump()
         if options["diameter_px"] is None and options["diameter_um"] is None:
-            options["diameter_px"] = diameter_px
+            options["diameter_px"] = slide.diameter_px
         for length in ("diameter", "grow"):
             if None not in (options[f"{length}_px"], options[f"{length}_um"]):
                 raise InputError(
                     f"options of the segmenter {NAME}: {length}_px and {length}_um are both "
                     "given; accepted is one of them"
                 )
+            if options[f"{length}_um"] is not None and slide.um_per_px is None:
+                raise InputError(
+                    f"options of the segmenter {NAME}: {length}_um is {options[f'{length}_um']:g} "
+                    "but the slide does not tell the size of its pixels; accepted are "
+                    f"{length}_px, or the size by --pixel-size"
+                )
+            if slide.um_per_px and (options[f"{length}_um"] or 0) > _LONGEST_PX * slide.um_per_px:
+                raise InputError(
+                    f"options of the segmenter {NAME}: {length}_um is {options[f'{length}_um']:g}, "
+                    f"more than {_LONGEST_PX} px; accepted is up to that"
+                )
         if options["threshold"] is None:
-            options["threshold"] = float(levels[-1])
+            options["threshold"] = slide.levels[-1]
         return options
 
     def label(self, tile: Tile) -> NDArray[np.int32]:
@@ -101,11 +112,7 @@ def _find_length(tile: Tile, name: str) -> float | None:
     px, um = tile.options[f"{name}_px"], tile.options[f"{name}_um"]
     if um is None:
         return None if px is None else float(px)
-    if tile.um_per_px is None:
-        raise SegmenterError(
-            f"segmenter {NAME}: {name}_um is {um:g} but the slide does not tell the size of its "
-            f"pixels; accepted is {name}_px"
-        )
+    assert tile.um_per_px is not None  # or the options had been refused
     return float(um / tile.um_per_px)
 
 

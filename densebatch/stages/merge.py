@@ -129,12 +129,11 @@ class PaintTile(Task):
         ranks, doubtful = _load_decision(str(work.decision), self.decision)
         reaching = [tile for tile in plan.layout.reaching(region) if tile in ranks]
         with meter.timed("paint"):
-            painted = paint_region(region, self._list_parts(reaching, ranks), plan.shape[1])
+            parts = self._list_parts(reaching, ranks, doubtful)
+            painted = paint_region(region, parts, plan.shape[1])
             missing = ~painted.is_seen
             for area in doubtful:
-                inside = area.intersect(region)
-                if inside is not None:
-                    missing[inside.shift(-region.y0, -region.x0).slices] = True
+                missing[_find_slices(area, region)] = True
         with meter.timed("write"):
             files = write_tile_labels(work, self.row, self.col, painted.labels, missing)
             cells: dict[str, NDArray[Any]] = {
@@ -152,13 +151,26 @@ class PaintTile(Task):
         return work.record(self.name, files, facts)
 
     def _list_parts(
-        self, reaching: Sequence[int], ranks: Mapping[int, NDArray[np.uint32]]
+        self,
+        reaching: Sequence[int],
+        ranks: Mapping[int, NDArray[np.uint32]],
+        doubtful: Sequence[Region],
     ) -> Iterator[Part]:
         regions = self.work.label_plan.layout.regions
         for tile in reaching:
             inside = regions[tile].intersect(self.region)
             assert inside is not None
-            yield Part(inside, view_tile(self.work, tile, inside), ranks[tile])
+            labels = view_tile(self.work, tile, inside)
+            # A tile that does not reach to what could not be read has labels beside it.
+            for area in doubtful:
+                labels[_find_slices(area, inside)] = 0
+            yield Part(inside, labels, ranks[tile])
+
+
+def _find_slices(area: Region, region: Region) -> tuple[slice, slice]:
+    """Where an area lies in the pixels of a region; nowhere, if they have none in common."""
+    inside = area.intersect(region)
+    return inside.shift(-region.y0, -region.x0).slices if inside else (slice(0), slice(0))
 
 
 def write_keys(work: Work, n_cells: int) -> None:

@@ -1,4 +1,4 @@
-"""The demo: simulate a slide with exact truth, segment it, score it, show it on one page."""
+"""The demo: simulate a slide with exact truth, segment cells and nuclei, score, show on a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from densebatch.scoring.overlay import RED, YELLOW, draw_outlines, draw_overlay,
 from densebatch.scoring.report import format_number
 from densebatch.scoring.settings import format_threshold
 from densebatch.simulation.slide_file import write_slide
-from densebatch.simulation.tissue import Tissue
+from densebatch.simulation.tissue import CHANNELS, Tissue
 from densebatch.slides.slide import open_slide
 
 if TYPE_CHECKING:
@@ -32,14 +32,33 @@ log = logging.getLogger(__name__)
 
 _CROP_PX = 384
 _SCALE = 2  # of the pictures
+_NUCLEI_MODEL = "dense-nuclei"
+_NUCLEI_UM = 4.5  # median diameter, which the network has to be told
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run on the simulated slide, and its score.
+
+    Attributes
+    ----------
+    channel : that was segmented
+    truth : label image
+    result, score : of the run
+    """
+
+    channel: str
+    truth: Path
+    result: SegmentResult
+    score: ImageScore
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made: the run, its score, and the page."""
+    """What the demo made: cells and nuclei with their scores, and the page."""
 
-    result: SegmentResult
-    score: ImageScore
+    cells: Scored
+    nuclei: Scored
     page: Path
 
 
@@ -51,7 +70,7 @@ def run_demo(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Simulate, segment, score and write `out/index.html`.
+    """Simulate, segment cells and nuclei, score both and write `out/index.html`.
 
     Parameters
     ----------
@@ -69,7 +88,7 @@ def run_demo(
     Returns
     -------
     DemoResult
-        The run, its score, and the page.
+        The runs, their scores, and the page.
 
     Raises
     ------
@@ -79,14 +98,29 @@ def run_demo(
     tissue = Tissue(height=size_px, width=size_px, seed=seed, empty_fraction=0.2)
     _claim_folder(out, tissue)
     slide = _simulate_slide(out, tissue, progress)
-    settings = SegmentSettings(membrane=("membrane",), workers=workers)
-    result = segment(slide, out / "result", settings, progress=progress)
-    truth = slide / "labels" / "truth"
-    score = score_files(result.labels, truth, ScoreOptions(), workers=2).images[0]
-    page = out / "index.html"
-    page.write_text(_write_page(tissue, slide, truth, result, score), encoding="utf-8")
-    log_event(log, "page written", path=str(page))
-    return DemoResult(result, score, page)
+    cells = SegmentSettings(membrane=(CHANNELS[0],), workers=workers)
+    nuclei = SegmentSettings(
+        membrane=(CHANNELS[1],), model=_NUCLEI_MODEL, diameter_um=_NUCLEI_UM, image="none",
+        workers=workers,
+    )  # fmt: skip
+    made = DemoResult(
+        _segment(slide, "truth", out / "result", cells, progress),
+        _segment(slide, "nuclei", out / "nuclei", nuclei, progress),
+        out / "index.html",
+    )
+    made.page.write_text(_write_page(tissue, slide, made), encoding="utf-8")
+    log_event(log, "page written", path=str(made.page))
+    return made
+
+
+def _segment(
+    slide: Path, truth: str, out: Path, settings: SegmentSettings, progress: Progress | None
+) -> Scored:
+    """Segment a channel and compare with one of the slide's label images."""
+    result = segment(slide, out, settings, progress=progress)
+    labels = slide / "labels" / truth
+    score = score_files(result.labels, labels, ScoreOptions(), workers=2).images[0]
+    return Scored(settings.membrane[0], labels, result, score)
 
 
 def _claim_folder(out: Path, tissue: Tissue) -> None:
@@ -107,54 +141,67 @@ def _claim_folder(out: Path, tissue: Tissue) -> None:
 def _simulate_slide(out: Path, tissue: Tissue, progress: Progress | None) -> Path:
     """The slide, with its truth as labels inside; a whole one of an earlier call is kept."""
     slide, done = out / "slide.ome.zarr", out / ".simulated"
-    if not done.exists():
+    if not (done.exists() and (slide / "labels" / "nuclei").exists()):
         shutil.rmtree(slide, ignore_errors=True)
         if progress is not None:
             progress.note(f"simulating {tissue.height} x {tissue.width} px of tissue")
-        write_slide(tissue, slide, threads=2)
+        write_slide(tissue, slide, nuclei=True, threads=2)
         done.touch()
     return slide
 
 
-def _write_page(
-    tissue: Tissue, slide: Path, truth: Path, result: SegmentResult, score: ImageScore
-) -> str:
-    """The page: one field in three pictures, the score at each threshold, how to look at it."""
-    crop = _choose_crop(score, (tissue.height, tissue.width))
-    image = open_slide(slide).read(0, crop)
-    expected = open_labels(truth)[crop.slices]
-    found = open_labels(result.labels)[crop.slices]
-    where = f"rows {crop.y0} to {crop.y1}, columns {crop.x0} to {crop.x1}"
-    drawn = {
-        f"Truth (red), {where}": draw_outlines(expected, image, RED, scale=_SCALE),
-        "Prediction (yellow)": draw_outlines(found, image, YELLOW, scale=_SCALE),
-        "What matched: found yellow, missed red, spurious green": draw_overlay(
-            expected, found, score.cells, image, scale=_SCALE
-        ),
-    }
+def _write_page(tissue: Tissue, slide: Path, made: DemoResult) -> str:
+    """The page: one field in pictures, the score at each threshold, how to look at it."""
+    crop = _choose_crop(made.cells.score, (tissue.height, tissue.width))
+    report = made.cells.result.report
     rows = [
         [
             format_threshold(threshold),
             *map(str, (at.tp, at.fp, at.fn)),
-            *map(format_number, (at.ap, at.precision, at.recall)),
+            *map(format_number, (at.ap, at.precision, at.recall, of_nuclei.ap)),
         ]
-        for threshold, at in zip(score.settings.thresholds, score.by_threshold, strict=True)
+        for threshold, at, of_nuclei in zip(
+            made.cells.score.settings.thresholds,
+            made.cells.score.by_threshold,
+            made.nuclei.score.by_threshold,
+            strict=True,
+        )
     ]
-    report = result.report
     return render_page(
         "demo.html",
         title="densebatch demo",
         tissue=tissue,
-        n_truth=score.n_truth,
-        n_found=result.cells,
+        n_truth=made.cells.score.n_truth,
+        n_found=made.cells.result.cells,
+        n_nuclei=made.nuclei.score.n_truth,
+        n_nuclei_found=made.nuclei.result.cells,
+        nuclei_um=_NUCLEI_UM,
         seconds=report["seconds"]["total"],
         network_patches=report["network_patches"],
-        ap=format_number(score.at("0.50").ap),
-        pictures=[Picture(caption, encode_png(pixels)) for caption, pixels in drawn.items()],
-        headings=["IoU", "TP", "FP", "FN", "AP", "precision", "recall"],
+        ap=format_number(made.cells.score.at("0.50").ap),
+        nuclei_ap=format_number(made.nuclei.score.at("0.50").ap),
+        pictures=_draw(made.cells, slide, crop),
+        nuclei_pictures=_draw(made.nuclei, slide, crop),
+        headings=["IoU", "TP", "FP", "FN", "AP", "precision", "recall", "AP of nuclei"],
         rows=rows,
-        views=[slide, report["view"]],
+        views=[slide, report["view"], made.nuclei.result.report["view"]],
     )
+
+
+def _draw(found: Scored, slide: Path, crop: Region) -> list[Picture]:
+    """A field of a run in three pictures."""
+    image = open_slide(slide).read(CHANNELS.index(found.channel), crop)
+    expected = open_labels(found.truth)[crop.slices]
+    labels = open_labels(found.result.labels)[crop.slices]
+    where = f"rows {crop.y0} to {crop.y1}, columns {crop.x0} to {crop.x1}"
+    drawn = {
+        f"Truth (red), {where}": draw_outlines(expected, image, RED, scale=_SCALE),
+        "Prediction (yellow)": draw_outlines(labels, image, YELLOW, scale=_SCALE),
+        "What matched: found yellow, missed red, spurious green": draw_overlay(
+            expected, labels, found.score.cells, image, scale=_SCALE
+        ),
+    }
+    return [Picture(caption, encode_png(pixels)) for caption, pixels in drawn.items()]
 
 
 def _choose_crop(score: ImageScore, shape: tuple[int, int]) -> Region:

@@ -26,7 +26,7 @@ from densebatch.base.errors import SegmenterError
 from densebatch.segmenters.find import find_segmenter
 from densebatch.segmenters.function import wrap
 from densebatch.segmenters.run import find_fault, label_tile
-from densebatch.segmenters.segmenter import Segmenter, Tile
+from densebatch.segmenters.segmenter import Segmenter, SlideFacts, Tile
 from densebatch.testing.memory import measure_call
 from densebatch.testing.scene import draw_scene
 
@@ -164,7 +164,9 @@ class _Conformance:
         self._names = ("membrane", "nuclei")[-channels:]
         self._scene: Scene = draw_scene(channels, diameter_px)
         levels = [float(threshold_otsu(plane)) for plane in self._scene.image]
-        self._options = segmenter.complete_options(options, levels, diameter_px)
+        self._options = segmenter.complete_options(
+            options, SlideFacts(tuple(levels), diameter_px, um_per_px)
+        )
 
     def _tile(self, image: NDArray[np.float32]) -> Tile:
         return Tile(image.copy(), self._names, self._um_per_px, self._options)

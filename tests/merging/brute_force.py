@@ -136,13 +136,13 @@ def merge(tiles):
     for group in groups:
         top = min(group, key=lambda node: (-trust[node], node))
         members = [top] if trust[top] > 0 else group
-        is_fragment = max(far[m] for m in group) < 3 and all(
+        is_fragment = all(far[m] < max(3, longest_side(pixels[m])) for m in group) and all(
             any(
                 pixels_of_box(pixels[m]) <= ground
                 and distance(pixels[m], boxes[t], set().union(*grounds[:t], *grounds[t + 1 :]))
                 > far[m]
                 for t, ground in enumerate(grounds)
-                if t != m[0]
+                if t not in {n[0] for n in group}
             )
             for m in group
         )
@@ -161,6 +161,10 @@ def merge(tiles):
     cells = [set().union(*(pixels[m] for m in item[3])) for item in stands]
     larger = [cell for cell, item in zip(cells, stands, strict=True) if item[0] == 0]
     return cells, larger
+
+
+def longest_side(pixels):
+    return max(1 + max(p[axis] for p in pixels) - min(p[axis] for p in pixels) for axis in (0, 1))
 
 
 def pixels_of_box(pixels):

@@ -95,6 +95,20 @@ def test_so_is_one_that_ends_just_before_the_border():
     assert place == Place(Region(0, 6, 2, 7), (1,))
 
 
+def test_a_cell_near_the_borders_of_both_tiles_is_kept():
+    """Each would see the other's copy further from its own border, and both know the cell."""
+    merged = merge(14, (0, "......aaaaa.", "......aaaaa."), (4, ".bbbbb....", ".bbbbb...."))
+    assert show(merged.labels) == ["......aaaaa..."] * 2
+    assert not merged.decision.dropped
+
+
+def test_what_is_nearer_to_a_border_than_it_is_long_is_dropped_if_the_other_tile_knows_nothing():
+    merged = merge(20, (0, "..........aaaa..", "..........aaaa.."), (4, "." * 16, "." * 16))
+    assert not merged.labels.any()
+    (place,) = merged.decision.dropped
+    assert place == Place(Region(0, 10, 2, 14), (0,))
+
+
 def test_a_cell_that_only_one_tile_found_is_kept():
     merged = merge(12, (0, "......aa..", "......aa.."), (4, "........", "........"))
     assert show(merged.labels) == ["......aa...."] * 2

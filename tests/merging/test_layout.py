@@ -60,9 +60,9 @@ def test_tiles_that_lie_against_each_other_cut_and_share_nothing():
     assert layout.narrowest_px == 0
 
 
-def test_witnesses_hold_all_of_a_label_further_from_their_borders():
+def test_a_tile_holds_a_label_better_if_it_is_further_from_its_borders():
     boxes = np.array([[2, 8, 5, 10], [2, 6, 5, 9], [2, 7, 5, 10], [2, 8, 5, 9]])
     distances = GRID.distances(0, boxes)
     assert distances.tolist() == [0, 1, 0, 1]
     assert GRID.distances(1, boxes)[[0, 2, 3]].tolist() == [1, 0, 1]
-    assert GRID.witnesses(0, boxes, distances).tolist() == [True, False, False, False]
+    assert GRID.holds_better(1, boxes, distances).tolist() == [True, False, False, False]

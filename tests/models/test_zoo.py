@@ -298,7 +298,7 @@ def test_list_tells_where_models_are(capsys, cache, network):
     out = run(capsys)
     assert out == run(capsys, "list")
     rows = {line.split()[0]: re.split(r"  +", line)[1:] for line in out.splitlines()}
-    assert set(rows) == {"dense", "dense-small", "dense-tiny", *zoo.KNOWN}
+    assert set(rows) == {"dense", "dense-nuclei", "dense-small", "dense-tiny", *zoo.KNOWN}
     state, where = rows["dense-small"]
     assert state == "bundled"
     assert Path(where).is_file()

@@ -21,7 +21,7 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import prepare
 from densebatch.run.segment import segment
-from densebatch.simulation.tissue import Tissue, render
+from densebatch.simulation.tissue import Tissue, render, render_with_nuclei
 from densebatch.slides.slide import open_slide
 from densebatch.survey.channel import survey_channel
 from tests.helpers.run_files import simulate, write_tiff
@@ -86,16 +86,20 @@ def test_nothing_is_estimated_of_a_blank_slide(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell_px", [10.0, 15.0, 33.0])
-def test_the_diameter_of_simulated_cells_is_estimated(tmp_path, cell_px):
-    """Within an eighth, a quarter of which the network itself does not know it better."""
+@pytest.mark.parametrize(
+    ("model", "channel", "within"),
+    [(MODEL, 0, 0.2), ("dense-nuclei", 1, 0.1)],  # the second was trained on several scales
+)
+def test_the_diameter_of_simulated_cells_is_estimated(tmp_path, model, channel, within, cell_px):
     side = round(700 * max(1.0, cell_px / 15))
     tissue = Tissue(side, side, seed=5, cell_diameter_px=cell_px, stained_fraction=0.7)
-    pixels, truth = render(tissue, Region(0, 0, side, side))
-    true_px = float(np.median(2 * np.sqrt(np.unique(truth, return_counts=True)[1][1:] / np.pi)))
-    slide, seen = survey(write_tiff(tmp_path / "a.ome.tif", pixels[:1], ["M"]))
-    fields = choose_fields([seen], truth.shape)
-    found = estimate_diameter(slide, find_model(MODEL), [seen.bounds], None, fields, "cpu")
-    assert found.diameter_px == pytest.approx(true_px, rel=0.125)
+    pixels, *truths = render_with_nuclei(tissue, Region(0, 0, side, side))
+    areas = np.unique(truths[channel], return_counts=True)[1][1:]
+    true_px = float(np.median(2 * np.sqrt(areas / np.pi)))
+    slide, seen = survey(write_tiff(tmp_path / "a.ome.tif", pixels[channel][None], ["M"]))
+    fields = choose_fields([seen], (side, side))
+    found = estimate_diameter(slide, find_model(model), [seen.bounds], None, fields, "cpu")
+    assert found.diameter_px == pytest.approx(true_px, rel=within)
     assert found.cells > 30
 
 

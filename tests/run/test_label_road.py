@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
 from densebatch.run.status import read_status
+from densebatch.scoring.score import score_labels
+from densebatch.simulation.tissue import Tissue, render
 from densebatch.stages.label import read_image
 from densebatch.stages.work import Work
 from densebatch.upkeep.repair import repair
@@ -35,6 +38,7 @@ from tests.helpers.run_files import (
     tasks_folder,
     write_tiff,
 )
+from tests.helpers.slide_files import write_zarr
 
 SHAPE = (420, 530)
 DIAMETER = 16
@@ -146,6 +150,24 @@ def test_bits_do_not_depend_on_workers_and_order(slide, clean, tmp_path, workers
     assert_same_output(tmp_path / "out", output_bytes(clean))
 
 
+@pytest.mark.slow
+def test_a_network_finds_the_same_cells_on_both_roads(tmp_path):
+    """As labels of tiles and by its flows; `benchmarks/label_road.py` asks it of real fields."""
+    pixels, truth = (render(Tissue(760, 900, seed=9), Region(0, 0, 760, 900))[k] for k in (0, 1))
+    slide = write_tiff(tmp_path / "a.ome.tif", pixels, ["CD3", "DAPI"])
+    shared = {"membrane": ("CD3",), "tile": 512, "workers": 0}
+    segment(slide, tmp_path / "flows", model="dense-small", **shared)
+    segment(
+        slide, tmp_path / "labels", segmenter="benchmarks.label_functions:label_by_flows",
+        segmenter_options={"model": "dense-small"}, overlap=64, **shared,
+    )  # fmt: skip
+    flows, labels = (read_result(tmp_path / name)[0] for name in ("flows", "labels"))
+    assert count_faults(flows, labels, 0.8)["good"] >= 0.97
+    scores = [score_labels(truth, found).by_threshold[0].ap for found in (flows, labels)]
+    assert scores[0] > 0.7
+    assert abs(scores[0] - scores[1]) <= 0.01
+
+
 def test_what_the_segmenter_sees(tmp_path):
     """Planes in their order, 0 to 1 however bright, and the pixel size."""
     pixels = np.random.default_rng(1).integers(0, 900, (3, 300, 300), np.uint16)
@@ -253,16 +275,13 @@ def test_cells_larger_than_the_overlap_are_told_and_kept(slide, tmp_path):
     assert any("1 cell larger than the overlap" in note for note in progress.notes)
 
 
-@pytest.mark.parametrize("damaged", ["labels/cells/0", "labels/cells/1", "work"])
+@pytest.mark.parametrize("damaged", ["labels/cells/0", "labels/cells/1"])
 def test_a_damaged_result_is_mended(slide, tmp_path, damaged):
     out = tmp_path / "out"
     segment(slide, out, **OPTIONS)
     files = read_files([out])
     rng = np.random.default_rng(1)
     chosen = [p for p in files if damaged in p.as_posix() and "/c/" in p.as_posix()]
-    if damaged == "work":
-        assert not chosen  # nothing of a whole run's work stays
-        return
     for path in chosen:
         flip(path, rng)
     assert not verify(out).is_right
@@ -401,3 +420,36 @@ def test_a_sweep_says_why_not(pixels, tmp_path, capsys):
     )
     assert code == 2
     assert "a segmenter has none" in err
+
+
+def test_nothing_is_labelled_where_the_slide_cannot_be_read(pixels, tmp_path):
+    """Also not by tiles that see no pixel of it, although they reach into its surroundings."""
+    slide = write_zarr(tmp_path / "a.ome.zarr", pixels, labels=["CD3", "DAPI"], chunks=(1, 40, 40))
+    chunk = slide / "0/c/1/4/4"
+    data, state = chunk.read_bytes(), chunk.stat()
+
+    def write(content):
+        chunk.write_bytes(content)
+        os.utime(chunk, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    write(b"\0" * len(data))
+    out = tmp_path / "out"
+    result = segment(slide, out, **OPTIONS)
+    assert result.is_partial
+    region = Region(160, 160, 200, 200)
+    assert [u["region"] for u in read_report(out)["unread"]] == [[160, 160, 200, 200]]
+    missing = zarr.open_array(out / "segmentation.ome.zarr/labels/missing/0", mode="r")[:] == 1
+    around = region.expand(OPTIONS["overlap"] // 2)
+    assert missing[around.slices].all()
+    assert missing.sum() == around.area
+    # The hole begins where a tile ends, which has cells in what the hole leaves in doubt.
+    plan = OutputFolder(out).read_marker()
+    assert any(r.intersect(around) and not r.intersect(region) for r in plan.layout.regions)
+    labels, table = read_result(out)
+    assert not labels[missing].any()
+    assert labels[~missing].any()
+    assert table["touches_missing"].any()
+    assert verify(out).is_right
+    write(data)
+    assert not segment(slide, out, **OPTIONS).is_partial
+    assert read_result(out)[0][missing].any()

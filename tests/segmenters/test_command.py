@@ -19,6 +19,7 @@ from densebatch.base.errors import InputError, SegmenterError
 from densebatch.segmenters.find import find_segmenter
 from densebatch.segmenters.run import label_tile
 from densebatch.segmenters.segmenter import Tile
+from tests.helpers.slide_facts import tell
 
 PERL = Path(__file__).with_name("bright_pieces.pl")
 
@@ -40,7 +41,7 @@ def draw_tile(options, planes=1, um_per_px=0.325):
 def label(spec, planes=1, um_per_px=0.325, **options):
     segmenter = find_segmenter(spec)
     return label_tile(
-        segmenter, draw_tile(segmenter.complete_options(options, [0.5], 20.0), planes, um_per_px)
+        segmenter, draw_tile(segmenter.complete_options(options, tell(0.5)), planes, um_per_px)
     )
 
 
@@ -61,7 +62,7 @@ def test_a_name_is_short_and_without_folders():
 
 def refusal(spec, **options):
     with pytest.raises(InputError) as caught:
-        find_segmenter(spec).complete_options(options, [0.5], 20.0)
+        find_segmenter(spec).complete_options(options, tell(0.5))
     return str(caught.value)
 
 
@@ -247,7 +248,7 @@ def test_a_command_that_cannot_work_is_refused(command, message):
 
 def test_options_are_strict(tmp_path):
     spec = write_script(tmp_path, "")
-    assert find_segmenter(spec).complete_options({}, [], 20.0) == {
+    assert find_segmenter(spec).complete_options({}, tell()) == {
         "timeout_s": 1800.0, "dtype": "float32", "labels": "tif"
     }  # fmt: skip
     assert "accepted settings: timeout_s, dtype, labels" in refusal(spec, threads=2)

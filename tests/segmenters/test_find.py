@@ -13,6 +13,7 @@ from densebatch.segmenters import find
 from densebatch.segmenters.find import find_segmenter, list_segmenters
 from densebatch.segmenters.run import label_tile
 from densebatch.segmenters.segmenter import Tile
+from tests.helpers.slide_facts import tell
 
 MODULE = """
 import numpy as np
@@ -34,11 +35,16 @@ class Own(Segmenter):
     def __init__(self, spec="?", name="own", identity="1", packages=None, bytes_per_px=9):
         super().__init__(spec, name, identity, packages or {"numpy": "2"}, bytes_per_px)
 
-    def complete_options(self, given, levels, diameter_px):
-        return {"levels": list(levels)}
+    def complete_options(self, given, slide):
+        return {"levels": list(slide.levels)}
 
     def label(self, tile):
         return np.ones(tile.image.shape[1:], np.uint8)
+
+
+class Bare(Own):
+    def __init__(self):
+        super().__init__()
 
 
 class Odd(Own):
@@ -79,7 +85,7 @@ def refusal(spec):
 
 
 def label(segmenter, **options):
-    complete = segmenter.complete_options(options, [0.25], 20.0)
+    complete = segmenter.complete_options(options, tell(0.25))
     return label_tile(segmenter, Tile(np.zeros((1, 3, 4), np.float32), ("n",), None, complete))
 
 
@@ -104,7 +110,7 @@ def test_a_function_is_found_by_its_module(install):
     segmenter = find_segmenter("bright_cells:label")
     assert (segmenter.spec, segmenter.name) == ("bright_cells:label", "label")
     assert segmenter.packages == {}
-    assert segmenter.complete_options({"number": 3}, [0.25], 20.0) == {
+    assert segmenter.complete_options({"number": 3}, tell(0.25)) == {
         "levels": [0.25],
         "diameter_px": 20.0,
         "number": 3,
@@ -172,6 +178,9 @@ def test_a_package_does_not_replace_a_built_in(install):
          "the class cannot be called without arguments (TypeError: Odd.__init__() missing 1 "
          "required positional argument: 'model'); accepted are those that can, an object or a "
          "function"),
+        ("bright_cells:Bare",
+         "a Bare takes other arguments than it has attributes (Bare.__init__() got an unexpected "
+         "keyword argument 'spec'); accepted is a frozen dataclass"),
         ("./cells.py:label", "accepted is module:function"),
     ],
 )  # fmt: skip
@@ -199,9 +208,9 @@ def test_options_of_functions_are_what_json_holds(install):
     install()
     segmenter = find_segmenter("bright_cells:label")
     with pytest.raises(InputError, match="accepted is what JSON can hold"):
-        segmenter.complete_options({"model": object()}, [0.1], 20.0)
+        segmenter.complete_options({"model": object()}, tell(0.1))
     with pytest.raises(InputError, match="accepted is what JSON can hold"):
-        segmenter.complete_options({"level": float("nan")}, [0.1], 20.0)
+        segmenter.complete_options({"level": float("nan")}, tell(0.1))
 
 
 def test_finding_and_listing_import_no_heavy_library():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -85,3 +86,24 @@ def test_an_interrupt_is_no_failure_of_the_segmenter():
 
     with pytest.raises(KeyboardInterrupt):
         run(cells)
+
+
+def test_a_function_that_ends_its_process_fails_its_tile_only():
+    def cells(image, um_per_px, options):
+        sys.exit("no licence")
+
+    with pytest.raises(SegmenterError) as caught:
+        run(cells)
+    assert str(caught.value) == "segmenter cells: SystemExit: no licence"
+
+
+def test_what_a_function_writes_into_its_options_stays_there():
+    tile = Tile(TILE.image, TILE.channels, None, {"levels": [0.5]})
+
+    def cells(image, um_per_px, options):
+        options["levels"][0] += 0.1
+        options["more"] = 1
+        return np.zeros((2, 3), int)
+
+    label_tile(wrap(cells, "mine:cells", "cells", __name__), tile)
+    assert tile.options == {"levels": [0.5]}

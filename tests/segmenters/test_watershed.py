@@ -8,17 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from densebatch.base.errors import InputError, SegmenterError
+from densebatch.base.errors import InputError
 from densebatch.segmenters.find import find_segmenter
 from densebatch.segmenters.run import label_tile
 from densebatch.segmenters.segmenter import Tile
+from tests.helpers.slide_facts import tell
 
 WATERSHED = find_segmenter("watershed")
 
 
 def label(image, um_per_px=None, levels=(0.5, 0.5), **options):
     names = ("membrane", "nuclei")[-len(image) :]
-    complete = WATERSHED.complete_options(options, levels[-len(image) :], 20.0)
+    complete = WATERSHED.complete_options(
+        options, tell(*levels[-len(image) :], um_per_px=um_per_px)
+    )
     return label_tile(WATERSHED, Tile(image, names, um_per_px, complete))
 
 
@@ -80,17 +83,17 @@ def test_lengths_in_um_are_those_in_pixels():
     in_px = label(image, diameter_px=12, grow_px=4)
     np.testing.assert_array_equal(in_px, label(image, 0.5, diameter_um=6, grow_um=2))
     np.testing.assert_array_equal(label(image, diameter_px=20), label(image))
-    with pytest.raises(SegmenterError) as caught:
+    with pytest.raises(InputError) as caught:
         label(image, diameter_um=6)
     assert str(caught.value) == (
-        "segmenter watershed: diameter_um is 6 but the slide does not tell the size of its "
-        "pixels; accepted is diameter_px"
+        "options of the segmenter watershed: diameter_um is 6 but the slide does not tell the size "
+        "of its pixels; accepted are diameter_px, or the size by --pixel-size"
     )
 
 
 def test_the_threshold_is_the_slides_unless_given():
-    assert WATERSHED.complete_options({}, [0.2, 0.7], 20.0)["threshold"] == 0.7
-    assert WATERSHED.complete_options({"threshold": 0.1}, [0.2, 0.7], 20.0)["threshold"] == 0.1
+    assert WATERSHED.complete_options({}, tell(0.2, 0.7))["threshold"] == 0.7
+    assert WATERSHED.complete_options({"threshold": 0.1}, tell(0.2, 0.7))["threshold"] == 0.1
     image = np.full((1, 40, 40), 0.4, np.float32)
     assert label(image, diameter_px=9, threshold=0.3).any()
     assert not label(image, diameter_px=9).any()
@@ -113,6 +116,11 @@ def test_objects_below_the_least_size_are_dropped():
         ({"size": 3}, "setting 'size' = 3: extra inputs are not permitted; accepted settings: "
          "diameter_px, diameter_um, threshold, min_size, grow_px, grow_um"),
         ({"diameter_px": 0}, "setting 'diameter_px' = 0: input should be greater than 0"),
+        ({"diameter_px": 1e9}, "setting 'diameter_px' = 1000000000.0: input should be less than or "
+         "equal to 1000"),
+        ({"threshold": 5}, "setting 'threshold' = 5: input should be less than or equal to 1"),
+        ({"threshold": float("nan")}, "setting 'threshold' = nan: input should be greater than or "
+         "equal to 0"),
         ({"min_size": True}, "setting 'min_size' = True: a number is accepted, not a truth value"),
         ({"diameter_px": 3, "diameter_um": 3},
          "diameter_px and diameter_um are both given; accepted is one of them"),
@@ -120,7 +128,7 @@ def test_objects_below_the_least_size_are_dropped():
 )  # fmt: skip
 def test_options_are_strict(options, message):
     with pytest.raises(InputError) as caught:
-        WATERSHED.complete_options(options, [0.5], 20.0)
+        WATERSHED.complete_options(options, tell(0.5))
     assert str(caught.value) == f"options of the segmenter watershed: {message}"
 
 
@@ -141,8 +149,8 @@ def test_a_tile_changes_nothing_two_diameters_from_its_border(seed, diameter, le
         assert_same_objects(label(image, **options)[y0:y1, x0:x1][inner, inner], tile)
 
     # Where the foreground is one confluent piece, a flood reaches a diameter beyond a marker. Cells
-    # have one and a half diameters of a nucleus.
-    compare(image[1:], round(2.5 * diameter))
+    # have one and a half diameters of a nucleus. Filters end at whole pixels.
+    compare(image[1:], round(2.5 * diameter) + 2)
     compare(image, 3 * diameter)
 
 

@@ -33,30 +33,45 @@ def test_the_page_tells_the_run_and_its_score(made):
     assert demo.page == out / "index.html"
     page = demo.page.read_text(encoding="utf-8")
     assert "A simulated slide of 256 x 256 px (0.5 µm/px, seed 3) with" in page
-    assert f" with {demo.score.n_truth} stained cells" in page
-    assert f"found {demo.result.cells} in" in page
-    at = demo.score.at("0.50")
+    assert f" with {demo.cells.score.n_truth} stained cells" in page
+    assert f"found {demo.cells.result.cells} in" in page
+    at = demo.cells.score.at("0.50")
     assert at.tp >= 10
     assert f"AP at IoU 0.50: <b>{at.ap:.3f}</b>" in page
     rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", page)][1:]
     assert [row[0] for row in rows] == [f"0.{k}" for k in range(50, 100, 5)]
     assert rows[0][1:5] == [f"{at.tp}", f"{at.fp}", f"{at.fn}", f"{at.ap:.3f}"]
-    assert page.count('src="data:image/png;base64,') == page.count("<img") == 3
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 6
+    nuclei = demo.nuclei.score
+    found = f"found {demo.nuclei.result.cells} of {nuclei.n_truth} nuclei"
+    assert found in page
+    assert rows[0][7] == f"{nuclei.at('0.50').ap:.3f}"
+    assert f"AP at IoU 0.50: <b>{nuclei.at('0.50').ap:.3f}</b>" in page
+    assert "told that they are 4.5 µm wide" in page
     assert f"napari --plugin napari-ome-zarr {out / 'slide.ome.zarr'}</code>" in page
     assert noted[0] == "simulating 256 x 256 px of tissue"
 
 
 def test_the_score_is_that_of_the_files(made):
     out, demo, _ = made
-    (score,) = score_files(demo.result.labels, out / "slide.ome.zarr" / "labels" / "truth").images
-    assert score == demo.score
+    truth = out / "slide.ome.zarr" / "labels"
+    for run, name in ((demo.cells, "truth"), (demo.nuclei, "nuclei")):
+        (score,) = score_files(run.result.labels, truth / name).images
+        assert score == run.score
+
+
+def test_nuclei_of_dark_cells_are_found_too(made):
+    _, demo, _ = made
+    score = demo.nuclei.score
+    assert score.n_truth > demo.cells.score.n_truth
+    assert score.at("0.50").ap > 0.8
 
 
 def test_the_same_demo_is_completed_and_another_refused(made):
     out, demo, _ = made
     notes = Notes()
     again = run_demo(out, size_px=256, seed=3, workers=0, progress=notes)
-    assert again.score == demo.score
+    assert (again.cells.score, again.nuclei.score) == (demo.cells.score, demo.nuclei.score)
     assert not [text for text in notes.noted if text.startswith("simulating")]
     with pytest.raises(InputError, match="is in use; accepted is a new or empty folder"):
         run_demo(out, size_px=256, seed=4, workers=0)

@@ -25,6 +25,7 @@ _COMMANDS = {
     "segment": ("densebatch.cli.segment", "Segment a slide into OME-Zarr labels."),
     "status": ("densebatch.cli.status", "Say how a run stands, from its files."),
     "verify": ("densebatch.cli.verify", "Check a result, and mend what is damaged."),
+    "measure": ("densebatch.cli.verify", "Measure the cells of a result again."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
     "merge": ("densebatch.cli.merge", "Merge overlapping label tiles of any tool."),
     "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),

@@ -25,15 +25,26 @@ if TYPE_CHECKING:
     # Pixels of a channel in a region, and the regions in it that could not be read by the run.
     PixelReader = Callable[[int, Region], tuple[NDArray[Any], Sequence[Region]]]
 
+_MOST_IDS = 2**24  # that are looked up in a table
+
 
 def _read_local(spec: PyramidSpec, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Labels 1..k of a unit, and the id of each."""
     labels = read_unit(spec, 0, region)
-    ids = np.unique(labels)
-    ids = ids[ids > 0].astype(np.uint32)
-    local = (np.searchsorted(ids, labels) + 1).astype(np.uint32)
-    local[labels == 0] = 0
-    return local, ids
+    if labels.max() >= _MOST_IDS:  # of damaged labels, say
+        ids = np.unique(labels)
+        table = None
+    else:
+        is_there = np.zeros(int(labels.max()) + 1, np.bool_)
+        is_there[labels.reshape(-1)] = True
+        ids = np.flatnonzero(is_there)
+        table = np.cumsum(is_there, dtype=np.uint32)
+    has_background = bool(ids[0] == 0)
+    local = np.searchsorted(ids, labels) + 1 if table is None else table[labels]
+    local = local.astype(np.uint32, copy=False)
+    if has_background:
+        local -= np.uint32(1)
+    return local, ids[has_background:].astype(np.uint32)
 
 
 def list_cells(spec: PyramidSpec, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

@@ -70,6 +70,12 @@ def describe_measures(
         Names of all channels of the image.
     source
         Which image, if it is not the run's slide.
+
+    Returns
+    -------
+    dict
+        `unread` is for what `densebatch measure` could not read; what the run could not read is in
+        its report already.
     """
     return {
         "from": source,
@@ -77,6 +83,7 @@ def describe_measures(
         "channel_indices": list(measures.channels),
         "quantiles": list(measures.quantiles),
         "neighbour_radius_um": measures.radius_um,
+        "unread": [],
     }
 
 

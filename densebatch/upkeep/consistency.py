@@ -380,7 +380,7 @@ def _check_copy(content: Content, source: PixelSource) -> Iterator[Finding]:
             copied = read_unit(content.spec, 0, region, channel)
         except InputError as error:
             return describe_cause(error)
-        known = source.find_holes(channel, region)
+        known = source.find_run_holes(channel, region)
         differs = not holes and not known and pixels.tobytes() != copied.tobytes()
         return "is not the image of the slide" if differs else None
 

@@ -109,11 +109,9 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("features") / "cells.parquet"
 
 
-@given(
-    st.one_of(noise, blobs()), st.integers(1, 30), st.integers(0, 2**31), st.sampled_from("BHif")
-)
+@given(st.data(), st.integers(1, 30), st.integers(0, 2**31), st.sampled_from("BHif"))
 @settings(max_examples=150, deadline=None)
-def test_any_labels(path, labels, step, seed, kind):
+def test_any_labels(path, data, step, seed, kind):
     """One pixel, lines, rings, many pieces; cut into shards of any size."""
     labels = renumber(data.draw(st.one_of(noise, blobs())))
     rng = np.random.default_rng(seed)

@@ -28,6 +28,13 @@ def list_one(value: object) -> object:
     return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
+def split_numbers(value: object) -> object:
+    """Numbers with commas between them, such as `0.5,0.9`; one may be given without a list."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, int | float) else value
+
+
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -58,6 +65,10 @@ Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(refuse_bool)]
 Integer = Annotated[int, BeforeValidator(refuse_bool)]
 Count = Annotated[int, Field(ge=0), BeforeValidator(refuse_bool)]
 PositiveCount = Annotated[int, Field(gt=0), BeforeValidator(refuse_bool)]
+Fractions = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1), BeforeValidator(refuse_bool)], ...],
+    BeforeValidator(split_numbers),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(list_one)]
 
 _Settings = TypeVar("_Settings", bound=BaseModel)

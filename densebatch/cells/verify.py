@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy import ndimage
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.cells.groups import compare_array, find_format, open_array, read_attributes
-from densebatch.cells.measure import N_SHAPES, CellSums, add_intensities, measure_shapes
 from densebatch.cells.pyramid import (
     array_settings,
     label_path,
@@ -37,15 +35,12 @@ from densebatch.ngff.metadata import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
-
-    # Pixels of a channel in a region, and the regions in it that could not be read by the run.
-    PixelReader = Callable[[int, Region], tuple[NDArray[Any], Sequence[Region]]]
 
 _PLAIN = (("scale", 1.0, 1.0),)
 
@@ -160,83 +155,8 @@ def _are_same(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     return same | (a != a) & (b != b) if a.dtype.kind == "f" else same
 
 
-def measure_unit(
-    spec: PyramidSpec,
-    region: Region,
-    channels: Sequence[int],
-    read_pixels: PixelReader | None,
-    gaps: PyramidSpec | None,
-) -> CellSums:
-    """Sums over the cells of one unit, as numbering took them.
-
-    Parameters
-    ----------
-    spec, region
-        Which unit, at full resolution.
-    channels
-        Of the slide, whose intensities are summed.
-    read_pixels
-        Reads them; None sums none.
-    gaps
-        The label image that marks pixels without a result; None if there is none.
-
-    Raises
-    ------
-    InputError
-        If labels or pixels cannot be read.
-    """
-    labels = read_unit(spec, 0, region)
-    ids = np.unique(labels)
-    ids = ids[ids > 0]
-    local = (np.searchsorted(ids, labels) + 1).astype(np.uint32)
-    local[labels == 0] = 0
-    shapes = measure_shapes(local, ids.size, region.y0, region.x0)
-    sums = np.zeros((ids.size, len(channels)), np.float64)
-    missing = np.zeros(sums.shape, np.int64)
-    for column, channel in enumerate(channels if read_pixels is not None and ids.size else ()):
-        assert read_pixels is not None
-        pixels, holes = read_pixels(channel, region)
-        total, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
-        exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
-        add_intensities(local, exact, total, left_out)
-        for hole in holes:
-            touched = np.unique(local[hole.shift(-region.y0, -region.x0).slices])
-            total[touched[touched > 0] - 1] = np.nan
-        sums[:, column], missing[:, column] = total, left_out
-    touching = np.zeros(ids.size, np.bool_)
-    if gaps is not None:
-        touching[_find_touching(gaps, region, local) - 1] = True
-    return CellSums(ids.astype(np.uint32), shapes, sums, missing, touching)
-
-
-def _find_touching(
-    gaps: PyramidSpec, region: Region, local: NDArray[np.uint32]
-) -> NDArray[np.uint32]:
-    """Labels beside a pixel without a result, diagonally or not."""
-    around = region.expand(1).clip(gaps.height, gaps.width)
-    array = open_array(level_path(gaps, 0))
-    try:
-        marked = np.asarray(array[around.slices]) != 0
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{label_path(gaps)} is damaged at {around}: {error}.") from error
-    beside = ndimage.maximum_filter(marked, 3, mode="constant")
-    inside = region.shift(-around.y0, -around.x0).slices
-    found: NDArray[np.uint32] = np.unique(local[beside[inside]])
-    return found[found > 0]
-
-
-def split_strangers(part: CellSums, n_cells: int) -> tuple[CellSums, NDArray[np.uint32]]:
-    """The sums of a unit over the cells 1..n_cells, and the ids in it that are none of these."""
-    known = part.ids <= n_cells
-    kept = CellSums(
-        part.ids[known], part.shapes[known], part.sums[known], part.missing[known],
-        part.touching[known],
-    )  # fmt: skip
-    return kept, part.ids[~known]
-
-
 def compare_seeds(
-    seeds: NDArray[np.int64], shapes: NDArray[np.int64], width: int, reach_px: int
+    seeds: NDArray[np.int64], boxes: NDArray[np.int64], width: int, reach_px: int
 ) -> str | None:
     """What speaks against the cells 1..N being numbered in raster order of these seeds.
 
@@ -244,24 +164,22 @@ def compare_seeds(
     ----------
     seeds
         `(N,)` linear index of each cell's seed in the image.
-    shapes
-        `(N, 7)` as of `measure_shapes`.
+    boxes
+        `(N, 4)` of the cells: y0, x0, y1, x1; empty for a cell without a pixel.
     width
         Of the image.
     reach_px
         No pixel of a cell is further from its seed.
     """
-    assert shapes.shape[1] == N_SHAPES
-    if seeds.shape != shapes.shape[:1]:
-        return f"has {seeds.size} seeds for {len(shapes)} cells"
+    if seeds.shape != boxes.shape[:1]:
+        return f"has {seeds.size} seeds for {len(boxes)} cells"
     wrong = np.flatnonzero(np.diff(seeds) <= 0)
     if wrong.size:
         return f"cells are not numbered in raster order: cell {wrong[0] + 2} comes too late"
     y, x = np.divmod(seeds, width)
-    boxes = shapes[:, 3:]
     near = (y >= boxes[:, 0] - reach_px) & (y < boxes[:, 2] + reach_px)
     near &= (x >= boxes[:, 1] - reach_px) & (x < boxes[:, 3] + reach_px)
-    far = np.flatnonzero(~near & (shapes[:, 0] > 0))
+    far = np.flatnonzero(~near & (boxes[:, 2] > boxes[:, 0]))
     if far.size:
         return f"{far.size} cells lie far from their seeds, the first is {far[0] + 1}"
     return None

@@ -25,6 +25,7 @@ _COMMANDS = {
     "segment": ("densebatch.cli.segment", "Segment a slide into OME-Zarr labels."),
     "status": ("densebatch.cli.status", "Say how a run stands, from its files."),
     "verify": ("densebatch.cli.verify", "Check a result, and mend what is damaged."),
+    "measure": ("densebatch.cli.verify", "Measure the cells of a result again."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
     "export": ("densebatch.cli.exchange", "Write a result in the format of another tool."),
     "merge": ("densebatch.cli.exchange", "Merge overlapping label tiles of any tool."),

@@ -72,6 +72,12 @@ _OPTIONS = [
     click.option("--image", type=click.Choice(["auto", "copy", "none"]),
                  help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),
     click.option("--in-place", is_flag=True, default=None, help="Write into the OME-Zarr slide."),
+    click.option("--channels", multiple=True, callback=_names, metavar="A,B,...",
+                 help="Channels that are measured, by name or index. Repeatable.  [all]"),
+    click.option("--quantiles", metavar="Q,...",
+                 help="Quantiles of each cell's pixels, such as 0.5,0.9, from 0 to 1."),
+    click.option("--neighbour-radius", type=float, metavar="UM",
+                 help="Within which cells are neighbours, by centroids.  [30]"),
     click.option("--tile", type=int, metavar="PX",
                  help="Side of a tile; decides labels with a segmenter only.  [2048]"),
     click.option("--overlap", type=int, metavar="PX",
@@ -90,8 +96,9 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, config: Path | None, **options: Any) -> Any:  # noqa: ANN401
         known = {k: options.pop(k) for k in list(options) if k in SegmentSettings.model_fields}
         settings = load_settings(config, **known)
-        if any("," in text for text in known["membrane"] or ()):
-            settings = _split_membrane(options["slide"], settings)
+        for name in ("membrane", "channels"):
+            if any("," in text for text in known[name] or ()):
+                settings = _split_names(options["slide"], settings, name)
         return command(*args, settings=settings, **options)
 
     for option in reversed(_OPTIONS):
@@ -99,13 +106,13 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _split_membrane(path: Path, settings: SegmentSettings) -> SegmentSettings:
-    """Read commas in `--membrane`, which only the slide's names tell from those between names."""
+def _split_names(path: Path, settings: SegmentSettings, option: str) -> SegmentSettings:
+    """Read commas in names of channels, which only the slide's names tell from those between."""
     from densebatch.slides.slide import open_slide
 
     slide = open_slide(path, settings.scene, settings.axes)
-    names = [name for text in settings.membrane for name in slide.split_channels(text)]
-    return settings.model_copy(update={"membrane": tuple(names)})
+    names = [name for text in getattr(settings, option) for name in slide.split_channels(text)]
+    return settings.model_copy(update={option: tuple(names)})
 
 
 @click.command(cls=LoggedCommand)

@@ -1,4 +1,4 @@
-"""`densebatch verify`: whether a result is what a run wrote, and mending it."""
+"""`densebatch verify` and `densebatch measure`: a finished result is checked, or measured again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from densebatch.base.errors import InputError, IntegrityError
+from densebatch.base.errors import InputError, IntegrityError, PartialRunError
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import check_writable, write_text
@@ -92,3 +92,69 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
             return f"{wrong}; the run's own command does again what is damaged"
         return f"{result.out}: is no finished result; the run's own command continues it"
     return wrong if repaired else f"{wrong}; `densebatch verify --repair` makes again what it can"
+
+
+@click.command("measure", cls=LoggedCommand)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="OTHER",
+    help="Measure this image, on the grid of the labels, and not the slide of the run.",
+)
+@click.option("--scene", metavar="NAME|INDEX", help="Image of OTHER, if it holds several.")
+@click.option("--axes", metavar="CYX", help="Dimensions of OTHER, if misnamed.")
+@click.option(
+    "--channels",
+    multiple=True,
+    metavar="A,B,...",
+    help="Channels that are measured, by name or index. Repeatable.  [all]",
+)
+@click.option(
+    "--quantiles",
+    default="",
+    metavar="Q,...",
+    help="Quantiles of each cell's pixels, such as 0.5,0.9, from 0 to 1.",
+)
+@click.option(
+    "--neighbour-radius",
+    type=float,
+    metavar="UM",
+    help="Within which cells are neighbours, by centroids.  [30]",
+)
+@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Threads.")
+def measure(
+    out: Path,
+    source: Path | None,
+    scene: str | None,
+    axes: str | None,
+    channels: tuple[str, ...],
+    quantiles: str,
+    neighbour_radius: float | None,
+    workers: int | None,
+) -> None:
+    """Measure the cells in OUT again, without segmenting: its cells.parquet is written anew.
+
+    What is not given is as by default, not as it was measured before. The table is written whole or
+    not at all, and what was measured is in run.json.
+    """
+    from densebatch.cli.terminal import TerminalProgress
+    from densebatch.measuring.schema import RADIUS_UM
+    from densebatch.upkeep.measure import measure as run_measure
+
+    for name, value in (("--scene", scene), ("--axes", axes)):
+        if value is not None and source is None:
+            raise click.UsageError(f"{name} is of the image of --from, which is not given")
+    with TerminalProgress(get_console()) as progress:
+        result = run_measure(
+            out, source=source, scene=scene, axes=axes, channels=channels, quantiles=quantiles,
+            neighbour_radius=RADIUS_UM if neighbour_radius is None else neighbour_radius,
+            threads=workers or None, progress=progress,
+        )  # fmt: skip
+    measured = count_of(len(result.measured["channels"]), "channel")
+    click.echo(f"{result.n_cells} cells measured in {measured}")
+    click.echo(f"cells   {result.table}")
+    told = result.tell_unread()
+    if told is not None:
+        raise PartialRunError(told)

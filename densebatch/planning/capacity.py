@@ -47,6 +47,7 @@ _PLANE_BYTES = 4  # float32
 _LABEL_BYTES = 4  # uint32
 # Labels as read, their ids, the numbered ones, and what of them is being written.
 _LABEL_COPIES = 4
+_PLACE_BYTES = 4 + 1  # where each cell has its pixels, and their outlines
 _PIXEL_COPIES = 2  # a channel as read, and as measured or copied
 _LABEL_COMPRESSION = 8  # on dense tissue; fewer cells compress further
 
@@ -150,9 +151,8 @@ def _estimate_number(plan: Plan) -> dict[str, int]:
     """As `_estimate_flow_tasks`, of the stage that both roads end with."""
     item = np.dtype(plan.slide.dtype).itemsize
     shard_px = min(plan.shape[0], SHARD_PX) * min(plan.shape[1], SHARD_PX)
-    number = shard_px * (_LABEL_COPIES * _LABEL_BYTES + _PIXEL_COPIES * item) + decoded_bytes(
-        plan.slide, SHARD_PX, SHARD_PX
-    )
+    per_px = _LABEL_COPIES * _LABEL_BYTES + _PLACE_BYTES + _PIXEL_COPIES * item
+    number = shard_px * per_px + decoded_bytes(plan.slide, SHARD_PX, SHARD_PX)
     return {f"number a shard of {shard_px} px": number}
 
 

@@ -17,6 +17,7 @@ from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
 from densebatch.planning.label_planner import draft_labels, survey_labels
+from densebatch.planning.measured import choose_measures
 from densebatch.planning.notes import explain_light, explain_pixels
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
@@ -94,6 +95,7 @@ def draft_plan(
         segmenter = find_segmenter(settings.segmenter)
         membrane, nuclei, notes = _choose_channels(slide, settings, None)
     _check_in_place(info, settings)
+    choose_measures(slide, settings)  # refuses channels that are none
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from densebatch.base.settings import (
     Count,
     Duration,
+    Fractions,
     Integer,
     Names,
     Number,
@@ -19,6 +20,7 @@ from densebatch.base.settings import (
     read_settings,
     refuse_bool,
 )
+from densebatch.measuring.schema import RADIUS_UM, name_quantile
 from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
@@ -68,7 +70,8 @@ class SegmentSettings(BaseModel):
     """Everything that a user can decide about a segmentation.
 
     The first group decides the labels and is part of the run's fingerprint. The second decides
-    where and how fast the work is done; labels do not depend on it, bit for bit.
+    what is measured of the cells, and the third where and how fast the work is done; labels do not
+    depend on them, bit for bit.
     """
 
     # channels may be numbers in YAML; NaN compares with nothing and would drop every cell
@@ -147,6 +150,17 @@ class SegmentSettings(BaseModel):
         description="what evaluates the network; auto is the fastest in a trial",
     )
 
+    channels: Names = Field(
+        default=(),
+        description="channels that are measured, by name or index, one or a list; default: all",
+    )
+    quantiles: Fractions = Field(
+        default=(), description="of each cell's pixels, from 0 to 1, besides the median"
+    )
+    neighbour_radius: Positive = Field(
+        default=RADIUS_UM, description="um between centroids within which cells are neighbours"
+    )
+
     tile: Integer = Field(
         default=2048,
         ge=64,
@@ -181,6 +195,11 @@ class SegmentSettings(BaseModel):
             )
         if self.in_place and self.image == "copy":
             raise ValueError("labels written into the slide bring no copy of its image")
+        names = [name_quantile(fraction) for fraction in self.quantiles]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"the quantiles {', '.join(map(str, self.quantiles))} are not distinct"
+            )
         self._refuse_other_road()
         read_certificates(
             self.tls_ca_file, self.tls_cert, self.tls_key, has_scheduler=self.is_remote

@@ -17,6 +17,7 @@ from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.kept import find_fault, forget, keep, keep_work
 from densebatch.engines.quantization import write_quantised
+from densebatch.planning.measured import describe_measures, is_measured
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
@@ -36,8 +37,8 @@ from densebatch.run.report import (
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells
-from densebatch.slides.slide import check_unchanged
-from densebatch.stages.number import NumberShard, find_changed_pixels
+from densebatch.slides.slide import check_unchanged, reopen_slide
+from densebatch.stages.number import NumberShard, find_changed_pixels, list_channels_read
 from densebatch.stages.output import describe_origin, output_spec
 from densebatch.stages.predict import create_flows
 from densebatch.stages.tile_labels import create_tile_labels
@@ -170,6 +171,7 @@ def segment(
             report = folder.read_complete(prepared.plan)
             if report is not None and _is_intact(prepared, progress):
                 _check_slide(folder, prepared.plan, report)
+                _check_measures(folder, prepared.plan, settings, report)
                 progress.note(f"{folder.path}: this run is already complete")
                 driver.remove_dead(folder)  # killed as it ended
                 if not settings.keep_flows:
@@ -213,12 +215,30 @@ def _check_slide(folder: OutputFolder, plan: Plan, report: dict[str, Any]) -> No
     """
     if report["plan"]["slide"]["identity"] == plan.slide.identity:
         return
-    changed = find_changed_pixels(plan, str(folder.root(plan)), report["slide_pixels"])
+    changed = find_changed_pixels(plan, str(folder.root(plan)), report)
     if changed is not None:
         raise InputError(
             f"{folder.path}: holds another run: the slide {plan.slide.path} has changed since, or "
             f"was replaced (its pixels differ in rows {changed.y0} to {changed.y1}, columns "
             f"{changed.x0} to {changed.x1}); choose another folder or give --restart"
+        )
+
+
+def _check_measures(
+    folder: OutputFolder, plan: Plan, settings: SegmentSettings, report: dict[str, Any]
+) -> None:
+    """Refuse to take a finished run for one that measured something else.
+
+    Raises
+    ------
+    InputError
+        With the command that does it.
+    """
+    if not is_measured(reopen_slide(plan.slide), settings, report):
+        raise InputError(
+            f"{folder.path}: this run is complete, and measured other channels, quantiles or "
+            "neighbours than are asked for; `densebatch measure OUT` measures again without "
+            "segmenting"
         )
 
 
@@ -328,6 +348,8 @@ def _finish(
         "failed_tiles": labelled.failed,
         **describe_gaps(plan, session.facts, session.lost),
         "tracebacks": keep_tracebacks(session.lost),
+        "measured": describe_measures(session.measures, plan.slide.channels),
+        "slide_channels": list(list_channels_read(plan, session.measures)),
         "slide_pixels": {
             f"{task.row}-{task.col}": facts["pixels"]
             for task, facts in session.facts.items()

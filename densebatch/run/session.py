@@ -11,6 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.log import log_event
+from densebatch.planning.measured import choose_measures
+from densebatch.slides.slide import reopen_slide
 from densebatch.slides.watch import watch_slide
 from densebatch.stages.work import Halt, Work, run_task
 from densebatch.workers.schedule import Job
@@ -18,6 +20,7 @@ from densebatch.workers.schedule import Job
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from densebatch.measuring.schema import Measures
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
@@ -98,6 +101,11 @@ class Session:
         """What its tasks are told."""
         path = str(self.folder.plan_path(self.plan))
         return Work(path, self.settings.tile, watch_slide(self.plan.slide))
+
+    @cached_property
+    def measures(self) -> Measures:
+        """What is measured of the cells."""
+        return choose_measures(reopen_slide(self.plan.slide), self.settings)
 
     @cached_property
     def state(self) -> RunState:

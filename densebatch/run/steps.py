@@ -14,7 +14,7 @@ from densebatch.base.errors import DensebatchError
 from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
-from densebatch.cells.table import write_table
+from densebatch.measuring.table import write_table
 from densebatch.run.session import Session, Step
 from densebatch.stages.missing import MarkShard, missing_spec
 from densebatch.stages.number import (
@@ -58,6 +58,8 @@ def number_cells(session: Session, gaps: Gaps) -> int:
     plan = session.plan
     with session.timed("number"):
         n_cells, edition = collect_keys(session.work, gaps)
+        measures = session.measures
+        edition = digest_texts([edition, repr((measures.channels, measures.fractions))])
         spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
         written = drive_all(session, list_number_steps(session, spec, edition))
@@ -70,6 +72,7 @@ def number_cells(session: Session, gaps: Gaps) -> int:
                 Region(0, 0, *plan.shape),
                 plan.um_per_px,
                 plan.slide.channels,
+                measures,
             )
             for levels in above:
                 written += drive_all(session, list_reduce_steps(session, spec, levels[0]))
@@ -142,7 +145,7 @@ def list_number_steps(session: Session, spec: labels.PyramidSpec, edition: str) 
     """
     grid = labels.shard_grid(spec, 0)
     for index in grid:
-        task = NumberShard(session.work, 0, *index, session.root, edition)
+        task = NumberShard(session.work, 0, *index, session.root, edition, session.measures)
         yield Step(task, "number", grid[index].area)
 
 

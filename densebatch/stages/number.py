@@ -20,7 +20,8 @@ import zarr
 from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.process import Meter
 from densebatch.cells import labels
-from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
+from densebatch.measuring.parts import StoredParts, pack_part
+from densebatch.measuring.shard import Shard
 from densebatch.stages.missing import Gaps, find_touching, read_gaps, write_gaps
 from densebatch.stages.output import checksum_shard, levels_with, list_planes, output_spec
 from densebatch.stages.unread import read_pieces, read_pixels
@@ -28,11 +29,12 @@ from densebatch.stages.work import Task
 from densebatch.stages.writing import write_patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Grid, Region
+    from densebatch.measuring.schema import Measures
     from densebatch.planning.plan import Plan
     from densebatch.stages.work import Work
 
@@ -56,11 +58,14 @@ def collect_keys(work: Work, gaps: Gaps) -> tuple[int, str]:
         Of what was written; it changes with any cell's id and any missing pixel.
     """
     parts = [work.read_keys(*index) for index in work.grid if index not in gaps.lost]
-    keys = np.unique(np.concatenate([*parts, np.zeros(0, np.int64)]))
-    buffer = io.BytesIO()
-    np.save(buffer, keys)
-    write_atomic(work.all_keys, buffer.getvalue())
-    files = [work.all_keys, *write_gaps(work, gaps)]
+    every = np.concatenate([*parts, np.zeros(0, np.int64)])
+    keys, n_tiles = np.unique(every, return_counts=True)
+    files = [work.all_keys, work.key_tiles]
+    for path, array in zip(files, (keys, n_tiles.astype(np.uint16)), strict=True):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_atomic(path, buffer.getvalue())
+    files += write_gaps(work, gaps)
     return int(keys.size), digest_texts([digest_file(file) for file in files])
 
 
@@ -129,7 +134,14 @@ def name_shard(tile_px: int, level: int, row: int, col: int) -> str:
 
 @dataclass(frozen=True)
 class NumberShard(_Shard):
-    """Write one shard of labels, its cell sums, and the slide's own pixels if they are copied."""
+    """Write one shard of labels, what is measured there, and the slide's pixels if they are copied.
+
+    Attributes
+    ----------
+    measures : what is measured of the cells; None for nothing
+    """
+
+    measures: Measures | None = field(default=None, compare=False)
 
     def run(self) -> dict[str, Any]:
         """Facts: cells with a pixel in the shard, checksums, what could not be read, costs.
@@ -142,56 +154,38 @@ class NumberShard(_Shard):
         region = labels.shard_grid(spec, 0)[self.row, self.col]
         with meter.timed("read"):
             gaps = read_gaps(work)
-            local, ids = _read_shard_labels(work, gaps, region)
+            local, ids, split = _read_shard_labels(work, gaps, region)
+        measured = self.measures.channels if self.measures is not None and ids.size else ()
         with meter.timed("table"):
-            shapes = measure_shapes(local, ids.size, region.y0, region.x0)
-        sums = np.zeros((ids.size, len(plan.slide.channels)), np.float64)
-        missing = np.zeros(sums.shape, np.int64)
+            fractions = self.measures.fractions if self.measures is not None else ()
+            shard = Shard(local, ids, split, region, plan.shape[1], fractions)
         unread = []
         # Pixels are read only where there is a cell to measure or a copy to write.
-        wanted = plan.slide.channels if ids.size or spec.image else ()
+        wanted = range(len(plan.slide.channels)) if spec.image else measured
         seen = xxhash.xxh3_128()
-        for channel in range(len(wanted)):
+        for channel in wanted:
             with meter.timed("read"):
                 pixels, holes = read_pieces(work, channel, region)
             seen.update(np.ascontiguousarray(pixels).data)
-            column, left_out = np.zeros(ids.size, np.float64), np.zeros(ids.size, np.int64)
-            with meter.timed("table"):
-                # Half precision is widened, because numba does not have it.
-                exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
-                add_intensities(local, exact, column, left_out)
-            for hole in holes:
-                inside = hole.region.shift(-region.y0, -region.x0).clip(*region.shape)
-                touched = np.unique(local[inside.slices])
-                column[touched[touched > 0] - 1] = np.nan
-                unread.append(hole.describe(plan.slide.channels))
-            sums[:, channel], missing[:, channel] = column, left_out
+            unread += [hole.describe(plan.slide.channels) for hole in holes]
+            if channel in measured:
+                with meter.timed("table"):
+                    shard.add_channel(pixels, [hole.region for hole in holes])
             if spec.image:
                 with meter.timed("write"):
                     self._write(partial(labels.write_image_shard, spec, channel, 0, region, pixels))
-        present = shapes[:, 0] > 0
-        touching = np.zeros(ids.size, np.bool_)
-        touching[find_touching(work, gaps, region, local) - 1] = True
+        with meter.timed("table"):
+            found = shard.finish(find_touching(work, gaps, region, local))
         with meter.timed("write"):
             numbered = _apply_ids(local, ids)
             self._write(partial(labels.write_label_shard, spec, 0, region, numbered))
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            ids=ids[present],
-            shapes=shapes[present],
-            sums=sums[present],
-            missing=missing[present],
-            touching=touching[present],
-        )
-        with meter.timed("write"):
             files = self.list_files()
-        part = work.shard_cells(self.row, self.col)
-        write_patiently(part, lambda: write_atomic(part, buffer.getvalue()))
+            part, content = work.shard_cells(self.row, self.col), pack_part(found)
+            write_patiently(part, lambda: write_atomic(part, content))
         facts = {
             "inputs": self.inputs,
             "files": files,
-            "cells": int(present.sum()),
+            "cells": found.ids.size,
             "unread": unread,
             "slide": plan.slide.identity,
             "pixels": seen.hexdigest() if wanted else "",
@@ -200,7 +194,20 @@ class NumberShard(_Shard):
         return work.record(self.name, [part], facts)
 
 
-def find_changed_pixels(plan: Plan, root: str, pixels: Mapping[str, str]) -> Region | None:
+def list_channels_read(plan: Plan, measures: Measures) -> Sequence[int]:
+    """The channels of a slide that numbering reads: those that are copied, or measured.
+
+    Parameters
+    ----------
+    plan
+        Of the run.
+    measures
+        What it measures.
+    """
+    return range(len(plan.slide.channels)) if plan.copy_image else measures.channels
+
+
+def find_changed_pixels(plan: Plan, root: str, report: Mapping[str, Any]) -> Region | None:
     """Read a slide again where numbering read it, and compare.
 
     Parameters
@@ -209,8 +216,9 @@ def find_changed_pixels(plan: Plan, root: str, pixels: Mapping[str, str]) -> Reg
         Of the run.
     root
         The OME-Zarr image group that has the labels.
-    pixels
-        By shard, `row-col`, the digest of what was read; empty where nothing was.
+    report
+        Content of `run.json`: `slide_channels` are those that were read; `slide_pixels` by shard,
+        `row-col`, the digest of what was read, empty where nothing was.
 
     Returns
     -------
@@ -219,12 +227,13 @@ def find_changed_pixels(plan: Plan, root: str, pixels: Mapping[str, str]) -> Reg
     """
     grid = labels.shard_grid(output_spec(plan, root), 0)
     for row, col in grid:
-        known = pixels.get(f"{row}-{col}")
+        known = report["slide_pixels"].get(f"{row}-{col}")
         if known == "":
             continue
         seen = xxhash.xxh3_128()
-        for channel in range(len(plan.slide.channels)):
-            seen.update(np.ascontiguousarray(read_pixels(plan, channel, grid[row, col])[0]).data)
+        for channel in report["slide_channels"]:
+            pixels, _ = read_pixels(plan.slide, channel, grid[row, col])
+            seen.update(np.ascontiguousarray(pixels).data)
         if seen.hexdigest() != known:
             return grid[row, col]
     return None
@@ -256,42 +265,65 @@ class ReduceShard(_Shard):
         return self.work.record(self.name, [], facts)
 
 
-@lru_cache(maxsize=2)
-def _mapped_keys(path: str, digest: str, inode: int) -> NDArray[np.int64]:
-    """The union, mapped rather than read; all arguments key the cache.
+@lru_cache(maxsize=4)
+def _mapped(path: str, digest: str, inode: int) -> NDArray[Any]:
+    """An array, mapped rather than read; all arguments key the cache.
 
     Digest and file both do, because a file that is damaged in place takes its map with it.
     """
     del digest, inode
-    mapped: NDArray[np.int64] = np.load(path, mmap_mode="r")
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     return mapped
+
+
+def _map_array(path: Path) -> NDArray[Any]:
+    return _mapped(str(path), digest_file(path), path.stat().st_ino)
 
 
 def _read_shard_labels(
     work: Work, gaps: Gaps, region: Region
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Shard-local labels 1..k of a region, and the global id of each.
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.bool_]]:
+    """Shard-local labels 1..k of a region, the global id of each, and whether it is elsewhere too.
 
     The area of lost tiles is left 0; the label image `missing` marks it.
     """
     grid = work.grid
-    keys = _mapped_keys(str(work.all_keys), digest_file(work.all_keys), work.all_keys.stat().st_ino)
+    keys = _map_array(work.all_keys)
     array = zarr.open_array(work.tile_labels, mode="r")
     tiles = [index for index in grid.overlapping(region) if index not in gaps.lost]
     ids_of = {
         index: (np.searchsorted(keys, work.read_keys(*index)) + 1).astype(np.uint32)
         for index in tiles
     }
-    ids = np.unique(np.concatenate([*ids_of.values(), np.zeros(0, np.uint32)]))
+    ids, n_tiles = np.unique(
+        np.concatenate([*ids_of.values(), np.zeros(0, np.uint32)]), return_counts=True
+    )
     local = np.zeros(region.shape, np.uint32)
+    # A cell has pixels elsewhere if tiles elsewhere know it, or the outer part of a tile here has.
+    split = n_tiles < _count_tiles(work, ids)
     for index in tiles:
         part = grid[index].intersect(region)
         if part is None or not ids_of[index].size:
             continue
         table = np.zeros(ids_of[index].size + 1, np.uint32)
         table[1:] = np.searchsorted(ids, ids_of[index]) + 1
-        local[part.shift(-region.y0, -region.x0).slices] = table[np.asarray(array[part.slices])]
-    return local, ids
+        tile = grid[index]
+        whole = np.asarray(array[tile.slices])  # it is one chunk
+        inner = part.shift(-tile.y0, -tile.x0).slices
+        local[part.shift(-region.y0, -region.x0).slices] = table[whole[inner]]
+        if part != tile:
+            whole[inner] = 0
+            outer = np.unique(table[whole])
+            split[outer[outer > 0] - 1] = True
+    return local, ids, split
+
+
+def _count_tiles(work: Work, ids: NDArray[np.uint32]) -> NDArray[np.integer[Any]]:
+    """How many tiles have pixels of cells."""
+    if not work.key_tiles.exists():  # where labels alone are made again
+        return np.ones(ids.size, np.int64)
+    counts: NDArray[np.integer[Any]] = _map_array(work.key_tiles)[ids.astype(np.int64) - 1]
+    return counts
 
 
 def _apply_ids(local: NDArray[np.uint32], ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -311,11 +343,10 @@ def number_region(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
     region
         Pixels of the slide.
     """
-    return _apply_ids(*_read_shard_labels(work, gaps, region))
+    local, ids, _ = _read_shard_labels(work, gaps, region)
+    return _apply_ids(local, ids)
 
 
-def read_parts(work: Work, grid: Grid) -> Iterator[CellSums]:
-    """Cell sums of every shard of a grid, in raster order of the shards."""
-    for index in grid:
-        with np.load(work.shard_cells(*index)) as part:
-            yield CellSums(**part)
+def read_parts(work: Work, grid: Grid) -> StoredParts:
+    """What was measured in every shard of a grid, in raster order of the shards."""
+    return StoredParts([work.shard_cells(*index) for index in grid])

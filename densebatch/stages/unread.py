@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.planning.plan import Plan
     from densebatch.slides.slide import SlideInfo
     from densebatch.stages.work import Work
 
@@ -76,7 +75,7 @@ def read_pieces(
 
 
 def read_pixels(
-    plan: Plan, channel: int, region: Region
+    info: SlideInfo, channel: int, region: Region
 ) -> tuple[NDArray[np.generic], list[Unread]]:
     """As `read_pieces`, of the slide that is there now.
 
@@ -85,7 +84,7 @@ def read_pixels(
     InputError
         If it cannot be opened.
     """
-    return _read(plan.slide, reopen_slide(plan.slide).read, channel, region)
+    return _read(info, reopen_slide(info).read, channel, region)
 
 
 def _read(

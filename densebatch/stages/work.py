@@ -113,6 +113,11 @@ class Work:
         return self.traces / "keys.npy"
 
     @property
+    def key_tiles(self) -> Path:
+        """Of each of these keys, how many tiles have pixels of it."""
+        return self.traces / "key-tiles.npy"
+
+    @property
     def gaps(self) -> Path:
         """The tiles that have no labels, or not everywhere, as they were when cells were numbered.
 

@@ -24,9 +24,11 @@ from densebatch.base.files import no_empty_folders, write_atomic
 from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
-from densebatch.cells.measure import CellSums, measure_shapes
 from densebatch.cells.read import open_labels
-from densebatch.cells.table import write_table
+from densebatch.measuring.parts import Parts
+from densebatch.measuring.schema import Measures
+from densebatch.measuring.shard import Shard
+from densebatch.measuring.table import write_table
 from densebatch.merging.decision import decide
 from densebatch.merging.facts import measure_band, measure_tile, number_locally
 from densebatch.merging.painting import Part, find_first_pixels, number_cells, paint_region
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.measuring.parts import CellSums
     from densebatch.merging.decision import Decision, Place
     from densebatch.merging.facts import BandFacts, TileFacts
     from densebatch.merging.painting import Painted
@@ -188,15 +191,20 @@ class _Merge:
         found = self._each("settle pixels", shards, claim, self._shard_area)
         first = find_first_pixels((painted for painted, _ in found), decision.n_cells)
         ids, n_cells = number_cells(first)
+        n_shards = np.zeros(ids.size, np.int64)  # that a cell has pixels in, by rank
+        for painted, _ in found:
+            n_shards[painted.ranks] += 1
         labels.create(self._spec, label_attrs={"content": "merged tiles"})
         parts = self._each(
-            "write labels", shards, lambda index: self._write(index, decision, ids),
+            "write labels", shards, lambda index: self._write(index, decision, ids, n_shards > 1),
             self._shard_area,
         )  # fmt: skip
         shutil.rmtree(self._folder / "work")
         self._write_pyramid(shards)
         slide = Region(0, 0, *self._tiles.shape)
-        write_table(self._folder / _TABLE, parts, n_cells, slide, self._um_per_px, ())
+        write_table(
+            self._folder / _TABLE, Parts(parts), n_cells, slide, self._um_per_px, (), Measures(())
+        )
         told = self._describe(decision, facts, n_cells, sum(p.resolved_px for p, _ in found))
         seen = sum(self._grid[index].area for index in shards) - sum(n for _, n in found)
         unseen = slide.area - seen
@@ -282,28 +290,31 @@ class _Merge:
         return paint_region(region, self._parts(region, decision), self._tiles.shape[1])
 
     def _write(
-        self, index: tuple[int, int], decision: Decision, ids: NDArray[np.uint32]
+        self,
+        index: tuple[int, int],
+        decision: Decision,
+        ids: NDArray[np.uint32],
+        split: NDArray[np.bool_],
     ) -> CellSums:
-        """Write a shard; returns the sums over its cells."""
+        """Write a shard; returns what is measured of its cells. `ids` and `split` are by rank."""
         region = self._grid[index]
         around = region.expand(1).clip(*self._tiles.shape)  # what is in no tile may lie beside
         painted = self._paint(around, decision)
         inner = region.shift(-around.y0, -around.x0).slices
-        local = np.ascontiguousarray(painted.labels[inner])
         numbers = ids[painted.ranks]
-        table = np.concatenate([np.zeros(1, np.uint32), numbers])
-        labels.write_label_shard(self._spec, 0, region, table[local])
-        shapes = measure_shapes(local, numbers.size, region.y0, region.x0)
-        touching = np.zeros(numbers.size + 1, np.bool_)
-        if not painted.is_seen.all():
-            beside = binary_dilation(~painted.is_seen, np.ones((3, 3)))[inner]
-            touching[np.unique(local[beside])] = True
         order = np.argsort(numbers)
-        order = order[shapes[order, 0] > 0]
-        none = np.zeros((order.size, 0))
-        return CellSums(
-            numbers[order], shapes[order], none, none.astype(np.int64), touching[1:][order]
-        )
+        table = np.zeros(numbers.size + 1, np.uint32)
+        table[order + 1] = np.arange(1, numbers.size + 1)
+        local = table[painted.labels[inner]]
+        numbers = numbers[order]
+        named = np.concatenate([np.zeros(1, np.uint32), numbers])
+        labels.write_label_shard(self._spec, 0, region, named[local])
+        touching = np.zeros(0, np.uint32)
+        if not painted.is_seen.all():
+            touching = np.unique(local[binary_dilation(~painted.is_seen, np.ones((3, 3)))[inner]])
+        is_split = split[painted.ranks][order]
+        shard = Shard(local, numbers, is_split, region, self._tiles.shape[1])
+        return shard.finish(touching[touching > 0])
 
     def _write_pyramid(self, shards: Iterable[tuple[int, int]]) -> None:
         """Write the levels above the first, where there are tiles."""

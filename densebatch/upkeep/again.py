@@ -21,7 +21,6 @@ from densebatch.run.flow_steps import list_steps_again
 from densebatch.run.label_steps import list_compare_steps, list_label_steps, list_paint_steps
 from densebatch.run.session import Step
 from densebatch.run.start import ExecutorStart
-from densebatch.stages.consistency import find_slide
 from densebatch.stages.label import LabelTile, list_doubtful, require_segmenter
 from densebatch.stages.merge import decide_cells, write_keys
 from densebatch.stages.missing import Gaps, write_gaps
@@ -30,6 +29,7 @@ from densebatch.stages.predict import PredictGroup, create_flows
 from densebatch.stages.tile_labels import create_tile_labels
 from densebatch.stages.trace import TraceTile
 from densebatch.stages.work import Halt, Work
+from densebatch.upkeep.pixels import find_slide
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.run.folder import OutputFolder
     from densebatch.run.report import Progress
-    from densebatch.stages.consistency import Content
+    from densebatch.upkeep.consistency import Content
     from densebatch.workers.executors import Executor
 
 

@@ -41,25 +41,20 @@ from densebatch.cells.kept import (
 )
 from densebatch.cells.pyramid import level_path, reduce_image, reduce_labels, unit_files
 from densebatch.cells.pyramid_spec import MISSING_NAME
-from densebatch.cells.table import save_table
 from densebatch.cells.verify import read_spec
 from densebatch.ngff.folders import DOCUMENTS
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
-from densebatch.stages.consistency import (
-    Content,
-    PixelSource,
-    find_slide,
-    list_columns,
-    sum_shapes,
-)
 from densebatch.stages.journal import Journal
 from densebatch.stages.missing import mark_missing, read_gaps
 from densebatch.stages.number import number_region
 from densebatch.stages.unread import read_pixels
 from densebatch.stages.work import Work
 from densebatch.upkeep.again import Again, require_slide, tell_other
+from densebatch.upkeep.consistency import Content
+from densebatch.upkeep.measure import make_table
+from densebatch.upkeep.pixels import find_slide
 from densebatch.upkeep.verify import Verification, check_files, verify
 
 if TYPE_CHECKING:
@@ -245,7 +240,9 @@ class _Mender:
             return
         root, report = self.folder.root(plan), read_report(self.folder.path)
         if any(fault.path.is_relative_to(root) for fault in self.found.faults):
-            slide, reason = find_slide(plan, root, report or {"slide_pixels": {}})
+            slide, reason = find_slide(
+                plan, root, report or {"slide_pixels": {}, "slide_channels": []}
+            )
             if slide is None:
                 raise IntegrityError(f"labels are not written into another slide: {reason}")
         if is_replaced(self.folder.trees(plan)[-1]):
@@ -318,7 +315,7 @@ class _Mender:
         require_slide(content, "the copied image")
         scratch = _open_scratch(content, 0, image=True)
         for region, channel in found:
-            pixels, _ = read_pixels(content.plan, channel, region)
+            pixels, _ = read_pixels(content.plan.slide, channel, region)
             spec = replace(content.spec, root=str(scratch))
             labels.write_image_shard(spec, channel, 0, region, pixels)
             self._take_unit(content, scratch, 0, region, channel)
@@ -372,12 +369,11 @@ class _Mender:
         whole = replace(content, damaged=self._still_damaged(content))
         if any(whole.is_damaged(0, region, None) for region in whole.units(0)):
             raise IntegrityError(f"{table.name} cannot be made again while labels are damaged")
-        source = PixelSource(whole)
+        source = whole.open_pixels()
         if not source.is_there:
             raise IntegrityError(f"{table.name} cannot be made again: {source.reason}")
         made = scratch_path(content.tree.out) / table.name
-        made.parent.mkdir(parents=True, exist_ok=True)
-        save_table(made, dict(list_columns(whole, sum_shapes(whole), source)))
+        make_table(whole, source, made)
         if not fits_checksum(made, wanted):
             raise IntegrityError(tell_other(content, table.name))
         self._replace(table, partial(made.replace, table), table.name)

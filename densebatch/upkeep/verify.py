@@ -1,7 +1,7 @@
 """Whether a result is what a run wrote, and whether what it wrote is right: `verify`.
 
 First every file is compared with its checksum (`cells.kept`). Then what the files say is compared
-with itself (`stages.consistency`): levels with their reductions, ids with 1..N, the table with
+with itself (`upkeep.consistency`): levels with their reductions, ids with 1..N, the table with
 labels and pixels, metadata with the NGFF schema. The slide is needed for intensities alone, and not
 where its image was copied.
 """
@@ -33,8 +33,8 @@ from densebatch.cells.verify import Finding, read_spec
 from densebatch.run.folder import OutputFolder
 from densebatch.run.owner import look_for_driver
 from densebatch.run.report import Progress, is_partial, read_report
-from densebatch.stages.consistency import Content, check_content
 from densebatch.stages.journal import Journal
+from densebatch.upkeep.consistency import Content, check_content
 
 if TYPE_CHECKING:
     from densebatch.cells.pyramid_spec import PyramidSpec

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from densebatch.cells.table import save_table
 
 from densebatch.base.errors import InputError
-from densebatch.cells.table import save_table
 from densebatch.cli.exchange import export as command
 from densebatch.exporting import outlines
 from densebatch.exporting.columns import sort_columns

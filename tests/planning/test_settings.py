@@ -54,6 +54,9 @@ def test_file_sets_every_setting(path):
         ngff: 0.4
         image: none
         in_place: true
+        channels: CD3
+        quantiles: [0.9, 0.025]
+        neighbour_radius: 20
         tile: 512
         workers: 0
         scheduler_address: tcp://10.0.0.1:8786
@@ -85,6 +88,9 @@ def test_file_sets_every_setting(path):
         ngff="0.4",
         image="none",
         in_place=True,
+        channels=("CD3",),
+        quantiles=(0.9, 0.025),
+        neighbour_radius=20.0,
         tile=512,
         workers=0,
         scheduler_address="tcp://10.0.0.1:8786",

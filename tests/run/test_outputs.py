@@ -23,6 +23,7 @@ from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cli.terminal import TerminalProgress
 from densebatch.engines.pytorch import TorchBackend
+from densebatch.measuring.schema import Measures, list_columns
 from densebatch.run import segment as segment_module
 from densebatch.run import session
 from densebatch.run.segment import segment
@@ -133,7 +134,8 @@ def _check_costs(report, result):
         },
     }
     for stage, cost in stages.items():
-        assert cost["seconds"] == report["task_seconds"][stage] >= sum(cost["parts"].values()) > 0
+        in_parts = round(sum(cost["parts"].values()), 3)
+        assert cost["seconds"] == report["task_seconds"][stage] >= in_parts > 0
         assert cost["mpx_per_second"] == pytest.approx(
             report["slide_px"] / 1e6 / cost["seconds"], abs=1e-4
         )
@@ -169,14 +171,19 @@ def test_the_network_sees_every_patch_once(done):
 def test_table(done):
     result, _, _ = done
     table = pq.read_table(result.table)
-    names = ["id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1"]
-    assert table.column_names == [
-        *names,
-        "touches_border",
-        "touches_missing",
-        "mean_CD3",
-        "mean_DAPI",
+    measures = Measures((0, 1))
+    assert table.column_names == [c.name for c in list_columns(measures, ("CD3", "DAPI"))]
+    assert [str(f.type) for f in table.schema] == [
+        {"float64": "double"}.get(c.dtype, c.dtype) for c in list_columns(measures, ("a", "b"))
     ]
+    assert result.report["measured"] == {
+        "from": None,
+        "channels": ["CD3", "DAPI"],
+        "channel_indices": [0, 1],
+        "quantiles": [],
+        "neighbour_radius_um": 30.0,
+        "unread": [],
+    }
     assert table["id"].to_pylist() == list(range(1, result.cells + 1))
     assert all(column.null_count == 0 for column in table.columns)
 
@@ -186,7 +193,8 @@ def test_table_without_pixel_size_and_with_odd_names(tmp_path):
     slide = write_tiff(tmp_path / "a.ome.tif", [pixels] * 3, ["a", "a", "id"], 0.5)
     segment(slide, tmp_path / "out", membrane=("0",), workers=0)
     table = pq.read_table(tmp_path / "out" / "cells.parquet")
-    assert table.column_names[-3:] == ["mean_a", "mean_a_1", "mean_id"]
+    means = [name for name in table.column_names if name.startswith("mean_")]
+    assert means == ["mean_a", "mean_a_1", "mean_id"]
     unknown = write_zarr(tmp_path / "b.zarr", pixels[None], unit=None)
     segment(unknown, tmp_path / "out-b", workers=0)
     table = pq.read_table(tmp_path / "out-b" / "cells.parquet")
@@ -369,7 +377,7 @@ def test_tasks_are_small(slide, tmp_path, monkeypatch):
     monkeypatch.setattr(session.Session, "drive", measure)
     segment(slide, tmp_path, tile=100, **MEMBRANE)
     assert len(sizes) > 42
-    assert max(sizes.values()) < 600
+    assert max(sizes.values()) < 700
 
 
 def test_settings_as_arguments_or_as_an_object(slide, tmp_path):

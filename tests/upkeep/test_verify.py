@@ -252,7 +252,7 @@ def test_without_the_slide(result):
     finally:
         gone.rename(slide / "0" if len(tops) > 1 else slide)
     (note,) = found.notes
-    what = "mean intensities were" if len(tops) > 1 else "the copied image was"
+    what = "intensities were" if len(tops) > 1 else "the copied image was"
     assert note.startswith(f"{what} not compared")
 
 

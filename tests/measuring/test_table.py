@@ -6,32 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densebatch.base.geometry import Grid, Region
-from densebatch.cells.measure import CellSums, add_intensities, measure_shapes
-from densebatch.cells.table import add_parts, write_table
+from densebatch.base.geometry import Region
+from densebatch.measuring.parts import Parts, StoredParts, pack_part
+from densebatch.measuring.schema import Measures
+from densebatch.measuring.table import write_table
+from tests.helpers.cell_parts import measure_parts
 
 COLUMNS = [
-    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "y0", "x0", "y1", "x1", "touches_border"),
-    "touches_missing",
+    *("id", "y_px", "x_px", "y_um", "x_um", "area_px", "area_um2", "perimeter_px"),
+    *("eccentricity", "solidity", "orientation", "major_axis_px", "minor_axis_px", "extent"),
+    *("y0", "x0", "y1", "x1", "touches_border", "touches_missing", "neighbours", "nearest_px"),
 ]
+STATISTICS = ("mean", "total", "std", "median")
 
 
-def measure_parts(labels, image, step):
-    """Sums of every shard of `step` pixels, as the tasks of a run take them."""
-    grid = Grid(*labels.shape, step, step)
-    for index in grid:
-        region = grid[index]
-        ids, local = np.unique(labels[region.slices], return_inverse=True)
-        local = local.reshape(region.shape).astype(np.uint32) + (ids[0] != 0)
-        ids = ids[ids > 0]
-        sums = np.zeros((ids.size, len(image)))
-        missing = np.zeros(sums.shape, np.int64)
-        for channel, pixels in enumerate(image):
-            column, left_out = np.zeros(ids.size), np.zeros(ids.size, np.int64)
-            add_intensities(local, pixels[region.slices], column, left_out)
-            sums[:, channel], missing[:, channel] = column, left_out
-        shapes = measure_shapes(local, ids.size, region.y0, region.x0)
-        yield CellSums(ids, shapes, sums, missing, np.zeros(ids.size, bool))
+def write(path, parts, n_cells, slide, um_per_px, channels, measures=None):
+    measures = measures or Measures(tuple(range(len(channels))))
+    write_table(path, Parts(parts), n_cells, slide, um_per_px, channels, measures)
 
 
 def make_tissue(height, width, seed=0):
@@ -59,9 +50,10 @@ def test_rows_are_those_of_the_whole_slide_however_it_is_cut(path, height, width
     labels, image = make_tissue(height, width, seed)
     n_cells = int(labels.max())
     slide = Region(0, 0, height, width)
-    write_table(path, measure_parts(labels, image, step), n_cells, slide, 0.5, ["CD3", "DAPI"])
+    write(path, measure_parts(labels, image, step), n_cells, slide, 0.5, ["CD3", "DAPI"])
     table = read(path)
-    assert list(table) == [*COLUMNS, "mean_CD3", "mean_DAPI"]
+    names = [f"{statistic}_{name}" for name in ("CD3", "DAPI") for statistic in STATISTICS]
+    assert list(table) == [*COLUMNS, *names]
     assert [table[name].dtype.name for name in ("id", "area_px", "y_px", "touches_border")] == [
         *("uint32", "int64", "float64", "bool")
     ]
@@ -83,7 +75,7 @@ def test_rows_are_those_of_the_whole_slide_however_it_is_cut(path, height, width
 def test_pixels_that_are_not_finite_are_left_out_of_the_mean(path):
     labels = np.array([[1, 1, 2, 3]], np.uint32)
     image = np.array([[[2, np.nan, np.inf, 5]]], np.float32)
-    write_table(path, measure_parts(labels, image, 4), 3, Region(0, 0, 1, 4), None, ["a"])
+    write(path, measure_parts(labels, image, 4), 3, Region(0, 0, 1, 4), None, ["a"])
     np.testing.assert_array_equal(read(path)["mean_a"], [2, np.nan, 5])
     assert read(path)["area_px"].tolist() == [2, 1, 1]
 
@@ -91,12 +83,14 @@ def test_pixels_that_are_not_finite_are_left_out_of_the_mean(path):
 def test_an_unread_pixel_makes_the_mean_nan_and_spares_other_cells(path):
     labels, image = make_tissue(12, 20)
     parts = list(measure_parts(labels, image, 6))
-    parts[0].sums[0, 1] = np.nan
+    parts[0].sums[1, 0] = np.nan
     lost = int(parts[0].ids[0])
     slide = Region(0, 0, *labels.shape)
-    write_table(path, parts, int(labels.max()), slide, None, ["a", "b"])
-    assert (np.flatnonzero(np.isnan(read(path)["mean_b"])) + 1).tolist() == [lost]
-    assert not np.isnan(read(path)["mean_a"]).any()
+    write(path, parts, int(labels.max()), slide, None, ["a", "b"])
+    table = read(path)
+    for statistic in STATISTICS:
+        assert (np.flatnonzero(np.isnan(table[f"{statistic}_b"])) + 1).tolist() == [lost]
+        assert not np.isnan(table[f"{statistic}_a"]).any()
 
 
 def test_a_cell_touches_what_is_missing_if_it_does_so_in_any_shard(path):
@@ -104,16 +98,16 @@ def test_a_cell_touches_what_is_missing_if_it_does_so_in_any_shard(path):
     parts = list(measure_parts(labels, image, 6))
     touching = int(parts[1].ids[-1])
     parts[1].touching[-1] = True
-    write_table(path, parts, int(labels.max()), Region(0, 0, *labels.shape), None, ["a", "b"])
+    write(path, parts, int(labels.max()), Region(0, 0, *labels.shape), None, ["a", "b"])
     assert (np.flatnonzero(read(path)["touches_missing"]) + 1).tolist() == [touching]
 
 
 def test_an_unknown_pixel_size_is_null(path):
     labels, image = make_tissue(6, 8)
     parts = measure_parts(labels, image, 8)
-    write_table(path, parts, int(labels.max()), Region(0, 0, 6, 8), None, ["a", "b"])
+    write(path, parts, int(labels.max()), Region(0, 0, 6, 8), None, ["a", "b"])
     table = pq.read_table(path)
-    for name in ("y_um", "x_um"):
+    for name in ("y_um", "x_um", "area_um2", "neighbours"):
         assert table[name].null_count == len(table) > 0
 
 
@@ -122,35 +116,57 @@ def test_channels_of_one_name_have_columns_of_their_own(path):
     image = np.concatenate([image, image + 1])
     names = ["a", "a", "b", "a_1"]
     parts = measure_parts(labels, image, 8)
-    write_table(path, parts, int(labels.max()), Region(0, 0, 6, 8), None, names)
+    write(path, parts, int(labels.max()), Region(0, 0, 6, 8), None, names)
     table = read(path)
-    assert list(table)[-4:] == ["mean_a", "mean_a_1", "mean_b", "mean_a_1_3"]
+    found = [name for name in table if name.startswith("mean_")]
+    assert found == ["mean_a", "mean_a_1", "mean_b", "mean_a_1_3"]
     np.testing.assert_allclose(table["mean_a_1_3"], table["mean_a_1"] + 1)
 
 
 def test_a_slide_without_cells(path):
-    write_table(path, [], 0, Region(0, 0, 5, 5), 0.5, ["a"])
+    write(path, [], 0, Region(0, 0, 5, 5), 0.5, ["a"])
     assert pq.read_table(path).num_rows == 0
-    assert pq.read_table(path).column_names == [*COLUMNS, "mean_a"]
+    assert pq.read_table(path).column_names == [*COLUMNS, *(f"{s}_a" for s in STATISTICS)]
     assert [p.name for p in path.parent.iterdir()] == ["cells.parquet"]
 
 
-def test_sums_of_parts_do_not_depend_on_their_cut():
+def test_the_table_does_not_depend_on_the_cut_or_on_where_parts_are(path, tmp_path):
+    """Values are whole numbers, so that sums are exact; all else is measured on the whole cell."""
     labels, image = make_tissue(30, 30)
-    n_cells = int(labels.max())
-    whole = add_parts(measure_parts(labels, image, 30), n_cells, 2)
-    cut = add_parts(measure_parts(labels, image, 7), n_cells, 2)
-    for name in ("ids", "shapes", "sums", "missing"):  # integers, so float sums are exact too
-        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+    measures = Measures((0, 1), (0.9, 0.025))
+    common = (int(labels.max()), Region(0, 0, 30, 30), 0.5, ["a", "b"], measures)
+    write_table(path, Parts(measure_parts(labels, image, 30, measures.fractions)), *common)
+    whole = path.read_bytes()
+    parts = list(measure_parts(labels, image, 7, measures.fractions))
+    write_table(path, Parts(parts), *common)
+    assert path.read_bytes() == whole
+    files = [tmp_path / f"{number}.npz" for number in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        file.write_bytes(pack_part(part))
+    write_table(path, StoredParts(files), *common)
+    assert path.read_bytes() == whole
+
+
+def test_rows_come_group_by_group(path, monkeypatch):
+    """The table of a large slide is written with a few rows in memory."""
+    labels, image = make_tissue(30, 30)
+    common = (int(labels.max()), Region(0, 0, 30, 30), 0.5, ["a", "b"], Measures((0, 1)))
+    parts = list(measure_parts(labels, image, 7, (0.5,)))
+    write_table(path, Parts(parts), *common)
+    whole = pq.read_table(path)
+    monkeypatch.setattr("densebatch.measuring.table._ROWS", 5)
+    write_table(path, Parts(parts), *common)
+    assert pq.ParquetFile(path).num_row_groups == -(-int(labels.max()) // 5) > 2
+    assert pq.read_table(path).equals(whole)
 
 
 def test_a_damaged_page_is_found_by_readers_that_look(tmp_path):
     path = tmp_path / "cells.parquet"
     labels = np.arange(1, 2001, dtype=np.uint32).reshape(1, -1)
     image = np.random.default_rng(0).random((2, *labels.shape))
-    write_table(path, measure_parts(labels, image, 2000), 2000, Region(0, 0, 1, 2000), None, "ab")
+    write(path, measure_parts(labels, image, 2000), 2000, Region(0, 0, 1, 2000), None, "ab")
     data = bytearray(path.read_bytes())
-    column = pq.ParquetFile(path).metadata.row_group(0).column(12)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(len(COLUMNS))
     assert column.path_in_schema == "mean_a"
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     path.write_bytes(data)

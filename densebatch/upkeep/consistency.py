@@ -1,6 +1,6 @@
 """Whether what the tasks of a run wrote fits together: levels, ids, table, pixels, metadata.
 
-The second half of `upkeep.verify`. What is damaged is left out, for that has been told.
+The second half of `verify`. What is damaged is left out, for that has been told.
 """
 
 from __future__ import annotations
@@ -21,22 +21,27 @@ from densebatch.cells.kept import seeds_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.pyramid import read_unit, source_region, unit_files
 from densebatch.cells.pyramid_spec import MISSING_NAME
-from densebatch.cells.table import add_parts, mean_column, name_means, shape_columns
 from densebatch.cells.verify import Finding
+from densebatch.measuring.kernels import AREA, N_SHAPES, X0, Y0, Y1
+from densebatch.measuring.stored import find_split, list_cells, measure_unit
+from densebatch.measuring.table import shape_columns, value_columns
+from densebatch.measuring.totals import add_shapes, add_values
 from densebatch.ngff.folders import DOCUMENTS
+from densebatch.planning.measured import read_measures
 from densebatch.planning.plan import FlowPlan
-from densebatch.slides.slide import reopen_slide
-from densebatch.stages.number import find_changed_pixels
 from densebatch.stages.unread import read_pixels
+from densebatch.upkeep.pixels import PixelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterator, Mapping
+
+    from numpy.typing import NDArray
 
     from densebatch.cells.kept import Tree
-    from densebatch.cells.measure import CellSums
     from densebatch.cells.pyramid_spec import PyramidSpec
+    from densebatch.measuring.parts import CellSums
+    from densebatch.measuring.schema import Measures
     from densebatch.planning.plan import Plan
-    from densebatch.slides.slide import Slide
 
 _SUMS_BYTES = 512 * 10**6  # of intensities that are summed in one pass over the labels
 _SEED_REACH_PX = 6  # beyond a pixel's travel, see `tracing.tile`
@@ -109,6 +114,15 @@ class Content:
         """Channels of the copied image; none if there is none."""
         return range(len(self.spec.channels) if self.spec.image else 0)
 
+    def open_pixels(self) -> PixelSource:
+        """The pixels that were measured."""
+        has_copy = self.spec.image and not any(
+            self.is_damaged(0, region, channel)
+            for region in self.units(0)
+            for channel in self.channels
+        )
+        return PixelSource(self.plan, self.spec, self.report, has_copy=has_copy)
+
     def find(self, path: Path | str, what: str, place: Region | None = None) -> Finding:
         """Something that is wrong with a file or folder below the root."""
         return Finding(self.tree.shown(self.name(path)), what, place)
@@ -144,16 +158,16 @@ def check_content(content: Content) -> Iterator[Finding | str]:
     if any(content.is_damaged(0, region, None) for region in content.units(0)):
         yield "ids and table were not compared with the labels, because some of these are damaged"
         return
-    sums = yield from _check_ids(content)
-    if sums is None:
+    split = yield from _check_ids(content)
+    if split is None:
         return
-    source = PixelSource(content)
+    source = content.open_pixels()
     if not source.is_there:
-        yield f"mean intensities were not compared: {source.reason}"
+        yield f"intensities were not compared: {source.reason}"
     elif content.spec.image and source.slide is None:
         yield f"the copied image was not compared with the slide: {source.reason}"
     if content.table.name not in content.damaged:
-        yield from _check_table(content, sums, source)
+        yield from _check_table(content, split, source)
     if content.spec.image and source.slide is not None:
         yield from _check_copy(content, source)
 
@@ -195,57 +209,106 @@ def _check_levels(content: Content) -> Iterator[Finding]:
                 yield content.find(name, what, region)
 
 
-def _check_ids(content: Content) -> Generator[Finding, None, CellSums | None]:
-    """Ids 1..N complete and in raster order; returns the sums over the shapes of the cells."""
-    n_cells = content.n_cells
+def _check_ids(content: Content) -> Generator[Finding, None, NDArray[np.bool_] | None]:
+    """Ids 1..N complete and in raster order; returns which cells lie in several units."""
     labels = f"labels/{content.spec.label_name}/0"
     found: list[Finding] = []
     try:
-        sums = add_parts(_measure_units(content, (), None, found), n_cells, 0)
+        shapes = sum_cells(content, found)
     except InputError as error:
         yield content.find(labels, describe_cause(error))
         return None
     yield from found
-    lost = np.flatnonzero(sums.shapes[:, 0] == 0) + 1
+    lost = np.flatnonzero(shapes[:, AREA] == 0) + 1
     if lost.size:
         yield content.find(labels, f"has no pixel of the ids {_list_some(lost)}")
+    split = find_split(shapes, shard_grid(content.spec, 0))
     path = seeds_path(content.tree.out)
     try:
         seeds = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        return sums  # which is told where files are compared
+        return split  # which is told where files are compared
     reach = 0  # a segmenter's cells are keyed by their first pixels
     if isinstance(content.plan, FlowPlan):
         reach = math.ceil(float(content.report["max_travel_px"])) + _SEED_REACH_PX
-    what = stored.compare_seeds(seeds, sums.shapes, content.plan.shape[1], reach)
+    boxes = shapes[:, Y0:]
+    what = stored.compare_seeds(seeds, boxes, content.plan.shape[1], reach)
     if what is not None:
         yield Finding(path.relative_to(content.tree.out).as_posix(), what)
-    return sums
+    return split
 
 
-def _measure_units(
-    content: Content,
-    channels: Sequence[int],
-    source: PixelSource | None,
-    found: list[Finding] | None = None,
-) -> Iterator[CellSums]:
-    """Sums over the cells of every unit, in raster order; ids beyond N join `found`."""
-    read = None if source is None else source.read
-    missing = None if channels else content.missing
+def sum_cells(content: Content, found: list[Finding] | None = None) -> NDArray[np.int64]:
+    """Area, coordinate sums and box of each cell, as of `kernels.measure_shapes`.
+
+    Parameters
+    ----------
+    content
+        Of the result.
+    found
+        Is told of ids beyond N.
+
+    Raises
+    ------
+    InputError
+        If labels cannot be read.
+    """
+    shapes = np.zeros((content.n_cells, N_SHAPES), np.int64)
+    shapes[:, [Y0, X0]] = np.iinfo(np.int64).max
+    shown = "list cells"
+    content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
+
+    def look(region: Region) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        return list_cells(content.spec, region)
+
+    for region, (ids, part) in map_in_threads(look, content.units(0), content.threads):
+        content.progress.advance(shown, region.area)
+        known = ids <= content.n_cells
+        rows = ids[known].astype(np.int64) - 1
+        shapes[rows, :Y0] += part[known, :Y0]
+        shapes[rows, Y0:Y1] = np.minimum(shapes[rows, Y0:Y1], part[known, Y0:Y1])
+        shapes[rows, Y1:] = np.maximum(shapes[rows, Y1:], part[known, Y1:])
+        if not known.all() and found is not None:
+            name = unit_files(content.spec, 0, region)[0]
+            strange = _list_some(ids[~known])
+            what = f"has the ids {strange}, and there are {content.n_cells} cells"
+            found.append(content.find(name, what, region))
+    return shapes
+
+
+def measure_units(
+    content: Content, split: NDArray[np.bool_], measures: Measures, source: PixelSource
+) -> Iterator[tuple[Region, CellSums]]:
+    """Measure the cells of every unit, in raster order.
+
+    Parameters
+    ----------
+    content
+        Of the result.
+    split
+        Which cells lie in several units.
+    measures
+        What is measured.
+    source
+        Of the pixels.
+
+    Raises
+    ------
+    InputError
+        If labels or pixels cannot be read.
+    """
+    channels = measures.channels
     shown = f"measure channels {channels[0]} to {channels[-1]}" if channels else "measure cells"
     content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
 
     def measure(region: Region) -> CellSums:
-        return stored.measure_unit(content.spec, region, channels, read, missing)
+        return measure_unit(
+            content.spec, region, split, measures.fractions, channels, source.read, content.missing
+        )
 
     for region, part in map_in_threads(measure, content.units(0), content.threads):
         content.progress.advance(shown, region.area)
-        known, strange = stored.split_strangers(part, content.n_cells)
-        if strange.size and found is not None:
-            name = unit_files(content.spec, 0, region)[0]
-            what = f"has the ids {_list_some(strange)}, and there are {content.n_cells} cells"
-            found.append(content.find(name, what, region))
-        yield known
+        yield region, part
 
 
 def _list_some(ids: Any) -> str:  # noqa: ANN401
@@ -253,7 +316,7 @@ def _list_some(ids: Any) -> str:  # noqa: ANN401
 
 
 def list_columns(
-    content: Content, shapes: CellSums, source: PixelSource
+    content: Content, split: NDArray[np.bool_], source: PixelSource
 ) -> Iterator[tuple[str, Any]]:
     """Names and values of the columns of the table, from labels and pixels.
 
@@ -261,8 +324,8 @@ def list_columns(
     ----------
     content
         Of the result.
-    shapes
-        Sums over the shapes of the cells.
+    split
+        Which cells lie in several units.
     source
         Of the pixels; columns that need them are left out without. So is what a damaged label
         image `missing` decides.
@@ -272,37 +335,32 @@ def list_columns(
     InputError
         If labels or pixels cannot be read.
     """
-    plan = content.plan
-    columns = shape_columns(shapes, Region(0, 0, *plan.shape), plan.um_per_px)
+    plan, measures = content.plan, read_measures(content.report)
+    parts = (
+        part for _, part in measure_units(content, split, replace(measures, channels=()), source)
+    )
+    shapes = add_shapes(parts, content.n_cells, content.spec.width)
+    columns = shape_columns(shapes, Region(0, 0, *plan.shape), plan.um_per_px, measures.radius_um)
     if content.report["missing_px"] and content.missing is None:
         del columns["touches_missing"]
     yield from columns.items()
-    names = name_means(plan.slide.channels)
-    step = max(1, _SUMS_BYTES // max(1, 16 * content.n_cells))
-    for first in range(0, len(names) if source.is_there else 0, step):
-        channels = range(first, min(first + step, len(names)))
-        parts = _measure_units(content, channels, source)
-        total = add_parts(parts, content.n_cells, len(channels))
-        for place, channel in enumerate(channels):
-            yield names[channel], mean_column(total, place)
+    n_columns = 3 + len(measures.fractions)
+    step = max(1, _SUMS_BYTES // max(1, 8 * n_columns * content.n_cells))
+    for first in range(0, len(measures.channels) if source.is_there else 0, step):
+        some = replace(measures, channels=measures.channels[first : first + step])
+        parts = (part for _, part in measure_units(content, split, some, source))
+        values = add_values(parts, range(content.n_cells), len(some.channels), some.fractions)
+        area = columns["area_px"].to_numpy()
+        yield from value_columns(values, area, source.channels, some)
 
 
-def sum_shapes(content: Content) -> CellSums:
-    """Sums over the shapes of the cells, for `list_columns`.
-
-    Raises
-    ------
-    InputError
-        If labels cannot be read.
-    """
-    return add_parts(_measure_units(content, (), None), content.n_cells, 0)
-
-
-def _check_table(content: Content, sums: CellSums, source: PixelSource) -> Iterator[Finding]:
+def _check_table(
+    content: Content, split: NDArray[np.bool_], source: PixelSource
+) -> Iterator[Finding]:
     """The table against labels and pixels."""
     table = content.table
     try:
-        for name, column in list_columns(content, sums, source):
+        for name, column in list_columns(content, split, source):
             what = stored.compare_column(table, name, column)
             if what is not None:
                 yield Finding(table.name, what)
@@ -317,12 +375,12 @@ def _check_copy(content: Content, source: PixelSource) -> Iterator[Finding]:
         channel, region = unit
         if content.is_damaged(0, region, channel):
             return None
-        pixels, holes = read_pixels(content.plan, channel, region)
+        pixels, holes = read_pixels(content.plan.slide, channel, region)
         try:
             copied = read_unit(content.spec, 0, region, channel)
         except InputError as error:
             return describe_cause(error)
-        known = source.find_holes(channel, region)
+        known = source.find_run_holes(channel, region)
         differs = not holes and not known and pixels.tobytes() != copied.tobytes()
         return "is not the image of the slide" if differs else None
 
@@ -333,71 +391,3 @@ def _check_copy(content: Content, source: PixelSource) -> Iterator[Finding]:
         content.progress.advance(shown, region.area)
         if what is not None:
             yield content.find(unit_files(content.spec, 0, region, channel)[0], what, region)
-
-
-class PixelSource:
-    """Where the pixels are read that the run measured: the copied image, else the slide.
-
-    Attributes
-    ----------
-    slide : the slide of the run, None if it is not there or another one
-    reason : why
-    """
-
-    def __init__(self, content: Content) -> None:
-        self._plan, self._spec = content.plan, content.spec
-        self._unread = [
-            (hole["channel"], Region(*hole["region"])) for hole in content.report.get("unread", ())
-        ]
-        self.slide, self.reason = find_slide(content.plan, content.spec.root, content.report)
-        self._has_copy = content.spec.image and not any(
-            content.is_damaged(0, region, channel)
-            for region in content.units(0)
-            for channel in content.channels
-        )
-
-    @property
-    def is_there(self) -> bool:
-        """Whether there are pixels."""
-        return self._has_copy or self.slide is not None
-
-    def find_holes(self, channel: int, region: Region) -> list[Region]:
-        """Where the run could not read a channel."""
-        name = self._plan.slide.channels[channel]
-        return [
-            part for each, hole in self._unread
-            if each == name and (part := hole.intersect(region)) is not None
-        ]  # fmt: skip
-
-    def read(self, channel: int, region: Region) -> tuple[Any, Sequence[Region]]:
-        """Pixels of a channel, and where the run could not read them; see `cells.verify`."""
-        holes = self.find_holes(channel, region)
-        if self._has_copy:
-            return read_unit(self._spec, 0, region, channel), holes
-        pixels, unread = read_pixels(self._plan, channel, region)
-        parts = (hole.region.intersect(region) for hole in unread)
-        return pixels, [*holes, *(part for part in parts if part is not None)]
-
-
-def find_slide(plan: Plan, root: Path | str, report: Mapping[str, Any]) -> tuple[Slide | None, str]:
-    """The slide of a run if it is there and its pixels are what they were, else why it is not.
-
-    Parameters
-    ----------
-    plan
-        Of the run.
-    root
-        The OME-Zarr image group that has the labels.
-    report
-        Content of `run.json`.
-    """
-    try:
-        slide = reopen_slide(plan.slide)
-        if slide.info.identity != plan.slide.identity:  # it may have been touched, no more
-            form = ("height", "width", "channels", "dtype")
-            same = all(getattr(slide.info, n) == getattr(plan.slide, n) for n in form)
-            if not same or find_changed_pixels(plan, str(root), report["slide_pixels"]):
-                return None, f"{plan.slide.path}: has changed since the run"
-    except (InputError, OSError) as error:
-        return None, describe_cause(error)
-    return slide, ""

@@ -1,0 +1,146 @@
+"""Measure stored labels: which cells there are, and what a run's own tasks measured of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+from densebatch.base.errors import InputError
+from densebatch.cells.groups import open_array
+from densebatch.cells.pyramid import label_path, level_path, read_unit
+from densebatch.measuring.kernels import AREA, X0, X1, Y0, Y1, measure_shapes
+from densebatch.measuring.shard import Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.base.geometry import Grid, Region
+    from densebatch.cells.pyramid_spec import PyramidSpec
+    from densebatch.measuring.parts import CellSums
+
+    # Pixels of a channel in a region, and the regions in it that could not be read by the run.
+    PixelReader = Callable[[int, Region], tuple[NDArray[Any], Sequence[Region]]]
+
+_MOST_IDS = 2**24  # that are looked up in a table
+
+
+def _read_local(spec: PyramidSpec, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Labels 1..k of a unit, and the id of each."""
+    labels = read_unit(spec, 0, region)
+    if labels.max() >= _MOST_IDS:  # of damaged labels, say
+        ids = np.unique(labels)
+        table = None
+    else:
+        is_there = np.zeros(int(labels.max()) + 1, np.bool_)
+        is_there[labels.reshape(-1)] = True
+        ids = np.flatnonzero(is_there)
+        table = np.cumsum(is_there, dtype=np.uint32)
+    has_background = int(ids[0] == 0)
+    local: NDArray[np.uint32] = (
+        (np.searchsorted(ids, labels) + 1).astype(np.uint32) if table is None else table[labels]
+    )
+    local -= np.uint32(has_background)
+    return local, ids[has_background:].astype(np.uint32)
+
+
+def list_cells(spec: PyramidSpec, region: Region) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The cells of a unit, and what `kernels.measure_shapes` says of them there.
+
+    Parameters
+    ----------
+    spec, region
+        Which unit, at full resolution.
+
+    Returns
+    -------
+    ids : ndarray
+        `(k,)` uint32, ascending.
+    shapes : ndarray
+        `(k, 7)` int64.
+
+    Raises
+    ------
+    InputError
+        If labels cannot be read.
+    """
+    local, ids = _read_local(spec, region)
+    return ids, measure_shapes(local, ids.size, region.y0, region.x0)
+
+
+def find_split(shapes: NDArray[np.int64], grid: Grid) -> NDArray[np.bool_]:
+    """Which cells lie in several units.
+
+    Parameters
+    ----------
+    shapes
+        `(n, 7)` of the whole slide, as of `kernels.measure_shapes`.
+    grid
+        Of the units.
+    """
+    is_there = shapes[:, AREA] > 0
+    across = (shapes[:, Y1] - 1) // grid.step_y > shapes[:, Y0] // grid.step_y
+    across |= (shapes[:, X1] - 1) // grid.step_x > shapes[:, X0] // grid.step_x
+    split: NDArray[np.bool_] = is_there & across
+    return split
+
+
+def measure_unit(
+    spec: PyramidSpec,
+    region: Region,
+    split: NDArray[np.bool_],
+    fractions: Sequence[float],
+    channels: Sequence[int],
+    read_pixels: PixelReader,
+    gaps: PyramidSpec | None,
+) -> CellSums:
+    """Measure the cells of one unit, as numbering does.
+
+    Parameters
+    ----------
+    spec, region
+        Which unit, at full resolution.
+    split
+        `(n,)`: which of the cells 1..n lie in several units.
+    fractions
+        Of the quantiles, ascending.
+    channels
+        That are measured.
+    read_pixels
+        Reads them.
+    gaps
+        The label image that marks pixels without a result; None if there is none.
+
+    Raises
+    ------
+    InputError
+        If labels or pixels cannot be read.
+    """
+    local, ids = _read_local(spec, region)
+    known = ids <= split.size
+    is_split = np.zeros(ids.size, np.bool_)
+    is_split[known] = split[ids[known].astype(np.int64) - 1]
+    shard = Shard(local, ids, is_split, region, spec.width, fractions)
+    for channel in channels if ids.size else ():
+        shard.add_channel(*read_pixels(channel, region))
+    none = np.zeros(0, np.uint32)
+    return shard.finish(none if gaps is None else _find_touching(gaps, region, local))
+
+
+def _find_touching(
+    gaps: PyramidSpec, region: Region, local: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """Labels beside a pixel without a result, diagonally or not."""
+    around = region.expand(1).clip(gaps.height, gaps.width)
+    array = open_array(level_path(gaps, 0))
+    try:
+        marked = np.asarray(array[around.slices]) != 0
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{label_path(gaps)} is damaged at {around}: {error}.") from error
+    beside = ndimage.maximum_filter(marked, 3, mode="constant")
+    inside = region.shift(-around.y0, -around.x0).slices
+    found: NDArray[np.uint32] = np.unique(local[beside[inside]])
+    return found[found > 0]

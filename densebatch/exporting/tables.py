@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.csv
 
 from densebatch.exporting.columns import MEAN, sort_columns
-from densebatch.exporting.shape import SHAPES, measure_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,16 +45,11 @@ def write_mcmicro(source: Source, path: Path, options: Options) -> None:
     columns = sort_columns(source.schema.names)
     taken = ["id", *columns.matrices.get(MEAN, ()), *_SHAPE.values()]
     names = ["CellID", *columns.channels, *_SHAPE]
-    is_measured = set(SHAPES) <= set(source.schema.names)
-    types = [
-        source.schema.field(c).type if c in source.schema.names else pa.float64() for c in taken
-    ]
+    types = [source.schema.field(column).type for column in taken]
     schema = pa.schema(list(zip(names, types, strict=True)))
     with _open(path, schema, options) as writer:
         for batch in source.read_batches():
-            computed = {} if is_measured else measure_shape(source.cells, batch)
-            values = [pa.array(computed[c]) if c in computed else batch[c] for c in taken]
-            writer.write_batch(pa.record_batch(values, schema=schema))
+            writer.write_batch(pa.record_batch([batch[c] for c in taken], schema=schema))
 
 
 @contextmanager

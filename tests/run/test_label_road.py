@@ -368,7 +368,8 @@ def test_what_is_refused(slide, tmp_path, capsys, arguments, told):
         (0.5, [], 80, "4 diameters of cells of 10 um (20 px)"),
         (0.5, ["--diameter", "9"], 48, "4 diameters of cells of 9 px, as stated"),
         (None, [], 80, "at 0.5 um/px, as the pixel size is unknown"),
-        (0.5, ["--overlap", "33"], 33, None),
+        (0.5, ["--overlap", "33"], 33, "less than 2 diameters of cells of 10 um (20 px)"),
+        (0.5, ["--overlap", "40"], 40, None),
     ],
 )
 def test_the_overlap_is_told(tmp_path, capsys, um_per_px, given, overlap, told):
@@ -379,9 +380,9 @@ def test_the_overlap_is_told(tmp_path, capsys, um_per_px, given, overlap, told):
     assert code == 0
     plan = json.loads(out)["plan"]
     assert plan["overlap_px"] == overlap
-    assert [told in note for note in plan["notes"] if "share" in note] == [True] * (
-        told is not None
-    )
+    notes = [note for note in plan["notes"] if "share" in note]
+    assert len(notes) == (told is not None)
+    assert all(told in note for note in notes)
     code, out, _ = call_main(capsys, *arguments, *given)
     assert code == 0
     assert "segmenter  watershed" in out

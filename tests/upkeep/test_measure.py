@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -246,11 +247,12 @@ def test_a_failure_on_the_way_leaves_the_result_as_it_was(copied, monkeypatch):
     assert read_files([copied]) == files
 
 
-@pytest.mark.parametrize("writes", range(4))
+@pytest.mark.parametrize("writes", [0, 1, 2, "table", 3])
 def test_a_kill_between_the_last_writes_costs_nothing(copied, monkeypatch, writes):
     """The result is the old or the new one, and what tells of it can be mended."""
     old = (copied / "cells.parquet").read_bytes()
-    left, write = [writes], module.write_atomic
+    write, replace = module.write_atomic, Path.replace
+    left = [3 if writes == "table" else writes]
 
     class KilledError(BaseException):
         pass
@@ -262,7 +264,13 @@ def test_a_kill_between_the_last_writes_costs_nothing(copied, monkeypatch, write
             left[0] -= 1
         write(path, data)
 
+    def replace_or_die(path, target):
+        if writes == "table" and target == copied / "cells.parquet":
+            raise KilledError
+        return replace(path, target)
+
     monkeypatch.setattr(module, "write_atomic", write_or_die)
+    monkeypatch.setattr(Path, "replace", replace_or_die)
     with pytest.raises(KilledError):
         measure(copied, channels=["CD3"])
     monkeypatch.undo()
@@ -270,7 +278,7 @@ def test_a_kill_between_the_last_writes_costs_nothing(copied, monkeypatch, write
     assert_right(copied)
     is_old = (copied / "cells.parquet").read_bytes() == old
     names = pq.read_table(copied / "cells.parquet").column_names
-    assert is_old == ("mean_DAPI" in names) == (writes < 3)
+    assert is_old == ("mean_DAPI" in names) == (writes in (0, 1, 2))
     measure(copied)
     assert (copied / "cells.parquet").read_bytes() == old
 

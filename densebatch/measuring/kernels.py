@@ -1,8 +1,4 @@
-"""Loops over the pixels of labels: where each cell has its pixels, and sums over them.
-
-Sums of intensities are taken in raster order of a shard, and added in the order of the shards;
-neither depends on tiles or workers, so the table of cells is bit-identical too.
-"""
+"""Loops over the pixels of labels: how large each cell is, and where it has its pixels."""
 
 from __future__ import annotations
 
@@ -17,8 +13,6 @@ if TYPE_CHECKING:
 # Columns of `measure_shapes`.
 AREA, SUM_Y, SUM_X, Y0, X0, Y1, X1 = range(7)
 N_SHAPES = 7
-
-_BUCKETS = 256  # that a cell's values are sorted into before one is looked for
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -83,10 +77,11 @@ def group_pixels(
     starts : ndarray
         `(k + 1,)` int64: label i has the places from `starts[i - 1]` to `starts[i]`.
     """
-    starts = np.zeros(areas.size + 1, np.int64)
-    starts[1:] = np.cumsum(areas)
-    places = np.empty(starts[-1], np.uint32)
-    following = starts[:-1].copy()
+    starts, following = np.zeros(areas.size + 1, np.int64), np.zeros(areas.size, np.int64)
+    for k in range(areas.size):
+        following[k] = starts[k]
+        starts[k + 1] = starts[k] + areas[k]
+    places = np.empty(starts[areas.size], np.uint32)
     height, width = labels.shape
     for y in range(height):
         for x in range(width):
@@ -95,163 +90,3 @@ def group_pixels(
                 places[following[label - 1]] = y * width + x
                 following[label - 1] += 1
     return places, starts
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def measure_values(
-    pixels: NDArray[np.generic],
-    places: NDArray[np.uint32],
-    starts: NDArray[np.int64],
-    fractions: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Intensities of one channel, cell by cell.
-
-    Parameters
-    ----------
-    pixels
-        `(n,)` of one channel, any type but float16, which numba does not have.
-    places, starts
-        Of the pixels of each of the k cells, as of `group_pixels`.
-    fractions
-        `(q,)` of the quantiles, ascending, from 0 to 1.
-
-    Returns
-    -------
-    sums : ndarray
-        `(k,)` float64, added in the order of the places. Of integers exact up to 2^53, beyond any
-        cell of 16-bit pixels.
-    missing : ndarray
-        `(k,)` int64: pixels left out of everything, because they are NaN or infinite.
-    deviations : ndarray
-        `(k,)` float64: root of the mean squared distance from the mean, in two passes, so that its
-        relative error is that of as many float64 additions; NaN without a finite pixel.
-    quantiles : ndarray
-        `(q, k)` float64: exact order statistics, linear between two of them as `numpy.quantile`;
-        NaN without a finite pixel.
-    """
-    n_cells, n_fractions = starts.size - 1, fractions.size
-    sums = np.zeros(n_cells, np.float64)
-    missing = np.zeros(n_cells, np.int64)
-    deviations = np.full(n_cells, np.nan)
-    quantiles = np.full((n_fractions, n_cells), np.nan)
-    largest = 0
-    for cell in range(n_cells):
-        largest = max(largest, starts[cell + 1] - starts[cell])
-    values, scratch = np.empty(largest), np.empty(largest)
-    counts = np.empty(_BUCKETS + 1, np.int64)
-    for cell in range(n_cells):
-        n, total = 0, 0.0
-        least, greatest = np.inf, -np.inf
-        for k in range(starts[cell], starts[cell + 1]):
-            value = np.float64(pixels[places[k]])
-            if np.isfinite(value):
-                values[n] = value
-                n += 1
-                total += value
-                least = min(least, value)
-                greatest = max(greatest, value)
-        sums[cell] = total
-        missing[cell] = starts[cell + 1] - starts[cell] - n
-        if n == 0:
-            continue
-        mean, squares = total / n, 0.0
-        for k in range(n):
-            distance = values[k] - mean
-            squares += distance * distance
-        deviations[cell] = np.sqrt(squares / n)
-        if n_fractions:
-            scale = _fill_buckets(values[:n], least, greatest, counts)
-        for q in range(n_fractions):
-            place = fractions[q] * (n - 1)
-            rank = int(np.floor(place))
-            low = _find_ranked(values[:n], rank, least, scale, counts, scratch)
-            share = place - rank
-            quantiles[q, cell] = low
-            if share > 0:
-                high = _find_ranked(values[:n], rank + 1, least, scale, counts, scratch)
-                # As `numpy.quantile` has it, which is exact at both ends.
-                if share < 0.5:
-                    quantiles[q, cell] = low + (high - low) * share
-                else:
-                    quantiles[q, cell] = high - (high - low) * (1 - share)
-    return sums, missing, deviations, quantiles
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _fill_buckets(
-    values: NDArray[np.float64], least: float, greatest: float, counts: NDArray[np.int64]
-) -> float:
-    """Count values by buckets of equal width, as the numbers of values below each bucket.
-
-    Returns
-    -------
-    float
-        Buckets per unit. 0 if all values are in the first one, because they are few, or equal, or
-        too far from each other for a float.
-    """
-    counts[:] = 0
-    scale = (_BUCKETS - 1) / (greatest - least) if greatest > least else 0.0
-    if values.size < _BUCKETS // 2 or not np.isfinite(scale) or np.isinf(greatest - least):
-        scale = 0.0
-    if scale == 0:
-        counts[1:] = values.size
-        return scale
-    for value in values:
-        counts[int((value - least) * scale) + 1] += 1
-    for k in range(_BUCKETS):
-        counts[k + 1] += counts[k]
-    return scale
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _find_ranked(
-    values: NDArray[np.float64],
-    rank: int,
-    least: float,
-    scale: float,
-    counts: NDArray[np.int64],
-    scratch: NDArray[np.float64],
-) -> float:
-    """The value of a rank, which is looked for in its bucket alone."""
-    bucket = np.searchsorted(counts, rank, side="right") - 1
-    if scale == 0:
-        n = values.size
-        scratch[:n] = values
-    else:
-        n = 0
-        for value in values:
-            scratch[n] = value
-            n += int((value - least) * scale) == bucket
-    _select(scratch, 0, n - 1, rank - counts[bucket])
-    found: float = scratch[rank - counts[bucket]]
-    return found
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _select(values: NDArray[np.float64], first: int, last: int, rank: int) -> None:
-    """Bring the value of a rank to its place, smaller ones before it and larger ones behind.
-
-    Hoare's selection, with the median of three as pivot: the ends and, because an order of values
-    may be unkind to any place between them, another place in each round.
-    """
-    step = 0
-    while first < last:
-        step += 7919
-        a, b, c = values[first], values[first + step % (last - first + 1)], values[last]
-        pivot = max(min(a, b), min(max(a, b), c))
-        low, high = first, last
-        while low <= high:
-            while values[low] < pivot:
-                low += 1
-            while values[high] > pivot:
-                high -= 1
-            if low <= high:
-                values[low], values[high] = values[high], values[low]
-                low += 1
-                high -= 1
-        if rank <= high:
-            last = high
-        elif rank >= low:
-            first = low
-        else:
-            return

@@ -7,7 +7,7 @@ numbers, so that features do not depend on how they were added; only the last st
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -92,8 +92,8 @@ def measure_forms(
             row[XY] += (y - y0) * (x - x0)
             if outlines[y, x]:
                 beside, across = 0, 0
-                for near_y in range(max(y - 1, 0), min(y + 2, height)):
-                    for near_x in range(max(x - 1, 0), min(x + 2, width)):
+                for near_y in range(y - 1 if y else 0, y + 2 if y + 1 < height else height):
+                    for near_x in range(x - 1 if x else 0, x + 2 if x + 1 < width else width):
                         if labels[near_y, near_x] != cell + 1 or not outlines[near_y, near_x]:
                             continue
                         if near_y != y and near_x != x:
@@ -122,7 +122,9 @@ def _count_outline(row: NDArray[np.int64], beside: int, across: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _count_convex(places: NDArray[np.uint32], width: int, hull: NDArray[np.int64]) -> int:
+def _count_convex(
+    places: NDArray[np.uint32], width: int, hull: NDArray[np.int64]
+) -> np.signedinteger[Any]:
     """Pixels whose centre is in the convex hull of the middles of the edges of a cell's pixels.
 
     In half pixels all of it is whole numbers. Both sides of the hull are convex functions of y: the
@@ -143,17 +145,16 @@ def _count_convex(places: NDArray[np.uint32], width: int, hull: NDArray[np.int64
             for step in range(-1, 2):
                 _extend(hull[side], sizes, side, 2 * y + step, x - (step == 0))
     top, bottom = np.int64(places[0]) // width, np.int64(places[n - 1]) // width
-    count = 0
+    count = bottom - top + 1
     at = np.zeros(2, np.int64)
-    for y in range(top, bottom + 1):
-        count += 1
+    for row in range(top, bottom + 1):
         for side in range(2):
             ys, xs = hull[side]
-            while ys[at[side] + 1] < 2 * y:
+            while ys[at[side] + 1] < 2 * row:
                 at[side] += 1
             k = at[side]
             length = ys[k + 1] - ys[k]
-            numerator = xs[k] * length + (xs[k + 1] - xs[k]) * (2 * y - ys[k])
+            numerator = xs[k] * length + (xs[k + 1] - xs[k]) * (2 * row - ys[k])
             count += (-numerator) // (2 * length)  # minus the first pixel that is not left of it
     return count
 

@@ -14,10 +14,10 @@ from densebatch.measuring.kernels import (
     Y1,
     group_pixels,
     measure_shapes,
-    measure_values,
 )
 from densebatch.measuring.parts import CellSums
 from densebatch.measuring.shapes import measure_forms
+from densebatch.measuring.values import measure_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,9 +58,8 @@ class Shard:
         self._labels, self._ids, self._split, self._region = labels, ids, split, region
         self._shapes = measure_shapes(labels, ids.size, region.y0, region.x0)
         self._places, self._starts = group_pixels(labels, self._shapes[:, AREA])
-        boxes = self._shapes[:, [Y0, X0, Y1, X1]]
-        boxes -= np.array([region.y0, region.x0] * 2)
-        self._forms = measure_forms(labels, boxes, self._places, self._starts)
+        boxes = self._shapes[:, [Y0, X0, Y1, X1]] - np.array([region.y0, region.x0] * 2)
+        self._forms = measure_forms(labels, np.ascontiguousarray(boxes), self._places, self._starts)
         self._forms[split] = 0
         self._kept = self._places[np.repeat(split, self._shapes[:, AREA])].astype(np.int64)
         y, x = np.divmod(self._kept, labels.shape[1])

@@ -39,11 +39,11 @@ def _read_local(spec: PyramidSpec, region: Region) -> tuple[NDArray[np.uint32], 
         is_there[labels.reshape(-1)] = True
         ids = np.flatnonzero(is_there)
         table = np.cumsum(is_there, dtype=np.uint32)
-    has_background = bool(ids[0] == 0)
-    local = np.searchsorted(ids, labels) + 1 if table is None else table[labels]
-    local = local.astype(np.uint32, copy=False)
-    if has_background:
-        local -= np.uint32(1)
+    has_background = int(ids[0] == 0)
+    local: NDArray[np.uint32] = (
+        (np.searchsorted(ids, labels) + 1).astype(np.uint32) if table is None else table[labels]
+    )
+    local -= np.uint32(has_background)
     return local, ids[has_background:].astype(np.uint32)
 
 

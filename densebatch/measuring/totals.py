@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.measuring.kernels import AREA, N_SHAPES, X0, Y0, Y1, group_pixels, measure_values
+from densebatch.measuring.kernels import AREA, N_SHAPES, X0, Y0, Y1, group_pixels
 from densebatch.measuring.shapes import N_FORMS, measure_forms
+from densebatch.measuring.values import measure_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,7 +95,8 @@ def _measure_whole(places: NDArray[np.int64], slide_width: int) -> NDArray[np.in
     mask[y, x] = 1
     inside, starts = group_pixels(mask, np.array([places.size]))
     forms: NDArray[np.int64] = measure_forms(mask, np.array([[0, 0, *mask.shape]]), inside, starts)
-    return forms[0]
+    whole: NDArray[np.int64] = forms[0]
+    return whole
 
 
 def add_values(

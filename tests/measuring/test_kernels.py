@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from densebatch.measuring.kernels import group_pixels, measure_shapes, measure_values
+from densebatch.measuring.kernels import group_pixels, measure_shapes
+from densebatch.measuring.values import measure_values
 
 N_CELLS = 5
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))

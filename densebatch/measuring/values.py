@@ -1,0 +1,276 @@
+"""Intensities of cells: sums, deviations and order statistics of their pixels.
+
+Sums are taken in raster order of a shard, and added in the order of the shards; neither depends on
+tiles or workers, so the table of cells is bit-identical too. Values of up to 16 bits, as of most
+slides, go another way than others, which is faster and as exact.
+
+A quantile is looked for in buckets of equal width: how many values there are in each tells which
+bucket has the wanted rank, and only the values in that one are put in order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BUCKETS = 256
+
+
+def measure_values(
+    pixels: NDArray[Any],
+    places: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+    fractions: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Intensities of one channel, cell by cell.
+
+    Parameters
+    ----------
+    pixels
+        `(n,)` of one channel, any type but float16, which numba does not have.
+    places, starts
+        Of the pixels of each of the k cells, as of `kernels.group_pixels`.
+    fractions
+        `(q,)` of the quantiles, from 0 to 1.
+
+    Returns
+    -------
+    sums : ndarray
+        `(k,)` float64, added in the order of the places. Of integers exact up to 2^53, beyond any
+        cell of 16-bit pixels.
+    missing : ndarray
+        `(k,)` int64: pixels left out of everything, because they are NaN or infinite.
+    deviations : ndarray
+        `(k,)` float64: root of the mean squared distance from the mean. Of integers of up to 16
+        bits from exact sums, rounded at the end; else in two passes, so that the relative error is
+        that of as many float64 additions. NaN without a finite pixel.
+    quantiles : ndarray
+        `(q, k)` float64: exact order statistics, linear between two of them as `numpy.quantile`;
+        NaN without a finite pixel.
+    """
+    small = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
+    function = _measure_small if small else _measure_any
+    found: tuple[
+        NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]
+    ] = function(pixels, places, starts, fractions)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _measure_small(
+    pixels: NDArray[Any],
+    places: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+    fractions: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """As `measure_values`, of integers of up to 16 bits, whose squares are summed exactly too."""
+    n_cells, n_fractions = starts.size - 1, fractions.size
+    sums = np.zeros(n_cells, np.float64)
+    missing = np.zeros(n_cells, np.int64)
+    deviations = np.full(n_cells, np.nan)
+    quantiles = np.full((n_fractions, n_cells), np.nan)
+    largest = _find_largest(starts)
+    values, scratch = np.empty(largest, np.int32), np.empty(largest, np.int32)
+    counts = np.empty(_BUCKETS + 1, np.int64)
+    for cell in range(n_cells):
+        start = starts[cell]
+        n = starts[cell + 1] - start
+        if n == 0:
+            continue
+        total, squares = np.int64(0), np.int64(0)
+        least, greatest = np.int32(2**30), np.int32(-(2**30))
+        for k in range(n):
+            value = np.int32(pixels[places[start + k]])
+            values[k] = value
+            total += value
+            squares += np.int64(value) * np.int64(value)
+            least = min(least, value)
+            greatest = max(greatest, value)
+        sums[cell] = total
+        # From a whole number within half a unit of the mean, so that nothing cancels.
+        near = (2 * total + n) // (2 * n)
+        rest = (total - n * near) / n
+        deviations[cell] = np.sqrt((squares - 2 * near * total + n * near * near) / n - rest * rest)
+        if n_fractions == 0:
+            continue
+        shift = 0
+        while (greatest - least) >> shift >= _BUCKETS:
+            shift += 1
+        counts[:] = 0
+        for k in range(n):
+            counts[((values[k] - least) >> shift) + 1] += 1
+        _accumulate(counts)
+        for q in range(n_fractions):
+            place = fractions[q] * (n - 1)
+            rank = int(np.floor(place))
+            bucket = _find_bucket(counts, rank)
+            low = np.int64(least) + bucket
+            high, has_next = low, counts[bucket + 1] > rank + 1
+            if shift:
+                m = 0
+                for k in range(n):
+                    scratch[m] = values[k]
+                    m += ((values[k] - least) >> shift) == bucket
+                _select(scratch, 0, m - 1, rank - counts[bucket])
+                low = high = np.int64(scratch[rank - counts[bucket]])
+                if has_next:
+                    high = np.int64(_find_least(scratch, rank - counts[bucket] + 1, m))
+            if place > rank and not has_next:
+                high = np.int64(2**30)
+                following = _find_bucket(counts, rank + 1)
+                for k in range(n):
+                    if ((values[k] - least) >> shift) == following:
+                        high = min(high, np.int64(values[k]))
+            quantiles[q, cell] = _interpolate(float(low), float(high), place - rank)
+    return sums, missing, deviations, quantiles
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _measure_any(
+    pixels: NDArray[Any],
+    places: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+    fractions: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """As `measure_values`, of any numbers, taken as float64."""
+    n_cells, n_fractions = starts.size - 1, fractions.size
+    sums = np.zeros(n_cells, np.float64)
+    missing = np.zeros(n_cells, np.int64)
+    deviations = np.full(n_cells, np.nan)
+    quantiles = np.full((n_fractions, n_cells), np.nan)
+    largest = _find_largest(starts)
+    values, scratch = np.empty(largest), np.empty(largest)
+    counts = np.empty(_BUCKETS + 1, np.int64)
+    for cell in range(n_cells):
+        n, total = 0, 0.0
+        least, greatest = np.inf, -np.inf
+        for k in range(starts[cell], starts[cell + 1]):
+            value = float(pixels[places[k]])
+            if np.isfinite(value):
+                values[n] = value
+                n += 1
+                total += value
+                least = min(least, value)
+                greatest = max(greatest, value)
+        sums[cell] = total
+        missing[cell] = starts[cell + 1] - starts[cell] - n
+        if n == 0:
+            continue
+        mean, squares = total / n, 0.0
+        for k in range(n):
+            distance = values[k] - mean
+            squares += distance * distance
+        deviations[cell] = np.sqrt(squares / n)
+        if n_fractions == 0:
+            continue
+        # All are in the first bucket if they are few, equal, or too far apart for a float.
+        width = greatest - least
+        scale = (_BUCKETS - 1) / width if n >= _BUCKETS // 2 and 0 < width < np.inf else 0.0
+        if scale == np.inf:
+            scale = 0.0
+        counts[:] = 0
+        for k in range(n):
+            counts[int((values[k] - least) * scale) + 1 if scale else 1] += 1
+        _accumulate(counts)
+        for q in range(n_fractions):
+            place = fractions[q] * (n - 1)
+            rank = int(np.floor(place))
+            bucket = _find_bucket(counts, rank)
+            m = 0
+            for k in range(n):
+                scratch[m] = values[k]
+                m += not scale or int((values[k] - least) * scale) == bucket
+            _select(scratch, 0, m - 1, rank - counts[bucket])
+            low = high = scratch[rank - counts[bucket]]
+            if counts[bucket + 1] > rank + 1:
+                high = _find_least(scratch, rank - counts[bucket] + 1, m)
+            elif place > rank:
+                high = np.inf
+                following = _find_bucket(counts, rank + 1)
+                for k in range(n):
+                    if int((values[k] - least) * scale) == following:
+                        high = min(high, values[k])
+            quantiles[q, cell] = _interpolate(low, high, place - rank)
+    return sums, missing, deviations, quantiles
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_largest(starts: NDArray[np.int64]) -> int:
+    """Pixels of the largest cell."""
+    largest = 0
+    for cell in range(starts.size - 1):
+        largest = max(largest, starts[cell + 1] - starts[cell])
+    return largest
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _accumulate(counts: NDArray[np.int64]) -> None:
+    """Turn how many values each bucket has, one place further on, into how many lie before it."""
+    for k in range(counts.size - 1):
+        counts[k + 1] += counts[k]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_bucket(counts: NDArray[np.int64], rank: int) -> int:
+    """The bucket that has the value of a rank, by how many lie before each."""
+    first, last = 0, counts.size - 2
+    while first < last:
+        middle = (first + last) // 2
+        if counts[middle + 1] > rank:
+            last = middle
+        else:
+            first = middle + 1
+    return first
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_least(values: NDArray[Any], first: int, stop: int) -> Any:  # noqa: ANN401
+    found = values[first]
+    for k in range(first + 1, stop):
+        found = min(found, values[k])
+    return found
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _interpolate(low: float, high: float, share: float) -> float:
+    """Between two values, exact at both, as `numpy.quantile` has it."""
+    if share == 0:
+        return low
+    if share < 0.5:
+        return low + (high - low) * share
+    return high - (high - low) * (1 - share)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _select(values: NDArray[Any], first: int, last: int, rank: int) -> None:
+    """Bring the value of a rank to its place, smaller ones before it and larger ones behind.
+
+    Hoare's selection, with the median of three as pivot: the ends and, because an order of values
+    may be unkind to any place between them, another place in each round.
+    """
+    step = 0
+    while first < last:
+        step += 7919
+        a, b, c = values[first], values[first + step % (last - first + 1)], values[last]
+        pivot = max(min(a, b), min(max(a, b), c))
+        low, high = first, last
+        while low <= high:
+            while values[low] < pivot:
+                low += 1
+            while values[high] > pivot:
+                high -= 1
+            if low <= high:
+                values[low], values[high] = values[high], values[low]
+                low += 1
+                high -= 1
+        if rank <= high:
+            last = high
+        elif rank >= low:
+            first = low
+        else:
+            return

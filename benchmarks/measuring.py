@@ -1,12 +1,12 @@
 """Time and memory of measuring cells, beside scikit-image and beside only reading the channels.
 
-    python -m benchmarks.measuring -o benchmarks/results/measuring.json   # some minutes, 6 GB of disk
-    python -m benchmarks.measuring --quick                                # small, to see that it runs
+    python -m benchmarks.measuring -o measuring.json    # some minutes and 6 GB of disk
+    python -m benchmarks.measuring --quick              # small, to see that it runs
 
 The first part measures a label image of 4096² px with 10 000 cells in ten channels in memory, every
 column of the table, and the same by `skimage.measure.regionprops_table`: shapes once, then mean,
 standard deviation and median channel by channel (and, for who wants no more, the means alone). The
-second reads the channels of an OME-Zarr slide of 8192² px in shards of 4096 px as numbering does,
+second reads the channels of an OME-Zarr slide of 8192² px in shards of 2048 px as numbering does,
 once to throw the pixels away and once to measure them, and writes the table, in a process of its
 own that tells its peak memory. Compilation is left out for all.
 """
@@ -33,13 +33,14 @@ from skimage.measure import regionprops_table
 
 from benchmarks.scoring import draw_cells
 from densebatch.base.geometry import Grid, Region
+from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.measuring.parts import Parts, StoredParts, pack_part
 from densebatch.measuring.schema import Measures
 from densebatch.measuring.shard import Shard
 from densebatch.measuring.table import write_table
 from densebatch.slides.slide import open_slide
 
-SHARD_PX, CHUNK_PX = 4096, 512
+CHUNK_PX = 512
 FORMS = (
     "area", "bbox", "centroid", "perimeter", "eccentricity", "solidity", "orientation",
     "axis_major_length", "axis_minor_length", "extent",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.run_files import call_main, read_report, simulate, write_tiff
@@ -61,6 +62,30 @@ def test_a_text_of_two_meanings_is_refused(capsys, tmp_path):
         "CD8,4B",
         "CD3",
     ]
+
+
+def test_channels_and_quantiles_that_are_measured(capsys, slide, tmp_path):
+    options = ("--membrane", "CD3", "--nuclei", "DAPI", "--workers", "0")
+    out = tmp_path / "out"
+    for wrong, sentence in [
+        (("--channels", "CD3,CD9"), "has no channel 'CD9'"),
+        (("--quantiles", "0.5,2"), "setting 'quantiles.1' = '2': input should be less than"),
+        (
+            ("--neighbour-radius", "-1"),
+            "setting 'neighbour_radius' = -1.0: input should be greater",
+        ),
+    ]:
+        code, _, err = call_main(capsys, "segment", slide, out, *options, *wrong)
+        assert code == 2
+        assert sentence in err
+        assert not out.exists()
+    measured = ("--channels", "CD8, clone 4B,DAPI", "--quantiles", "0.9,0.025")
+    code, _, err = call_main(capsys, "segment", slide, out, *options, *measured)
+    assert code == 0, err
+    statistics = ("mean", "total", "std", "median", "q90", "q2.5")
+    names = [f"{each}_{name}" for name in ("CD8, clone 4B", "DAPI") for each in statistics]
+    assert pq.read_table(out / "cells.parquet").column_names[-12:] == names
+    assert read_report(out)["measured"]["channels"] == ["CD8, clone 4B", "DAPI"]
 
 
 def test_what_was_assumed_is_told_and_kept(capsys, tmp_path):

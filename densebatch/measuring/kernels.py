@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
@@ -56,37 +56,75 @@ def measure_shapes(
     return shapes
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def group_pixels(
-    labels: NDArray[np.uint32], areas: NDArray[np.int64]
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+class Runs(NamedTuple):
+    """Where cells have their pixels, as runs of pixels that lie side by side in a row.
+
+    Attributes
+    ----------
+    firsts : `(r,)` uint32: linear indices into an image, those of cell 1 first, in raster order
+    lengths : `(r,)` uint32, px
+    starts : `(k + 1,)` int64: cell i has the runs from `starts[i - 1]` to `starts[i]`
+    """
+
+    firsts: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+    starts: NDArray[np.int64]
+
+    def list_places(self, cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Linear indices of the pixels of some cells, cell by cell and in raster order.
+
+        Parameters
+        ----------
+        cells
+            `(k,)` bool: which.
+        """
+        wanted = np.repeat(cells, np.diff(self.starts))
+        lengths = self.lengths[wanted].astype(np.int64)
+        before = np.cumsum(lengths) - lengths
+        places: NDArray[np.int64] = np.repeat(self.firsts[wanted] - before, lengths)
+        return places + np.arange(places.size)
+
+
+def find_runs(labels: NDArray[np.uint32], n_cells: int) -> Runs:
     """Where each label has its pixels.
 
     Parameters
     ----------
     labels
-        `(h, w)` uint32 of fewer than 2^32 px; 0 background, else 1..k.
-    areas
-        `(k,)` pixels of each label.
-
-    Returns
-    -------
-    places : ndarray
-        `(areas.sum(),)` uint32: linear indices into `labels`, those of label 1 first, each label's
-        in raster order.
-    starts : ndarray
-        `(k + 1,)` int64: label i has the places from `starts[i - 1]` to `starts[i]`.
+        `(h, w)` uint32 of fewer than 2^32 px; 0 background, else 1..n_cells.
+    n_cells
+        Largest label.
     """
-    starts, following = np.zeros(areas.size + 1, np.int64), np.zeros(areas.size, np.int64)
-    for k in range(areas.size):
-        following[k] = starts[k]
-        starts[k + 1] = starts[k] + areas[k]
-    places = np.empty(starts[areas.size], np.uint32)
+    return Runs(*_find_runs(labels, n_cells))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_runs(
+    labels: NDArray[np.uint32], n_cells: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int64]]:
     height, width = labels.shape
+    starts = np.zeros(n_cells + 1, np.int64)
     for y in range(height):
+        before = np.uint32(0)
+        for x in range(width):
+            label = labels[y, x]
+            if label != before and label != 0:
+                starts[label] += 1
+            before = label
+    following = np.zeros(n_cells, np.int64)
+    for k in range(n_cells):
+        following[k] = starts[k]
+        starts[k + 1] += starts[k]
+    firsts = np.empty(starts[n_cells], np.uint32)
+    lengths = np.zeros(starts[n_cells], np.uint32)
+    for y in range(height):
+        before = np.uint32(0)
         for x in range(width):
             label = labels[y, x]
             if label != 0:
-                places[following[label - 1]] = y * width + x
-                following[label - 1] += 1
-    return places, starts
+                if label != before:
+                    firsts[following[label - 1]] = y * width + x
+                    following[label - 1] += 1
+                lengths[following[label - 1] - 1] += np.uint32(1)
+            before = label
+    return firsts, lengths, starts

@@ -17,6 +17,8 @@ from densebatch.measuring.kernels import AREA, SUM_X, SUM_Y, X0, X1, Y0, Y1
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from densebatch.measuring.kernels import Runs
+
 # Columns of `measure_forms`.
 YY, XX, XY, STRAIGHT, DIAGONAL, BENT, CONVEX = range(7)
 N_FORMS = 7
@@ -46,12 +48,8 @@ def _find_outlines(labels: NDArray[np.uint32]) -> NDArray[np.uint8]:
     return outlines
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def measure_forms(
-    labels: NDArray[np.uint32],
-    boxes: NDArray[np.int64],
-    places: NDArray[np.uint32],
-    starts: NDArray[np.int64],
+    labels: NDArray[np.uint32], boxes: NDArray[np.int64], runs: Runs
 ) -> NDArray[np.int64]:
     """What shapes are computed from, of labels that are whole within this image.
 
@@ -61,8 +59,8 @@ def measure_forms(
         `(h, w)` uint32; 0 background, else 1..k. What is beyond is of no label.
     boxes
         `(k, 4)` y0, x0, y1, x1 in this image.
-    places, starts
-        Of the pixels of each label, as of `kernels.group_pixels`.
+    runs
+        Where each label has its pixels.
 
     Returns
     -------
@@ -72,6 +70,18 @@ def measure_forms(
         al. 2000 do, see `skimage.measure.perimeter` with neighborhood 4; pixels of the convex
         hull, see `skimage.morphology.convex_hull_image`.
     """
+    forms: NDArray[np.int64] = _measure_forms(labels, np.ascontiguousarray(boxes), *runs)
+    return forms
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _measure_forms(
+    labels: NDArray[np.uint32],
+    boxes: NDArray[np.int64],
+    firsts: NDArray[np.uint32],
+    lengths: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+) -> NDArray[np.int64]:
     height, width = labels.shape
     n_cells = starts.size - 1
     forms = np.zeros((n_cells, N_FORMS), np.int64)
@@ -84,13 +94,16 @@ def measure_forms(
     for cell in range(n_cells):
         row = forms[cell]
         y0, x0 = boxes[cell, 0], boxes[cell, 1]
-        for k in range(starts[cell], starts[cell + 1]):
-            place = np.int64(places[k])
-            y, x = place // width, place % width
-            row[YY] += (y - y0) * (y - y0)
-            row[XX] += (x - x0) * (x - x0)
-            row[XY] += (y - y0) * (x - x0)
-            if outlines[y, x]:
+        for run in range(starts[cell], starts[cell + 1]):
+            first, length = np.int64(firsts[run]), np.int64(lengths[run])
+            y = first // width
+            left = first - y * width
+            for x in range(left, left + length):
+                row[YY] += (y - y0) * (y - y0)
+                row[XX] += (x - x0) * (x - x0)
+                row[XY] += (y - y0) * (x - x0)
+                if not outlines[y, x]:
+                    continue
                 beside, across = 0, 0
                 for near_y in range(y - 1 if y else 0, y + 2 if y + 1 < height else height):
                     for near_x in range(x - 1 if x else 0, x + 2 if x + 1 < width else width):
@@ -102,7 +115,8 @@ def measure_forms(
                             beside += 1
                 _count_outline(row, beside, across)
         if starts[cell + 1] > starts[cell]:
-            row[CONVEX] = _count_convex(places[starts[cell] : starts[cell + 1]], width, hull)
+            some = slice(starts[cell], starts[cell + 1])
+            row[CONVEX] = _count_convex(firsts[some], lengths[some], width, hull)
     return forms
 
 
@@ -123,7 +137,7 @@ def _count_outline(row: NDArray[np.int64], beside: int, across: int) -> None:
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _count_convex(
-    places: NDArray[np.uint32], width: int, hull: NDArray[np.int64]
+    firsts: NDArray[np.uint32], lengths: NDArray[np.uint32], width: int, hull: NDArray[np.int64]
 ) -> np.signedinteger[Any]:
     """Pixels whose centre is in the convex hull of the middles of the edges of a cell's pixels.
 
@@ -131,20 +145,20 @@ def _count_convex(
     left one of the first pixels of the rows, the right one of the last ones, mirrored.
     """
     sizes = np.zeros(2, np.int64)
-    n = places.size
+    n = firsts.size
     k = 0
     while k < n:
-        y = np.int64(places[k]) // width
-        first = np.int64(places[k]) - y * width
-        end = (y + 1) * width
-        while k < n and places[k] < end:
+        y = np.int64(firsts[k]) // width
+        first = np.int64(firsts[k]) - y * width
+        while k + 1 < n and np.int64(firsts[k + 1]) < (y + 1) * width:
             k += 1
-        last = np.int64(places[k - 1]) - y * width
+        last = np.int64(firsts[k]) + np.int64(lengths[k]) - 1 - y * width
+        k += 1
         for side in range(2):
             x = 2 * first if side == 0 else -2 * last
             for step in range(-1, 2):
                 _extend(hull[side], sizes, side, 2 * y + step, x - (step == 0))
-    top, bottom = np.int64(places[0]) // width, np.int64(places[n - 1]) // width
+    top, bottom = np.int64(firsts[0]) // width, np.int64(firsts[n - 1]) // width
     count = bottom - top + 1
     at = np.zeros(2, np.int64)
     for row in range(top, bottom + 1):

@@ -12,7 +12,7 @@ from densebatch.measuring.kernels import (
     X1,
     Y0,
     Y1,
-    group_pixels,
+    find_runs,
     measure_shapes,
 )
 from densebatch.measuring.parts import CellSums
@@ -57,11 +57,11 @@ class Shard:
     ) -> None:
         self._labels, self._ids, self._split, self._region = labels, ids, split, region
         self._shapes = measure_shapes(labels, ids.size, region.y0, region.x0)
-        self._places, self._starts = group_pixels(labels, self._shapes[:, AREA])
+        self._runs = find_runs(labels, ids.size)
         boxes = self._shapes[:, [Y0, X0, Y1, X1]] - np.array([region.y0, region.x0] * 2)
-        self._forms = measure_forms(labels, np.ascontiguousarray(boxes), self._places, self._starts)
+        self._forms = measure_forms(labels, boxes, self._runs)
         self._forms[split] = 0
-        self._kept = self._places[np.repeat(split, self._shapes[:, AREA])].astype(np.int64)
+        self._kept = self._runs.list_places(split)
         y, x = np.divmod(self._kept, labels.shape[1])
         self._slide_places = (y + region.y0) * slide_width + x + region.x0
         self._fractions = np.array(fractions, np.float64)
@@ -80,9 +80,7 @@ class Shard:
         # Half precision is widened, because numba does not have it.
         exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
         flat = np.ascontiguousarray(exact).reshape(-1)
-        sums, missing, deviations, quantiles = measure_values(
-            flat, self._places, self._starts, self._fractions
-        )
+        sums, missing, deviations, quantiles = measure_values(flat, self._runs, self._fractions)
         for hole in holes:
             inside = hole.shift(-self._region.y0, -self._region.x0).clip(*self._region.shape)
             touched = np.unique(self._labels[inside.slices])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.measuring.kernels import AREA, N_SHAPES, X0, Y0, Y1, group_pixels
+from densebatch.measuring.kernels import AREA, N_SHAPES, X0, Y0, Y1, Runs, find_runs
 from densebatch.measuring.shapes import N_FORMS, measure_forms
 from densebatch.measuring.values import measure_values
 
@@ -93,9 +93,8 @@ def _measure_whole(places: NDArray[np.int64], slide_width: int) -> NDArray[np.in
     y, x = y - y.min(), x - x.min()
     mask = np.zeros((int(y.max()) + 1, int(x.max()) + 1), np.uint32)
     mask[y, x] = 1
-    inside, starts = group_pixels(mask, np.array([places.size]))
-    forms: NDArray[np.int64] = measure_forms(mask, np.array([[0, 0, *mask.shape]]), inside, starts)
-    whole: NDArray[np.int64] = forms[0]
+    box = np.array([[0, 0, *mask.shape]])
+    whole: NDArray[np.int64] = measure_forms(mask, box, find_runs(mask, 1))[0]
     return whole
 
 
@@ -133,10 +132,11 @@ def add_values(
         quantiles[:, :, at] = part.quantiles[:, :, wanted]
         split.add(part, part.values)
     at, starts, values = split.collect(n_channels)
+    # A run for each cell, because its pixels stand side by side.
+    lengths = np.diff(starts)
+    runs = Runs(starts[:-1].astype(np.uint32), lengths.astype(np.uint32), np.arange(starts.size))
     for channel in range(n_channels):
-        _, _, found, ranked = measure_values(
-            values[channel], np.arange(starts[-1], dtype=np.uint32), starts, np.array(fractions)
-        )
+        _, _, found, ranked = measure_values(values[channel], runs, np.array(fractions))
         deviations[channel, at], quantiles[channel][:, at] = found, ranked
     # A cell with an unread pixel has no result, nor has one without a finite pixel.
     lost = np.isnan(sums)

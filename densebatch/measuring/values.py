@@ -18,14 +18,13 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from densebatch.measuring.kernels import Runs
+
 _BUCKETS = 256
 
 
 def measure_values(
-    pixels: NDArray[Any],
-    places: NDArray[np.uint32],
-    starts: NDArray[np.int64],
-    fractions: NDArray[np.float64],
+    pixels: NDArray[Any], runs: Runs, fractions: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Intensities of one channel, cell by cell.
 
@@ -33,15 +32,15 @@ def measure_values(
     ----------
     pixels
         `(n,)` of one channel, any type but float16, which numba does not have.
-    places, starts
-        Of the pixels of each of the k cells, as of `kernels.group_pixels`.
+    runs
+        Where each of the k cells has its pixels.
     fractions
         `(q,)` of the quantiles, from 0 to 1.
 
     Returns
     -------
     sums : ndarray
-        `(k,)` float64, added in the order of the places. Of integers exact up to 2^53, beyond any
+        `(k,)` float64, added in the order of the runs. Of integers exact up to 2^53, beyond any
         cell of 16-bit pixels.
     missing : ndarray
         `(k,)` int64: pixels left out of everything, because they are NaN or infinite.
@@ -57,14 +56,15 @@ def measure_values(
     function = _measure_small if small else _measure_any
     found: tuple[
         NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]
-    ] = function(pixels, places, starts, fractions)
+    ] = function(pixels, *runs, fractions)
     return found
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _measure_small(
     pixels: NDArray[Any],
-    places: NDArray[np.uint32],
+    firsts: NDArray[np.uint32],
+    lengths: NDArray[np.uint32],
     starts: NDArray[np.int64],
     fractions: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
@@ -74,23 +74,26 @@ def _measure_small(
     missing = np.zeros(n_cells, np.int64)
     deviations = np.full(n_cells, np.nan)
     quantiles = np.full((n_fractions, n_cells), np.nan)
-    largest = _find_largest(starts)
+    largest = _find_largest(lengths, starts)
     values, scratch = np.empty(largest, np.int32), np.empty(largest, np.int32)
     counts = np.empty(_BUCKETS + 1, np.int64)
     for cell in range(n_cells):
-        start = starts[cell]
-        n = starts[cell + 1] - start
+        n, total, squares = np.int64(0), np.int64(0), np.int64(0)
+        least, greatest = np.int32(2**30), np.int32(-(2**30))
+        for run in range(starts[cell], starts[cell + 1]):
+            first, length = np.int64(firsts[run]), np.int64(lengths[run])
+            # Slices are compiled to vector instructions, and indices into the whole are not.
+            row, kept = pixels[first : first + length], values[n : n + length]
+            for k in range(length):
+                value = np.int32(row[k])
+                kept[k] = value
+                total += value
+                squares += np.int64(value) * np.int64(value)
+                least = min(least, value)
+                greatest = max(greatest, value)
+            n += length
         if n == 0:
             continue
-        total, squares = np.int64(0), np.int64(0)
-        least, greatest = np.int32(2**30), np.int32(-(2**30))
-        for k in range(n):
-            value = np.int32(pixels[places[start + k]])
-            values[k] = value
-            total += value
-            squares += np.int64(value) * np.int64(value)
-            least = min(least, value)
-            greatest = max(greatest, value)
         sums[cell] = total
         # From a whole number within half a unit of the mean, so that nothing cancels.
         near = (2 * total + n) // (2 * n)
@@ -133,7 +136,8 @@ def _measure_small(
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _measure_any(
     pixels: NDArray[Any],
-    places: NDArray[np.uint32],
+    firsts: NDArray[np.uint32],
+    lengths: NDArray[np.uint32],
     starts: NDArray[np.int64],
     fractions: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
@@ -143,22 +147,26 @@ def _measure_any(
     missing = np.zeros(n_cells, np.int64)
     deviations = np.full(n_cells, np.nan)
     quantiles = np.full((n_fractions, n_cells), np.nan)
-    largest = _find_largest(starts)
+    largest = _find_largest(lengths, starts)
     values, scratch = np.empty(largest), np.empty(largest)
     counts = np.empty(_BUCKETS + 1, np.int64)
     for cell in range(n_cells):
         n, total = 0, 0.0
         least, greatest = np.inf, -np.inf
-        for k in range(starts[cell], starts[cell + 1]):
-            value = float(pixels[places[k]])
-            if np.isfinite(value):
-                values[n] = value
-                n += 1
-                total += value
-                least = min(least, value)
-                greatest = max(greatest, value)
+        for run in range(starts[cell], starts[cell + 1]):
+            first, length = np.int64(firsts[run]), np.int64(lengths[run])
+            row = pixels[first : first + length]
+            for k in range(length):
+                value = float(row[k])
+                if np.isfinite(value):
+                    values[n] = value
+                    n += 1
+                    total += value
+                    least = min(least, value)
+                    greatest = max(greatest, value)
+                else:
+                    missing[cell] += 1
         sums[cell] = total
-        missing[cell] = starts[cell + 1] - starts[cell] - n
         if n == 0:
             continue
         mean, squares = total / n, 0.0
@@ -200,12 +208,15 @@ def _measure_any(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _find_largest(starts: NDArray[np.int64]) -> int:
+def _find_largest(lengths: NDArray[np.uint32], starts: NDArray[np.int64]) -> int:
     """Pixels of the largest cell."""
-    largest = 0
+    largest = np.int64(0)
     for cell in range(starts.size - 1):
-        largest = max(largest, starts[cell + 1] - starts[cell])
-    return largest
+        n = np.int64(0)
+        for run in range(starts[cell], starts[cell + 1]):
+            n += np.int64(lengths[run])
+        largest = max(largest, n)
+    return int(largest)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from densebatch.measuring.kernels import group_pixels, measure_shapes
+from densebatch.measuring.kernels import find_runs, measure_shapes
 from densebatch.measuring.values import measure_values
 
 N_CELLS = 5
@@ -33,18 +33,28 @@ def test_shapes_are_those_of_each_label(labels, y_start, x_start):
 
 
 def measure(labels, pixels, fractions=()):
-    areas = measure_shapes(labels, N_CELLS, 0, 0)[:, 0]
-    places, starts = group_pixels(labels, areas)
-    return measure_values(pixels.reshape(-1), places, starts, np.array(fractions, float))
+    runs = find_runs(labels, N_CELLS)
+    return measure_values(pixels.reshape(-1), runs, np.array(fractions, float))
 
 
 @given(label_images)
-def test_every_pixel_of_a_cell_is_in_its_group(labels):
-    areas = np.bincount(labels.ravel(), minlength=N_CELLS + 1)[1:]
-    places, starts = group_pixels(labels, areas)
+def test_every_pixel_of_a_cell_is_in_its_runs(labels):
+    runs = find_runs(labels, N_CELLS)
+    assert runs.starts[-1] == runs.firsts.size == runs.lengths.size
     for label in range(1, N_CELLS + 1):
-        expected = np.flatnonzero(labels == label)
-        assert places[starts[label - 1] : starts[label]].tolist() == expected.tolist()
+        places = runs.list_places(np.arange(1, N_CELLS + 1) == label)
+        assert places.tolist() == np.flatnonzero(labels == label).tolist()
+    several = runs.list_places(np.array([False, True, False, True, True]))
+    expected = [np.flatnonzero(labels == label) for label in (2, 4, 5)]
+    assert several.tolist() == np.concatenate(expected).tolist()
+
+
+@given(label_images)
+def test_a_run_is_as_long_as_it_can_be(labels):
+    runs = find_runs(labels, N_CELLS)
+    padded = np.pad(labels, ((0, 0), (1, 1)))
+    begins = (padded[:, 1:-1] != padded[:, :-2]) & (labels > 0)
+    assert sorted(runs.firsts.tolist()) == np.flatnonzero(begins).tolist()
 
 
 @given(label_images, st.data())

@@ -18,7 +18,10 @@ SCRIPTS = sorted(
     if path.name != "stock.py"  # it takes a job as JSON from run.py, in stock's environment
 )
 PEERS = {"benchmarks/tracing.py": "cellpose"}
-AS_MODULES = {"benchmarks/digests.py": "benchmarks.digests"}  # it imports from its neighbours
+AS_MODULES = {  # they import from their neighbours
+    "benchmarks/digests.py": "benchmarks.digests",
+    "benchmarks/measuring.py": "benchmarks.measuring",
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import tempfile
 import time
 import warnings
@@ -33,6 +32,7 @@ from skimage.measure import regionprops_table
 
 from benchmarks.scoring import draw_cells
 from densebatch.base.geometry import Grid, Region
+from densebatch.base.process import measure_peak_mb
 from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.measuring.parts import Parts, StoredParts, pack_part
 from densebatch.measuring.schema import Measures
@@ -202,7 +202,7 @@ def measure_slide(path: Path, label_path: Path, n_cells: int, folder: Path) -> d
         paths.append(folder / f"{row}-{col}.npz")
         paths[-1].write_bytes(pack_part(shard.finish(ids[:0])))
         clock.lap("parts")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = measure_peak_mb()
     whole = Region(0, 0, info.height, info.width)
     write_table(
         folder / "cells.parquet", StoredParts(paths), n_cells, whole, 0.5, info.channels, measures
@@ -210,8 +210,8 @@ def measure_slide(path: Path, label_path: Path, n_cells: int, folder: Path) -> d
     clock.lap("table")
     return {
         **clock.read(),
-        "peak_mb_of_shards": peak / 1e3,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "peak_mb_of_shards": peak,
+        "peak_mb": measure_peak_mb(),
     }
 
 

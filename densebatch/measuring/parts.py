@@ -46,7 +46,7 @@ class CellSums:
     deviations
         `(c, k)` float64: standard deviations; of split cells nothing.
     quantiles
-        `(c, q, k)` float64, as of `kernels.measure_values`; of split cells nothing.
+        `(c, q, k)` float64, as of `values.measure_values`; of split cells nothing.
     values
         `(c, p)` of the image's type: pixels at `places`.
     """

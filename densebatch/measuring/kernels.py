@@ -64,11 +64,13 @@ class Runs(NamedTuple):
     firsts : `(r,)` uint32: linear indices into an image, those of cell 1 first, in raster order
     lengths : `(r,)` uint32, px
     starts : `(k + 1,)` int64: cell i has the runs from `starts[i - 1]` to `starts[i]`
+    largest : px of the largest cell
     """
 
     firsts: NDArray[np.uint32]
     lengths: NDArray[np.uint32]
     starts: NDArray[np.int64]
+    largest: int
 
     def list_places(self, cells: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Linear indices of the pixels of some cells, cell by cell and in raster order.
@@ -85,17 +87,18 @@ class Runs(NamedTuple):
         return places + np.arange(places.size)
 
 
-def find_runs(labels: NDArray[np.uint32], n_cells: int) -> Runs:
+def find_runs(labels: NDArray[np.uint32], areas: NDArray[np.int64]) -> Runs:
     """Where each label has its pixels.
 
     Parameters
     ----------
     labels
-        `(h, w)` uint32 of fewer than 2^32 px; 0 background, else 1..n_cells.
-    n_cells
-        Largest label.
+        `(h, w)` uint32 of fewer than 2^32 px; 0 background, else 1..k.
+    areas
+        `(k,)` pixels of each label.
     """
-    return Runs(*_find_runs(labels, n_cells))
+    firsts, lengths, starts = _find_runs(labels, areas.size)
+    return Runs(firsts, lengths, starts, int(areas.max(initial=0)))
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -70,7 +70,9 @@ def measure_forms(
         al. 2000 do, see `skimage.measure.perimeter` with neighborhood 4; pixels of the convex
         hull, see `skimage.morphology.convex_hull_image`.
     """
-    forms: NDArray[np.int64] = _measure_forms(labels, np.ascontiguousarray(boxes), *runs)
+    forms: NDArray[np.int64] = _measure_forms(
+        labels, np.ascontiguousarray(boxes), runs.firsts, runs.lengths, runs.starts
+    )
     return forms
 
 

@@ -57,7 +57,7 @@ class Shard:
     ) -> None:
         self._labels, self._ids, self._split, self._region = labels, ids, split, region
         self._shapes = measure_shapes(labels, ids.size, region.y0, region.x0)
-        self._runs = find_runs(labels, ids.size)
+        self._runs = find_runs(labels, self._shapes[:, AREA])
         boxes = self._shapes[:, [Y0, X0, Y1, X1]] - np.array([region.y0, region.x0] * 2)
         self._forms = measure_forms(labels, boxes, self._runs)
         self._forms[split] = 0

@@ -94,7 +94,7 @@ def _measure_whole(places: NDArray[np.int64], slide_width: int) -> NDArray[np.in
     mask = np.zeros((int(y.max()) + 1, int(x.max()) + 1), np.uint32)
     mask[y, x] = 1
     box = np.array([[0, 0, *mask.shape]])
-    whole: NDArray[np.int64] = measure_forms(mask, box, find_runs(mask, 1))[0]
+    whole: NDArray[np.int64] = measure_forms(mask, box, find_runs(mask, np.array([places.size])))[0]
     return whole
 
 
@@ -134,7 +134,10 @@ def add_values(
     at, starts, values = split.collect(n_channels)
     # A run for each cell, because its pixels stand side by side.
     lengths = np.diff(starts)
-    runs = Runs(starts[:-1].astype(np.uint32), lengths.astype(np.uint32), np.arange(starts.size))
+    runs = Runs(
+        starts[:-1].astype(np.uint32), lengths.astype(np.uint32), np.arange(starts.size),
+        int(lengths.max(initial=0)),
+    )  # fmt: skip
     for channel in range(n_channels):
         _, _, found, ranked = measure_values(values[channel], runs, np.array(fractions))
         deviations[channel, at], quantiles[channel][:, at] = found, ranked

@@ -66,6 +66,7 @@ def _measure_small(
     firsts: NDArray[np.uint32],
     lengths: NDArray[np.uint32],
     starts: NDArray[np.int64],
+    largest: int,
     fractions: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """As `measure_values`, of integers of up to 16 bits, whose squares are summed exactly too."""
@@ -74,25 +75,25 @@ def _measure_small(
     missing = np.zeros(n_cells, np.int64)
     deviations = np.full(n_cells, np.nan)
     quantiles = np.full((n_fractions, n_cells), np.nan)
-    largest = _find_largest(lengths, starts)
     values = np.empty(largest, np.int32)
     for cell in range(n_cells):
         n, total, squares = np.int64(0), np.int64(0), np.int64(0)
-        least, greatest = np.int32(2**30), np.int32(-(2**30))
         for run in range(starts[cell], starts[cell + 1]):
             first, length = np.int64(firsts[run]), np.int64(lengths[run])
             # Slices are compiled to vector instructions, and indices into the whole are not.
             row, kept = pixels[first : first + length], values[n : n + length]
             for k in range(length):
-                value = np.int32(row[k])
-                kept[k] = value
-                total += value
-                squares += np.int64(value) * np.int64(value)
-                least = min(least, value)
-                greatest = max(greatest, value)
+                kept[k] = row[k]
             n += length
         if n == 0:
             continue
+        least = greatest = values[0]
+        for k in range(n):
+            value = values[k]
+            total += value
+            squares += np.int64(value) * np.int64(value)
+            least = min(least, value)
+            greatest = max(greatest, value)
         sums[cell] = total
         # From a whole number within half a unit of the mean, so that nothing cancels.
         near = (2 * total + n) // (2 * n)
@@ -148,6 +149,7 @@ def _measure_any(
     firsts: NDArray[np.uint32],
     lengths: NDArray[np.uint32],
     starts: NDArray[np.int64],
+    largest: int,
     fractions: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """As `measure_values`, of any numbers, taken as float64."""
@@ -156,7 +158,6 @@ def _measure_any(
     missing = np.zeros(n_cells, np.int64)
     deviations = np.full(n_cells, np.nan)
     quantiles = np.full((n_fractions, n_cells), np.nan)
-    largest = _find_largest(lengths, starts)
     values, scratch = np.empty(largest), np.empty(largest)
     counts = np.empty(_BUCKETS + 1, np.int64)
     for cell in range(n_cells):
@@ -214,18 +215,6 @@ def _measure_any(
                         high = min(high, values[k])
             quantiles[q, cell] = _interpolate(low, high, place - rank)
     return sums, missing, deviations, quantiles
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _find_largest(lengths: NDArray[np.uint32], starts: NDArray[np.int64]) -> int:
-    """Pixels of the largest cell."""
-    largest = np.int64(0)
-    for cell in range(starts.size - 1):
-        n = np.int64(0)
-        for run in range(starts[cell], starts[cell + 1]):
-            n += np.int64(lengths[run])
-        largest = max(largest, n)
-    return int(largest)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

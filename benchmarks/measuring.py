@@ -145,9 +145,9 @@ def compare(side: int, pitch: int, n_channels: int, repeats: int, scratch: Path)
     }
 
 
-def write_slide(folder: Path, side: int, pitch: int, n_channels: int) -> tuple[Path, Path, int]:
-    """An OME-Zarr slide and its labels; the number of cells."""
-    path, label_path = folder / "slide.ome.zarr", folder / "labels.zarr"
+def write_slide(folder: Path, side: int, n_channels: int) -> Path:
+    """An OME-Zarr slide."""
+    path = folder / "slide.ome.zarr"
     group = zarr.open_group(path, mode="w", zarr_format=3)
     array = group.create_array(
         "0", shape=(n_channels, side, side), chunks=(1, CHUNK_PX, CHUNK_PX), dtype=np.uint16
@@ -165,11 +165,15 @@ def write_slide(folder: Path, side: int, pitch: int, n_channels: int) -> tuple[P
         "multiscales": [{"axes": axes, "datasets": [dataset]}],
         "omero": {"channels": names},
     }
+    return path
+
+
+def write_labels(path: Path, side: int, pitch: int) -> int:
+    """Labels of a slide; the number of cells."""
     labels = draw_labels(side, pitch)
-    zarr.create_array(
-        label_path, data=labels, chunks=(CHUNK_PX, CHUNK_PX), shards=(min(side, SHARD_PX),) * 2
-    )
-    return path, label_path, int(labels.max())
+    shards = (min(side, SHARD_PX),) * 2
+    zarr.create_array(path, data=labels, chunks=(CHUNK_PX, CHUNK_PX), shards=shards)
+    return int(labels.max())
 
 
 def measure_slide(path: Path, label_path: Path, n_cells: int, folder: Path) -> dict[str, float]:
@@ -215,9 +219,10 @@ def measure_slide(path: Path, label_path: Path, n_cells: int, folder: Path) -> d
     }
 
 
-def measure_many(side: int, pitch: int, n_channels: int, scratch: Path) -> dict[str, Any]:
-    """The second part."""
-    path, label_path, n_cells = write_slide(scratch, side, pitch, n_channels)
+def measure_many(path: Path, side: int, pitch: int, n_channels: int) -> dict[str, Any]:
+    """The second part, with cells of one size."""
+    scratch, label_path = path.parent, path.parent / f"labels-{pitch}.zarr"
+    n_cells = write_labels(label_path, side, pitch)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found = pool.submit(measure_slide, path, label_path, n_cells, scratch).result()
     work = side * side / 1e6 * n_channels
@@ -253,8 +258,12 @@ def main() -> None:
         scratch = Path(folder)
         first = (512, 41, 2, 1) if options.quick else (4096, 41, 10, 5)
         record["beside regionprops_table"] = compare(*first, scratch)
-        second = (1024, 20, 2) if options.quick else (8192, 20, 40)
-        record["beside reading"] = measure_many(*second, scratch)
+        side, n_channels = (1024, 2) if options.quick else (8192, 40)
+        slide = write_slide(scratch, side, n_channels)
+        for pitch in (41, 20):
+            record[f"beside reading, cells of {pitch} px"] = measure_many(
+                slide, side, pitch, n_channels
+            )
     record["machine"]["load_after"] = os.getloadavg()[0]
     text = json.dumps(record, indent=2) + "\n"
     print(text)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from densebatch.measuring.kernels import Runs
 
 _BUCKETS = 256
+_BLOCK = 2**20  # values that are counted at once
+_PAD = 64  # a multiple of how many any processor takes at once
+_BEYOND = 2**30  # larger than any value of 16 bits
 
 
 def measure_values(
@@ -75,7 +78,7 @@ def _measure_small(
     missing = np.zeros(n_cells, np.int64)
     deviations = np.full(n_cells, np.nan)
     quantiles = np.full((n_fractions, n_cells), np.nan)
-    values = np.empty(largest, np.int32)
+    values = np.empty(largest + _PAD, np.int32)
     for cell in range(n_cells):
         n, total, squares = np.int64(0), np.int64(0), np.int64(0)
         for run in range(starts[cell], starts[cell + 1]):
@@ -101,16 +104,33 @@ def _measure_small(
         deviations[cell] = np.sqrt((squares - 2 * near * total + n * near * near) / n - rest * rest)
         if n_fractions == 0:
             continue
+        # What is over at the end of a vector's width costs as much as all before it.
+        padded = (n + _PAD - 1) // _PAD * _PAD
+        values[n:padded] = _BEYOND
         found = least
         for q in range(n_fractions):
             place = fractions[q] * (n - 1)
             rank = int(np.floor(place))
-            found = _find_ranked(values[:n], rank, found, greatest)
+            found = _find_ranked(values[:padded], rank, found, greatest)
             following = found
             if place > rank:
-                following = _find_next(values[:n], rank, found)
+                following = _find_next(values[:padded], rank, found)
             quantiles[q, cell] = _interpolate(float(found), float(following), place - rank)
     return sums, missing, deviations, quantiles
+
+
+# Adding whole numbers below 2^24 rounds nothing, in whatever order the processor does it.
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+def _count_below(values: NDArray[np.int32], limit: np.int32) -> int:
+    """How many values are no larger than a limit; in float32, of which vectors hold most."""
+    below = 0
+    for first in range(0, values.size, _BLOCK):
+        some = values[first : first + _BLOCK]
+        counted = np.float32(0)
+        for k in range(some.size):
+            counted += np.float32(1) if some[k] <= limit else np.float32(0)
+        below += int(counted)
+    return below
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -123,10 +143,7 @@ def _find_ranked(
     """
     while least < greatest:
         middle = np.int32((least + greatest) >> 1)
-        below = np.int32(0)
-        for k in range(values.size):
-            below += np.int32(values[k] <= middle)
-        if below > rank:
+        if _count_below(values, middle) > rank:
             greatest = middle
         else:
             least = np.int32(middle + 1)
@@ -136,11 +153,12 @@ def _find_ranked(
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _find_next(values: NDArray[np.int32], rank: int, found: np.int32) -> np.int32:
     """The value of the rank after one whose value is found."""
-    below, above = np.int32(0), np.int32(2**30)
+    if _count_below(values, found) > rank + 1:
+        return found
+    above = np.int32(_BEYOND)
     for k in range(values.size):
-        below += np.int32(values[k] <= found)
-        above = min(above, values[k] if values[k] > found else np.int32(2**30))
-    return found if below > rank + 1 else above
+        above = min(above, values[k] if values[k] > found else np.int32(_BEYOND))
+    return above
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

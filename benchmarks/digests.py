@@ -111,15 +111,19 @@ def _array_parts(array: NDArray[np.generic]) -> Iterator[bytes]:
     yield array.tobytes()
 
 
+_LEFT_OUT = ("fingerprint", "properties")
+
+
 def digest_levels(group: zarr.Group) -> Digests:
     """Digests of the arrays right below a group and of its attributes.
 
-    Fingerprints of runs are left out: they cover the folders of the slide and of the weights.
+    Fingerprints of runs are left out, which cover the folders of the slide and of the weights, and
+    so are the areas of labels (`properties`), which are younger than the record.
     """
     arrays = {name: np.asarray(array[...]) for name, array in sorted(group.arrays())}
     levels = {name: digest_bytes(_array_parts(array)) for name, array in arrays.items()}
     text = json.dumps(group.attrs.asdict())
-    told = json.loads(text, object_hook=lambda d: {k: d[k] for k in d if k != "fingerprint"})
+    told = json.loads(text, object_hook=lambda d: {k: d[k] for k in d if k not in _LEFT_OUT})
     return {**levels, "metadata": digest_json(told)}
 
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
     from densebatch.measuring.parts import Parts
 
-# Rows whose intensities are in memory at once, 0.3 GB of forty channels; they are a group in the
-# file as well.
-_ROWS = 2**17
+# Rows whose intensities are in memory at once, 0.3 GB of forty channels, and kept pixels of split
+# cells; they are a group in the file as well.
+_ROWS, _KEPT = 2**17, 2**26
 _BOX = {"y0": Y0, "x0": X0, "y1": Y1, "x1": X1}
 
 
@@ -69,17 +69,15 @@ def write_table(
     """
     columns = list_columns(measures, channels)
     schema = pa.schema([(each.name, pa.type_for_alias(each.dtype)) for each in columns])
-    fixed = shape_columns(
-        add_shapes(parts.with_shapes(), n_cells, slide.width), slide, um_per_px, measures.radius_um
-    )
+    total = add_shapes(parts.with_shapes(), n_cells, slide.width)
+    fixed = shape_columns(total, slide, um_per_px, measures.radius_um)
     partial = path.with_name(f".{path.name}.partial")
     # Readers that look at them (pyarrow: `page_checksum_verification`) find a damaged page.
     with (
         partial.open("wb") as file,
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
-        for first in range(0, max(n_cells, 1), _ROWS):
-            rows = range(first, min(first + _ROWS, n_cells))
+        for rows in group_rows(total.split_px * len(measures.channels)):
             group = {name: column[rows.start : rows.stop] for name, column in fixed.items()}
             if measures.channels:
                 values = add_values(
@@ -92,6 +90,25 @@ def write_table(
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def group_rows(kept: NDArray[np.int64]) -> Iterator[range]:
+    """Rows that are written together; one empty group if there are none.
+
+    Parameters
+    ----------
+    kept
+        `(n,)`: values that shards have kept of each row's cell.
+    """
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
+    first = 0
+    while first < kept.size or not first:
+        most = int(np.searchsorted(before, before[first] + _KEPT, side="right")) - 1
+        stop = min(max(most, first + 1), first + _ROWS, kept.size)
+        yield range(first, stop)
+        if stop == kept.size:
+            return
+        first = stop
 
 
 def shape_columns(

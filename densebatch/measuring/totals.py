@@ -28,11 +28,13 @@ class CellShapes:
     shapes : `(n, 7)` int64, as of `kernels.measure_shapes`
     forms : `(n, 7)` int64, as of `shapes.measure_forms`
     touching : `(n,)` bool: whether a pixel lies beside one that has no result
+    split_px : `(n,)` int64: pixels of a cell that lies in several shards, else 0
     """
 
     shapes: NDArray[np.int64]
     forms: NDArray[np.int64]
     touching: NDArray[np.bool_]
+    split_px: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,12 @@ def add_shapes(parts: Iterable[CellSums], n_cells: int, slide_width: int) -> Cel
         forms[rows] += part.forms[known]
         touching[rows] |= part.touching[known]
         split.add(part, part.places[None])
-    rows, starts, (places, *_) = split.collect(1)
+    rows, starts = split.order()
+    places, split_px = split.gather(0), np.zeros(n_cells, np.int64)
+    split_px[rows] = np.diff(starts)
     for k, row in enumerate(rows):
         forms[row] = _measure_whole(places[starts[k] : starts[k + 1]], slide_width)
-    return CellShapes(shapes, forms, touching)
+    return CellShapes(shapes, forms, touching, split_px)
 
 
 def _measure_whole(places: NDArray[np.int64], slide_width: int) -> NDArray[np.int64]:
@@ -131,7 +135,7 @@ def add_values(
         deviations[:, at] = part.deviations[:, wanted]
         quantiles[:, :, at] = part.quantiles[:, :, wanted]
         split.add(part, part.values)
-    at, starts, values = split.collect(n_channels)
+    at, starts = split.order()
     # A run for each cell, because its pixels stand side by side.
     lengths = np.diff(starts)
     runs = Runs(
@@ -139,7 +143,7 @@ def add_values(
         int(lengths.max(initial=0)),
     )  # fmt: skip
     for channel in range(n_channels):
-        _, _, found, ranked = measure_values(values[channel], runs, np.array(fractions))
+        _, _, found, ranked = measure_values(split.gather(channel), runs, np.array(fractions))
         deviations[channel, at], quantiles[channel][:, at] = found, ranked
     # A cell with an unread pixel has no result, nor has one without a finite pixel.
     lost = np.isnan(sums)
@@ -155,6 +159,7 @@ class _SplitCells:
         self._rows = rows
         self._found: list[NDArray[np.int64]] = []
         self._values: list[NDArray[Any]] = []
+        self._order = np.zeros(0, np.int64)
 
     def add(self, part: CellSums, values: NDArray[Any]) -> None:
         """Add the pixels of a part, `(c, p)`, as far as they are of these rows."""
@@ -165,13 +170,16 @@ class _SplitCells:
             self._found.append(rows[wanted])
             self._values.append(values[:, wanted])
 
-    def collect(self, n_channels: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-        """The rows of these cells, where the pixels of each start, and all pixels, cell by cell."""
-        if not self._found:
-            none = np.zeros(0, np.int64)
-            return none, np.zeros(1, np.int64), np.zeros((n_channels, 0), np.int64)
-        rows = np.concatenate(self._found)
-        order = np.argsort(rows, kind="stable")
+    def order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of these cells, ascending, and where the pixels of each start."""
+        rows = np.concatenate([*self._found, np.zeros(0, np.int64)])
+        self._order = np.argsort(rows, kind="stable")
         cells, counts = np.unique(rows, return_counts=True)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        return cells, starts, np.concatenate(self._values, axis=1)[:, order]
+        return cells, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+    def gather(self, channel: int) -> NDArray[Any]:
+        """All pixels of a channel, cell by cell; after `order`."""
+        if not self._values:
+            return np.zeros(0, np.int64)
+        every: NDArray[Any] = np.concatenate([values[channel] for values in self._values])
+        return every[self._order]

@@ -1,5 +1,7 @@
 """The cell table, read back from Parquet, against plain NumPy."""
 
+import itertools
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from densebatch.base.geometry import Region
 from densebatch.measuring.parts import Parts, StoredParts, pack_part
 from densebatch.measuring.schema import Measures
-from densebatch.measuring.table import write_table
+from densebatch.measuring.table import group_rows, write_table
 from tests.helpers.cell_parts import measure_parts
 
 COLUMNS = [
@@ -154,10 +156,25 @@ def test_rows_come_group_by_group(path, monkeypatch):
     parts = list(measure_parts(labels, image, 7, (0.5,)))
     write_table(path, Parts(parts), *common)
     whole = pq.read_table(path)
-    monkeypatch.setattr("densebatch.measuring.table._ROWS", 5)
-    write_table(path, Parts(parts), *common)
+    with monkeypatch.context() as patch:
+        patch.setattr("densebatch.measuring.table._ROWS", 5)
+        write_table(path, Parts(parts), *common)
     assert pq.ParquetFile(path).num_row_groups == -(-int(labels.max()) // 5) > 2
     assert pq.read_table(path).equals(whole)
+    monkeypatch.setattr("densebatch.measuring.table._KEPT", 100)
+    write_table(path, Parts(parts), *common)
+    assert pq.ParquetFile(path).num_row_groups > 2
+    assert pq.read_table(path).equals(whole)
+
+
+@given(st.lists(st.integers(0, 2**27), max_size=30))
+def test_groups_of_rows_keep_within_what_memory_holds(kept):
+    groups = list(group_rows(np.array(kept, np.int64)))
+    assert [row for rows in groups for row in rows] == list(range(len(kept)))
+    for rows in groups:
+        assert len(rows) <= 1 or sum(kept[row] for row in rows) <= 2**26
+    for rows, following in itertools.pairwise(groups):
+        assert sum(kept[row] for row in [*rows, following.start]) > 2**26
 
 
 def test_a_damaged_page_is_found_by_readers_that_look(tmp_path):

@@ -24,8 +24,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from densebatch.base.errors import InputError
 from densebatch.base.files import is_disk_trouble
 from densebatch.base.log import log_event
@@ -298,7 +296,10 @@ def finalize(
     about["provenance"] = dict(provenance)
     areas: Sequence[int] = ()
     if table is not None and n_cells is not None and n_cells <= MAX_PROPERTIES:
-        areas = pq.read_table(table, columns=["area_px"])["area_px"].to_pylist()
+        import pyarrow.parquet as pq  # which workers, who write shards only, can do without
+
+        # `read_table` would import pandas.
+        areas = pq.ParquetFile(table).read(["area_px"])["area_px"].to_pylist()
     open_group(label).update_attributes(label_document(spec, areas) | {OWNER: about})
     names = read_names(label.parent)
     if spec.label_name not in names:

@@ -83,7 +83,7 @@ def write_table(
                 values = add_values(
                     parts.with_cells(rows), rows, len(measures.channels), measures.fractions
                 )
-                area = fixed["area_px"].to_numpy()[rows.start : rows.stop]
+                area = total.shapes[rows.start : rows.stop, AREA]
                 group |= dict(value_columns(values, area, channels, measures))
             writer.write_table(pa.table(group, schema=schema))
         writer.close()

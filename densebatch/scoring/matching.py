@@ -52,7 +52,7 @@ def reaches(
     array([ True, False])
     """
     p, q = threshold.numerator, threshold.denominator
-    if max(p, q) * max(int(whole.max(initial=0)), int(part.max(initial=0))) >= 2**63:
+    if max(p, q) * max(int(whole.max(initial=1)), int(part.max(initial=1))) >= 2**63:
         # The products would not fit in 64 bits; Python's integers have no end.
         return np.array(
             [q * i >= p * u for i, u in zip(part.tolist(), whole.tolist(), strict=True)], np.bool_

@@ -264,7 +264,7 @@ def is_held_out(name: str, share: float) -> bool:
     Examples
     --------
     >>> [is_held_out("Position8_CD3", share) for share in (0.0, 0.2, 0.99)]
-    [False, False, True]
+    [False, True, True]
     """
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < share
 

@@ -359,6 +359,7 @@ def test_shares_and_tiles_are_of_their_time():
 # all of it
 
 
+@pytest.mark.slow
 def test_all_steps_on_a_cpu(tmp_path):
     record, work = tmp_path / "record.json", tmp_path / "work"
     # a budget that a busy machine cannot spend

@@ -20,6 +20,7 @@ SCRIPTS = sorted(
 PEERS = {"benchmarks/tracing.py": "cellpose"}
 AS_MODULES = {  # they import from their neighbours
     "benchmarks/digests.py": "benchmarks.digests",
+    "benchmarks/label_road.py": "benchmarks.label_road",
     "benchmarks/measuring.py": "benchmarks.measuring",
 }
 

@@ -36,6 +36,7 @@ def test_start_from_a_model(images, tmp_path):
         build_network(images, vary(widths=(2, 8, 16)), model)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_what_the_network_is_drawn_to(images, tmp_path):
     """More than by its own average; and what it says is part of the training."""
     recipe = vary(

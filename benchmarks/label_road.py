@@ -226,7 +226,7 @@ def main() -> None:
             rows += compare_tiles(title, slide, scratch, channel, segmenter, diameter)
         large = simulate(scratch / "large.ome.tif", 6200, 6000)
         document = {
-            "command": " ".join(["python -m benchmarks.label_road", *sys.argv[1:]]),
+            "command": f"python -m benchmarks.label_road --data DATA --model {arguments.model}",
             "tiles": rows,
             "workers": [
                 compare_workers(simulated, scratch, s) for s in ("watershed", SURROUNDINGS)

@@ -56,6 +56,14 @@ def test_a_newcomer_finds_packages_and_nothing_else():
             assert len(module.read_text().splitlines()) <= 450, module
 
 
+def test_the_package_stays_small():
+    """With its weights, below 40 MB."""
+    files = [
+        path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert sum(path.stat().st_size for path in files) < 40e6
+
+
 def test_paths_reach_zarr_as_paths():
     """zarr takes a string with `::` or `s3:` in it for an address, and a path never."""
     for module in PACKAGE.rglob("*.py"):

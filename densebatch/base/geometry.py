@@ -64,6 +64,16 @@ class Region:
         y0, x0 = min(max(self.y0, 0), height), min(max(self.x0, 0), width)
         return Region(y0, x0, max(y0, min(self.y1, height)), max(x0, min(self.x1, width)))
 
+    def slices_in(self, whole: Region) -> tuple[slice, slice]:
+        """Where the region lies in the pixels of another; nowhere, if they have none in common.
+
+        Examples
+        --------
+        >>> Region(2, 2, 9, 9).slices_in(Region(4, 0, 8, 5))
+        (slice(0, 4, None), slice(2, 5, None))
+        """
+        return self.shift(-whole.y0, -whole.x0).clip(*whole.shape).slices
+
     def shift(self, dy: int, dx: int) -> Region:
         return Region(self.y0 + dy, self.x0 + dx, self.y1 + dy, self.x1 + dx)
 

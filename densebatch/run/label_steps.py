@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError
@@ -14,7 +16,7 @@ from densebatch.stages.missing import Gaps, collect_gaps
 from densebatch.stages.number import digest_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from densebatch.merging.decision import Decision, Place
     from densebatch.run.session import Session
@@ -27,7 +29,7 @@ def list_label_steps(work: Work) -> list[Step]:
     return [Step(task, "label", task.region.area) for task in tasks]
 
 
-def list_compare_steps(work: Work, contents: Mapping[int, str]) -> Iterator[Step]:
+def _list_compare_steps(work: Work, contents: Mapping[int, str]) -> Iterator[Step]:
     """A task for each tile that was labelled, of which a digest of its labels is given."""
     layout = work.label_plan.layout
     neighbours = layout.neighbours
@@ -37,12 +39,44 @@ def list_compare_steps(work: Work, contents: Mapping[int, str]) -> Iterator[Step
         yield Step(CompareTile(work, tile, others, inputs), "compare", layout.regions[tile].area)
 
 
-def list_paint_steps(work: Work, decision: str, contents: Mapping[int, str]) -> Iterator[Step]:
+def _list_paint_steps(work: Work, decision: str, contents: Mapping[int, str]) -> Iterator[Step]:
     """A task for each tile of the output, which is painted by what was decided."""
     inputs = digest_texts([decision, *(f"{n} {content}" for n, content in contents.items())])
     for index in work.grid:
         task = PaintTile(work, *index, decision, inputs)
         yield Step(task, "paint", task.region.area)
+
+
+def merge_labelled(
+    work: Work, facts: Mapping[int, Mapping[str, Any]], drive: Callable[[Sequence[Step]], object]
+) -> tuple[Decision, list[PaintTile]]:
+    """From labelled tiles to the labels of the output's tiles, and their keys.
+
+    Parameters
+    ----------
+    work
+        Of the run.
+    facts
+        By tile, of the records of those that have been labelled.
+    drive
+        Runs steps, none of which may fail.
+
+    Returns
+    -------
+    decision
+        Whose tiles are numbered by their place in `facts`.
+    painted : list
+        Tasks that have painted.
+    """
+    contents = {tile: found["content"] for tile, found in facts.items()}
+    drive(list(_list_compare_steps(work, contents)))
+    unread = [piece for found in facts.values() for piece in found["unread"]]
+    doubtful = sorted(set(list_doubtful(work.label_plan, unread)))
+    decision, digest = decide_cells(work, list(facts), doubtful)
+    steps = list(_list_paint_steps(work, digest, contents))
+    drive(steps)
+    write_keys(work, decision.n_cells)
+    return decision, [step.task for step in steps if isinstance(step.task, PaintTile)]
 
 
 def label_and_merge(session: Session) -> Labelled:
@@ -64,28 +98,18 @@ def label_and_merge(session: Session) -> Labelled:
         )
     tasks = [step.task for step in steps if step.task not in failures]
     facts = {task.tile: session.facts[task] for task in tasks if isinstance(task, LabelTile)}
-    contents = {tile: found["content"] for tile, found in facts.items()}
     with session.timed("merge"):
-        drive_all(session, list_compare_steps(work, contents))
-        unread = [piece for found in facts.values() for piece in found["unread"]]
-        doubtful = sorted(set(list_doubtful(plan, unread)))
-        decision, digest = decide_cells(work, list(contents), doubtful)
-        painted = drive_all(session, list_paint_steps(work, digest, contents))
-        write_keys(work, decision.n_cells)
-    missing_px = {
-        (task.row, task.col): session.facts[task]["missing_px"]
-        for task in painted
-        if isinstance(task, PaintTile)
-    }
+        decision, painted = merge_labelled(work, facts, partial(drive_all, session))
+    missing_px = {(task.row, task.col): session.facts[task]["missing_px"] for task in painted}
     merging = {
-        "tiles": len(contents),
+        "tiles": len(facts),
         "labels": sum(found["labels"] for found in facts.values()),
         "resolved_px": sum(session.facts[task]["resolved_px"] for task in painted),
-        **_describe(decision, list(contents)),
+        **_describe(decision, list(facts)),
     }
     _tell_larger(session, merging["larger_than_overlap"])
     failed = [
-        {"tile": task.tile, "region": _list_box(task.region), "reason": reason}
+        {"tile": task.tile, "region": list(astuple(task.region)), "reason": reason}
         for task, reason in failures.items()
         if isinstance(task, LabelTile)
     ]
@@ -107,7 +131,7 @@ def _describe(decision: Decision, labelled: Sequence[int]) -> dict[str, Any]:
 
     def tell(place: Place) -> dict[str, Any]:
         return {
-            "region": _list_box(place.region),
+            "region": list(astuple(place.region)),
             "tiles": [labelled[tile] for tile in place.tiles],
         }
 
@@ -117,10 +141,6 @@ def _describe(decision: Decision, labelled: Sequence[int]) -> dict[str, Any]:
         "larger_than_overlap": [tell(place) for place in decision.larger],
         "dropped_pieces": [tell(place) for place in decision.dropped],
     }
-
-
-def _list_box(region: Any) -> list[int]:  # noqa: ANN401
-    return [region.y0, region.x0, region.y1, region.x1]
 
 
 def _tell_larger(session: Session, larger: Sequence[Mapping[str, Any]]) -> None:

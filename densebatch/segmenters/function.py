@@ -107,7 +107,8 @@ def wrap(found: object, spec: str, name: str, module_name: str) -> Segmenter:
                 f"segmenter {spec!r}: the class cannot be called without arguments "
                 f"({describe_cause(error)}); accepted are those that can, an object or a function"
             ) from error
-    packages, source = _find_packages(module_name), _digest_source(module_name)
+    packages = _find_packages(module_name)
+    source = _digest_source(module_name, is_installed=bool(packages))
     if isinstance(found, Segmenter):
         identity = hashlib.sha256(f"{found.identity}\n{source}".encode()).hexdigest()
         packages |= found.packages
@@ -149,12 +150,12 @@ def _find_packages(module_name: str) -> dict[str, str]:
     return {name: version(name) for name in sorted(set(packages_distributions().get(top, ())))}
 
 
-def _digest_source(module_name: str) -> str:
+def _digest_source(module_name: str, *, is_installed: bool) -> str:
     """Digest of the module's file, and of all Python files of its package, installed ones aside."""
     module, top = sys.modules[module_name], sys.modules[module_name.partition(".")[0]]
     file = getattr(module, "__file__", None)
     files = [Path(file)] if file else []
-    if not _find_packages(module_name):
+    if not is_installed:
         for folder in getattr(top, "__path__", ()):
             files += sorted(Path(folder).rglob("*.py"))
     found = hashlib.sha256(module_name.encode())

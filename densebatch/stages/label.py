@@ -106,9 +106,7 @@ def _read_channel(
     pixels, holes = read_pieces(work, bounds.channel, around)
     shown = show_once(pixels, bounds)[region.shift(-around.y0, -around.x0).slices]
     for hole in holes:  # of floats, 0 need not be dark
-        inside = hole.region.intersect(region)
-        if inside is not None:
-            shown[inside.shift(-region.y0, -region.x0).slices] = 0
+        shown[hole.region.slices_in(region)] = 0
     return shown, holes
 
 
@@ -169,9 +167,7 @@ class LabelTile(Task):
         if unread:
             labels = labels.copy()
             for area in list_doubtful(plan, unread):
-                inside = area.intersect(region)
-                if inside is not None:
-                    labels[inside.shift(-region.y0, -region.x0).slices] = 0
+                labels[area.slices_in(region)] = 0
         with meter.timed("facts"):
             local = number_locally(labels)
             found = measure_tile(local, region)

@@ -133,7 +133,7 @@ class PaintTile(Task):
             painted = paint_region(region, parts, plan.shape[1])
             missing = ~painted.is_seen
             for area in doubtful:
-                missing[_find_slices(area, region)] = True
+                missing[area.slices_in(region)] = True
         with meter.timed("write"):
             files = write_tile_labels(work, self.row, self.col, painted.labels, missing)
             cells: dict[str, NDArray[Any]] = {
@@ -163,14 +163,8 @@ class PaintTile(Task):
             labels = view_tile(self.work, tile, inside)
             # A tile that does not reach to what could not be read has labels beside it.
             for area in doubtful:
-                labels[_find_slices(area, inside)] = 0
+                labels[area.slices_in(inside)] = 0
             yield Part(inside, labels, ranks[tile])
-
-
-def _find_slices(area: Region, region: Region) -> tuple[slice, slice]:
-    """Where an area lies in the pixels of a region; nowhere, if they have none in common."""
-    inside = area.intersect(region)
-    return inside.shift(-region.y0, -region.x0).slices if inside else (slice(0), slice(0))
 
 
 def write_keys(work: Work, n_cells: int) -> None:

@@ -18,11 +18,10 @@ from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.engine import recall_engine
 from densebatch.run.flow_steps import list_steps_again
-from densebatch.run.label_steps import list_compare_steps, list_label_steps, list_paint_steps
+from densebatch.run.label_steps import list_label_steps, merge_labelled
 from densebatch.run.session import Step
 from densebatch.run.start import ExecutorStart
-from densebatch.stages.label import LabelTile, list_doubtful, require_segmenter
-from densebatch.stages.merge import decide_cells, write_keys
+from densebatch.stages.label import LabelTile, require_segmenter
 from densebatch.stages.missing import Gaps, write_gaps
 from densebatch.stages.number import NumberShard
 from densebatch.stages.predict import PredictGroup, create_flows
@@ -167,13 +166,7 @@ class Again:
         found = _drive(executor, steps, progress, may_miss=may_miss)
         tiles = {step.task.tile: found[step.task.name] for step in steps
                  if isinstance(step.task, LabelTile)}  # fmt: skip
-        contents = {tile: facts["content"] for tile, facts in tiles.items()}
-        _drive(executor, list(list_compare_steps(self.work, contents)), progress)
-        unread = [piece for facts in tiles.values() for piece in facts["unread"]]
-        doubtful = sorted(set(list_doubtful(self.work.label_plan, unread)))
-        decision, digest = decide_cells(self.work, list(contents), doubtful)
-        _drive(executor, list(list_paint_steps(self.work, digest, contents)), progress)
-        write_keys(self.work, decision.n_cells)
+        merge_labelled(self.work, tiles, lambda some: _drive(executor, some, progress))
 
     def _start(self, starting: ExecutorStart) -> Executor:
         workers = choose_workers(self.settings, self.plan)

@@ -84,12 +84,7 @@ def merge(tiles):
     far = dict(trust)
     for a, b in itertools.permutations(nodes, 2):
         shared = 2 * len(pixels[a] & pixels[b]) if a[0] != b[0] else 0
-        if (
-            shared >= len(pixels[a])
-            and len(pixels[a]) < len(pixels[b])
-            and far[a]
-            and far[b]
-        ):
+        if shared >= len(pixels[a]) and len(pixels[a]) < len(pixels[b]) and far[a] and far[b]:
             others = set().union(*(g for k, g in enumerate(grounds) if k != a[0]), set())
             bound = distance(pixels_of_box(pixels[b]), boxes[a[0]], others)
             is_most = 3 * len(pixels[a]) > 2 * len(pixels[b])

@@ -6,6 +6,7 @@
 | `labels.sha256` | for labels written into a slide: those of the files there |
 | `work.sha256` | for a work folder that stays: those of its files that no record of a task covers |
 | `.kept/seeds.npy` | the position of each cell's seed, by which cells are numbered |
+| `.kept/nuclei.npy` | where nuclei were joined with cells: the cell of each, 0 for none |
 | `.kept/` | second copies of these lists, the seeds, every document (`run.json`, metadata) |
 | | and what `work.sha256` lists, but for records |
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 REPORT, MARKER = "run.json", ".densebatch.json"
 _KEPT = ".kept"
 _SEEDS = f"{_KEPT}/seeds.npy"
+_OWNERS = f"{_KEPT}/nuclei.npy"
 _WORK = "work"
 RECORDS = "journal/"
 # What zarr reads of an array: a chunk or shard.
@@ -108,7 +110,8 @@ class Fault:
 
 def is_document(name: str) -> bool:
     """Whether a file of a result cannot be computed again, so that there are two, by its name."""
-    return Path(name).name in (*DOCUMENTS, REPORT, MARKER, Path(_SEEDS).name)
+    kept = (Path(_SEEDS).name, Path(_OWNERS).name)
+    return Path(name).name in (*DOCUMENTS, REPORT, MARKER, *kept)
 
 
 def list_trees(out: Path, root: Path, *, in_place: bool) -> list[Tree]:
@@ -145,6 +148,11 @@ def seeds_path(out: Path) -> Path:
     return out / _SEEDS
 
 
+def owners_path(out: Path) -> Path:
+    """The cell that each nucleus belongs to, uint32, 0 for none; where nuclei are known."""
+    return out / _OWNERS
+
+
 def scratch_path(out: Path) -> Path:
     """Where files are made again before they replace damaged ones."""
     return out / _KEPT / "repair"
@@ -177,6 +185,7 @@ def keep(
     known: Mapping[str, str],
     seeds: bytes,
     report: bytes,
+    owners: bytes | None = None,
 ) -> None:
     """Write the lists and the second copies, when all but `run.json` is there.
 
@@ -195,8 +204,12 @@ def keep(
         Content of the file of all seeds.
     report
         Content that `run.json` will have.
+    owners
+        Content of the file of the nuclei's cells, where nuclei are known.
     """
     write_atomic(seeds_path(trees[0].out), seeds)
+    if owners is not None:
+        write_atomic(owners_path(trees[0].out), owners)
     for tree in trees:
         listed = {}
         if tree == trees[-1]:
@@ -246,6 +259,8 @@ def _list_results(tree: Tree, root: Path, table: Path) -> Iterator[str]:
     """Names of the files of a tree, but for `run.json`."""
     if tree.base != root:
         yield from (MARKER, table.name, _SEEDS)
+        if owners_path(tree.out).exists():
+            yield _OWNERS
         if root.parent == tree.base:
             yield from (f"{root.name}/{name}" for name in list_files(root) if "\n" not in name)
         return

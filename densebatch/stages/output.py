@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.cells import labels
-from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS
+from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS, LABEL_NAME
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def label_specs(plan: Plan, root: str) -> list[labels.PyramidSpec]:
     spec = output_spec(plan, root)
     if not isinstance(plan, JoinPlan):
         return [spec]
-    inner = replace(spec, image=False, channels=(), windows=None, image_dtype=None)
-    return [spec, *(replace(inner, label_name=name) for name in COMPARTMENT_LABELS.values())]
+    return [spec, *(replace(spec, label_name=name) for name in COMPARTMENT_LABELS.values())]
 
 
 def list_planes(spec: labels.PyramidSpec) -> list[int | None]:
-    """What there is of a shard: its labels (None), and each channel of a copied image."""
-    return [None, *(range(len(spec.channels)) if spec.image else ())]
+    """What there is of a shard: its labels (None), and beside cells each channel of an image."""
+    has_image = spec.image and spec.label_name == LABEL_NAME
+    return [None, *(range(len(spec.channels)) if has_image else ())]
 
 
 def group_levels(spec: labels.PyramidSpec) -> list[range]:

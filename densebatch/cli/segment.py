@@ -71,7 +71,7 @@ _OPTIONS = [
                  help="Segment nuclei too; write nuclei, cytoplasm, membrane of each cell."),
     click.option("--nuclei-model", metavar="MODEL",
                  help="Of the nuclei: a model or a label segmenter.  [dense-nuclei]"),
-    click.option("--nuclei-diameter", metavar="PX|auto", help="Nuclear diameter."),
+    click.option("--nuclei-diameter", metavar="PX|auto", help="Nuclear diameter.  [auto]"),
     click.option("--expand", type=float, metavar="UM",
                  help="Grow nuclei without a cell into one; without --membrane all of them."),
     click.option("--membrane-width", type=float, metavar="UM",
@@ -256,7 +256,9 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
             f"{built.ring_px:.3g} px wide",
         ]
         if built.grow_px:
-            lines.append(f"           nuclei without a cell grow into one by {built.grow_px:.3g} px")
+            lines.append(
+                f"           nuclei without a cell grow into one by {built.grow_px:.3g} px"
+            )
     named = [("membrane", b) for b in built.membrane]
     named += [("nuclei", built.nuclei)] if built.nuclei else []
     lines += [

@@ -73,10 +73,12 @@ OF_LABELS = (
 
 # Of cells whose nuclei are known.
 OF_NUCLEI = (
-    Column("n_nuclei", _INT, "nuclei that belong to the cell"),
-    Column("nucleus_area", _INT, "px that they have of the cell (label image `nuclei`)"),
+    Column("n_nuclei", _INT, "with `--compartments`: nuclei that belong to the cell"),
+    Column("nucleus_area", _INT, "likewise: px that they have of the cell (label image `nuclei`)"),
     Column(
-        "from_nucleus", _BOOL, "the cell has no outline of its own: it was grown from its nucleus"
+        "from_nucleus",
+        _BOOL,
+        "likewise: the cell has no outline of its own, it was grown from its nucleus",
     ),
 )
 
@@ -183,9 +185,8 @@ def describe_schema() -> Iterator[str]:
     yield "| column | type | what | null |"
     yield "|---|---|---|---|"
     shown = [
-        *((each.name, each) for each in OF_LABELS),
+        *((each.name, each) for each in (*OF_LABELS, *OF_NUCLEI)),
         *((f"{each.name}<channel>", each) for each in (*OF_CHANNELS, _QUANTILE)),
-        *((each.name, each) for each in OF_NUCLEI),
     ]
     for name, each in shown:
         yield f"| `{name}` | {each.dtype} | {each.text} | {each.nullable or 'never'} |"

@@ -21,7 +21,6 @@ from densebatch.base.settings import (
     refuse_bool,
 )
 from densebatch.measuring.schema import RADIUS_UM, name_quantile
-from densebatch.segmenters.find import BUILT_IN
 from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
@@ -143,7 +142,7 @@ class SegmentSettings(BaseModel):
         default=NUCLEI_MODEL, description="of the nuclei: a model, or a label segmenter"
     )
     nuclei_diameter: Diameter = Field(
-        default=None, description="nuclear diameter in px, or auto, an estimate"
+        default=None, description="nuclear diameter in px; default: auto, an estimate, for a model"
     )
     expand: Positive | None = Field(
         default=None,
@@ -269,6 +268,8 @@ class SegmentSettings(BaseModel):
 
         Neither copies the image, and what they measure is of no use to anybody: one channel.
         """
+        from densebatch.segmenters.find import BUILT_IN  # which `--help` need not wait for
+
         common: dict[str, Any] = {
             "compartments": False, "expand": None, "nuclei_model": NUCLEI_MODEL,
             "nuclei_diameter": None, "membrane_width": 1.0, "image": "none", "in_place": False,
@@ -287,7 +288,7 @@ class SegmentSettings(BaseModel):
                 "segmenter": self.nuclei_model if is_segmenter else None,
                 "segmenter_options": {},
                 "overlap": None,
-                "diameter": self.nuclei_diameter,
+                "diameter": self.nuclei_diameter or (None if is_segmenter else "auto"),
                 "diameter_um": None,
                 "max_size": None,
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.process import Meter
 from densebatch.cells import labels
-from densebatch.cells.kept import find_fault, forget, keep, keep_work
+from densebatch.cells.faults import find_fault
+from densebatch.cells.kept import forget, keep, keep_work
+from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.measured import describe_measures, is_measured
 from densebatch.planning.plan import FlowPlan, LabelPlan
@@ -349,6 +351,9 @@ def _open_output(session: Session, *, restart: bool) -> None:
         session.folder.report.unlink(missing_ok=True)
         forget(session.folder.path)
         _remove_unfinished(session, specs)
+        if session.plan.in_place and restart:  # of a run of cells and nuclei together
+            for name in COMPARTMENT_LABELS.values():
+                labels.remove(replace(specs[0], label_name=name))
         for spec in specs:
             labels.create(spec, label_attrs=identity, restart=restart and spec is specs[0])
         if session.choice is not None and session.choice.packed is not None:
@@ -372,11 +377,7 @@ def _remove_unfinished(session: Session, specs: Sequence[labels.PyramidSpec]) ->
 
 
 def _finish(
-    session: Session,
-    n_cells: int,
-    labelled: Labelled,
-    started: float,
-    meter: Meter,
+    session: Session, n_cells: int, labelled: Labelled, started: float, meter: Meter
 ) -> SegmentResult:
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
     plan, executor = session.plan, session.executor
@@ -388,8 +389,7 @@ def _finish(
     for each in within:
         labels.finalize(each, n_cells=n_cells, provenance=origin)
     _remove_unfinished(session, [spec, *within])
-    total = time.monotonic() - started
-    session.seconds["total"] = round(total, 3)
+    session.seconds["total"] = total = round(time.monotonic() - started, 3)
     workers, device_workers = session.workers, 0
     if executor is not None:
         workers, device_workers = executor.workers, executor.device_workers

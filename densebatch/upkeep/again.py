@@ -14,6 +14,7 @@ from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cells.kept import owners_path, seeds_path
+from densebatch.compartments.masks import split_cells
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.capacity import choose_workers, count_lanes
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
@@ -25,7 +26,7 @@ from densebatch.run.join_steps import digest_runs, find_runs
 from densebatch.run.label_steps import list_label_steps, merge_labelled
 from densebatch.run.session import Step
 from densebatch.run.start import ExecutorStart
-from densebatch.stages.join import JoinTile, MatchTile
+from densebatch.stages.join import NUCLEI, JoinTile, MatchTile
 from densebatch.stages.label import LabelTile, require_segmenter
 from densebatch.stages.missing import Gaps, write_gaps
 from densebatch.stages.number import NumberShard
@@ -33,10 +34,13 @@ from densebatch.stages.predict import PredictGroup, create_flows
 from densebatch.stages.tile_labels import create_tile_labels, write_values
 from densebatch.stages.trace import TraceTile
 from densebatch.stages.work import Halt, Work
+from densebatch.upkeep.content import read_ring
 from densebatch.upkeep.pixels import find_slide
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from densebatch.planning.plan import Plan
     from densebatch.run.report import Progress
@@ -234,6 +238,26 @@ def _drive(
         done[outcome.job.name] = outcome.result
         progress.advance(step.shown_as, step.pixels)
     return done
+
+
+def split_again(content: Content, region: Region) -> dict[str, NDArray[np.uint32]]:
+    """Nuclei, cytoplasm and membrane of a unit, by compartment, from cells and the run of nuclei.
+
+    Raises
+    ------
+    IntegrityError
+        If either is not there, or cells are damaged.
+    """
+    assert isinstance(content.plan, JoinPlan)
+    out = content.tree.out
+    if any(content.is_damaged(0, unit, None) for unit in content.units(0)):
+        raise IntegrityError("what lies within cells cannot be made while these are damaged")
+    run = find_runs(OutputFolder(out), content.plan.runs)[NUCLEI]
+    if not run.labels.is_dir():
+        raise IntegrityError("nuclei cannot be made again without the run of the nuclei")
+    owners = np.concatenate([np.zeros(1, np.uint32), np.load(owners_path(out))])
+    cells, ring = read_ring(content, region)
+    return split_cells(cells, owners[run.read(region)], ring)
 
 
 def require_slide(content: Content, what: str) -> None:

@@ -23,7 +23,8 @@ from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.names import count_of
-from densebatch.cells.kept import REPORT, Fault, find_faults, list_lists, read_list, scratch_path
+from densebatch.cells.faults import Fault, find_faults
+from densebatch.cells.kept import REPORT, list_lists, read_list, scratch_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.verify import read_spec
 from densebatch.measuring.parts import StoredParts, pack_part

@@ -27,8 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from densebatch.base.checksums import ABSENT, checksum_file, fits_checksum, format_checksums
 from densebatch.base.errors import DensebatchError, InputError, IntegrityError, describe_cause
 from densebatch.base.files import write_atomic
@@ -39,27 +37,22 @@ from densebatch.cells.groups import refresh_consolidated
 from densebatch.cells.kept import (
     RECORDS,
     is_replaced,
-    owners_path,
     read_list,
     scratch_path,
     write_list,
 )
 from densebatch.cells.pyramid import reduce_image, reduce_labels, unit_files
 from densebatch.cells.verify import read_spec
-from densebatch.compartments.masks import split_cells
-from densebatch.planning.plan import JoinPlan
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
-from densebatch.run.join_steps import find_runs
 from densebatch.run.report import Progress, read_report
-from densebatch.stages.join import NUCLEI
 from densebatch.stages.journal import Journal
 from densebatch.stages.missing import mark_missing, read_gaps
 from densebatch.stages.number import number_region
 from densebatch.stages.unread import read_pixels
 from densebatch.stages.work import Work
-from densebatch.upkeep.again import Again, require_slide, tell_other
-from densebatch.upkeep.content import Content, read_ring
+from densebatch.upkeep.again import Again, require_slide, split_again, tell_other
+from densebatch.upkeep.content import Content
 from densebatch.upkeep.measure import make_table
 from densebatch.upkeep.pixels import find_slide
 from densebatch.upkeep.scratch import is_partial, list_missing, open_scratch
@@ -68,6 +61,7 @@ from densebatch.upkeep.verify import Verification, check_files, list_inner, veri
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
@@ -107,14 +101,10 @@ def repair(
     """
     progress = progress or Progress()
     found, folder = check_files(out, workers or count_cores())
-    inner = {} if found.plan is None else list_inner(folder, found.plan)
-    before = {
-        each.path.relative_to(folder.path).as_posix(): repair(
-            each.path, workers=workers, progress=progress
-        )
-        for each in inner.values()
-    }
-    repaired = [f"{name}/{file}" for name, other in before.items() for file in other.repaired]
+    repaired = []
+    for inner in [] if found.plan is None else list_inner(folder, found.plan).values():
+        before = repair(inner.path, workers=workers, progress=progress).repaired
+        repaired += [f"{inner.path.relative_to(folder.path)}/{name}" for name in before]
     if not (found.finished and found.findings):
         result = verify(out, threads=workers, progress=progress)
         result.repaired = repaired
@@ -292,27 +282,11 @@ class _Mender:
 
     def _mend_within(self, content: Content) -> None:
         """Nuclei, cytoplasm and membrane, from the cells and the run of the nuclei."""
-        damaged = {
-            name: [region for region, _ in self._compare_units(image, 0)]
-            for name, image in content.within.items()
-        }
-        if not any(damaged.values()):
-            return
-        assert isinstance(content.plan, JoinPlan)
         whole = replace(content, damaged=self._still_damaged(content))
-        if any(whole.is_damaged(0, region, None) for region in whole.units(0)):
-            raise IntegrityError("what lies within cells cannot be made while these are damaged")
-        run = find_runs(self.folder, content.plan.runs)[NUCLEI]
-        if not run.labels.is_dir():
-            raise IntegrityError("nuclei cannot be made again without the run of the nuclei")
-        owners = np.load(owners_path(self.folder.path))
-        known = np.concatenate([np.zeros(1, np.uint32), owners])
-        for name, regions in damaged.items():
-            image = content.within[name]
-            for region in regions:
+        for name, image in content.within.items():
+            for region, _ in self._compare_units(image, 0):
+                made = split_again(whole, region)[name]
                 scratch = open_scratch(image, 0, image=False)
-                cells, ring = read_ring(content, region)
-                made = split_cells(cells, known[run.read(region)], ring)[name]
                 labels.write_label_shard(replace(image.spec, root=str(scratch)), 0, region, made)
                 self._take_unit(image, scratch, 0, region, None)
 

@@ -19,15 +19,9 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
+from densebatch.cells.faults import Fault, find_faults
 from densebatch.cells.groups import find_stale
-from densebatch.cells.kept import (
-    RECORDS,
-    Fault,
-    find_faults,
-    list_lists,
-    list_trees,
-    read_list,
-)
+from densebatch.cells.kept import RECORDS, list_lists, list_trees, read_list
 from densebatch.cells.pyramid_spec import LABEL_NAME, MISSING_NAME
 from densebatch.cells.verify import Finding, read_spec
 from densebatch.planning.plan import JoinPlan

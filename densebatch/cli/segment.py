@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from densebatch.planning.plan import FlowPlan, Plan
+    from densebatch.run.prepare import Prepared
 
 
 def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -66,6 +67,15 @@ _OPTIONS = [
     click.option("--max-size", type=int, metavar="PX", help="Largest cell."),
     click.option("--skip-background/--no-skip-background", default=None,
                  help="Skip patches without signal.  [skip]"),
+    click.option("--compartments", is_flag=True, default=None,
+                 help="Segment nuclei too; write nuclei, cytoplasm, membrane of each cell."),
+    click.option("--nuclei-model", metavar="MODEL",
+                 help="Of the nuclei: a model or a label segmenter.  [dense-nuclei]"),
+    click.option("--nuclei-diameter", metavar="PX|auto", help="Nuclear diameter.  [auto]"),
+    click.option("--expand", type=float, metavar="UM",
+                 help="Grow nuclei without a cell into one; without --membrane all of them."),
+    click.option("--membrane-width", type=float, metavar="UM",
+                 help="Of the ring inside a cell's outline.  [1]"),
     click.option("--mask-debris/--no-mask-debris", default=None,
                  help="Leave out specks far brighter than the tissue.  [mask]"),
     click.option("--ngff", type=click.Choice(["0.4", "0.5"]), help="OME-Zarr version.  [0.5]"),
@@ -156,14 +166,43 @@ def segment(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
-    from densebatch.planning.engine_trial import count_flop, estimate_seconds
-    from densebatch.planning.plan import FlowPlan, LabelPlan
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
 
     folder = OutputFolder(out.absolute())
     [run] = prepare([(slide, folder)], settings, note=lambda text: click.echo(text, err=True))
-    built = run.plan
+    if as_json:
+        document = _tell_json(run)
+        if run.inner:
+            document["runs"] = {role: _tell_json(inner) for role, inner in run.inner.items()}
+        click.echo(json.dumps(document, indent=1))
+    else:
+        for role, inner in run.inner.items():
+            click.echo(f"-- {role}")
+            for line in _describe(inner.plan, _collect_facts(inner)):
+                click.echo(line)
+        if run.inner:
+            click.echo("-- together")
+        for line in _describe(run.plan, _collect_facts(run)):
+            click.echo(line)
+    sys.stdout.flush()
+    # What would be refused is refused here too, with the same words.
+    for each in (*run.inner.values(), run):
+        each.folder.compare(each.plan)
+
+
+def _tell_json(run: Prepared) -> dict[str, Any]:
+    document = json.loads(run.plan.to_json())
+    document.pop("active", None)
+    return {**_collect_facts(run), "plan": document}
+
+
+def _collect_facts(run: Prepared) -> dict[str, Any]:
+    """What a run would do, in numbers."""
+    from densebatch.planning.engine_trial import count_flop, estimate_seconds
+    from densebatch.planning.plan import FlowPlan, LabelPlan
+
+    built, settings = run.plan, run.settings
     facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
     if isinstance(built, FlowPlan):
         assert run.choice is not None
@@ -182,26 +221,17 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
             "segmenter_tiles": len(built.layout.regions),
             "segmenter_px": sum(region.area for region in built.layout.regions),
         }
-    facts |= {
+    return facts | {
         "workers": run.workers,
         "worker_mb": run.needs.worker_mb,
         "worst_task": run.needs.worst_task,
         "disk_mb": run.needs.disk_mb,
         "fingerprint": built.fingerprint,
     }
-    if as_json:
-        document = json.loads(built.to_json())
-        document.pop("active", None)
-        click.echo(json.dumps({**facts, "plan": document}, indent=1))
-    else:
-        for line in _describe(built, facts):
-            click.echo(line)
-    sys.stdout.flush()
-    folder.compare(built)  # what would be refused is refused here too, with the same words
 
 
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
-    from densebatch.planning.plan import FlowPlan, LabelPlan
+    from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 
     info = built.slide
     size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
@@ -220,6 +250,15 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
             f"segmenter  {built.segmenter} (code {built.segmenter_identity[:12]})",
             f"options    {json.dumps(built.options)}",
         ]
+    elif isinstance(built, JoinPlan):
+        lines += [
+            f"joined     {' and '.join(built.runs)}; the membrane of a cell is "
+            f"{built.ring_px:.3g} px wide",
+        ]
+        if built.grow_px:
+            lines.append(
+                f"           nuclei without a cell grow into one by {built.grow_px:.3g} px"
+            )
     named = [("membrane", b) for b in built.membrane]
     named += [("nuclei", built.nuclei)] if built.nuclei else []
     lines += [

@@ -112,6 +112,12 @@ def print_summary(result: SegmentResult) -> None:
             f"merged, {merging['resolved_px']} pixels settled"
         )
         click.echo(f"made by segmenter {report['segmenter']['name']}")
+    elif "compartments" in report:
+        within = report["compartments"]
+        click.echo(
+            f"{found}{within['nuclei']} nuclei, {within['orphans']} of them outside of cells, "
+            f"{within['cells_without_nucleus']} cells without"
+        )
     else:
         click.echo(
             f"{found}network on {report['network_patches']} patches, "

@@ -71,6 +71,17 @@ OF_LABELS = (
     Column("nearest_px", _FLOAT, "distance to the nearest other centroid, px; NaN if none"),
 )  # fmt: skip
 
+# Of cells whose nuclei are known.
+OF_NUCLEI = (
+    Column("n_nuclei", _INT, "with `--compartments`: nuclei that belong to the cell"),
+    Column("nucleus_area", _INT, "likewise: px that they have of the cell (label image `nuclei`)"),
+    Column(
+        "from_nucleus",
+        _BOOL,
+        "likewise: the cell has no outline of its own, it was grown from its nucleus",
+    ),
+)
+
 # Of each channel, whose name follows.
 OF_CHANNELS = (
     Column("mean_", _FLOAT, "mean of the cell's pixels"),
@@ -90,11 +101,13 @@ class Measures:
     channels : of the image, by index, ascending
     quantiles : from 0 to 1, in the order of their columns
     radius_um : within which neighbours are counted
+    compartments : in which channels are measured as well, by name
     """
 
     channels: tuple[int, ...]
     quantiles: tuple[float, ...] = ()
     radius_um: float = RADIUS_UM
+    compartments: tuple[str, ...] = ()
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -111,6 +124,11 @@ def name_quantile(fraction: float) -> str:
     ['q90_', 'q2.5_', 'q7_', 'q100_']
     """
     return f"q{100 * fraction:.10g}_"
+
+
+def name_compartment(compartment: str) -> str:
+    """The part of a column's name after the channel's."""
+    return f"_{compartment}"
 
 
 def name_channels(channels: Sequence[str]) -> list[str]:
@@ -152,8 +170,10 @@ def list_columns(measures: Measures, channels: Sequence[str]) -> list[Column]:
     ]
     return [
         *OF_LABELS,
+        *(OF_NUCLEI if measures.compartments else ()),
         *(
-            Column(each.name + names[channel], each.dtype, each.text)
+            Column(each.name + names[channel] + ending, each.dtype, each.text)
+            for ending in ("", *(name_compartment(each) for each in measures.compartments))
             for channel in measures.channels
             for each in wanted
         ),
@@ -165,7 +185,7 @@ def describe_schema() -> Iterator[str]:
     yield "| column | type | what | null |"
     yield "|---|---|---|---|"
     shown = [
-        *((each.name, each) for each in OF_LABELS),
+        *((each.name, each) for each in (*OF_LABELS, *OF_NUCLEI)),
         *((f"{each.name}<channel>", each) for each in (*OF_CHANNELS, _QUANTILE)),
     ]
     for name, each in shown:

@@ -96,6 +96,8 @@ def measure_unit(
     channels: Sequence[int],
     read_pixels: PixelReader,
     gaps: PyramidSpec | None,
+    *,
+    forms: bool = True,
 ) -> CellSums:
     """Measure the cells of one unit, as numbering does.
 
@@ -113,6 +115,8 @@ def measure_unit(
         Reads them.
     gaps
         The label image that marks pixels without a result; None if there is none.
+    forms
+        As of `Shard`.
 
     Raises
     ------
@@ -123,7 +127,7 @@ def measure_unit(
     known = ids <= split.size
     is_split = np.zeros(ids.size, np.bool_)
     is_split[known] = split[ids[known].astype(np.int64) - 1]
-    shard = Shard(local, ids, is_split, region, spec.width, fractions)
+    shard = Shard(local, ids, is_split, region, spec.width, fractions, forms=forms)
     for channel in channels if ids.size else ():
         shard.add_channel(*read_pixels(channel, region))
     none = np.zeros(0, np.uint32)

@@ -43,12 +43,14 @@ class CellValues:
 
     Attributes
     ----------
+    areas : `(n,)` int64 px of these cells, or of a compartment of theirs
     sums : `(c, n)` float64; NaN where a pixel could not be read
     missing : `(c, n)` int64: pixels that were left out
     deviations : `(c, n)` float64
     quantiles : `(c, q, n)` float64
     """
 
+    areas: NDArray[np.int64]
     sums: NDArray[np.float64]
     missing: NDArray[np.int64]
     deviations: NDArray[np.float64]
@@ -120,6 +122,7 @@ def add_values(
         Of the quantiles, ascending.
     """
     n_rows = len(rows)
+    areas = np.zeros(n_rows, np.int64)
     sums = np.zeros((n_channels, n_rows), np.float64)
     missing = np.zeros(sums.shape, np.int64)
     deviations = np.full(sums.shape, np.nan)
@@ -130,6 +133,7 @@ def add_values(
         if not wanted.any():
             continue
         at = part.ids[wanted].astype(np.int64) - 1 - rows.start
+        areas[at] += part.shapes[wanted, AREA]
         sums[:, at] += part.sums[:, wanted]
         missing[:, at] += part.missing[:, wanted]
         deviations[:, at] = part.deviations[:, wanted]
@@ -149,7 +153,7 @@ def add_values(
     lost = np.isnan(sums)
     deviations[lost] = np.nan
     quantiles[np.broadcast_to(lost[:, None], quantiles.shape)] = np.nan
-    return CellValues(sums, missing, deviations, quantiles)
+    return CellValues(areas, sums, missing, deviations, quantiles)
 
 
 class _SplitCells:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from densebatch.compartments.masks import COMPARTMENTS
 from densebatch.measuring.schema import Measures
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
         channels=tuple(sorted(channels or every)),
         quantiles=tuple(settings.quantiles),
         radius_um=settings.neighbour_radius,
+        compartments=COMPARTMENTS if settings.is_joined else (),
     )
 
 
@@ -83,6 +85,7 @@ def describe_measures(
         "channel_indices": list(measures.channels),
         "quantiles": list(measures.quantiles),
         "neighbour_radius_um": measures.radius_um,
+        "compartments": list(measures.compartments),
         "unread": [],
     }
 
@@ -91,5 +94,8 @@ def read_measures(report: Mapping[str, Any]) -> Measures:
     """What was measured, from the content of `run.json`."""
     told = report["measured"]
     return Measures(
-        tuple(told["channel_indices"]), tuple(told["quantiles"]), told["neighbour_radius_um"]
+        tuple(told["channel_indices"]),
+        tuple(told["quantiles"]),
+        told["neighbour_radius_um"],
+        tuple(told.get("compartments", ())),
     )

@@ -16,16 +16,17 @@ from densebatch.engines.make import choose_device
 from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
-from densebatch.planning.label_planner import draft_labels, survey_labels
+from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.notes import explain_light, explain_pixels
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import ChannelSurvey, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from densebatch.models.model import Model
@@ -103,8 +104,7 @@ def draft_plan(
         "um_per_px": settings.pixel_size or info.um_per_px,
         "mask_debris": settings.mask_debris,
         "ngff": cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        "copy_image": settings.image == "copy"
-        or (settings.image == "auto" and info.kind != "ome-zarr"),
+        "copy_image": _copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
         "notes": notes,
@@ -207,6 +207,68 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
         as_begun = replace(kept, engine=earlier.engine)
     is_same = as_begun.to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
+
+
+def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
+    """The plan by which runs of one slide, of nuclei and perhaps cells, are joined.
+
+    Parameters
+    ----------
+    runs
+        Complete plans by what they segment, see `SegmentSettings.split_runs`.
+    settings
+        Of the whole.
+
+    Raises
+    ------
+    InputError
+        If there is no such channel to measure, labels cannot be written in place, or a distance in
+        um is asked for and nobody tells the pixel size.
+    """
+    first, nuclei = next(iter(runs.values())), runs["nuclei"]
+    info, um_per_px = first.slide, first.um_per_px
+    _check_in_place(info, settings)
+    choose_measures(reopen_slide(info), settings)  # refuses channels that are none
+    if settings.expand is not None and um_per_px is None:
+        raise InputError(
+            f"{info.path}: tells no pixel size, which --expand {settings.expand:g} um needs; state "
+            "it with --pixel-size"
+        )
+    ring_px = max(1.0, settings.membrane_width / (um_per_px or USUAL_UM_PER_PX))
+    notes = []
+    if um_per_px is None:
+        notes.append(
+            f"pixel size unknown: the membrane of a cell is a ring of {ring_px:g} px, "
+            f"{settings.membrane_width:g} um at {USUAL_UM_PER_PX:g} um/px; state it with "
+            "--pixel-size"
+        )
+    return JoinPlan(
+        slide=info,
+        membrane=first.membrane if "cells" in runs else (),
+        nuclei=nuclei.membrane[0],
+        um_per_px=um_per_px,
+        mask_debris=settings.mask_debris,
+        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
+        copy_image=_copies_image(info, settings),
+        in_place=settings.in_place,
+        versions={name: found for plan in runs.values() for name, found in plan.versions.items()},
+        notes=tuple(notes),
+        runs={role: plan.fingerprint for role, plan in runs.items()},
+        made_by={role: _name_maker(plan) for role, plan in runs.items()},
+        grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
+        ring_px=ring_px,
+    )
+
+
+def _name_maker(plan: Plan) -> str:
+    if isinstance(plan, FlowPlan):
+        return f"model {plan.model.name} (sha256 {plan.model.sha256[:12]})"
+    assert isinstance(plan, LabelPlan)
+    return f"segmenter {plan.segmenter}"
+
+
+def _copies_image(info: SlideInfo, settings: SegmentSettings) -> bool:
+    return settings.image == "copy" or (settings.image == "auto" and info.kind != "ome-zarr")
 
 
 def _check_settings(path: str | Path, settings: SegmentSettings) -> None:

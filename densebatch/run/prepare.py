@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from densebatch.planning.capacity import (
@@ -13,13 +13,19 @@ from densebatch.planning.capacity import (
     estimate,
 )
 from densebatch.planning.plan import FlowPlan
-from densebatch.planning.planner import draft_plan, estimate_scale, keep_survey, survey_plan
+from densebatch.planning.planner import (
+    draft_plan,
+    estimate_scale,
+    join_plans,
+    keep_survey,
+    survey_plan,
+)
 from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.workers.cluster import check_workers
 from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from densebatch.planning.engine_choice import EngineChoice
@@ -40,6 +46,8 @@ class Prepared:
     choice : what evaluates its network, and why; None with a segmenter
     workers : processes of this machine that do it; 0 if this one does, or a cluster
     needs : memory and disk
+    settings : of the run
+    inner : runs that it joins, by what they segment, if it does
     """
 
     folder: OutputFolder
@@ -47,6 +55,13 @@ class Prepared:
     choice: EngineChoice | None
     workers: int
     needs: Estimate
+    settings: SegmentSettings
+    inner: Mapping[str, Prepared] = field(default_factory=dict)
+
+    @property
+    def own_plans(self) -> list[Plan]:
+        """Plans of the runs that evaluate something."""
+        return [run.plan for run in self.inner.values()] or [self.plan]
 
 
 def prepare(
@@ -92,6 +107,11 @@ def prepare(
     """
     for _, folder in slides:
         folder.check()
+    if settings.is_joined:
+        return [
+            _prepare_joined(slide, folder, settings, restart=restart, starting=starting, note=note)
+            for slide, folder in slides
+        ]
     finished = not restart and all(
         folder.marker.exists() and folder.report.exists() for _, folder in slides
     )
@@ -125,8 +145,33 @@ def prepare(
             complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
         if folder.report.exists() and not restart and folder.read_complete(complete) is None:
             check_capacity(need, workers, folder.path, remote=settings.is_remote)
-        prepared.append(Prepared(folder, complete, choice, workers, need))
+        prepared.append(Prepared(folder, complete, choice, workers, need, settings))
     return prepared
+
+
+def _prepare_joined(
+    slide: str | Path,
+    folder: OutputFolder,
+    settings: SegmentSettings,
+    *,
+    restart: bool,
+    starting: ExecutorStart | None,
+    note: Callable[[str], None],
+) -> Prepared:
+    """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""
+    inner: dict[str, Prepared] = {}
+    for role, own in settings.split_runs().items():
+        [inner[role]] = prepare(
+            [(slide, folder.inner(role))], own, restart=restart,
+            # Workers are started beside one survey, the last.
+            starting=starting if role == "nuclei" else None, note=note,
+        )  # fmt: skip
+    plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
+    workers = max(run.workers for run in inner.values())
+    needs = estimate(plan, settings.tile)
+    if restart or folder.read_complete(plan) is None:
+        check_capacity(needs, workers, folder.path, remote=settings.is_remote)
+    return Prepared(folder, plan, None, workers, needs, settings, inner)
 
 
 def _size_runs(

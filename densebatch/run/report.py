@@ -13,7 +13,7 @@ from densebatch.base.checksums import ABSENT, fits_checksum
 from densebatch.base.files import write_atomic
 from densebatch.base.names import count_of
 from densebatch.cells.kept import REPORT, list_trees, read_list
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.stages.predict import PredictGroup
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dic
 
 
 def describe_gaps(
-    plan: Plan, facts: Mapping[Task, Mapping[str, Any]], lost: Mapping[Task, str]
+    plan: Plan,
+    facts: Mapping[Task, Mapping[str, Any]],
+    lost: Mapping[Task, str],
+    before: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, Any]:
     """What has no result, beside the tiles that failed.
 
@@ -72,6 +75,8 @@ def describe_gaps(
         By task, from the records in the journal, of this session and of earlier ones.
     lost
         Tasks that failed for good, with the reason.
+    before
+        The same of the runs that are joined, if this run joins some.
 
     Returns
     -------
@@ -81,7 +86,7 @@ def describe_gaps(
         read (channel, region, reason), each once, whoever met them. `missing_px`: pixels that the
         label image `missing` marks.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for task, reason in lost.items():
         if isinstance(task, PredictGroup) and isinstance(plan, FlowPlan):
             scale_y, scale_x = (n / m for n, m in zip(plan.shape, plan.network_shape, strict=True))
@@ -98,13 +103,13 @@ def describe_gaps(
                     "reason": reason,
                 }
             )
-    holes = {
-        (hole["channel"], *hole["region"]): hole
-        for task in sorted(facts, key=lambda task: task.name)
-        for hole in facts[task].get("unread", ())
-    }
+    found = [h for t in sorted(facts, key=lambda t: t.name) for h in facts[t].get("unread", ())]
+    holes = {(h["channel"], *h["region"]): h for h in (*before.get("unread", ()), *found)}
     return {
-        "failed_groups": sorted(groups, key=lambda group: group["group"]),
+        "failed_groups": [
+            *before.get("failed_groups", ()),
+            *sorted(groups, key=lambda group: group["group"]),
+        ],
         "unread": [holes[key] for key in sorted(holes)],
         "missing_px": sum(f.get("missing_px", 0) for t, f in facts.items() if t.stage == "number"),
     }
@@ -255,6 +260,8 @@ def _describe_road(
     plan: Plan, choice: EngineChoice | None, by_stage: Mapping[str, list[Mapping[str, Any]]]
 ) -> dict[str, Any]:
     """What a report has of one road to labels only."""
+    if isinstance(plan, JoinPlan):
+        return {}
     if isinstance(plan, LabelPlan):
         return {
             "segmenter": {

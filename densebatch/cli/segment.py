@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from densebatch.base.errors import PartialRunError
-from densebatch.base.names import quote_names
+from densebatch.base.names import count_of, quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import scheduler_options
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
@@ -92,54 +92,82 @@ _OPTIONS = [
 
 
 def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the settings, and which of them have commas between names of channels."""
+
     @wraps(command)
     def wrapper(*args: Any, config: Path | None, **options: Any) -> Any:  # noqa: ANN401
         known = {k: options.pop(k) for k in list(options) if k in SegmentSettings.model_fields}
         settings = load_settings(config, **known)
-        for name in ("membrane", "channels"):
-            if any("," in text for text in known[name] or ()):
-                settings = _split_names(options["slide"], settings, name)
-        return command(*args, settings=settings, **options)
+        listed = frozenset(name for name in ("membrane", "channels") if known[name])
+        return command(*args, settings=settings, listed=listed, **options)
 
     for option in reversed(_OPTIONS):
         wrapper = option(wrapper)
     return wrapper
 
 
-def _split_names(path: Path, settings: SegmentSettings, option: str) -> SegmentSettings:
-    """Read commas in names of channels, which only the slide's names tell from those between."""
-    from densebatch.slides.slide import open_slide
-
-    slide = open_slide(path, settings.scene, settings.axes)
-    names = [name for text in getattr(settings, option) for name in slide.split_channels(text)]
-    return settings.model_copy(update={option: tuple(names)})
-
-
 @click.command(cls=LoggedCommand)
-@click.argument("slide", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("slides", nargs=-1, metavar="SLIDE...", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Sample sheet instead of SLIDE: columns sample, slide, and settings of each.",
+)
 @_settings_options
 @click.option("--keep-flows", is_flag=True, default=None, help="Leave the flow field in OUT/work.")
 @click.option("--restart", is_flag=True, help="Remove an earlier run's results from OUT first.")
 @click.option("--allow-partial", is_flag=True, help="Exit with 0 also where tiles failed.")
 def segment(
-    slide: Path,
+    slides: tuple[Path, ...],
     out: Path,
+    sheet: Path | None,
     settings: SegmentSettings,
+    listed: frozenset[str],
     restart: bool,
     allow_partial: bool,
     **kept: Any,  # noqa: ANN401
 ) -> None:
     """Segment SLIDE (OME-Zarr, OME-TIFF, TIFF or PNG) and write results to OUT.
 
+    Several slides, or those of a sample sheet, share the workers, and each gets a folder in OUT
+    by its name; OUT/cohort.json tells what became of them.
+
     The same command continues an interrupted run. Ctrl-C (or SIGTERM) finishes the tasks under way
     and stops; a second Ctrl-C stops at once.
     """
-    from densebatch.cli.terminal import TerminalProgress, print_summary
-    from densebatch.run.segment import segment as run_segment
-
+    _check_slides(slides, sheet)
     if kept.get("keep_flows"):
         settings = settings.model_copy(update={"keep_flows": True})
+    if sheet is not None or len(slides) > 1:
+        _segment_cohort(slides, sheet, out, settings, listed, restart, allow_partial)
+    else:
+        _segment_slide(slides[0], out, settings, listed, restart, allow_partial)
+
+
+def _check_slides(slides: tuple[Path, ...], sheet: Path | None) -> None:
+    if sheet is not None and slides:
+        raise click.UsageError(
+            f"--sheet {sheet} names the slides, and so does {slides[0]}; accepted is one of them"
+        )
+    if sheet is None and not slides:
+        raise click.UsageError("Missing argument 'SLIDE...' or 'OUT': accepted are both")
+
+
+def _segment_slide(
+    slide: Path,
+    out: Path,
+    settings: SegmentSettings,
+    listed: frozenset[str],
+    restart: bool,
+    allow_partial: bool,
+) -> None:
+    from densebatch.cli.terminal import TerminalProgress, print_summary
+    from densebatch.cohorts.rows import split_names
+    from densebatch.run.segment import segment as run_segment
+
+    settings = split_names(slide, settings, listed)
     with TerminalProgress(get_console()) as progress:
         result = run_segment(slide, out, settings, restart=restart, progress=progress)
     print_summary(result)
@@ -149,19 +177,58 @@ def segment(
         click.echo(f"partial: {result.tell_missing()}", err=True)
 
 
+def _segment_cohort(
+    slides: tuple[Path, ...],
+    sheet: Path | None,
+    out: Path,
+    settings: SegmentSettings,
+    listed: frozenset[str],
+    restart: bool,
+    allow_partial: bool,
+) -> None:
+    from densebatch.cli.terminal import TerminalProgress, print_cohort
+    from densebatch.cohorts.drive import segment_cohort
+    from densebatch.cohorts.rows import RECORD, list_slides
+    from densebatch.cohorts.sheet import read_sheet
+
+    rows = (
+        list_slides(slides, settings, listed)
+        if sheet is None
+        else read_sheet(sheet, settings, listed)
+    )
+    with TerminalProgress(get_console()) as progress:
+        result = segment_cohort(rows, out, settings, restart=restart, progress=progress)
+    print_cohort(result.entries)
+    click.echo(f"record  {result.out / RECORD}")
+    n_failed, n_partial = result.count("failed"), result.count("partial")
+    told = [
+        *([f"{n_failed} failed"] if n_failed else []),
+        *([f"{n_partial} partial"] if n_partial else []),
+    ]
+    if n_failed or (n_partial and not allow_partial):
+        raise PartialRunError(
+            f"of {count_of(len(rows), 'slide')} {' and '.join(told)}; the same command tries them "
+            "again"
+        )
+
+
 @click.command(cls=LoggedCommand)
 @click.argument("slide", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @_settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> None:
+def plan(
+    slide: Path, out: Path, settings: SegmentSettings, listed: frozenset[str], as_json: bool
+) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it."""
+    from densebatch.cohorts.rows import split_names
     from densebatch.planning.engine_trial import count_flop, estimate_seconds
     from densebatch.planning.plan import FlowPlan, LabelPlan
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
 
     folder = OutputFolder(out.absolute())
+    settings = split_names(slide, settings, listed)
     [run] = prepare([(slide, folder)], settings, note=lambda text: click.echo(text, err=True))
     built = run.plan
     facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}

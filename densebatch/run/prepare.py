@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
-    from densebatch.run.start import ExecutorStart
+    from densebatch.run.start import Starting
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def prepare(
     settings: SegmentSettings,
     *,
     restart: bool = False,
-    starting: ExecutorStart | None = None,
+    starting: Starting | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.

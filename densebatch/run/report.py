@@ -42,6 +42,9 @@ class Progress:
     def advance(self, name: str, pixels: int) -> None:
         """One task of a stage is done; it covered `pixels` of the slide."""
 
+    def drop(self, name: str) -> None:
+        """A stage is of no interest any more, because its slide has come to an end among others."""
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
 

@@ -46,9 +46,10 @@ from densebatch.stages.tile_labels import create_tile_labels
 if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.start import Starting
     from densebatch.run.steps import Labelled
 
-__all__ = ["Progress", "SegmentResult", "segment"]
+__all__ = ["Progress", "SegmentResult", "run_slide", "segment"]
 
 log = logging.getLogger(__name__)
 
@@ -156,52 +157,83 @@ def segment(
     progress = progress or Progress()
     refuse_address(Path(out))
     folder = OutputFolder(Path(out).absolute())
-    started, meter = time.monotonic(), Meter()
     # The output is owned until no worker is left that could write to it.
     with Driver(progress) as driver, ExecutorStart(settings, progress.note) as starting:
-        driver.refuse_living(folder)
-        [prepared] = prepare(
-            [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
+        return run_slide(
+            slide, folder, settings, driver, starting, progress, restart=restart, shuffle=shuffle
         )
-        planned_s = time.monotonic() - started - starting.waited_s
-        _tell_plan(prepared, progress)
-        if not restart:
-            folder.compare(prepared.plan)
-            folder.mend_marker()
-            report = folder.read_complete(prepared.plan)
-            if report is not None and _is_intact(prepared, progress):
-                _check_slide(folder, prepared.plan, report)
-                _check_measures(folder, prepared.plan, settings, report)
-                progress.note(f"{folder.path}: this run is already complete")
-                driver.remove_dead(folder)  # killed as it ended
-                if not settings.keep_flows:
-                    folder.remove_work()
-                return _result(folder, prepared.plan, report)
-        session = Session(
-            prepared.plan,
-            settings,
-            prepared.choice,
-            folder,
-            driver,
-            lambda: starting.finish(prepared.workers, [prepared.plan], folder.work),
-            prepared.workers,
-            progress,
-            shuffle,
-        )
-        session.seconds |= {"plan": round(planned_s, 3)}
-        with sentences_for_disk(folder.path):
-            _open_output(session, restart=restart)
-            make_labels = label_and_merge
-            if isinstance(prepared.plan, FlowPlan):
-                make_labels = predict_and_trace
-            labelled = make_labels(session)
-            n_cells = number_cells(session, labelled.gaps)
-            session.seconds["start"] = round(starting.waited_s, 3)
-            result = _finish(session, n_cells, labelled, started, meter)
-        driver.check()
-        driver.unwatch(folder)
-        if not settings.keep_flows and not result.is_partial:
-            folder.remove_work()
+
+
+def run_slide(
+    slide: str | Path,
+    folder: OutputFolder,
+    settings: SegmentSettings,
+    driver: Driver,
+    starting: Starting,
+    progress: Progress,
+    *,
+    restart: bool = False,
+    shuffle: int | None = None,
+) -> SegmentResult:
+    """Do what `segment` does, with a driver and workers that its caller has.
+
+    Parameters
+    ----------
+    slide, settings, progress, restart, shuffle
+        As of `segment`.
+    folder
+        Where the output goes.
+    driver
+        Owns it from now on.
+    starting
+        The way to the workers.
+
+    Returns and errors as for `segment`.
+    """
+    started, meter = time.monotonic(), Meter()
+    driver.refuse_living(folder)
+    [prepared] = prepare(
+        [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
+    )
+    planned_s = time.monotonic() - started - starting.waited_s
+    _tell_plan(prepared, progress)
+    if not restart:
+        folder.compare(prepared.plan)
+        folder.mend_marker()
+        report = folder.read_complete(prepared.plan)
+        if report is not None and _is_intact(prepared, progress):
+            _check_slide(folder, prepared.plan, report)
+            _check_measures(folder, prepared.plan, settings, report)
+            progress.note(f"{folder.path}: this run is already complete")
+            driver.remove_dead(folder)  # killed as it ended
+            if not settings.keep_flows:
+                folder.remove_work()
+            return _result(folder, prepared.plan, report)
+    session = Session(
+        prepared.plan,
+        settings,
+        prepared.choice,
+        folder,
+        driver,
+        lambda: starting.finish(prepared.workers, [prepared.plan], folder.work),
+        prepared.workers,
+        progress,
+        shuffle,
+    )
+    session.seconds |= {"plan": round(planned_s, 3)}
+    with sentences_for_disk(folder.path):
+        _open_output(session, restart=restart)
+        make_labels = label_and_merge
+        if isinstance(prepared.plan, FlowPlan):
+            make_labels = predict_and_trace
+        labelled = make_labels(session)
+        n_cells = number_cells(session, labelled.gaps)
+        session.seconds["start"] = round(starting.waited_s, 3)
+        result = _finish(session, n_cells, labelled, started, meter)
+    driver.check()
+    driver.unwatch(folder)
+    if not settings.keep_flows and not result.is_partial:
+        folder.remove_work()
     return result
 
 

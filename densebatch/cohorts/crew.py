@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from densebatch.workers.schedule import Job
 
 _READERS = 8
+_LEAST_OPEN = 4
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,12 @@ class Crew:
     def is_hungry(self) -> bool:
         """Whether workers idle, or soon will, unless another slide brings them tasks."""
         return self._shared is None or self._shared.is_hungry
+
+    @property
+    def most_slides(self) -> int:
+        """How many slides may be open at once, which many workers need only if slides are small."""
+        workers = self.size.workers if self._shared is None else self._shared.executor.workers
+        return max(_LEAST_OPEN, workers + 2)
 
     def check(self) -> None:
         """Make sure that there are workers, or may be; raises what ended them."""

@@ -29,6 +29,7 @@ from densebatch.cohorts.crew import Crew, Place, size_crew
 from densebatch.cohorts.progress import RowProgress
 from densebatch.cohorts.record import Entry, Record, describe_result
 from densebatch.cohorts.rows import RECORD
+from densebatch.cohorts.together import find_limits
 from densebatch.models.model import find_model
 from densebatch.run.driver import Driver
 from densebatch.run.engine import check_engine
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from densebatch.cohorts.rows import Row
+    from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.segment import SegmentResult
     from densebatch.workers.schedule import Job
@@ -131,8 +133,9 @@ def segment_cohort(
         size = size_crew(rows, settings)
         check_engine(settings, size.largest)
         driver.own(folder)
+        record = Record(folder.path, rows, restart=restart)
+        limits = find_limits(rows, record, folder.path, settings, progress, restart=restart)
         with sentences_for_disk(folder.path):
-            record = Record(folder.path, rows, restart=restart)
             record.write()
         if record.others:
             progress.note(
@@ -142,7 +145,7 @@ def segment_cohort(
             )
         log_event(log, "cohort begun", out=str(folder.path), slides=len(rows), workers=size.workers)
         with Crew(settings, size, progress.note) as crew:
-            cohort = _Cohort(folder.path, settings, crew, record, progress, restart=restart)
+            cohort = _Cohort(folder.path, settings, crew, record, progress, limits, restart=restart)
             with driver.drive(cohort):
                 cohort.run(rows)
     result = CohortResult(folder.path, record.entries)
@@ -207,10 +210,12 @@ class _Cohort:
         crew: Crew,
         record: Record,
         progress: Progress,
+        limits: tuple[Limits | None, ...] | None,
         *,
         restart: bool,
     ) -> None:
         self._out = out
+        self._limits = limits
         self._crew = crew
         self._record = record
         self._progress = progress
@@ -218,10 +223,8 @@ class _Cohort:
         # A slide's own choice of their number would go by its tasks alone.
         self._shared: dict[str, Any] = {} if settings.is_remote else {"workers": crew.size.workers}
         self._in_turn = not (settings.is_remote or crew.size.workers)
-        self._most = max(4, crew.size.workers + 2)
         self._runs: list[_Run] = []
         self._ended: queue.SimpleQueue[tuple[_Run, dict[str, Any] | None]] = queue.SimpleQueue()
-        self._n_ended = 0
         self._stopping = False
 
     @property
@@ -293,7 +296,7 @@ class _Cohort:
         if any(not run.place.has_tasks for run in self._runs):
             return False
         n = len(self._runs)
-        return n < _FEW or (n < self._most and self._crew.is_hungry)
+        return n < _FEW or (n < self._crew.most_slides and self._crew.is_hungry)
 
     def _add(self, row: Row) -> _Run:
         run = _Run(row, Place(self._crew, row.sample))
@@ -307,7 +310,6 @@ class _Cohort:
         self._runs.remove(run)
         if found is None or (self._crew.error is not None and found["state"] == "failed"):
             return
-        self._n_ended += 1
         with sentences_for_disk(self._out):
             entry = self._record.take(run.row.sample, **found)
         told = entry.reason or f"{entry.cells} cells, {entry.seconds:.1f} s"
@@ -363,5 +365,6 @@ class _Cohort:
                 driver,
                 run.place,
                 progress,
+                limits=self._limits,
                 restart=self._restart,
             )

@@ -69,9 +69,16 @@ def read_record(out: Path) -> list[Entry] | None:
     InputError
         If the record cannot be read.
     """
+    document = _read_document(out)
+    return None if document is None else document[0]
+
+
+def _read_document(out: Path) -> tuple[list[Entry], dict[str, Any] | None] | None:
+    """The entries of a record, and what it tells of a normalisation of all slides together."""
     file = out / RECORD
     try:
-        return _ADAPTER.validate_python(json.loads(file.read_bytes())["samples"])
+        document = json.loads(file.read_bytes())
+        return _ADAPTER.validate_python(document["samples"]), document.get("normalise")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -98,6 +105,7 @@ class Record:
     Attributes
     ----------
     others : samples of earlier commands that are in no row; they stay in the record, at its end
+    normalise : bounds of all slides together, as `Together.to_dict` has them; None without
 
     Raises
     ------
@@ -107,7 +115,8 @@ class Record:
 
     def __init__(self, out: Path, rows: Sequence[Row], *, restart: bool = False) -> None:
         self._file = out / RECORD
-        earlier = {fold_name(entry.sample): entry for entry in read_record(out) or ()}
+        found, self.normalise = _read_document(out) or ([], None)
+        earlier = {fold_name(entry.sample): entry for entry in found}
         self._entries: dict[str, Entry] = {}
         for row in rows:
             entry = Entry(row.sample, str(row.slide.absolute()))
@@ -163,7 +172,9 @@ class Record:
             If that cannot be done.
         """
         entries = [entry.to_dict() for entry in (*self._entries.values(), *self._others)]
-        write_atomic(self._file, (json.dumps({"samples": entries}, indent=1) + "\n").encode())
+        told = {} if self.normalise is None else {"normalise": self.normalise}
+        document = json.dumps({"samples": entries, **told}, indent=1)
+        write_atomic(self._file, f"{document}\n".encode())
 
 
 def describe_result(result: SegmentResult) -> dict[str, Any]:

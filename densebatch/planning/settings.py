@@ -134,6 +134,11 @@ class SegmentSettings(BaseModel):
         description="leave out specks far brighter than the tissue, and dead pixels; show rare "
         "bright cells apart from the tissue",
     )
+    normalise: Literal["slide", "together"] = Field(
+        default="slide",
+        description="whose pixels decide what becomes 0 and 1: each slide's own, or those of all "
+        "slides of a cohort together",
+    )
     ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
         default="0.5", description="OME-Zarr version of the output"
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
     from densebatch.run.start import Starting
@@ -55,6 +56,7 @@ def prepare(
     *,
     restart: bool = False,
     starting: Starting | None = None,
+    limits: Sequence[Limits | None] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
@@ -73,6 +75,8 @@ def prepare(
     starting
         Is begun beside the survey, which leaves a processor idle for most of the time that starting
         workers takes; unless an earlier session may have left them nothing to do.
+    limits
+        As of `survey_plan`, of all slides.
     note
         Is told what the user should know of a running scheduler and its workers.
 
@@ -114,7 +118,7 @@ def prepare(
         check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
-    surveyed = [survey_plan(*each) for each in zip(drafts, earlier, strict=True)]
+    surveyed = [survey_plan(*each, limits) for each in zip(drafts, earlier, strict=True)]
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []

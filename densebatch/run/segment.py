@@ -44,7 +44,10 @@ from densebatch.stages.predict import create_flows
 from densebatch.stages.tile_labels import create_tile_labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.start import Starting
     from densebatch.run.steps import Labelled
@@ -172,6 +175,7 @@ def run_slide(
     starting: Starting,
     progress: Progress,
     *,
+    limits: Sequence[Limits | None] | None = None,
     restart: bool = False,
     shuffle: int | None = None,
 ) -> SegmentResult:
@@ -187,14 +191,17 @@ def run_slide(
         Owns it from now on.
     starting
         The way to the workers.
+    limits
+        As of `survey_plan`.
 
     Returns and errors as for `segment`.
     """
     started, meter = time.monotonic(), Meter()
     driver.refuse_living(folder)
     [prepared] = prepare(
-        [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
-    )
+        [(slide, folder)], settings, restart=restart, starting=starting, limits=limits,
+        note=progress.note,
+    )  # fmt: skip
     planned_s = time.monotonic() - started - starting.waited_s
     _tell_plan(prepared, progress)
     if not restart:

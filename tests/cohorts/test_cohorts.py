@@ -155,6 +155,24 @@ def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
     assert not list(out.rglob(".densebatch-owner*"))
 
 
+def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):
+    folder, whole, _, broken, _ = slides
+    out = tmp_path / "out"
+    arguments = ("plan", *whole, broken, out, *OPTIONS, "--workers", 0)
+    code, printed, err = call_main(capsys, *arguments)
+    assert code == 3
+    assert err == "partial: of 3 slides 1 would fail\n"
+    lines = printed.splitlines()
+    assert [line.split()[0] for line in lines] == ["sample", "s0", "s1", "broken", "sum", "memory:"]
+    assert "fails: " in lines[3]
+    samples = json.loads(call_main(capsys, *arguments, "--json")[1])["samples"]
+    assert float(lines[4].split()[-1]) == sum(row["disk_mb"] or 0 for row in samples)
+    assert [row["mpx"] for row in samples] == [0.011, 0.011, None]
+    single = [read_report(folder / "single" / path.name)["fingerprint"] for path in whole]
+    assert [row["fingerprint"] for row in samples] == [*single, None]
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_folders_that_are_no_cohort_s(slides, capsys, tmp_path, restart):
     _, whole, *_ = slides
@@ -232,9 +250,9 @@ def test_ctrl_c_between_tasks_and_then_the_same_command(slides, tmp_path):
         assert_same_output(out / f"r{k}", expected[k])
 
 
-def count_plans():
-    """How many plans and sessions are alive."""
-    return sum(type(each) in (FlowPlan, Session) for each in gc.get_objects())
+def count_plans(*kinds):
+    """How many plans or sessions are alive."""
+    return sum(type(each) in kinds for each in gc.get_objects())
 
 
 class Rows(list):
@@ -245,17 +263,32 @@ class Rows(list):
     def __iter__(self):
         for k, row in enumerate(super().__iter__()):
             if k % 50 == 49:
-                self.most = max(self.most, count_plans())
+                self.most = max(self.most, count_plans(FlowPlan))
             yield row
 
 
-def test_what_is_held_does_not_grow_with_the_slides(slides):
-    """Five hundred slides, sized; and `test_kills` drives twelve."""
+class Counts(Watcher):
+    """Counts, whenever a stage begins, the sessions that are alive."""
+
+    most = 0
+
+    def stage(self, name, total, done):
+        super().stage(name, total, done)
+        gc.collect()
+        self.most = max(self.most, count_plans(Session))
+
+
+def test_what_is_held_does_not_grow_with_the_slides(slides, tmp_path):
+    """Five hundred slides are sized, and some of them segmented."""
     _, whole, *_ = slides
     gc.collect()
-    before = count_plans()
+    before = count_plans(FlowPlan)
     rows = Rows(Row(f"r{k}", whole[k % 2], SETTINGS) for k in range(500))
     size = size_crew(rows, SETTINGS)
     assert size.workers == 0
     assert len(size.largest) == 1
     assert rows.most - before <= 24
+    progress = Counts()
+    result = segment_cohort(rows[:5], tmp_path / "out", SETTINGS, progress=progress)
+    assert result.count("done") == 5
+    assert progress.most == 1

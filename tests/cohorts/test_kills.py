@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from densebatch.planning import flow_planner
 from densebatch.planning.settings import load_settings
 from densebatch.run.segment import segment
 from tests.helpers.cohort_slides import (
@@ -22,6 +23,7 @@ from tests.helpers.cohort_slides import (
     write_sheet,
     write_slides,
 )
+from tests.helpers.dask_processes import dask_processes
 from tests.helpers.run_files import (
     assert_same_output,
     list_workers,
@@ -44,9 +46,11 @@ def cohort(tmp_path_factory):
     slides = write_slides(folder, 10, (160, 240))
     settings = load_settings(None, membrane=("CD3",), model="dense-tiny", workers=0)
     expected = {}
-    for name, slide in zip(GOOD, slides, strict=True):
-        segment(slide, folder / "single" / name, settings)
-        expected[name] = output_bytes(folder / "single" / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow_planner, "_GROUP_PX", GROUP_PX)  # it is part of a run's identity
+        for name, slide in zip(GOOD, slides, strict=True):
+            segment(slide, folder / "single" / name, settings)
+            expected[name] = output_bytes(folder / "single" / name)
     paths = dict(zip(GOOD, slides, strict=True))
     paths |= {"broken": write_broken(folder, slides[0]), "other": write_other(folder)}
     order = sorted(paths, key=lambda name: sum(map(ord, name)) % 5)  # the bad ones in between
@@ -157,3 +161,20 @@ def test_interrupts(cohort, tmp_path, times):
                 assert_same_output(out / name, expected[name])
         assert not (out / ".densebatch-owner.json").exists()
         finish(sheet, out, expected)
+
+
+def test_on_a_scheduler_of_other_people(cohort, tmp_path):
+    """Its workers are shared as those of this machine; one is killed on the way."""
+    sheet, expected = cohort
+    out = tmp_path / "out"
+    with dask_processes(tmp_path) as processes:
+        processes.start_scheduler()
+        workers = [processes.start_worker() for _ in range(2)]
+        options = ("--scheduler-address", processes.address, "--tile", 96, *OPTIONS)
+        process = start_command("segment", "--sheet", sheet, out, *options, group_px=GROUP_PX)
+        while process.poll() is None and len(list(out.glob("*/run.json"))) < 3:
+            time.sleep(0.01)
+        workers[0].kill()
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 3, err
+    check(out, expected)

@@ -51,6 +51,7 @@ def test_file_sets_every_setting(path):
         max_size: 4000
         skip_background: no
         mask_debris: no
+        normalise: together
         ngff: 0.4
         image: none
         in_place: true
@@ -85,6 +86,7 @@ def test_file_sets_every_setting(path):
         max_size=4000,
         skip_background=False,
         mask_debris=False,
+        normalise="together",
         ngff="0.4",
         image="none",
         in_place=True,

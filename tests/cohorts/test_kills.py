@@ -109,7 +109,7 @@ def test_kills_at_random_moments(cohort, tmp_path):
     """Of the driver, of all processes of the command, and of a worker; twice each."""
     sheet, expected = cohort
     chosen = random.Random(5)
-    for k in range(8):
+    for k in range(6):
         out = tmp_path / str(k)
         for _ in range(2):
             process = start_command(*command(sheet, out), group_px=GROUP_PX)
@@ -140,7 +140,7 @@ def test_interrupts(cohort, tmp_path, times):
     """The first lets the tasks of all slides end, the second does not; no owner file stays."""
     sheet, expected = cohort
     chosen = random.Random(times)
-    for k in range(4):
+    for k in range(2):
         out = tmp_path / str(k)
         process = start_command(*command(sheet, out), group_px=GROUP_PX)
         wait_for_work(process, out)

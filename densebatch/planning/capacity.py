@@ -235,15 +235,30 @@ def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
         return settings.workers
     if not may_start_processes():
         return 0
-    needed = estimate(plan, settings.tile).worker_mb
-    by_memory = int(measure_memory().available // 10**6 * _MEMORY_SHARE / needed)
+    return fit_workers(estimate(plan, settings.tile).worker_mb, count_first_tasks(plan))
+
+
+def count_first_tasks(plan: Plan) -> int:
+    """Tasks of the stage that a run begins with, for as many workers at most."""
     if isinstance(plan, FlowPlan):
-        by_tasks = len(plan.groups)
-    elif isinstance(plan, LabelPlan):
-        by_tasks = len(plan.layout.regions)
-    else:
-        by_tasks = len(plan.tiles(settings.tile))
-    return max(1, min(count_cores(), by_memory, by_tasks, _MAX_WORKERS))
+        return len(plan.groups)
+    if isinstance(plan, LabelPlan):
+        return len(plan.layout.regions)
+    return math.ceil(math.prod(plan.shape) / SHARD_PX**2)
+
+
+def fit_workers(worker_mb: int, n_tasks: int) -> int:
+    """Worker processes that memory and processors of this machine allow.
+
+    Parameters
+    ----------
+    worker_mb
+        That each needs.
+    n_tasks
+        That there are to be done at once.
+    """
+    by_memory = int(measure_memory().available // 10**6 * _MEMORY_SHARE / worker_mb)
+    return max(1, min(count_cores(), by_memory, n_tasks, _MAX_WORKERS))
 
 
 def check_capacity(needs: Estimate, workers: int, folder: Path, *, remote: bool = False) -> None:

@@ -156,6 +156,11 @@ class SegmentSettings(BaseModel):
         description="leave out specks far brighter than the tissue, and dead pixels; show rare "
         "bright cells apart from the tissue",
     )
+    normalise: Literal["slide", "together"] = Field(
+        default="slide",
+        description="whose pixels decide what becomes 0 and 1: each slide's own, or those of all "
+        "slides of a cohort together",
+    )
     ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
         default="0.5", description="OME-Zarr version of the output"
     )
@@ -252,6 +257,11 @@ class SegmentSettings(BaseModel):
         if self.is_joined and self.nuclei is None:
             asked = "compartments" if self.compartments else "expand"
             raise ValueError(f"--{asked} needs the nuclear channel: name it with --nuclei")
+        if self.is_joined and self.normalise == "together":
+            raise ValueError(
+                "--normalise together is for runs of one kind; with --compartments or --expand "
+                "each slide has bounds of its own"
+            )
         if not self.is_joined:
             for name in sorted(self.model_fields_set & _OF_NUCLEI):
                 if getattr(self, name) != type(self).model_fields[name].default:

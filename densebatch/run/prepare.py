@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
-    from densebatch.run.start import ExecutorStart
+    from densebatch.run.start import Starting
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def prepare(
     settings: SegmentSettings,
     *,
     restart: bool = False,
-    starting: ExecutorStart | None = None,
+    starting: Starting | None = None,
+    limits: Sequence[Limits | None] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
@@ -88,6 +90,8 @@ def prepare(
     starting
         Is begun beside the survey, which leaves a processor idle for most of the time that starting
         workers takes; unless an earlier session may have left them nothing to do.
+    limits
+        As of `survey_plan`, of all slides.
     note
         Is told what the user should know of a running scheduler and its workers.
 
@@ -134,7 +138,7 @@ def prepare(
         check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
-    surveyed = [survey_plan(*each) for each in zip(drafts, earlier, strict=True)]
+    surveyed = [survey_plan(*each, limits) for each in zip(drafts, earlier, strict=True)]
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
@@ -155,7 +159,7 @@ def _prepare_joined(
     settings: SegmentSettings,
     *,
     restart: bool,
-    starting: ExecutorStart | None,
+    starting: Starting | None,
     note: Callable[[str], None],
 ) -> Prepared:
     """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""

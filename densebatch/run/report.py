@@ -42,8 +42,62 @@ class Progress:
     def advance(self, name: str, pixels: int) -> None:
         """One task of a stage is done; it covered `pixels` of the slide."""
 
+    def drop(self, name: str) -> None:
+        """A stage is of no interest any more, because its slide has come to an end among others."""
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What a run produced.
+
+    Attributes
+    ----------
+    out : output folder
+    labels : path of the multiscale label image
+    table : path of the cell table
+    report : the content of `run.json`
+    """
+
+    out: Path
+    labels: Path
+    table: Path
+    report: dict[str, Any]
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return int(self.report["cells"])
+
+    @property
+    def failed_tiles(self) -> list[dict[str, Any]]:
+        """Tiles without labels: region, reason."""
+        return list(self.report["failed_tiles"])
+
+    @property
+    def unread(self) -> list[dict[str, Any]]:
+        """Pieces of the slide that cannot be read: channel, region, reason.
+
+        Cells there have no mean intensity in that channel, and a copied image is 0 there. If the
+        network sees the channel, pixels whose cells depend on them are missing.
+        """
+        return list(self.report["unread"])
+
+    @property
+    def missing_px(self) -> int:
+        """Pixels without a result, which are 1 in the label image `missing` beside the cells."""
+        return int(self.report["missing_px"])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything is missing; the same command tries it again."""
+        return is_partial(self.report)
+
+    def tell_missing(self) -> str:
+        """One sentence on what is missing."""
+        return tell_missing(self.report)
 
 
 def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:

@@ -31,12 +31,11 @@ from densebatch.run.label_steps import label_and_merge
 from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.report import (
     Progress,
+    SegmentResult,
     describe_costs,
     describe_gaps,
     describe_run,
-    is_partial,
     keep_tracebacks,
-    tell_missing,
 )
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
@@ -51,64 +50,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.start import Starting
     from densebatch.run.steps import Labelled
     from densebatch.workers.executors import Executor
 
-__all__ = ["Progress", "SegmentResult", "segment"]
+__all__ = ["Progress", "SegmentResult", "run_slide", "segment"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SegmentResult:
-    """What a run produced.
-
-    Attributes
-    ----------
-    out : output folder
-    labels : path of the multiscale label image
-    table : path of the cell table
-    report : the content of `run.json`
-    """
-
-    out: Path
-    labels: Path
-    table: Path
-    report: dict[str, Any]
-
-    @property
-    def cells(self) -> int:
-        """Number of cells."""
-        return int(self.report["cells"])
-
-    @property
-    def failed_tiles(self) -> list[dict[str, Any]]:
-        """Tiles without labels: region, reason."""
-        return list(self.report["failed_tiles"])
-
-    @property
-    def unread(self) -> list[dict[str, Any]]:
-        """Pieces of the slide that cannot be read: channel, region, reason.
-
-        Cells there have no mean intensity in that channel, and a copied image is 0 there. If the
-        network sees the channel, pixels whose cells depend on them are missing.
-        """
-        return list(self.report["unread"])
-
-    @property
-    def missing_px(self) -> int:
-        """Pixels without a result, which are 1 in the label image `missing` beside the cells."""
-        return int(self.report["missing_px"])
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether anything is missing; the same command tries it again."""
-        return is_partial(self.report)
-
-    def tell_missing(self) -> str:
-        """One sentence on what is missing."""
-        return tell_missing(self.report)
 
 
 def segment(
@@ -163,22 +113,52 @@ def segment(
     progress = progress or Progress()
     refuse_address(Path(out))
     folder = OutputFolder(Path(out).absolute())
-    started, meter = time.monotonic(), Meter()
     # The output is owned until no worker is left that could write to it.
     with Driver(progress) as driver, ExecutorStart(settings, progress.note) as starting:
-        driver.refuse_living(folder)
-        [prepared] = prepare(
-            [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
+        return run_slide(
+            slide, folder, settings, driver, starting, progress, restart=restart, shuffle=shuffle
         )
-        planned_s = time.monotonic() - started - starting.waited_s
-        conduct = _Conduct(
-            driver,
-            cache(lambda: starting.finish(prepared.workers, prepared.own_plans, folder.work)),
-            lambda: starting.waited_s,
-            restart=restart,
-            shuffle=shuffle,
-        )
-        return _carry_out(prepared, conduct, progress, started, planned_s, meter)
+
+
+def run_slide(
+    slide: str | Path,
+    folder: OutputFolder,
+    settings: SegmentSettings,
+    driver: Driver,
+    starting: Starting,
+    progress: Progress,
+    *,
+    limits: Sequence[Limits | None] | None = None,
+    restart: bool = False,
+    shuffle: int | None = None,
+) -> SegmentResult:
+    """Do what `segment` does, with a driver and workers that its caller has.
+
+    Parameters
+    ----------
+    slide, settings, progress, restart, shuffle
+        As of `segment`.
+    folder
+        Where the output goes.
+    driver
+        Owns it from now on.
+    starting
+        The way to the workers.
+    limits
+        As of `survey_plan`.
+
+    Returns and errors as for `segment`.
+    """
+    started, meter = time.monotonic(), Meter()
+    driver.refuse_living(folder)
+    [prepared] = prepare(
+        [(slide, folder)], settings, restart=restart, starting=starting, limits=limits,
+        note=progress.note,
+    )  # fmt: skip
+    planned_s = time.monotonic() - started - starting.waited_s
+    start = cache(lambda: starting.finish(prepared.workers, prepared.own_plans, folder.work))
+    conduct = _Conduct(driver, start, lambda: starting.waited_s, restart=restart, shuffle=shuffle)
+    return _carry_out(prepared, conduct, progress, started, planned_s, meter)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def test_file_sets_every_setting(path):
         nuclei_diameter: 12
         expand: 2.5
         membrane_width: 0.75
+        normalise: slide
         ngff: 0.4
         image: none
         in_place: true
@@ -95,6 +96,7 @@ def test_file_sets_every_setting(path):
         nuclei_diameter=12.0,
         expand=2.5,
         membrane_width=0.75,
+        normalise="slide",
         ngff="0.4",
         image="none",
         in_place=True,

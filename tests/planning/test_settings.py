@@ -56,7 +56,6 @@ def test_file_sets_every_setting(path):
         nuclei_diameter: 12
         expand: 2.5
         membrane_width: 0.75
-        normalise: slide
         ngff: 0.4
         image: none
         in_place: true
@@ -96,7 +95,6 @@ def test_file_sets_every_setting(path):
         nuclei_diameter=12.0,
         expand=2.5,
         membrane_width=0.75,
-        normalise="slide",
         ngff="0.4",
         image="none",
         in_place=True,
@@ -120,7 +118,10 @@ def test_file_sets_every_setting(path):
     assert {name for name in told if told[name] == defaults[name]} == {
         *OF_SEGMENTERS,
         "diameter_um",
+        "normalise",
     }
+    path.write_text("normalise: together")
+    assert load_settings(path).normalise == "together"
     path.write_text("diameter_um: 8")
     assert load_settings(path) == SegmentSettings(diameter_um=8.0)
 

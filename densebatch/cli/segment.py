@@ -13,7 +13,7 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.base.names import quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import scheduler_options
+from densebatch.cli.options import positivity_options, scheduler_options
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ _OPTIONS = [
                  help="Quantiles of each cell's pixels, such as 0.5,0.9, from 0 to 1."),
     click.option("--neighbour-radius", type=float, metavar="UM",
                  help="Within which cells are neighbours, by centroids.  [30]"),
+    *positivity_options,
     click.option("--tile", type=int, metavar="PX",
                  help="Side of a tile; decides labels with a segmenter only.  [2048]"),
     click.option("--overlap", type=int, metavar="PX",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 
 from densebatch.measuring.kernels import AREA, SUM_X, SUM_Y, X0, X1, Y0, Y1
 from densebatch.measuring.neighbours import count_neighbours, find_nearest
+from densebatch.measuring.positivity import decide
 from densebatch.measuring.schema import (
     MEDIAN,
     OF_LABELS,
@@ -23,7 +26,7 @@ from densebatch.measuring.shapes import describe_shapes
 from densebatch.measuring.totals import CellShapes, CellValues, add_shapes, add_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -45,7 +48,8 @@ def write_table(
     um_per_px: float | None,
     channels: Sequence[str],
     measures: Measures,
-) -> None:
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Add the shards and write the table as Parquet, whose pages carry checksums.
 
     The file is either absent, old or whole.
@@ -66,30 +70,94 @@ def write_table(
         Names of all channels of the image.
     measures
         What was measured.
+    known
+        Cuts that were found in this table before, see `positivity.decide`.
+
+    Returns
+    -------
+    dict
+        Which cells are positive, as `run.json` has it under `positivity`.
     """
-    columns = list_columns(measures, channels)
-    schema = pa.schema([(each.name, pa.type_for_alias(each.dtype)) for each in columns])
-    total = add_shapes(parts.with_shapes(), n_cells, slide.width)
-    fixed = shape_columns(total, slide, um_per_px, measures.radius_um)
+    bare = replace(measures, markers=(), phenotypes=())
     partial = path.with_name(f".{path.name}.partial")
+    _write_rows(partial, parts, n_cells, slide, um_per_px, channels, bare)
+
+    def read(name: str) -> NDArray[np.float64]:
+        return read_numbers(partial, name)
+
+    told, columns = decide(read, channels, measures, known)
+    if columns:
+        added = path.with_name(f".{path.name}.added.partial")
+        _add_columns(partial, added, columns, make_schema(measures, channels))
+        added.replace(partial)
+    partial.replace(path)
+    return told
+
+
+def read_numbers(path: Path, name: str) -> NDArray[np.float64]:
+    """A column of floats of a table, `(n,)`."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        values: NDArray[np.float64] = file.read([name]).column(0).to_numpy()
+    return values
+
+
+def make_schema(measures: Measures, channels: Sequence[str]) -> pa.Schema:
+    """Names and types of the columns of a table, in their order; as for `write_table`."""
+    columns = list_columns(measures, channels)
+    return pa.schema([(each.name, pa.type_for_alias(each.dtype)) for each in columns])
+
+
+@contextmanager
+def _open_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     # Readers that look at them (pyarrow: `page_checksum_verification`) find a damaged page.
     with (
-        partial.open("wb") as file,
+        path.open("wb") as file,
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
+        yield writer
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _add_columns(
+    path: Path, added: Path, columns: Mapping[str, pa.Array], schema: pa.Schema
+) -> None:
+    """Write a table with more columns, a group of rows at a time."""
+    start = 0
+    with pq.ParquetFile(path) as file, _open_writer(added, schema) as writer:
+        for index in range(file.num_row_groups):
+            rows = file.read_row_group(index)
+            more = {name: each.slice(start, len(rows)) for name, each in columns.items()}
+            start += len(rows)
+            every = dict(zip(rows.column_names, rows.columns, strict=True)) | more
+            writer.write_table(pa.table(every, schema=schema))
+
+
+def _write_rows(
+    path: Path,
+    parts: Parts,
+    n_cells: int,
+    slide: Region,
+    um_per_px: float | None,
+    channels: Sequence[str],
+    measures: Measures,
+) -> None:
+    """Write what is measured of each cell, as for `write_table`, group by group of rows."""
+    schema = make_schema(measures, channels)
+    total = add_shapes(parts.with_shapes(), n_cells, slide.width)
+    fixed = shape_columns(total, slide, um_per_px, measures.radius_um)
+    with _open_writer(path, schema) as writer:
         for rows in group_rows(total.split_px * len(measures.channels)):
             group = {name: column[rows.start : rows.stop] for name, column in fixed.items()}
             if measures.channels:
                 values = add_values(
-                    parts.with_cells(rows), rows, len(measures.channels), measures.fractions
-                )
+                    parts.with_cells(rows), rows, len(measures.channels), measures.fractions,
+                    len(measures.shares_of),
+                )  # fmt: skip
                 area = total.shapes[rows.start : rows.stop, AREA]
                 group |= dict(value_columns(values, area, channels, measures))
             writer.write_table(pa.table(group, schema=schema))
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def group_rows(kept: NDArray[np.int64]) -> Iterator[range]:
@@ -167,7 +235,7 @@ def shape_columns(
 def value_columns(
     values: CellValues, area: NDArray[np.int64], channels: Sequence[str], measures: Measures
 ) -> Iterator[tuple[str, pa.Array]]:
-    """Names and values of the columns of the measured channels, in their order.
+    """Names and values of the columns of the measured channels; `schema` has their order.
 
     Parameters
     ----------
@@ -180,7 +248,7 @@ def value_columns(
     measures
         What was measured.
     """
-    names, fractions = name_channels(channels), measures.fractions
+    names, fractions, n_shares = name_channels(channels), measures.fractions, 0
     for place, channel in enumerate(measures.channels):
         name, sums = names[channel], values.sums[place]
         counted = area - values.missing[place]
@@ -193,6 +261,14 @@ def value_columns(
         for fraction in measures.quantiles:
             column = values.quantiles[place, fractions.index(fraction)]
             yield f"{name_quantile(fraction)}{name}", _column(column)
+        share = measures.shares_of.get(channel)
+        if share is not None:
+            # All of a cell's pixels may lie under labels, whatever their values.
+            of = area if share.under is not None else np.where(np.isnan(sums), 0, counted)
+            found = np.full(sums.size, np.nan)
+            np.divide(values.counts[n_shares], of, out=found, where=of > 0)
+            n_shares += 1
+            yield f"fraction_{name}", _column(found)
 
 
 def _column(values: NDArray[np.generic]) -> pa.Array:

@@ -161,6 +161,19 @@ class SegmentSettings(BaseModel):
         default=RADIUS_UM, description="um between centroids within which cells are neighbours"
     )
 
+    fraction: Names = Field(
+        default=(),
+        description="channels of whose pixels the share over a value is measured, such as CD3=400",
+    )
+    positive: Names = Field(
+        default=(),
+        description="what makes cells positive: CHANNEL[:STATISTIC]=CUT, where the cut is a value, "
+        "otsu, mixture or labels:PATH, and the statistic mean",
+    )
+    phenotype: Names = Field(
+        default=(), description="cells positive in some markers, negative in others: [NAME=]A+ B-"
+    )
+
     tile: Integer = Field(
         default=2048,
         ge=64,

@@ -22,6 +22,7 @@ from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.measuring.parts import StoredParts, pack_part
 from densebatch.measuring.shard import Shard
+from densebatch.measuring.stored import measure_channel
 from densebatch.stages.missing import Gaps, find_touching, read_gaps, write_gaps
 from densebatch.stages.output import checksum_shard, levels_with, list_planes, output_spec
 from densebatch.stages.unread import read_pieces, read_pixels
@@ -168,9 +169,10 @@ class NumberShard(_Shard):
                 pixels, holes = read_pieces(work, channel, region)
             seen.update(np.ascontiguousarray(pixels).data)
             unread += [hole.describe(plan.slide.channels) for hole in holes]
-            if channel in measured:
+            if self.measures is not None and channel in measured:
+                share, lost = self.measures.shares_of.get(channel), [hole.region for hole in holes]
                 with meter.timed("table"):
-                    shard.add_channel(pixels, [hole.region for hole in holes])
+                    measure_channel(shard, pixels, lost, share, region)
             if spec.image:
                 with meter.timed("write"):
                     self._write(partial(labels.write_image_shard, spec, channel, 0, region, pixels))

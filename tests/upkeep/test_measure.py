@@ -166,8 +166,8 @@ def test_the_runs_own_command_is_complete_whatever_was_measured_since(copied, ma
     with pytest.raises(InputError) as caught:
         segment(made[1], copied, channels=("DAPI",), **options)
     assert str(caught.value) == (
-        f"{copied}: this run is complete, and measured other channels, quantiles or neighbours "
-        "than are asked for; `densebatch measure OUT` measures again without segmenting"
+        f"{copied}: this run is complete, and measured other channels, quantiles, neighbours or "
+        "markers than are asked for; `densebatch measure OUT` measures again without segmenting"
     )
     assert read_files([copied]) == files
 

@@ -40,7 +40,6 @@ scheduler_options = [
 ]
 
 
-
 def _or_none(
     _: click.Context, __: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...] | None:

@@ -124,18 +124,17 @@ def _explain(mixture: Mixture | None, n_values: int) -> str:
         )
     few = float(mixture.weights.min()) * n_values
     if few < _FEW:
-        return (
-            f"the cut is not to be trusted: one of the two groups has {count_of(round(few), 'cell')}"
-        )
+        cells = count_of(round(few), "cell")
+        return f"the cut is not to be trusted: one of the two groups has {cells}"
     return ""
 
 
 def fit_mixture(values: NDArray[np.float64]) -> Mixture | None:
     """Fit two normal components to the logarithms of values.
 
-    Expectation maximisation (Dempster, Laird & Rubin 1977) on the logarithms in 4096 bins, each with
-    its number, sum and sum of squares, so that only the components' shares are the same throughout
-    a bin. The start is Otsu's cut of the bins, and the number of steps is fixed.
+    Expectation maximisation (Dempster, Laird & Rubin 1977) on the logarithms in 4096 bins, each
+    with its number, sum and sum of squares, so that only the components' shares are the same
+    throughout a bin. The start is Otsu's cut of the bins, and the number of steps is fixed.
 
     Parameters
     ----------
@@ -153,12 +152,13 @@ def fit_mixture(values: NDArray[np.float64]) -> Mixture | None:
     low, high = float(logs.min()), float(logs.max())
     middle = float(logs.mean())
     logs = logs - middle  # so that squares cancel less
-    place = np.minimum(((logs - (low - middle)) * (_BINS / (high - low))).astype(np.int64), _BINS - 1)
-    n = np.bincount(place, minlength=_BINS)
-    kept = n > 0
-    total = np.bincount(place, logs, _BINS)[kept]
-    squares = np.bincount(place, logs**2, _BINS)[kept]
-    n = n[kept].astype(np.float64)
+    share = (logs - (low - middle)) / (high - low)
+    place = np.clip((share * _BINS).astype(np.int64), 0, _BINS - 1)
+    counts = np.bincount(place, minlength=_BINS)
+    kept = counts > 0
+    n = counts[kept].astype(np.float64)
+    total = np.bincount(place, logs, _BINS)[kept].astype(np.float64)
+    squares = np.bincount(place, logs**2, _BINS)[kept].astype(np.float64)
     every = float(n.sum())
     variance = float(squares.sum() / every - (total.sum() / every) ** 2)
     shares = _start(n, total)
@@ -195,7 +195,8 @@ def _start(n: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.flo
     above = n.sum() - below
     between = (sums * n.sum() - total.sum() * below) ** 2 / (below * above)
     upper = np.arange(n.size) > np.argmax(between)
-    return np.stack([~upper, upper]).astype(np.float64)
+    shares: NDArray[np.float64] = np.stack([~upper, upper]).astype(np.float64)
+    return shares
 
 
 def draw_histogram(values: NDArray[np.float64], *, is_share: bool) -> dict[str, Any]:

@@ -219,9 +219,7 @@ def read_phenotypes(
     return tuple(phenotypes.values())
 
 
-def _read_signs(
-    image: Image, text: str, accepted: set[int]
-) -> list[tuple[tuple[int, bool], ...]]:
+def _read_signs(image: Image, text: str, accepted: set[int]) -> list[tuple[tuple[int, bool], ...]]:
     """Ways to read a text as names with a sign behind each; names may hold spaces."""
     words = text.split()
     ways: list[list[tuple[tuple[int, bool], ...]]] = [[()]]  # of the words from each one on

@@ -81,7 +81,8 @@ OF_CHANNELS = (
 )
 _QUANTILE = Column("q90_", _FLOAT, "a quantile, here of 0.9; a column for each of `--quantiles`")
 _FRACTION = Column(
-    "fraction_", _FLOAT,
+    "fraction_",
+    _FLOAT,
     "share of the pixels over the value of `--fraction`, or under the labels of `--positive`",
 )
 _POSITIVE = Column(

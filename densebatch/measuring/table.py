@@ -86,8 +86,9 @@ def write_table(
         return read_numbers(partial, name)
 
     told, columns = decide(read, channels, measures, known)
+    added = path.with_name(f".{path.name}.added.partial")
+    added.unlink(missing_ok=True)  # of a writer that was killed
     if columns:
-        added = path.with_name(f".{path.name}.added.partial")
         _add_columns(partial, added, columns, make_schema(measures, channels))
         added.replace(partial)
     partial.replace(path)

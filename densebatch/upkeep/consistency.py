@@ -372,7 +372,9 @@ def _check_table(
         yield Finding(table.name, what)
         return
     for path in find_changed_covers(content.report):
-        yield f"what lies under the labels of {path} was not compared: they have changed, or are gone"
+        yield (
+            f"what lies under the labels of {path} was not compared: they have changed, or are gone"
+        )
     try:
         for name, column in list_columns(content, split, source):
             what = stored.compare_column(table, name, column)

@@ -26,8 +26,8 @@ from densebatch.base.names import count_of
 from densebatch.cells.kept import REPORT, Fault, find_faults, list_lists, read_list, scratch_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.verify import read_spec
-from densebatch.measuring.parts import StoredParts, pack_part
 from densebatch.measuring.markers import Image
+from densebatch.measuring.parts import StoredParts, pack_part
 from densebatch.measuring.schema import RADIUS_UM
 from densebatch.measuring.stored import find_split
 from densebatch.measuring.table import write_table

@@ -1,4 +1,4 @@
-"""Cuts that are found: against scikit-learn and scikit-image, and whether they say what they are."""
+"""Cuts that are found, against scikit-learn and scikit-image, and whether they are trusted."""
 
 import numpy as np
 import pytest

@@ -91,13 +91,13 @@ def test_what_cannot_be_read_is_one_sentence(option, texts, sentence):
     markers = [Marker(channel, "mean", 1.0) for channel in (5, 6)]
     if texts == ["A=B+"]:
         markers.append(Marker(7, "mean", 1.0))
+    reading = {
+        "positive": lambda: read_markers(image, texts, [Share(2, over=1.0)]),
+        "fraction": lambda: read_shares(image, texts),
+        "phenotype": lambda: read_phenotypes(image, texts, markers),
+    }
     with pytest.raises(InputError, match=sentence) as caught:
-        if option == "positive":
-            read_markers(image, texts, [Share(2, over=1.0)])
-        elif option == "fraction":
-            read_shares(image, texts)
-        else:
-            read_phenotypes(image, texts, markers)
+        reading[option]()
     assert "\n" not in str(caught.value)
 
 

@@ -32,6 +32,7 @@ from densebatch.ngff.metadata import (
     list_labels,
     list_level_paths,
     ome_attributes,
+    version_of,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def read_spec(root: Path, *, in_place: bool) -> PyramidSpec:
         If there is none, or it cannot be read.
     """
     label = root / "labels" / LABEL_NAME
-    ngff = "0.4" if find_format(label) == 2 else "0.5"
+    ngff = version_of(2 if find_format(label) == 2 else 3)
     multiscale = find_multiscale(ome_attributes(read_attributes(label)))
     if multiscale is None:
         raise InputError(f"{label} is not a label image: it has no multiscales")
@@ -98,7 +99,7 @@ def read_spec(root: Path, *, in_place: bool) -> PyramidSpec:
         }
     return PyramidSpec(
         root=str(root),
-        ngff=ngff,  # type: ignore[arg-type]
+        ngff=ngff,
         height=shapes[0][0],
         width=shapes[0][1],
         n_levels=len(shapes),

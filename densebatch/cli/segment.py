@@ -14,6 +14,7 @@ from densebatch.base.errors import PartialRunError
 from densebatch.base.names import quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import positivity_options, scheduler_options
+from densebatch.ngff.metadata import VERSIONS
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _OPTIONS = [
                  help="Skip patches without signal.  [skip]"),
     click.option("--mask-debris/--no-mask-debris", default=None,
                  help="Leave out specks far brighter than the tissue.  [mask]"),
-    click.option("--ngff", type=click.Choice(["0.4", "0.5"]), help="OME-Zarr version.  [0.5]"),
+    click.option("--ngff", type=click.Choice(VERSIONS), help="OME-Zarr version.  [0.5]"),
     click.option("--image", type=click.Choice(["auto", "copy", "none"]),
                  help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),
     click.option("--in-place", is_flag=True, default=None, help="Write into the OME-Zarr slide."),

@@ -21,6 +21,7 @@ from densebatch.base.settings import (
     refuse_bool,
 )
 from densebatch.measuring.schema import RADIUS_UM, name_quantile
+from densebatch.ngff.metadata import Version  # noqa: TC001  as `Path`
 from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
@@ -134,7 +135,7 @@ class SegmentSettings(BaseModel):
         description="leave out specks far brighter than the tissue, and dead pixels; show rare "
         "bright cells apart from the tissue",
     )
-    ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
+    ngff: Annotated[Version, BeforeValidator(_name_version)] = Field(
         default="0.5", description="OME-Zarr version of the output"
     )
     image: Literal["auto", "copy", "none"] = Field(

@@ -163,11 +163,12 @@ def fit_mixture(values: NDArray[np.float64]) -> Mixture | None:
     variance = float(squares.sum() / every - (total.sum() / every) ** 2)
     shares = _start(n, total)
     for _ in range(_STEPS):
-        taken = shares @ n
+        # Not as products of matrices, whose last bits depend on how many threads there are.
+        taken = (shares * n).sum(axis=1)
         if taken.min() <= 0:
             return None
-        means = (shares @ total) / taken
-        spread = (shares @ squares) / taken - means**2
+        means = (shares * total).sum(axis=1) / taken
+        spread = (shares * squares).sum(axis=1) / taken - means**2
         spread = np.maximum(spread, _WHOLE * variance)
         weights = taken / every
         # Density of each bin under each component, but for a factor that they share.

@@ -11,7 +11,6 @@ from scipy import ndimage
 from densebatch.base.errors import InputError
 from densebatch.cells.groups import open_array
 from densebatch.cells.pyramid import label_path, level_path, read_unit
-from densebatch.cells.read import open_labels
 from densebatch.measuring.kernels import AREA, X0, X1, Y0, Y1, measure_shapes
 from densebatch.measuring.shard import Shard
 
@@ -163,6 +162,8 @@ def measure_channel(
     """
     shard.add_channel(pixels, holes, None if share is None else share.over)
     if share is not None and share.under is not None:
+        from densebatch.cells.read import open_labels  # and libraries for files that workers spare
+
         shard.add_cover(open_labels(Path(share.under))[region.slices])
 
 

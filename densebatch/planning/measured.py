@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
-from densebatch.cells.read import open_labels
 from densebatch.measuring.markers import (
     Image,
     read_markers,
@@ -85,6 +84,8 @@ def build_measures(
     )
     refuse_unmeasured(image, measures)
     for path in list_covers(measures):
+        from densebatch.cells.read import open_labels  # and libraries for files that workers spare
+
         found = open_labels(path)
         if tuple(found.shape) != tuple(shape):
             raise InputError(

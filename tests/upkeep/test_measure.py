@@ -329,10 +329,12 @@ def test_positive_cells_are_measured_after_the_run_as_with_it(copied, made, tmp_
     both = (share >= 0.3) & (is_bright < cut)
     assert table["phenotype_CD3+ DAPI-"].to_pylist() == both.tolist()
     assert [each["positive"] for each in told["phenotypes"]] == [both.sum(), (share >= 0.3).sum()]
-    again = segment(
-        made[1], tmp_path / "again", workers=0, tile=640, membrane=("CD3",), image="none",
-        **{name: tuple(texts) for name, texts in POSITIVE.items()},
-    )  # fmt: skip
+    options = {name: tuple(texts) for name, texts in POSITIVE.items()}
+    options |= {"membrane": ("CD3",), "workers": 0}
+    again = segment(made[1], tmp_path / "again", tile=640, image="none", **options)
+    watcher = Watcher()
+    segment(made[1], copied, tile=512, ngff="0.5", progress=watcher, **options)
+    assert watcher.notes[-1] == f"{copied}: this run is already complete"
     assert again.table.read_bytes() == (copied / "cells.parquet").read_bytes()
     assert again.report["positivity"] == told
     assert_right(again.out)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def label_by_surroundings(
     image: NDArray[np.float32], *, um_per_px: float | None, options: Mapping[str, Any]
 ) -> NDArray[np.int64]:
-    """Touching cells whose pixels depend on what lies within two diameters, under random ids.
+    """Touching cells whose pixels depend on what lies within 1.75 `diameter_px`, under random ids.
 
     A pixel is of a cell if it is brighter than the mean around it, and goes to the nearest summit.
     Beyond the tile everything is dark, so that near its border cells are lost, invented, cut
@@ -46,16 +46,59 @@ def label_by_surroundings(
     del um_per_px
     side = int(options["diameter_px"])
     # A quarter of a diameter, half of one, a quarter, and three quarters to the nearest summit.
-    smooth = ndimage.gaussian_filter(image[0], side / 12, mode="constant", truncate=3.0)
-    around = ndimage.uniform_filter(smooth, side + 1, mode="constant")
-    inside = (smooth > 1.1 * around + 0.02) & (smooth > 0.1)
-    summit = inside & (smooth == ndimage.maximum_filter(smooth, side // 2, mode="constant"))
+    rule = _Rule(side / 12, side // 2, side // 2, 0.75 * side, brighter=1.1, offset=0.02, least=0.1)
+    return _label(image[0], rule)
+
+
+def label_within_reach(
+    image: NDArray[np.float32], *, um_per_px: float | None, options: Mapping[str, Any]
+) -> NDArray[np.int64]:
+    """As `label_by_surroundings`; a pixel depends on what lies within `reach_px`, not further.
+
+    Parameters
+    ----------
+    image
+        `(planes, y, x)`, of which the first is used.
+    um_per_px
+        Not used.
+    options
+        `reach_px`, and `brighter`: than how many times the mean around it a pixel of a cell is.
+    """
+    del um_per_px
+    reach = int(options["reach_px"])
+    # A sixth to smooth, a third to the mean, a sixth to the summit's rivals, the rest to it.
+    sixth, third = round(reach / 6), round(reach / 3)
+    rule = _Rule(
+        sixth / 3, third, 2 * sixth + 1, reach - 2 * sixth - third,
+        brighter=float(options["brighter"]), offset=0.0, least=0.05,
+    )  # fmt: skip
+    return _label(image[0], rule)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Lengths in px: of a Gaussian of three sigma, a mean, a maximum's window, to the summit."""
+
+    sigma: float
+    around: int
+    window: int
+    nearest: float
+    brighter: float
+    offset: float
+    least: float
+
+
+def _label(light: NDArray[np.float32], rule: _Rule) -> NDArray[np.int64]:
+    smooth = ndimage.gaussian_filter(light, rule.sigma, mode="constant", truncate=3.0)
+    around = ndimage.uniform_filter(smooth, 2 * rule.around + 1, mode="constant")
+    inside = (smooth > rule.brighter * around + rule.offset) & (smooth > rule.least)
+    summit = inside & (smooth == ndimage.maximum_filter(smooth, rule.window, mode="constant"))
     marks, n = ndimage.label(summit, np.ones((3, 3)))
     if n == 0:
         return np.zeros(smooth.shape, np.int64)
     distance, (rows, cols) = ndimage.distance_transform_edt(marks == 0, return_indices=True)
-    labels = np.where(inside & (distance <= 0.75 * side), marks[rows, cols], 0)
-    seed = hashlib.sha256(np.ascontiguousarray(image).data).digest()
+    labels = np.where(inside & (distance <= rule.nearest), marks[rows, cols], 0)
+    seed = hashlib.sha256(np.ascontiguousarray(light).data).digest()
     rng = np.random.default_rng(list(seed))
     ids = np.concatenate([[0], rng.choice(2**40, n, replace=False) + 1])
     scattered: NDArray[np.int64] = ids[labels]

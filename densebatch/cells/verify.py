@@ -157,17 +157,18 @@ def _are_same(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def compare_seeds(
-    seeds: NDArray[np.int64], boxes: NDArray[np.int64], width: int, reach_px: int
+    seeds: NDArray[np.int64], boxes: NDArray[np.int64], shape: tuple[int, int], reach_px: int
 ) -> str | None:
     """What speaks against the cells 1..N being numbered in raster order of these seeds.
 
     Parameters
     ----------
     seeds
-        `(N,)` linear index of each cell's seed in the image.
+        `(N,)` linear index of each cell's seed in the image; of a cell that comes after all others
+        as if below the image there was a second one.
     boxes
         `(N, 4)` of the cells: y0, x0, y1, x1; empty for a cell without a pixel.
-    width
+    shape
         Of the image.
     reach_px
         No pixel of a cell is further from its seed.
@@ -177,7 +178,7 @@ def compare_seeds(
     wrong = np.flatnonzero(np.diff(seeds) <= 0)
     if wrong.size:
         return f"cells are not numbered in raster order: cell {wrong[0] + 2} comes too late"
-    y, x = np.divmod(seeds, width)
+    y, x = np.divmod(seeds % (shape[0] * shape[1]), shape[1])
     near = (y >= boxes[:, 0] - reach_px) & (y < boxes[:, 2] + reach_px)
     near &= (x >= boxes[:, 1] - reach_px) & (x < boxes[:, 3] + reach_px)
     far = np.flatnonzero(~near & (boxes[:, 2] > boxes[:, 0]))

@@ -19,6 +19,7 @@ from densebatch.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from densebatch.cohorts.check import CohortVerification
     from densebatch.upkeep.verify import Verification
 
 _N_SHOWN = 50
@@ -44,21 +45,30 @@ def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None)
     """Check every file of OUT, and that labels, pyramid, table and metadata fit together.
 
     Works from OUT alone; without the slide, mean intensities are left out unless OUT has its image.
-    Exit code 0 if all is right, 4 if not.
+    Of several slides in OUT all are looked at. Exit code 0 if all is right, 4 if not.
     """
     from densebatch.cli.terminal import TerminalProgress
+    from densebatch.cohorts.check import CohortVerification, verify_cohort
+    from densebatch.cohorts.record import read_record
     from densebatch.upkeep.repair import repair as run_repair
     from densebatch.upkeep.verify import verify as run_verify
 
     check_writable(json_path)
+    entries = read_record(out)
+    result: Verification | CohortVerification
     with TerminalProgress(get_console()) as progress:
-        if repair:
+        if entries is not None:
+            result = verify_cohort(out, entries, progress, mend=repair, workers=workers)
+        elif repair:
             result = run_repair(out, workers=workers, progress=progress)
         else:
             result = run_verify(out, threads=workers or None, progress=progress)
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     if json_path != Path("-"):
-        _print(result)
+        if isinstance(result, CohortVerification):
+            _print_cohort(result)
+        else:
+            _print(result)
     try:
         if json_path is not None:
             write_text(json_path, text)
@@ -67,7 +77,29 @@ def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None)
             raise
         click.echo(f"note: {error}", err=True)
     if not result.is_right:
+        if isinstance(result, CohortVerification):
+            raise IntegrityError(_sum_up_cohort(result))
         raise IntegrityError(_sum_up(result, repaired=repair))
+
+
+def _print_cohort(result: CohortVerification) -> None:
+    for found in result.looked_at.values():
+        if not found.is_right:
+            click.echo(f"{found.out}:")
+        _print(found)
+    for sample, reason in result.unread.items():
+        click.echo(f"{result.out / sample}: {reason}")
+    if result.failed:
+        click.echo(f"note: without a result, as cohort.json says: {', '.join(result.failed)}")
+
+
+def _sum_up_cohort(result: CohortVerification) -> str:
+    wrong = [name for name, found in result.looked_at.items() if not found.is_right]
+    wrong += result.unread
+    told = [f"something is wrong with {', '.join(wrong)}"] if wrong else []
+    if result.unfinished:
+        told.append(f"{', '.join(result.unfinished)} yet to be done by the cohort's own command")
+    return f"{result.out}: {'; '.join(told)}"
 
 
 def _print(result: Verification) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from densebatch.measuring.schema import COMPARTMENTS, is_statistic, name_column
+from densebatch.compartments.names import COMPARTMENTS
+from densebatch.measuring.schema import is_statistic, name_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

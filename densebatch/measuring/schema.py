@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from densebatch.compartments.names import COMPARTMENTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -72,6 +74,17 @@ OF_LABELS = (
     Column("nearest_px", _FLOAT, "distance to the nearest other centroid, px; NaN if none"),
 )  # fmt: skip
 
+# Of cells whose nuclei are known.
+OF_NUCLEI = (
+    Column("n_nuclei", _INT, "with `--compartments`: nuclei that belong to the cell"),
+    Column("nucleus_area", _INT, "likewise: px that they have of the cell (label image `nuclei`)"),
+    Column(
+        "from_nucleus",
+        _BOOL,
+        "likewise: the cell has no outline of its own, it was grown from its nucleus",
+    ),
+)
+
 # Of each channel, whose name follows.
 OF_CHANNELS = (
     Column("mean_", _FLOAT, "mean of the cell's pixels"),
@@ -93,7 +106,6 @@ _PHENOTYPE = Column(
     "phenotype_", _BOOL, "all markers are as `--phenotype` has them", "that is undecided"
 )
 
-COMPARTMENTS = ("nucleus", "cytoplasm", "membrane")
 _STATISTIC = re.compile(r"mean|total|std|median|fraction|q[0-9.]+")
 
 
@@ -155,6 +167,7 @@ class Measures:
     shares : of pixels over a value or under labels, by channel, ascending
     markers : in which cells are positive or not, by channel, ascending
     phenotypes : in the order of their columns
+    compartments : in which channels are measured as well, by name
     """
 
     channels: tuple[int, ...]
@@ -163,6 +176,7 @@ class Measures:
     shares: tuple[Share, ...] = ()
     markers: tuple[Marker, ...] = ()
     phenotypes: tuple[Phenotype, ...] = ()
+    compartments: tuple[str, ...] = ()
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -184,6 +198,11 @@ def name_quantile(fraction: float) -> str:
     ['q90_', 'q2.5_', 'q7_', 'q100_']
     """
     return f"q{100 * fraction:.10g}_"
+
+
+def name_compartment(compartment: str) -> str:
+    """The part of a column's name after the channel's."""
+    return f"_{compartment}"
 
 
 def name_channels(channels: Sequence[str]) -> list[str]:
@@ -249,15 +268,18 @@ def list_columns(measures: Measures, channels: Sequence[str]) -> list[Column]:
     """
     names = name_channels(channels)
     positive = {marker.channel for marker in measures.markers}
-    columns = list(OF_LABELS)
-    for channel in measures.channels:
-        wanted = [
-            *OF_CHANNELS,
-            *(Column(name_quantile(q), _FLOAT, _QUANTILE.text) for q in measures.quantiles),
-            *([_FRACTION] if channel in measures.shares_of else []),
-            *([_POSITIVE] if channel in positive else []),
-        ]
-        columns += [replace(each, name=each.name + names[channel]) for each in wanted]
+    columns = [*OF_LABELS, *(OF_NUCLEI if measures.compartments else ())]
+    for compartment in ("", *measures.compartments):
+        ending = name_compartment(compartment) if compartment else ""
+        for channel in measures.channels:
+            wanted = [
+                *OF_CHANNELS,
+                *(Column(name_quantile(q), _FLOAT, _QUANTILE.text) for q in measures.quantiles),
+                *([_FRACTION] if channel in measures.shares_of else []),
+                *([_POSITIVE] if channel in positive and not compartment else []),
+            ]
+            name = names[channel] + ending
+            columns += [replace(each, name=each.name + name) for each in wanted]
     for phenotype in measures.phenotypes:
         columns.append(replace(_PHENOTYPE, name=_PHENOTYPE.name + phenotype.name))
     return columns
@@ -268,7 +290,7 @@ def describe_schema() -> Iterator[str]:
     yield "| column | type | what | null |"
     yield "|---|---|---|---|"
     shown = [
-        *((each.name, each) for each in OF_LABELS),
+        *((each.name, each) for each in (*OF_LABELS, *OF_NUCLEI)),
         *(
             (f"{each.name}<channel>", each)
             for each in (*OF_CHANNELS, _QUANTILE, _FRACTION, _POSITIVE)

@@ -16,7 +16,7 @@ from densebatch.measuring.kernels import (
     measure_shapes,
 )
 from densebatch.measuring.parts import CellSums
-from densebatch.measuring.shapes import measure_forms
+from densebatch.measuring.shapes import N_FORMS, measure_forms
 from densebatch.measuring.values import count_over, measure_values
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Shard:
         In pixels.
     fractions
         Of the quantiles, ascending.
+    forms
+        Whether outlines and hulls are wanted; of compartments they are not.
     """
 
     def __init__(
@@ -54,13 +56,17 @@ class Shard:
         region: Region,
         slide_width: int,
         fractions: Sequence[float] = (),
+        *,
+        forms: bool = True,
     ) -> None:
         self._labels, self._ids, self._split, self._region = labels, ids, split, region
         self._shapes = measure_shapes(labels, ids.size, region.y0, region.x0)
         self._runs = find_runs(labels, self._shapes[:, AREA])
         boxes = self._shapes[:, [Y0, X0, Y1, X1]] - np.array([region.y0, region.x0] * 2)
-        self._forms = measure_forms(labels, boxes, self._runs)
-        self._forms[split] = 0
+        self._forms = np.zeros((ids.size, N_FORMS), np.int64)
+        if forms:
+            self._forms = measure_forms(labels, boxes, self._runs)
+            self._forms[split] = 0
         self._kept = self._runs.list_places(split)
         y, x = np.divmod(self._kept, labels.shape[1])
         self._slide_places = (y + region.y0) * slide_width + x + region.x0

@@ -99,6 +99,8 @@ def measure_unit(
     read_pixels: PixelReader,
     gaps: PyramidSpec | None,
     shares: Mapping[int, Share],
+    *,
+    forms: bool = True,
 ) -> CellSums:
     """Measure the cells of one unit, as numbering does.
 
@@ -118,6 +120,8 @@ def measure_unit(
         The label image that marks pixels without a result; None if there is none.
     shares
         Of pixels that are counted, by channel.
+    forms
+        As of `Shard`.
 
     Raises
     ------
@@ -128,7 +132,7 @@ def measure_unit(
     known = ids <= split.size
     is_split = np.zeros(ids.size, np.bool_)
     is_split[known] = split[ids[known].astype(np.int64) - 1]
-    shard = Shard(local, ids, is_split, region, spec.width, fractions)
+    shard = Shard(local, ids, is_split, region, spec.width, fractions, forms=forms)
     for channel in channels if ids.size else ():
         measure_channel(shard, *read_pixels(channel, region), shares.get(channel), region)
     none = np.zeros(0, np.uint32)

@@ -43,6 +43,7 @@ class CellValues:
 
     Attributes
     ----------
+    areas : `(n,)` int64 px of these cells, or of a compartment of theirs
     sums : `(c, n)` float64; NaN where a pixel could not be read
     missing : `(c, n)` int64: pixels that were left out
     deviations : `(c, n)` float64
@@ -50,6 +51,7 @@ class CellValues:
     counts : `(f, n)` int64: pixels over a value or under labels, of channels that have a `Share`
     """
 
+    areas: NDArray[np.int64]
     sums: NDArray[np.float64]
     missing: NDArray[np.int64]
     deviations: NDArray[np.float64]
@@ -128,6 +130,7 @@ def add_values(
         Shares of pixels that were counted.
     """
     n_rows = len(rows)
+    areas = np.zeros(n_rows, np.int64)
     sums = np.zeros((n_channels, n_rows), np.float64)
     missing = np.zeros(sums.shape, np.int64)
     deviations = np.full(sums.shape, np.nan)
@@ -139,6 +142,7 @@ def add_values(
         if not wanted.any():
             continue
         at = part.ids[wanted].astype(np.int64) - 1 - rows.start
+        areas[at] += part.shapes[wanted, AREA]
         sums[:, at] += part.sums[:, wanted]
         missing[:, at] += part.missing[:, wanted]
         deviations[:, at] = part.deviations[:, wanted]
@@ -159,7 +163,7 @@ def add_values(
     lost = np.isnan(sums)
     deviations[lost] = np.nan
     quantiles[np.broadcast_to(lost[:, None], quantiles.shape)] = np.nan
-    return CellValues(sums, missing, deviations, quantiles, counts)
+    return CellValues(areas, sums, missing, deviations, quantiles, counts)
 
 
 class _SplitCells:

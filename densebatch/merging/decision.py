@@ -2,9 +2,9 @@
 
 A label is *whole* unless a border of its tile cuts it. Its *trust* is its distance from the nearest
 border of its tile: the further from it, the more of its surroundings the segmenter saw. If half of
-a label lies in a whole one of another tile that is half as large again, it may be a piece of it,
-and is trusted no more than its own tile would be with all of it, as the larger one's box lies
-there.
+a label lies in a larger whole one of another tile, it may be what a border left of it, and is
+trusted no more than its own tile would be with all of it, as the larger one's box lies there; and
+a little less if it is more than `MOST` of the larger one, which then hardly is two cells.
 
 1. **Mutual best.** In a band, two labels match if each is the other's best by IoU of what the band
    holds of them, the IoU is at least `MIN_IOU`, and they share half of the smaller one. Two labels
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 MIN_IOU = 0.3
 MIN_IOU_CUT = 0.5
 SHARE = 0.5  # of the smaller label, or of a piece
-PIECE = 2 / 3  # of another label's area, up to which one may be a piece of it
+MOST = 2 / 3  # of a larger label's area, above which one is taken for it without its edge
 NEAR_PX = 3  # a piece of a cut cell may end just before the border, where outlines are ragged
 
 
@@ -218,17 +218,21 @@ def _share_smaller(nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.bool_]:
 
 
 def _find_trust(layout: Layout, nodes: _Labels, overlaps: _Overlaps) -> NDArray[np.int64]:
-    """Trust of each label: 0 if it is cut, and at least 1 if it is whole."""
-    trust = nodes.distance.copy()
+    """Trust of each label: 0 if it is cut, and at least 1 if it is whole.
+
+    It is twice the distance, so that one less decides between what is equally far.
+    """
+    trust = 2 * nodes.distance
     for inner, outer in ((overlaps.u, overlaps.v), (overlaps.v, overlaps.u)):
         asked = overlaps.shared >= SHARE * nodes.area[inner]
-        asked &= nodes.area[inner] <= PIECE * nodes.area[outer]
+        asked &= nodes.area[inner] < nodes.area[outer]
         asked &= (nodes.distance[inner] > 0) & (nodes.distance[outer] > 0)
         pairs = np.flatnonzero(asked)
         pairs = pairs[np.argsort(nodes.tile[inner[pairs]], kind="stable")]
         tiles, starts = np.unique(nodes.tile[inner[pairs]], return_index=True)
         for tile, some in zip(tiles.tolist(), np.split(pairs, starts[1:]), strict=bool(pairs.size)):
-            bound = np.maximum(layout.distances(tile, nodes.box[outer[some]]), 1)
+            bound = 2 * np.maximum(layout.distances(tile, nodes.box[outer[some]]), 1)
+            bound -= nodes.area[inner[some]] > MOST * nodes.area[outer[some]]
             np.minimum.at(trust, inner[some], bound)
     return trust
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
+from densebatch.compartments.names import COMPARTMENTS
 from densebatch.measuring.markers import (
     Image,
     read_markers,
@@ -48,11 +49,16 @@ def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
         tuple(sorted(channels or range(len(info.channels)))),
         settings,
         (info.height, info.width),
+        COMPARTMENTS if settings.is_joined else (),
     )
 
 
 def build_measures(
-    image: Image, channels: tuple[int, ...], settings: SegmentSettings, shape: tuple[int, int]
+    image: Image,
+    channels: tuple[int, ...],
+    settings: SegmentSettings,
+    shape: tuple[int, int],
+    compartments: tuple[str, ...],
 ) -> Measures:
     """What is measured of the cells in some channels.
 
@@ -66,6 +72,8 @@ def build_measures(
         What the user asked for.
     shape
         Height and width of the labels.
+    compartments
+        In which channels are measured as well.
 
     Raises
     ------
@@ -73,7 +81,12 @@ def build_measures(
         If what makes cells positive cannot be read, or is not measured, or labels that they are
         compared with cannot be opened or lie on another grid.
     """
-    measures = Measures(channels, tuple(settings.quantiles), settings.neighbour_radius)
+    measures = Measures(
+        channels,
+        tuple(settings.quantiles),
+        settings.neighbour_radius,
+        compartments=compartments,
+    )
     shares = read_shares(image, settings.fraction)
     markers, shares = read_markers(image, settings.positive, shares)
     measures = replace(
@@ -178,6 +191,7 @@ def describe_measures(
         "markers": [asdict(marker) for marker in measures.markers],
         "phenotypes": [asdict(phenotype) for phenotype in measures.phenotypes],
         "covers": identify_covers(measures),
+        "compartments": list(measures.compartments),
         "unread": [],
     }
 
@@ -195,4 +209,5 @@ def read_measures(report: Mapping[str, Any]) -> Measures:
             Phenotype(each["name"], tuple((channel, sign) for channel, sign in each["signs"]))
             for each in told["phenotypes"]
         ),
+        tuple(told.get("compartments", ())),
     )

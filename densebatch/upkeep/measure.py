@@ -23,7 +23,8 @@ from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.names import count_of
-from densebatch.cells.kept import REPORT, Fault, find_faults, list_lists, read_list, scratch_path
+from densebatch.cells.faults import Fault, find_faults
+from densebatch.cells.kept import REPORT, list_lists, read_list, scratch_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.verify import read_spec
 from densebatch.measuring.markers import Image
@@ -36,7 +37,7 @@ from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
-from densebatch.upkeep.consistency import Content, measure_units, sum_cells
+from densebatch.upkeep.content import Content, measure_units, read_nuclei, sum_cells
 from densebatch.upkeep.pixels import describe_other, find_channels, open_other
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def measure(
         find_channels(measured.path, measured.channels, channels),
         settings,
         plan.shape,
+        read_measures(report).compartments,
     )
     other = None if info is None else describe_other(info)
     told = describe_measures(measures, measured.channels, other)
@@ -245,15 +247,18 @@ def make_table(content: Content, source: PixelSource, path: Path) -> dict[str, A
     folder = path.with_name(f"{path.stem}-parts")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    paths = []
-    for region, part in measure_units(content, split, measures, source):
-        paths.append(folder / f"{region.y0}-{region.x0}.npz")
-        write_atomic(paths[-1], pack_part(part))
-    slide = Region(0, 0, *plan.shape)
-    parts = StoredParts(paths)
+    parts = {}
+    for compartment in ("", *content.within):
+        paths = []
+        for region, part in measure_units(content, split, measures, source, compartment):
+            paths.append(folder / f"{compartment}-{region.y0}-{region.x0}.npz")
+            write_atomic(paths[-1], pack_part(part))
+        parts[compartment] = StoredParts(paths)
+    slide, cells = Region(0, 0, *plan.shape), parts.pop("")
+    nuclei = read_nuclei(content, parts) if parts else None
     told = write_table(
-        path, parts, content.n_cells, slide, plan.um_per_px, source.channels, measures,
-        content.report["positivity"],
+        path, cells, content.n_cells, slide, plan.um_per_px, source.channels, measures,
+        content.report["positivity"], nuclei,
     )  # fmt: skip
     shutil.rmtree(folder)
     return told

@@ -84,15 +84,11 @@ def merge(tiles):
     far = dict(trust)
     for a, b in itertools.permutations(nodes, 2):
         shared = 2 * len(pixels[a] & pixels[b]) if a[0] != b[0] else 0
-        if (
-            shared >= len(pixels[a])
-            and 3 * len(pixels[a]) <= 2 * len(pixels[b])
-            and far[a]
-            and far[b]
-        ):
+        if shared >= len(pixels[a]) and len(pixels[a]) < len(pixels[b]) and far[a] and far[b]:
             others = set().union(*(g for k, g in enumerate(grounds) if k != a[0]), set())
             bound = distance(pixels_of_box(pixels[b]), boxes[a[0]], others)
-            trust[a] = min(trust[a], max(1, bound))
+            is_most = 3 * len(pixels[a]) > 2 * len(pixels[b])
+            trust[a] = min(trust[a], max(1, bound) - (0.5 if is_most else 0))
 
     def shares_half(a, b):
         return 2 * len(pixels[a] & pixels[b]) >= min(len(pixels[a]), len(pixels[b]))

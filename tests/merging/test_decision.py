@@ -28,8 +28,8 @@ def merge(width, *tiles):
 
 
 def test_a_cell_that_both_tiles_hold_is_one_and_the_far_copy_stays():
-    merged = merge(12, (0, "....bbb.", "....bbb."), (3, "..cc.....", "..ccc...."))
-    assert show(merged.labels) == [".....aa.....", ".....aaa...."]
+    merged = merge(12, (0, "....bbb.", "....bbb."), (3, "..ccc....", "..ccc...."))
+    assert show(merged.labels) == [".....aaa...."] * 2
     assert (merged.decision.candidate_pairs, merged.decision.merged) == (1, 1)
     assert merged.resolved_px == 0
 
@@ -53,6 +53,21 @@ def test_the_inner_piece_of_a_cut_cell_is_not_trusted_more_than_the_whole():
     merged = merge(19, left, right)
     assert show(merged.labels) == ["....aaaaaaaa......."] * 2
     assert merged.decision.merged == 2
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_copy_without_its_edge_yields_to_the_whole(mirror):
+    """One tile's border cuts a cell that takes the edge of the next one.
+
+    What is left of that is further from the border than the copy of the other tile is from its
+    own. With its edge it would be as near, so the larger copy stays, whichever tile it is of.
+    """
+    whole, less = "....aaaa..", "hhhbbb...."
+    if mirror:
+        tiles = (0, *[less[::-1]] * 2), (2, *[whole[::-1]] * 2)
+    else:
+        tiles = (0, *[whole] * 2), (2, *[less] * 2)
+    assert show(merge(12, *tiles).labels) == ["....aaaa...."] * 2
 
 
 def test_a_cut_blob_over_two_cells_takes_neither():

@@ -13,7 +13,8 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.base.names import count_of, quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import add_options, scheduler_options
+from densebatch.cli.options import add_options, positivity_options, scheduler_options
+from densebatch.ngff.metadata import VERSIONS
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ _OPTIONS = [
     click.option("--normalise", type=click.Choice(["slide", "together"]),
                  help="Whose pixels decide what becomes 0 and 1: the slide's, or those of several "
                  "together.  [slide]"),
-    click.option("--ngff", type=click.Choice(["0.4", "0.5"]), help="OME-Zarr version.  [0.5]"),
+    click.option("--ngff", type=click.Choice(VERSIONS), help="OME-Zarr version.  [0.5]"),
     click.option("--image", type=click.Choice(["auto", "copy", "none"]),
                  help="Image pyramid beside the labels.  [auto: unless the slide is OME-Zarr]"),
     click.option("--in-place", is_flag=True, default=None, help="Write into the OME-Zarr slide."),
@@ -93,6 +94,7 @@ _OPTIONS = [
                  help="Quantiles of each cell's pixels, such as 0.5,0.9, from 0 to 1."),
     click.option("--neighbour-radius", type=float, metavar="UM",
                  help="Within which cells are neighbours, by centroids.  [30]"),
+    *positivity_options,
     click.option("--tile", type=int, metavar="PX",
                  help="Side of a tile; decides labels with a segmenter only.  [2048]"),
     click.option("--overlap", type=int, metavar="PX",

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from densebatch.base.names import count_of
+from densebatch.measuring.positivity import tell_positivity
 from densebatch.run.segment import Progress
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def print_summary(result: SegmentResult) -> None:
         )
         engine = report["engine"]
         click.echo(f"engine  {engine['backend']} on {engine['device']} ({engine['reason']})")
+    for line in tell_positivity(report["positivity"]):
+        click.echo(line)
     click.echo(f"labels  {result.labels}")
     click.echo(f"cells   {result.table}")
     click.echo(f"record  {result.out / 'run.json'}")

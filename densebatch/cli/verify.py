@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from densebatch.base.errors import InputError, IntegrityError, PartialRunError
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import check_writable, write_text
+from densebatch.cli.options import (
+    add_options,
+    check_writable,
+    positivity_options,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from densebatch.cohorts.check import CohortVerification
@@ -155,6 +160,7 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
     metavar="UM",
     help="Within which cells are neighbours, by centroids.  [30]",
 )
+@add_options(positivity_options)
 @click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Threads.")
 def measure(
     out: Path,
@@ -165,6 +171,7 @@ def measure(
     quantiles: str,
     neighbour_radius: float | None,
     workers: int | None,
+    **positivity: Any,  # noqa: ANN401
 ) -> None:
     """Measure the cells in OUT again, without segmenting: its cells.parquet is written anew.
 
@@ -172,6 +179,7 @@ def measure(
     not at all, and what was measured is in run.json.
     """
     from densebatch.cli.terminal import TerminalProgress
+    from densebatch.measuring.positivity import tell_positivity
     from densebatch.measuring.schema import RADIUS_UM
     from densebatch.upkeep.measure import measure as run_measure
 
@@ -182,10 +190,12 @@ def measure(
         result = run_measure(
             out, source=source, scene=scene, axes=axes, channels=channels, quantiles=quantiles,
             neighbour_radius=RADIUS_UM if neighbour_radius is None else neighbour_radius,
-            threads=workers or None, progress=progress,
+            threads=workers or None, progress=progress, **positivity,
         )  # fmt: skip
     measured = count_of(len(result.measured["channels"]), "channel")
     click.echo(f"{result.n_cells} cells measured in {measured}")
+    for line in tell_positivity(result.positivity):
+        click.echo(line)
     click.echo(f"cells   {result.table}")
     told = result.tell_unread()
     if told is not None:

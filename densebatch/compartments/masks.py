@@ -12,11 +12,10 @@ import numba
 import numpy as np
 
 from densebatch.compartments.growing import list_offsets
+from densebatch.compartments.names import CYTOPLASM, MEMBRANE, NUCLEUS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-NUCLEUS, CYTOPLASM, MEMBRANE = COMPARTMENTS = ("nucleus", "cytoplasm", "membrane")
 
 
 def find_ring(cells: NDArray[np.uint32], width_px: float) -> NDArray[np.bool_]:

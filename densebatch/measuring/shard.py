@@ -17,7 +17,7 @@ from densebatch.measuring.kernels import (
 )
 from densebatch.measuring.parts import CellSums
 from densebatch.measuring.shapes import N_FORMS, measure_forms
-from densebatch.measuring.values import measure_values
+from densebatch.measuring.values import count_over, measure_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -72,8 +72,14 @@ class Shard:
         self._slide_places = (y + region.y0) * slide_width + x + region.x0
         self._fractions = np.array(fractions, np.float64)
         self._channels: list[tuple[NDArray[Any], ...]] = []
+        self._counts: list[NDArray[np.int64]] = []
 
-    def add_channel(self, pixels: NDArray[np.generic], holes: Iterable[Region] = ()) -> None:
+    def add_channel(
+        self,
+        pixels: NDArray[np.generic],
+        holes: Iterable[Region] = (),
+        over: float | None = None,
+    ) -> None:
         """Measure the next channel.
 
         Parameters
@@ -82,6 +88,8 @@ class Shard:
             `(h, w)` of the shard.
         holes
             Regions of the slide that could not be read; cells with a pixel there have no result.
+        over
+            Pixels with a larger value are counted, unless it is None.
         """
         # Half precision is widened, because numba does not have it.
         exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
@@ -92,6 +100,13 @@ class Shard:
             touched = np.unique(self._labels[inside.slices])
             sums[touched[touched > 0] - 1] = np.nan
         self._channels.append((sums, missing, deviations, quantiles, flat[self._kept]))
+        if over is not None:
+            self._counts.append(count_over(flat, self._runs, over))
+
+    def add_cover(self, labels: NDArray[np.uint32]) -> None:
+        """Count the pixels that have a label in another label image, `(h, w)` of the shard."""
+        flat = (labels != 0).astype(np.uint8).reshape(-1)
+        self._counts.append(count_over(flat, self._runs, 0.0))
 
     def finish(self, touching: NDArray[np.uint32]) -> CellSums:
         """What was measured.
@@ -122,5 +137,6 @@ class Shard:
             missing=missing[:, present],
             deviations=deviations[:, present],
             quantiles=quantiles[:, :, present],
+            counts=np.array(self._counts, np.int64).reshape(len(self._counts), n_cells)[:, present],
             values=values,
         )

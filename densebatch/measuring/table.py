@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densebatch.compartments.masks import NUCLEUS
+from densebatch.compartments.names import NUCLEUS
 from densebatch.measuring.kernels import AREA, SUM_X, SUM_Y, X0, X1, Y0, Y1
 from densebatch.measuring.neighbours import count_neighbours, find_nearest
+from densebatch.measuring.positivity import decide
 from densebatch.measuring.schema import (
     MEDIAN,
     OF_LABELS,
@@ -50,8 +52,9 @@ def write_table(
     um_per_px: float | None,
     channels: Sequence[str],
     measures: Measures,
+    known: Mapping[str, Any] | None = None,
     nuclei: Nuclei | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Add the shards and write the table as Parquet, whose pages carry checksums.
 
     The file is either absent, old or whole.
@@ -72,34 +75,100 @@ def write_table(
         Names of all channels of the image.
     measures
         What was measured.
+    known
+        Cuts that were found in this table before, see `positivity.decide`.
     nuclei
         Of the cells, where compartments are measured.
+
+    Returns
+    -------
+    dict
+        Which cells are positive, as `run.json` has it under `positivity`.
     """
+    bare = replace(measures, markers=(), phenotypes=())
+    partial = path.with_name(f".{path.name}.partial")
+    _write_rows(partial, parts, n_cells, slide, um_per_px, channels, bare, nuclei)
+
+    def read(name: str) -> NDArray[np.float64]:
+        return read_numbers(partial, name)
+
+    told, columns = decide(read, channels, measures, known)
+    added = path.with_name(f".{path.name}.added.partial")
+    added.unlink(missing_ok=True)  # of a writer that was killed
+    if columns:
+        _add_columns(partial, added, columns, make_schema(measures, channels))
+        added.replace(partial)
+    partial.replace(path)
+    return told
+
+
+def read_numbers(path: Path, name: str) -> NDArray[np.float64]:
+    """A column of floats of a table, `(n,)`."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        values: NDArray[np.float64] = file.read([name]).column(0).to_numpy()
+    return values
+
+
+def make_schema(measures: Measures, channels: Sequence[str]) -> pa.Schema:
+    """Names and types of the columns of a table, in their order; as for `write_table`."""
     columns = list_columns(measures, channels)
-    schema = pa.schema([(each.name, pa.type_for_alias(each.dtype)) for each in columns])
+    return pa.schema([(each.name, pa.type_for_alias(each.dtype)) for each in columns])
+
+
+@contextmanager
+def _open_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    # Readers that look at them (pyarrow: `page_checksum_verification`) find a damaged page.
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        yield writer
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _add_columns(
+    path: Path, added: Path, columns: Mapping[str, pa.Array], schema: pa.Schema
+) -> None:
+    """Write a table with more columns, a group of rows at a time."""
+    start = 0
+    with pq.ParquetFile(path) as file, _open_writer(added, schema) as writer:
+        for index in range(file.num_row_groups):
+            rows = file.read_row_group(index)
+            more = {name: each.slice(start, len(rows)) for name, each in columns.items()}
+            start += len(rows)
+            every = dict(zip(rows.column_names, rows.columns, strict=True)) | more
+            writer.write_table(pa.table(every, schema=schema))
+
+
+def _write_rows(
+    path: Path,
+    parts: Parts,
+    n_cells: int,
+    slide: Region,
+    um_per_px: float | None,
+    channels: Sequence[str],
+    measures: Measures,
+    nuclei: Nuclei | None,
+) -> None:
+    """Write what is measured of each cell, as for `write_table`, group by group of rows."""
+    schema = make_schema(measures, channels)
     total = add_shapes(parts.with_shapes(), n_cells, slide.width)
     fixed = shape_columns(total, slide, um_per_px, measures.radius_um)
     within = {} if nuclei is None else nuclei.parts
     if nuclei is not None:
         fixed |= nucleus_columns(nuclei, n_cells)
-    partial = path.with_name(f".{path.name}.partial")
-    # Readers that look at them (pyarrow: `page_checksum_verification`) find a damaged page.
-    with (
-        partial.open("wb") as file,
-        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
+    with _open_writer(path, schema) as writer:
         for rows in group_rows(total.split_px * len(measures.channels) * (1 + len(within))):
             group = {name: column[rows.start : rows.stop] for name, column in fixed.items()}
             for compartment, some in {"": parts, **within}.items() if measures.channels else ():
                 values = add_values(
-                    some.with_cells(rows), rows, len(measures.channels), measures.fractions
-                )
+                    some.with_cells(rows), rows, len(measures.channels), measures.fractions,
+                    len(measures.shares_of),
+                )  # fmt: skip
                 group |= dict(value_columns(values, channels, measures, compartment))
             writer.write_table(pa.table(group, schema=schema))
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def group_rows(kept: NDArray[np.int64]) -> Iterator[range]:
@@ -223,7 +292,7 @@ def nucleus_columns(nuclei: Nuclei, n_cells: int) -> dict[str, pa.Array]:
 def value_columns(
     values: CellValues, channels: Sequence[str], measures: Measures, compartment: str = ""
 ) -> Iterator[tuple[str, pa.Array]]:
-    """Names and values of the columns of the measured channels, in their order.
+    """Names and values of the columns of the measured channels; `schema` has their order.
 
     Parameters
     ----------
@@ -237,7 +306,7 @@ def value_columns(
         Of the cells, that was measured; "" for all of a cell.
     """
     ending = name_compartment(compartment) if compartment else ""
-    names, fractions = name_channels(channels), measures.fractions
+    names, fractions, n_shares = name_channels(channels), measures.fractions, 0
     for place, channel in enumerate(measures.channels):
         name, sums = f"{names[channel]}{ending}", values.sums[place]
         counted = values.areas - values.missing[place]
@@ -250,6 +319,14 @@ def value_columns(
         for fraction in measures.quantiles:
             column = values.quantiles[place, fractions.index(fraction)]
             yield f"{name_quantile(fraction)}{name}", _column(column)
+        share = measures.shares_of.get(channel)
+        if share is not None:
+            # All of a cell's pixels may lie under labels, whatever their values.
+            of = values.areas if share.under is not None else np.where(np.isnan(sums), 0, counted)
+            found = np.full(sums.size, np.nan)
+            np.divide(values.counts[n_shares], of, out=found, where=of > 0)
+            n_shares += 1
+            yield f"fraction_{name}", _column(found)
 
 
 def _column(values: NDArray[np.generic]) -> pa.Array:

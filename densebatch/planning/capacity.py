@@ -14,7 +14,7 @@ from densebatch.base.machine import count_cores, measure_memory
 from densebatch.base.process import may_start_processes
 from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.compartments.growing import reach_of
-from densebatch.compartments.masks import COMPARTMENTS
+from densebatch.compartments.names import COMPARTMENTS
 from densebatch.models.flow_models import get_kind
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter

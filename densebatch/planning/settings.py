@@ -21,6 +21,7 @@ from densebatch.base.settings import (
     refuse_bool,
 )
 from densebatch.measuring.schema import RADIUS_UM, name_quantile
+from densebatch.ngff.metadata import Version  # noqa: TC001  as `Path`
 from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
@@ -161,7 +162,7 @@ class SegmentSettings(BaseModel):
         description="whose pixels decide what becomes 0 and 1: each slide's own, or those of all "
         "slides of a cohort together",
     )
-    ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
+    ngff: Annotated[Version, BeforeValidator(_name_version)] = Field(
         default="0.5", description="OME-Zarr version of the output"
     )
     image: Literal["auto", "copy", "none"] = Field(
@@ -186,6 +187,19 @@ class SegmentSettings(BaseModel):
     )
     neighbour_radius: Positive = Field(
         default=RADIUS_UM, description="um between centroids within which cells are neighbours"
+    )
+
+    fraction: Names = Field(
+        default=(),
+        description="channels of whose pixels the share over a value is measured, such as CD3=400",
+    )
+    positive: Names = Field(
+        default=(),
+        description="what makes cells positive: CHANNEL[:STATISTIC]=CUT, where the cut is a value, "
+        "otsu, mixture or labels:PATH, and the statistic mean",
+    )
+    phenotype: Names = Field(
+        default=(), description="cells positive in some markers, negative in others: [NAME=]A+ B-"
     )
 
     tile: Integer = Field(

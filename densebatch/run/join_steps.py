@@ -15,7 +15,7 @@ from densebatch.base.files import digest_file
 from densebatch.cells.kept import list_trees
 from densebatch.cells.labels import shard_grid
 from densebatch.compartments.growing import reach_of
-from densebatch.compartments.masks import COMPARTMENTS
+from densebatch.compartments.names import COMPARTMENTS
 from densebatch.measuring.table import Nuclei
 from densebatch.run.report import Progress
 from densebatch.run.session import Step

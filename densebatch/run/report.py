@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 _MISSING = ("failed_tiles", "failed_groups", "unread", "missing_px")
 # What reports are read for, so that one without is none.
-_READ = (*_MISSING, "cells", "fingerprint", "measured", "settings", "stages", "workers")
+_READ = (
+    *_MISSING, "cells", "fingerprint", "measured", "positivity", "settings", "stages", "workers",
+)  # fmt: skip
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr-models", "tifffile", "imagecodecs", "scipy")
 
 

@@ -271,9 +271,9 @@ def _check_measures(
     """
     if not is_measured(reopen_slide(plan.slide), settings, report):
         raise InputError(
-            f"{folder.path}: this run is complete, and measured other channels, quantiles or "
-            "neighbours than are asked for; `densebatch measure OUT` measures again without "
-            "segmenting"
+            f"{folder.path}: this run is complete, and measured other channels, quantiles, "
+            "neighbours or markers than are asked for; `densebatch measure OUT` measures again "
+            "without segmenting"
         )
 
 
@@ -389,6 +389,7 @@ def _finish(
         **describe_gaps(plan, session.facts, session.lost, labelled.gaps_before),
         "tracebacks": keep_tracebacks(session.lost),
         "measured": describe_measures(session.measures, plan.slide.channels),
+        "positivity": session.positivity,
         "slide_channels": list(list_channels_read(plan, session.measures)),
         "slide_pixels": {
             f"{task.row}-{task.col}": facts["pixels"]

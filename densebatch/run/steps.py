@@ -15,6 +15,7 @@ from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.measuring.table import write_table
+from densebatch.planning.measured import identify_covers
 from densebatch.run.session import Session, Step
 from densebatch.stages.missing import MarkShard, missing_spec
 from densebatch.stages.number import (
@@ -74,7 +75,8 @@ def number_cells(session: Session, labelled: Labelled) -> int:
     with session.timed("number"):
         n_cells, edition = collect_keys(session.work, gaps)
         measures = session.measures
-        edition = digest_texts([edition, repr((measures.channels, measures.fractions))])
+        measured = (measures.channels, measures.fractions, measures.shares)
+        edition = digest_texts([edition, repr((measured, identify_covers(measures)))])
         if compartments is not None:
             edition = digest_texts([edition, compartments.match])
         spec = output_spec(plan, session.root)
@@ -90,13 +92,13 @@ def number_cells(session: Session, labelled: Labelled) -> int:
                 plan.um_per_px,
                 plan.slide.channels,
                 measures,
-                None if labelled.nuclei is None else labelled.nuclei(),
+                nuclei=None if labelled.nuclei is None else labelled.nuclei(),
             )
             for levels in above:
                 written += drive_all(session, list_reduce_steps(session, spec, levels[0]))
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
-            table.result()
+            session.positivity = table.result()
         written += _mark_missing(session, gaps)
         _refuse_late_writes(session, written)
     return n_cells

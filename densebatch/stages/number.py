@@ -24,6 +24,7 @@ from densebatch.compartments.growing import reach_of
 from densebatch.compartments.masks import find_ring, split_cells
 from densebatch.measuring.parts import StoredParts, pack_part
 from densebatch.measuring.shard import Shard
+from densebatch.measuring.stored import measure_channel
 from densebatch.stages.missing import Gaps, find_touching, read_gaps, write_gaps
 from densebatch.stages.output import (
     checksum_shard,
@@ -184,10 +185,11 @@ class NumberShard(_Shard):
                 pixels, holes = read_pieces(work, channel, region)
             seen.update(np.ascontiguousarray(pixels).data)
             unread += [hole.describe(plan.slide.channels) for hole in holes]
-            if channel in measured:
+            if self.measures is not None and channel in measured:
+                share, lost = self.measures.shares_of.get(channel), [hole.region for hole in holes]
                 with meter.timed("table"):
                     for shard in shards.values():
-                        shard.add_channel(pixels, [hole.region for hole in holes])
+                        measure_channel(shard, pixels, lost, share, region)
             if spec.image:
                 with meter.timed("write"):
                     self._write(partial(labels.write_image_shard, spec, channel, 0, region, pixels))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,19 +17,27 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.names import count_of
 from densebatch.cells import verify as stored
-from densebatch.cells.kept import seeds_path
+from densebatch.cells.kept import REPORT, seeds_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.pyramid import read_unit, source_region, unit_files
 from densebatch.cells.verify import Finding
 from densebatch.compartments.growing import reach_of
-from densebatch.compartments.masks import NUCLEUS, split_cells
+from densebatch.compartments.masks import split_cells
+from densebatch.compartments.names import NUCLEUS
 from densebatch.measuring.kernels import AREA, Y0
 from densebatch.measuring.parts import Parts
+from densebatch.measuring.positivity import decide
 from densebatch.measuring.stored import find_split
-from densebatch.measuring.table import nucleus_columns, shape_columns, value_columns
+from densebatch.measuring.table import (
+    make_schema,
+    nucleus_columns,
+    read_numbers,
+    shape_columns,
+    value_columns,
+)
 from densebatch.measuring.totals import add_shapes, add_values
 from densebatch.ngff.folders import DOCUMENTS
-from densebatch.planning.measured import read_measures
+from densebatch.planning.measured import find_changed_covers, read_measures
 from densebatch.planning.plan import JoinPlan
 from densebatch.stages.unread import read_pixels
 from densebatch.upkeep.content import list_some, measure_units, read_nuclei, read_ring, sum_cells
@@ -203,7 +212,7 @@ def list_columns(
         Which cells lie in several units.
     source
         Of the pixels; columns that need them are left out without. So is what a damaged label
-        image `missing` decides.
+        image `missing` decides, and shares under labels that have changed.
 
     Raises
     ------
@@ -211,6 +220,9 @@ def list_columns(
         If labels or pixels cannot be read.
     """
     plan, measures = content.plan, read_measures(content.report)
+    lost = find_changed_covers(content.report)
+    kept = tuple(share for share in measures.shares if share.under not in lost)
+    measures = replace(measures, shares=kept)
     parts = (
         part for _, part in measure_units(content, split, replace(measures, channels=()), source)
     )
@@ -232,22 +244,54 @@ def list_columns(
         some = replace(measures, channels=measures.channels[first : first + step])
         for compartment in ("", *within):
             parts = (part for _, part in measure_units(content, split, some, source, compartment))
-            values = add_values(parts, range(content.n_cells), len(some.channels), some.fractions)
+            values = add_values(
+                parts, range(content.n_cells), len(some.channels), some.fractions,
+                len(some.shares_of),
+            )  # fmt: skip
             yield from value_columns(values, source.channels, some, compartment)
 
 
 def _check_table(
     content: Content, split: NDArray[np.bool_], source: PixelSource
-) -> Iterator[Finding]:
-    """The table against labels and pixels."""
-    table = content.table
+) -> Iterator[Finding | str]:
+    """The table against labels and pixels, and what makes cells positive against the table."""
+    table, measures = content.table, read_measures(content.report)
+    what = stored.compare_schema(table, make_schema(measures, source.channels))
+    if what is not None:
+        yield Finding(table.name, what)
+        return
+    for path in find_changed_covers(content.report):
+        yield (
+            f"what lies under the labels of {path} was not compared: they have changed, or are gone"
+        )
     try:
         for name, column in list_columns(content, split, source):
             what = stored.compare_column(table, name, column)
             if what is not None:
                 yield Finding(table.name, what)
+        told = content.report["positivity"]
+        found, columns = decide(partial(read_numbers, table), source.channels, measures, told)
+        for name, column in columns.items():
+            what = stored.compare_column(table, name, column)
+            if what is not None:
+                yield Finding(table.name, what)
+        if found != told:
+            yield Finding(REPORT, "tells of other numbers of positive cells than the table has")
+        again, _ = decide(partial(read_numbers, table), source.channels, measures)
+        for marker, other in zip(told["markers"], again["markers"], strict=True):
+            if not _is_near(marker["cut"], other["cut"]):
+                yield Finding(
+                    REPORT,
+                    f"tells of the cut {marker['cut']} for {marker['marker']}, and the table of "
+                    f"{other['cut']}",
+                )
     except InputError as error:
         yield Finding(table.name, f"cannot be compared: {describe_cause(error)}")
+
+
+def _is_near(a: float | None, b: float | None) -> bool:
+    """Whether two cuts are one; another processor's logarithms may differ in their last bits."""
+    return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6))
 
 
 def _check_copy(content: Content, source: PixelSource) -> Iterator[Finding]:

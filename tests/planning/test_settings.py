@@ -62,6 +62,9 @@ def test_file_sets_every_setting(path):
         channels: CD3
         quantiles: [0.9, 0.025]
         neighbour_radius: 20
+        fraction: CD3=400
+        positive: [CD3:fraction=0.5, CD8=otsu]
+        phenotype: T=CD3+
         tile: 512
         workers: 0
         scheduler_address: tcp://10.0.0.1:8786
@@ -101,6 +104,9 @@ def test_file_sets_every_setting(path):
         channels=("CD3",),
         quantiles=(0.9, 0.025),
         neighbour_radius=20.0,
+        fraction=("CD3=400",),
+        positive=("CD3:fraction=0.5", "CD8=otsu"),
+        phenotype=("T=CD3+",),
         tile=512,
         workers=0,
         scheduler_address="tcp://10.0.0.1:8786",

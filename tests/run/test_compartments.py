@@ -15,8 +15,8 @@ from skimage.measure import regionprops_table
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
-from densebatch.compartments.masks import COMPARTMENTS
 from densebatch.compartments.matching import match_nuclei
+from densebatch.compartments.names import COMPARTMENTS
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
@@ -290,6 +290,15 @@ def test_measured_again(joined, tmp_path, expected):
     assert "mean_DAPI_nucleus" in names
     assert "n_nuclei" in names
     assert not [name for name in names if "CD3" in name]
+    assert verify(out).is_right
+    measure(out, positive=("CD3:mean_membrane=otsu",), phenotype=("T=CD3+",))
+    _, columns = read_result(out)
+    told = read_report(out)["positivity"]["markers"][0]
+    above = columns["mean_CD3_membrane"] >= told["cut"]
+    known = ~np.isnan(columns["mean_CD3_membrane"])
+    positive = columns["positive_CD3"][known].astype(bool)
+    np.testing.assert_array_equal(positive, above[known])
+    assert 0 < above.sum() < known.sum()
     assert verify(out).is_right
     measure(out, quantiles=(0.9,))
     assert_same_output(out, expected)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide, SlideInfo
     from densebatch.survey.channel import ChannelSurvey
+    from densebatch.survey.reader import BandMap
 
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
@@ -153,7 +154,10 @@ def estimate_scale(
 
 
 def survey_plan(
-    draft: Plan, earlier: Plan | None = None, limits: Sequence[Limits | None] | None = None
+    draft: Plan,
+    earlier: Plan | None = None,
+    limits: Sequence[Limits | None] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> Plan:
     """Complete a draft with what one pass over the pixels tells.
 
@@ -167,10 +171,12 @@ def survey_plan(
     limits
         Of each of `draft.seen_channels`, what becomes 0 and 1 in several slides together; None
         for a channel without tissue.
+    elsewhere
+        Has others do bands of the passes over the pixels; None where this process does all.
     """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    surveys = survey_channels(draft, earlier, limits)
+    surveys = survey_channels(draft, earlier, limits, elsewhere)
     bounds = [survey.bounds for survey in surveys]
     together = () if limits is None else (_TOGETHER,)
     plan = replace(
@@ -186,13 +192,16 @@ def survey_plan(
 
 
 def survey_channels(
-    draft: Plan, earlier: Plan | None, limits: Sequence[Limits | None] | None = None
+    draft: Plan,
+    earlier: Plan | None,
+    limits: Sequence[Limits | None] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> list[ChannelSurvey]:
     """Survey the channels that the network or the segmenter sees, at the draft's scale.
 
     Parameters
     ----------
-    draft, earlier, limits
+    draft, earlier, limits, elsewhere
         As of `survey_plan`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
@@ -200,6 +209,7 @@ def survey_channels(
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
+            elsewhere=elsewhere,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip

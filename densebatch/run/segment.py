@@ -153,7 +153,7 @@ def run_slide(
     driver.refuse_living(folder)
     [prepared] = prepare(
         [(slide, folder)], settings, restart=restart, starting=starting, limits=limits,
-        note=progress.note,
+        note=progress.note, progress=progress,
     )  # fmt: skip
     planned_s = time.monotonic() - started - starting.waited_s
     start = cache(lambda: starting.finish(prepared.workers, prepared.own_plans, folder.work))

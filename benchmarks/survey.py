@@ -5,8 +5,8 @@
 
 A slide of 65 536 by 2048 px is surveyed by 1, 2, 4 and 8 worker processes of this machine, of which
 each read of a block of 512² px takes 50 ms more than it does, as on a slow network: so a few cores
-stand for many machines. Beside it the same in this process, by its threads. Bounds must be the same,
-to the bit.
+stand for many machines. Beside it the same in this process, by its threads. Bounds must be the
+same, to the bit.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -30,23 +31,47 @@ from densebatch.survey.channel import survey_channel
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.schedule import Job
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from densebatch.survey.passes import PackedPart
+    from densebatch.workers.executors import Executor
+
+    Pixels = NDArray[Any]
+
 BLOCK_PX = 512
 DELAY_S = 0.05
 WIDTH = 2048
 _READ = Slide.read
 
 
-def read_slowly(slide: Slide, channel: int, region: Region) -> Any:
+def read_slowly(slide: Slide, channel: int, region: Region) -> Pixels:
     """As `Slide.read`, but for the time it takes."""
     blocks = -(-region.height // BLOCK_PX) * -(-region.width // BLOCK_PX)
     time.sleep(DELAY_S * blocks)
     return _READ(slide, channel, region)
 
 
-def call_slowly(function: Any, arguments: tuple[Any, ...]) -> Any:
+def call_slowly(function: Callable[..., PackedPart], arguments: tuple[Any, ...]) -> PackedPart:
     """Call a function in a process whose reads are slow from then on."""
     Slide.read = read_slowly  # type: ignore[method-assign]
     return function(*arguments)
+
+
+def do_bands(
+    executor: Executor,
+    sent: list[int],
+    function: Callable[..., PackedPart],
+    items: Sequence[tuple[Any, ...]],
+) -> list[PackedPart]:
+    """Have workers do the bands of a pass; notes how many bytes come back."""
+    jobs = [Job(f"survey-{k}", call_slowly, (function, item)) for k, item in enumerate(items)]
+    outcomes = {outcome.job.name: outcome for outcome in executor.run(jobs)}
+    found = [outcomes[job.name].result for job in jobs]
+    sent.extend(len(part.places) + len(part.values) for part in found)
+    return found
 
 
 def write_slide(path: Path, height: int) -> None:
@@ -86,19 +111,8 @@ def main() -> None:
         Slide.read = _READ  # type: ignore[method-assign]
         for workers in counts:
             with open_executor(workers) as executor:
-                sent = []
-
-                def do_all(function: Any, items: Any, executor: Any = executor,
-                           sent: list[int] = sent) -> list[Any]:  # fmt: skip
-                    jobs = [
-                        Job(f"survey-{k}", call_slowly, (function, item))
-                        for k, item in enumerate(items)
-                    ]
-                    outcomes = {o.job.name: o for o in executor.run(jobs)}
-                    found = [outcomes[job.name].result for job in jobs]
-                    sent.extend(len(part.places) + len(part.values) for part in found)
-                    return found
-
+                sent: list[int] = []
+                do_all = partial(do_bands, executor, sent)
                 survey_channel(slide, 0, (1.0, 99.0), elsewhere=do_all)  # compiles
                 del sent[:]
                 began = time.monotonic()

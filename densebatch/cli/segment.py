@@ -241,6 +241,7 @@ def _segment_cohort(
 @_slides_arguments
 @_settings_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--measure", is_flag=True, help="Tell how long by evaluating a few patches.")
 def plan(
     slides: tuple[Path, ...],
     out: Path,
@@ -248,6 +249,7 @@ def plan(
     settings: SegmentSettings,
     listed: frozenset[str],
     as_json: bool,
+    measure: bool,
 ) -> None:
     """Show what `densebatch segment SLIDE OUT` would do, without doing it.
 
@@ -255,7 +257,7 @@ def plan(
     """
     rows = _list_rows(slides, sheet, settings, listed)
     if rows is None:
-        _plan_slide(slides[0], out, settings, listed, as_json)
+        _plan_slide(slides[0], out, settings, listed, as_json, measure)
     else:
         _plan_cohort(rows, out, settings, as_json)
 
@@ -297,7 +299,12 @@ def _tell_columns(some: list[Outlook]) -> str:
 
 
 def _plan_slide(
-    slide: Path, out: Path, settings: SegmentSettings, listed: frozenset[str], as_json: bool
+    slide: Path,
+    out: Path,
+    settings: SegmentSettings,
+    listed: frozenset[str],
+    as_json: bool,
+    measure: bool,
 ) -> None:
     from densebatch.cohorts.rows import split_names
     from densebatch.run.folder import OutputFolder
@@ -306,33 +313,44 @@ def _plan_slide(
     folder = OutputFolder(out.absolute())
     settings = split_names(slide, settings, listed)
     [run] = prepare([(slide, folder)], settings, note=lambda text: click.echo(text, err=True))
+    every = {**run.inner, "together" if run.inner else "": run}
+    facts = {name: _collect_facts(each, measure=measure) for name, each in every.items()}
     if as_json:
-        document = _tell_json(run)
-        if run.inner:
-            document["runs"] = {role: _tell_json(inner) for role, inner in run.inner.items()}
-        click.echo(json.dumps(document, indent=1))
+        documents = {name: {**facts[name], "plan": _tell_plan(every[name])} for name in every}
+        *inner, whole = documents.values()
+        if inner:
+            whole["runs"] = dict(zip(run.inner, inner, strict=True))
+        click.echo(json.dumps(whole, indent=1))
     else:
-        for role, inner in run.inner.items():
-            click.echo(f"-- {role}")
-            for line in _describe(inner.plan, _collect_facts(inner)):
+        for name, each in every.items():
+            for line in [f"-- {name}"] * bool(name) + _describe(each.plan, facts[name]):
                 click.echo(line)
-        if run.inner:
-            click.echo("-- together")
-        for line in _describe(run.plan, _collect_facts(run)):
-            click.echo(line)
     sys.stdout.flush()
     # What would be refused is refused here too, with the same words.
     for each in (*run.inner.values(), run):
         each.folder.compare(each.plan)
 
 
-def _tell_json(run: Prepared) -> dict[str, Any]:
-    document = json.loads(run.plan.to_json())
+def _tell_plan(run: Prepared) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run.plan.to_json())
     document.pop("active", None)
-    return {**_collect_facts(run), "plan": document}
+    return document
 
 
-def _collect_facts(run: Prepared) -> dict[str, Any]:
+def _expect(run: Prepared, *, measure: bool) -> dict[str, Any]:
+    """How long a run will take, if that is known or is to be measured."""
+    from densebatch.planning.pace import measure_pace, recall_pace
+    from densebatch.planning.plan import FlowPlan
+
+    assert isinstance(run.plan, FlowPlan)
+    assert run.choice is not None
+    job = (run.plan, run.settings, run.workers)
+    pace = measure_pace(*job, run.choice.packed) if measure else recall_pace(*job)
+    seconds = None if pace is None else round(pace.estimate(run.plan, run.settings), 1)
+    return {"expected_seconds": seconds, "expected_from": None if pace is None else pace.origin}
+
+
+def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
     """What a run would do, in numbers."""
     from densebatch.planning.engine_trial import count_flop, estimate_seconds
     from densebatch.planning.plan import FlowPlan, LabelPlan
@@ -350,6 +368,7 @@ def _collect_facts(run: Prepared) -> dict[str, Any]:
             "predict_tasks": len(built.groups),
             "trace_tiles": len(built.tiles(settings.tile)),
             "engine": run.choice.to_dict(),
+            **_expect(run, measure=measure),
         }
     elif isinstance(built, LabelPlan):
         facts |= {
@@ -432,16 +451,17 @@ def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:
 
 
 def _describe_cost(facts: dict[str, Any]) -> list[str]:
-    """What evaluating the network takes, of a kind that can be told before."""
+    """How long it takes, as far as that can be told before."""
+    if facts["expected_seconds"] is not None:
+        from densebatch.planning.pace import tell_duration
+
+        return [
+            f"expected   about {tell_duration(facts['expected_seconds'])}, {facts['expected_from']}"
+        ]
     if facts["network_flop"] is None:
         return []
+    from densebatch.planning.pace import tell_duration
+
     seconds = facts["network_seconds"]
-    taken = "" if seconds is None else f", about {_tell_duration(seconds)} on this machine"
+    taken = "" if seconds is None else f", about {tell_duration(seconds)} on this machine"
     return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
-
-
-def _tell_duration(seconds: float) -> str:
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"

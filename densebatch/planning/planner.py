@@ -19,12 +19,12 @@ from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
 from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
-from densebatch.planning.notes import explain_light, explain_pixels
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds
+from densebatch.survey.notes import explain_light, explain_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

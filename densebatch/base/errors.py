@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _CAUSE_LENGTH = 200
 
 
@@ -15,6 +20,19 @@ class InputError(DensebatchError):
     """Input or settings that cannot work: what was found, where, and what is accepted."""
 
     exit_code = 2
+
+
+class SceneError(InputError):
+    """Which of several images is meant was not said, or not so that it is one of them.
+
+    Attributes
+    ----------
+    scenes : a name and a description of each image that there is
+    """
+
+    def __init__(self, message: str, scenes: Sequence[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.scenes = tuple(scenes)
 
 
 class CapacityError(InputError):

@@ -13,7 +13,7 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.base.names import quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import scheduler_options
+from densebatch.cli.options import scheduler_options, slide_options
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ _OPTIONS = [
                  help="Membrane or cytoplasm channels, by name or index; several are combined. "
                  "Repeatable."),
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
-    click.option("--scene", metavar="NAME|INDEX", help="Image of a file that holds several."),
-    click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
+    *slide_options,
     click.option("--model", metavar="MODEL",
                  help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
     click.option("--segmenter", metavar="NAME",
@@ -110,7 +109,9 @@ def _split_names(path: Path, settings: SegmentSettings, option: str) -> SegmentS
     """Read commas in names of channels, which only the slide's names tell from those between."""
     from densebatch.slides.slide import open_slide
 
-    slide = open_slide(path, settings.scene, settings.axes)
+    slide = open_slide(
+        path, settings.scene, settings.axes, z=settings.z, t=settings.t, panel=settings.panel
+    )
     names = [name for text in getattr(settings, option) for name in slide.split_channels(text)]
     return settings.model_copy(update={option: tuple(names)})
 
@@ -130,7 +131,7 @@ def segment(
     allow_partial: bool,
     **kept: Any,  # noqa: ANN401
 ) -> None:
-    """Segment SLIDE (OME-Zarr, OME-TIFF, TIFF or PNG) and write results to OUT.
+    """Segment SLIDE (OME-Zarr, TIFF, PNG or a microscope's file) and write results to OUT.
 
     The same command continues an interrupted run. Ctrl-C (or SIGTERM) finishes the tasks under way
     and stops; a second Ctrl-C stops at once.

@@ -11,7 +11,7 @@ import click
 from densebatch.base.errors import InputError, IntegrityError, PartialRunError
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import check_writable, write_text
+from densebatch.cli.options import add_options, check_writable, slide_options, write_text
 
 if TYPE_CHECKING:
     from densebatch.upkeep.verify import Verification
@@ -103,8 +103,7 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
     metavar="OTHER",
     help="Measure this image, on the grid of the labels, and not the slide of the run.",
 )
-@click.option("--scene", metavar="NAME|INDEX", help="Image of OTHER, if it holds several.")
-@click.option("--axes", metavar="CYX", help="Dimensions of OTHER, if misnamed.")
+@add_options(slide_options)
 @click.option(
     "--channels",
     multiple=True,
@@ -127,12 +126,11 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
 def measure(
     out: Path,
     source: Path | None,
-    scene: str | None,
-    axes: str | None,
     channels: tuple[str, ...],
     quantiles: str,
     neighbour_radius: float | None,
     workers: int | None,
+    **chosen: str | None,
 ) -> None:
     """Measure the cells in OUT again, without segmenting: its cells.parquet is written anew.
 
@@ -143,12 +141,12 @@ def measure(
     from densebatch.measuring.schema import RADIUS_UM
     from densebatch.upkeep.measure import measure as run_measure
 
-    for name, value in (("--scene", scene), ("--axes", axes)):
+    for name, value in chosen.items():
         if value is not None and source is None:
-            raise click.UsageError(f"{name} is of the image of --from, which is not given")
+            raise click.UsageError(f"--{name} is of the image of --from, which is not given")
     with TerminalProgress(get_console()) as progress:
         result = run_measure(
-            out, source=source, scene=scene, axes=axes, channels=channels, quantiles=quantiles,
+            out, source=source, chosen=chosen, channels=channels, quantiles=quantiles,
             neighbour_radius=RADIUS_UM if neighbour_radius is None else neighbour_radius,
             threads=workers or None, progress=progress,
         )  # fmt: skip

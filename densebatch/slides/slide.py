@@ -2,10 +2,10 @@
 
     open_slide("slide.ome.zarr").read(channel=0, region=Region(0, 0, 512, 512))
 
-A reader per format (`omezarr`, `tiff`, `png`) gives a `Source`: what the metadata tell, and
-thread-safe reads. This module chooses the reader, keeps the last ones open in each
-process, and applies the rules that hold for all: which channel is meant, and that whatever cannot
-be used is one `InputError` that names the file, what was found and what is accepted.
+A reader per format (`formats` chooses it) gives a `Source`: what the metadata tell, and
+thread-safe reads. This module keeps the last ones open in each process, and applies the rules that
+hold for all: which channel is meant, and that whatever cannot be used is one `InputError` that
+names the file, what was found and what is accepted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from densebatch.base.files import refuse_address
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
+from densebatch.slides.formats import open_source
 from densebatch.slides.source import Selection
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class SlideInfo:
     path
         Absolute; of an OME-Zarr the image group itself.
     kind
-        "ome-zarr", "tiff" or "png".
+        "ome-zarr", "tiff", "png", or one of `readers.formats`.
     height, width
         Pixels of the highest resolution.
     channels
@@ -73,6 +74,14 @@ class SlideInfo:
         With which `open_slide` opens the same image of `path` again.
     notes
         What a user should know of how the metadata were taken, a sentence each.
+    z, t, panel
+        As `scene`.
+    um_per_px_from
+        Where the metadata tell the pixel size, in words.
+    levels
+        Height and width of each resolution, the highest first.
+    compression
+        In words, None if it is not known.
     identity
         Hex digest that changes when the content may have changed: layout, and size and
         modification time of the file or of the highest resolution's chunk files.
@@ -93,6 +102,12 @@ class SlideInfo:
     axes: str | None
     notes: tuple[str, ...]
     identity: str
+    z: str | None = None
+    t: str | None = None
+    panel: str | None = None
+    um_per_px_from: str | None = None
+    levels: tuple[tuple[int, int], ...] = ()
+    compression: str | None = None
 
 
 class Slide:
@@ -109,6 +124,11 @@ class Slide:
         """The open files; for `watch`, which asks whether they have changed."""
         return self._source
 
+    @property
+    def panel_channels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Membrane and nuclear channels by the panel that the slide was opened with, by index."""
+        return self._source.layout.membrane, self._source.layout.nuclei
+
     @cached_property
     def info(self) -> SlideInfo:
         """What is known of the slide.
@@ -121,6 +141,8 @@ class Slide:
             *(layout.kind, layout.height, layout.width, layout.dtype.name, layout.channels),
             self._source.content(),
         ]
+        chosen = layout.selection
+        content += [chosen.z, chosen.t] if chosen.z or chosen.t else []
         return SlideInfo(
             path=str(self._source.path),
             kind=layout.kind,
@@ -131,10 +153,16 @@ class Slide:
             um_per_px=layout.um_per_px,
             chunk_px=layout.chunk_px,
             chunk_planes=layout.chunk_planes,
-            n_levels=layout.n_levels,
+            n_levels=len(layout.levels),
             ngff=layout.ngff,
-            scene=layout.selection.scene,
-            axes=layout.selection.axes,
+            scene=chosen.scene,
+            axes=chosen.axes,
+            z=chosen.z,
+            t=chosen.t,
+            panel=chosen.panel,
+            um_per_px_from=layout.um_from,
+            levels=layout.levels,
+            compression=layout.compression,
             notes=layout.notes,
             identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         )
@@ -310,9 +338,15 @@ _open_lock = threading.Lock()
 
 
 def open_slide(
-    path: str | os.PathLike[str], scene: str | None = None, axes: str | None = None
+    path: str | os.PathLike[str],
+    scene: str | None = None,
+    axes: str | None = None,
+    *,
+    z: str | None = None,
+    t: str | None = None,
+    panel: str | os.PathLike[str] | None = None,
 ) -> Slide:
-    """Open an OME-Zarr image folder, a TIFF or OME-TIFF file, or a PNG file.
+    """Open an OME-Zarr image folder, a TIFF, a PNG or a microscope's own file.
 
     Cheap to call again and again in one process: the last few slides stay open as long as their
     files do not change.
@@ -326,6 +360,10 @@ def open_slide(
     axes
         A letter for each dimension of the pixels, such as "CYX", where the metadata call channels
         something else.
+    z, t
+        Index of a focal plane, or "max" for the largest value of all; index of a point in time.
+    panel
+        File that names the channels of imaging mass cytometry.
 
     Returns
     -------
@@ -344,12 +382,13 @@ def open_slide(
     place = place.absolute()
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.
-    selection = Selection(scene, axes)
+    sheet = None if panel is None else str(Path(panel).absolute())
+    selection = Selection(scene, axes, z, t, sheet)
     key = os.getpid(), place, selection
     with _open_lock:
         source = _open.pop(key, None)
         if source is None or not source.is_current():
-            source = _open_source(place, selection)
+            source = open_source(place, selection)
             layout = source.layout
             log_event(
                 log,
@@ -369,7 +408,7 @@ def open_slide(
 
 def reopen_slide(info: SlideInfo) -> Slide:
     """Open the slide that was described, as `open_slide` does."""
-    return open_slide(info.path, info.scene, info.axes)
+    return open_slide(info.path, info.scene, info.axes, z=info.z, t=info.t, panel=info.panel)
 
 
 def check_unchanged(info: SlideInfo) -> None:
@@ -388,36 +427,6 @@ def check_unchanged(info: SlideInfo) -> None:
             "its result would be of two slides; bring the slide back and the same command "
             "continues, or begin again with --restart"
         )
-
-
-def _open_source(path: Path, selection: Selection) -> Source:
-    # Readers are imported here, because each brings in the libraries of its format, which a worker
-    # need not load for others.
-    if path.is_dir():
-        from densebatch.slides.omezarr import open_omezarr
-
-        return open_omezarr(path, selection)
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist; accepted are OME-Zarr folders, TIFF and PNG files"
-        ) from None
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
-    if start == b"\x89PNG\r\n\x1a\n":
-        from densebatch.slides.png import open_png
-
-        return open_png(path, selection)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from densebatch.slides.tiff import open_tiff
-
-        return open_tiff(path, selection)
-    found = f"begins with the bytes {start.hex(' ')}" if start else "is empty"
-    raise InputError(
-        f"{path} {found}, neither TIFF nor PNG; accepted are OME-Zarr folders, TIFF and PNG files"
-    )
 
 
 def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": ("densebatch.cli.status", "Say how a run stands, from its files."),
     "verify": ("densebatch.cli.verify", "Check a result, and mend what is damaged."),
     "measure": ("densebatch.cli.verify", "Measure the cells of a result again."),
+    "info": ("densebatch.cli.segment", "Show what is understood of a slide."),
     "plan": ("densebatch.cli.segment", "Show what a segmentation would do, and do nothing."),
     "export": ("densebatch.cli.exchange", "Write a result in the format of another tool."),
     "merge": ("densebatch.cli.exchange", "Merge overlapping label tiles of any tool."),

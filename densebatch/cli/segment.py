@@ -13,7 +13,13 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.base.names import quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import scheduler_options, slide_options
+from densebatch.cli.options import (
+    add_options,
+    check_writable,
+    scheduler_options,
+    slide_options,
+    write_text,
+)
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
@@ -201,16 +207,72 @@ def plan(slide: Path, out: Path, settings: SegmentSettings, as_json: bool) -> No
     folder.compare(built)  # what would be refused is refused here too, with the same words
 
 
+@click.command(cls=LoggedCommand)
+@click.argument("slide", type=click.Path(path_type=Path))
+@add_options(slide_options)
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE|-",
+    type=click.Path(path_type=Path),
+    help="Write JSON instead.",
+)
+def info(slide: Path, json_file: Path | None, **chosen: str | None) -> None:
+    """Show what is understood of SLIDE: the images in it, channels, pixel size, how it is stored.
+
+    Reads metadata alone. Where a file holds several images and --scene chooses none, they are
+    listed.
+    """  # fmt: skip
+    from densebatch.slides.slide import describe_slide
+
+    check_writable(json_file)
+    told = describe_slide(slide, **chosen)
+    if json_file is not None:
+        write_text(json_file, json.dumps(told, indent=1) + "\n")
+        return
+    if told["shape"] is None:
+        click.echo(f"slide      {told['path']}")
+        click.echo(f"           {told['format']}, {len(told['scenes'])} images")
+    else:
+        for line in _describe_slide(told, told["um_per_px"]):
+            click.echo(line)
+    if len(told["scenes"]) > 1:
+        for scene in told["scenes"]:
+            name = repr(scene["name"]) if scene["name"] else "without a name"
+            click.echo(f"scene      {scene['index']}: {name}, {scene['what']}")
+    if told["shape"] is None:
+        click.echo("note       none of the images was chosen: choose one with --scene")
+        return
+    sizes = ", ".join(f"{height} x {width}" for height, width in told["levels"])
+    rows, cols = told["chunk_px"]
+    planes = f" of {told['chunk_planes']} planes" if told["chunk_planes"] > 1 else ""
+    click.echo(f"levels     {sizes} px")
+    click.echo(
+        f"stored     in pieces of {rows} x {cols} px{planes}, compression "
+        f"{told['compression'] or 'unknown'}, {told['bytes'] / 1e6:.1f} MB of pixels"
+    )
+    for note in told["notes"]:
+        click.echo(f"note       {note}")
+
+
+def _describe_slide(told: dict[str, Any], um_per_px: float | None) -> list[str]:
+    """The slide in two lines, of what `describe_slide` or a plan tells of it."""
+    size = f"{um_per_px:g} um/px" if um_per_px else "pixel size unknown"
+    if um_per_px and um_per_px == told["um_per_px"] and told["um_per_px_from"]:
+        size += f" ({told['um_per_px_from']})"
+    chosen = [f"{name} {told[name]}" for name in ("scene", "z", "t") if told[name] is not None]
+    return [
+        f"slide      {told['path']}",
+        f"           {', '.join([told['format'], *chosen])}, {told['shape'][0]} x "
+        f"{told['shape'][1]} px, {told['dtype']}, {size}, channels "
+        f"{quote_names(told['channels'])}",
+    ]
+
+
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
     from densebatch.planning.plan import FlowPlan, LabelPlan
 
-    info = built.slide
-    size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
-    lines = [
-        f"slide      {info.path}",
-        f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
-        f"channels {quote_names(info.channels)}",
-    ]
+    lines = _describe_slide(built.slide.describe(), built.um_per_px)
     if isinstance(built, FlowPlan):
         lines += [
             f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",

@@ -16,7 +16,7 @@ from densebatch.cells.pyramid_spec import SHARD_PX
 from densebatch.models.flow_models import get_kind
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
-from densebatch.slides.slide import decoded_bytes
+from densebatch.slides.source import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 from densebatch.workers.local import KEPT_BYTES, check_may_start
 

@@ -27,7 +27,7 @@ from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
-from densebatch.slides.slide import SlideInfo  # noqa: TC001
+from densebatch.slides.source import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 

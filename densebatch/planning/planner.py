@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
 
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 

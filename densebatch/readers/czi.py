@@ -10,11 +10,11 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-import imagecodecs
 import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import Scene
+from densebatch.readers.codecs import COMPRESSIONS, IMAGE_CODECS, decompress
 from densebatch.readers.czi_file import PIXEL_TYPES, Block, CziFile, open_czi, read_block
 from densebatch.readers.reader import ImageFacts, Reader, describe_image
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
 
 _PLANE_AXES = ("C", "Z", "T")
-_COMPRESSIONS = {0: "none", 1: "JPEG", 2: "LZW", 4: "JPEG XR", 5: "zstd", 6: "zstd"}
-_IMAGE_CODECS = (1, 4)
 _COLOURS = ("red", "green", "blue", "alpha")
 _UM_PER_M = 1e6
 
@@ -65,7 +63,6 @@ class CziReader(Reader):
     def __init__(self, path: Path) -> None:
         self.files = [path]
         self._czi = open_czi(path)
-        self._file = path.open("rb")
         keys: dict[tuple[tuple[str, int], ...], list[Block]] = defaultdict(list)
         for block in self._czi.blocks:
             items = block.places.items()
@@ -82,6 +79,7 @@ class CziReader(Reader):
             )  # fmt: skip
             others = [f"{axis} {start}" for axis, start in places.items() if start and axis != "S"]
             self.scenes.append(Scene(names.get(places.get("S", 0), ""), ", ".join((what, *others))))
+        self._file = path.open("rb")
 
     def describe(self, scene: int) -> ImageFacts:
         """What is known of an image, by its index in `scenes`."""
@@ -92,11 +90,11 @@ class CziReader(Reader):
         if len(image.samples) > 1:
             raise InputError(f"{path} has grey and coloured channels in one image")
         (samples,) = image.samples
-        unknown = {b.compression for b in image.blocks} - set(_COMPRESSIONS)
+        unknown = {b.compression for b in image.blocks} - set(COMPRESSIONS)
         if unknown:
             raise InputError(
                 f"{path} is compressed in a way of number {min(unknown)}; accepted are "
-                f"{', '.join(dict.fromkeys(_COMPRESSIONS.values()))}"
+                f"{', '.join(dict.fromkeys(COMPRESSIONS.values()))}"
             )
         colour = samples > 1
         names = self._read_channel_names(image.starts["C"])
@@ -104,7 +102,7 @@ class CziReader(Reader):
             before = [f"{name or ''} " for name in names] if len(names) > 1 else [""]
             names = [f"{name}{c}" for name in before for c in _COLOURS[:samples]]
         um_y, um_x = (self._read_scaling(axis) for axis in "YX")
-        found = {_COMPRESSIONS[b.compression]: None for b in image.whole}
+        found = {COMPRESSIONS[b.compression]: None for b in image.whole}
         block = max(b.stored[0] for b in image.whole), max(b.stored[1] for b in image.whole)
         return ImageFacts(
             height=image.height,
@@ -166,9 +164,8 @@ class CziReader(Reader):
         """Pixels of a block, (rows, columns, samples), colours as red, green, blue."""
         data = read_block(self._czi, self._file, block)
         dtype, samples = PIXEL_TYPES[block.pixel_type]
-        pixels = _decompress(data, block.compression, np.dtype(dtype), (*block.stored, samples))
-        # Decoders of JPEG and JPEG XR give red, green and blue whatever the file's order.
-        if samples > 1 and block.compression not in _IMAGE_CODECS:
+        pixels = decompress(data, block.compression, np.dtype(dtype), (*block.stored, samples))
+        if samples > 1 and block.compression not in IMAGE_CODECS:
             pixels = pixels[..., [2, 1, 0, 3][:samples]]
         return pixels
 
@@ -215,33 +212,3 @@ def _read_scene_names(czi: CziFile) -> dict[int, str]:
         for scene in found
         if scene.get("Index", "").isdecimal()
     }
-
-
-def _decompress(
-    data: bytes, compression: int, dtype: np.dtype[Any], shape: tuple[int, int, int]
-) -> NDArray[Any]:
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if compression in _IMAGE_CODECS:
-        decode = imagecodecs.jpegxr_decode if compression == 4 else imagecodecs.jpeg8_decode
-        out = np.empty(shape if shape[2] > 1 else shape[:2], dtype)
-        return np.asarray(decode(data, out=out)).reshape(shape)
-    is_split = False
-    if compression == 6:
-        # A header of a few bytes says whether low and high bytes stand apart.
-        head = data[: data[0]]
-        is_split = len(head) == 3 and head[1] == 1 and bool(head[2] & 1)
-        if len(head) not in (1, 3):
-            raise ValueError(f"a block of zstd has a header of {len(head)} bytes")
-        data = data[len(head) :]
-    if compression in (5, 6):
-        raw = bytes(imagecodecs.zstd_decode(data, out=n_bytes))
-    elif compression == 2:
-        raw = bytes(imagecodecs.lzw_decode(data, out=n_bytes))
-    else:
-        raw = data
-    if len(raw) < n_bytes:
-        raise EOFError(f"a block has {len(raw)} bytes and should have {n_bytes}")
-    values = np.frombuffer(raw, np.uint8, n_bytes)
-    if is_split:
-        values = np.ascontiguousarray(values.reshape(2, -1).T).reshape(-1)
-    return values.view(dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)

@@ -29,6 +29,7 @@ _MAX_SIDE_PX = 2**16
 _MAX_PLACE = 2**30
 _MAX_METADATA_BYTES = 2**29
 _MAX_DIRECTORY_BYTES = 2**31
+_MAX_COMPARED = 20_000  # blocks, which takes a fraction of a second
 # There are hardly more places than blocks, and a large scene is not all gaps.
 _SPARE_PLACES = 16
 _LARGE_PX, _MOST_EMPTY = 10**8, 1000
@@ -118,17 +119,23 @@ def read_block(czi: CziFile, file: BinaryIO, block: Block) -> bytes:
     EOFError
         If the block is not what the directory says.
     """
-    used = _read_segment(file, block.position, "ZISRAWSUBBLOCK", czi.length)
+    position, n_data = _read_head(file, block, czi.length)
+    return _read(file, position, n_data, czi.length, f"the block at byte {block.position}")
+
+
+def _read_head(file: BinaryIO, block: Block, length: int) -> tuple[int, int]:
+    """Where a block's pixels begin, and how many bytes they are."""
+    used = _read_segment(file, block.position, "ZISRAWSUBBLOCK", length)
     what = f"the block at byte {block.position}"
     start = block.position + _SEGMENT.size
-    head = _read(file, start, _SIZES.size + block.n_bytes, czi.length, what)
+    head = _read(file, start, _SIZES.size + block.n_bytes, length, what)
     n_metadata, n_attachment, n_data = _SIZES.unpack_from(head)
     if _read_entry(head, _SIZES.size).form != block.form:
         raise EOFError(f"{what} describes itself otherwise than the directory does")
     front = max(_LEAST_BLOCK_HEAD, len(head)) + n_metadata
     if min(n_metadata, n_attachment) < 0 or n_data < 1 or front + n_data > used:
         raise EOFError(f"{what} claims {n_data} bytes of pixels and has {used}")
-    return _read(file, start + front, n_data, czi.length, what)
+    return start + front, n_data
 
 
 def _read(file: BinaryIO, position: int, n: int, length: int, what: str) -> bytes:
@@ -178,6 +185,10 @@ def _open(path: Path, file: BinaryIO, length: int) -> CziFile:
     if len({block.position for block in blocks}) < count:
         raise EOFError("two blocks are said to be in one place")
     _check_spread(blocks)
+    # A block that the directory puts elsewhere would leave a hole without an error.
+    if count <= _MAX_COMPARED:
+        for block in blocks:
+            _read_head(file, block, length)
     return CziFile(path, length, tuple(blocks), _read_metadata(file, metadata, length))
 
 

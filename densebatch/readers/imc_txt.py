@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +57,8 @@ class TxtReader(Reader):
                 raise ValueError("its first line does not end")
             self._width = _measure_row(file)
             last = _read_last_place(file)
-        with readimc.TXTFile(path) as txt:
+        with closing(readimc.TXTFile(path)) as txt:
+            txt.open()  # inside, because it leaves the file open where it cannot read it
             metals, labels = list(txt.channel_names), list(txt.channel_labels)
         if not metals:
             raise ValueError("it has no channels")

@@ -73,6 +73,14 @@ class McdReader(Reader):
         self.files = [path]
         self._path, self._panel = path, panel
         self._mcd = readimc.MCDFile(path)
+        try:
+            self._list_acquisitions()
+        except BaseException:
+            self.close()
+            raise
+
+    def _list_acquisitions(self) -> None:
+        path = self._path
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of acquisitions that overlap in the file
             self._mcd.open()
@@ -82,7 +90,6 @@ class McdReader(Reader):
             _Acquisition(path, a) for a, empty in zip(all_found, is_empty, strict=True) if not empty
         ]
         if not self._acquisitions:
-            self.close()
             raise ValueError(f"none of its {len(all_found)} acquisitions has pixels")
         self.scenes = [
             Scene(

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from densebatch.readers.reader import ImageFacts, Reader
 
 _START_BYTES = 64
+_PNG = (b"\x89PNG\r\n\x1a\n",)
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_source(path: Path, selection: Selection) -> Source:
@@ -65,29 +67,33 @@ def open_source(path: Path, selection: Selection) -> Source:
 
         _refuse_panel(path, selection, "an OME-Zarr")
         return open_omezarr(path, selection)
-    try:
-        with path.open("rb") as file:
-            start = file.read(_START_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; accepted are {_list_accepted()}") from None
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
+    start = _read_start(path)
     if (format_ := find_format(path, start)) is not None:
         if not format_.has_panel:
             _refuse_panel(path, selection, f"a {format_.name}")
         return _open_with_reader(path, selection, format_)
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+    if start.startswith(_PNG):
         from densebatch.slides.png import open_png
 
         _refuse_panel(path, selection, "a PNG")
         return open_png(path, selection)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start.startswith(_TIFF):
         from densebatch.slides.tiff import open_tiff
 
         _refuse_panel(path, selection, "a TIFF")
         return open_tiff(path, selection)
     found = f"begins with the bytes {start[:8].hex(' ')}" if start else "is empty"
     raise InputError(f"{path} {found}, neither TIFF nor PNG; accepted are {_list_accepted()}")
+
+
+def _read_start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_START_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; accepted are {_list_accepted()}") from None
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
 def _list_accepted() -> str:
@@ -256,6 +262,18 @@ def _tell_untried(format_: Format) -> tuple[str, ...]:
         f"the reader of {format_.name} files is untried: there was no file to test it on, so look "
         "at the names, the pixel size and the labels of a small slide first",
     )
+
+
+def find_kind(path: Path) -> str | None:
+    """What the format of a file or folder is called in plans; None if it is of none."""
+    if path.is_dir():
+        return "ome-zarr"
+    start = _read_start(path)
+    format_ = find_format(path, start)
+    if format_ is not None:
+        return format_.kind
+    kinds = {"png": _PNG, "tiff": _TIFF}
+    return next((kind for kind, begins in kinds.items() if start.startswith(begins)), None)
 
 
 def list_scenes(path: Path, selection: Selection) -> list[tuple[str, str]]:

@@ -17,7 +17,6 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,8 @@ from densebatch.base.files import refuse_address
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
-from densebatch.slides.formats import open_source
-from densebatch.slides.source import Selection
+from densebatch.slides.formats import find_kind, list_scenes, open_source
+from densebatch.slides.source import Selection, SlideInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,73 +40,6 @@ log = logging.getLogger(__name__)
 
 _N_KEPT_OPEN = 8
 _SCAN_PX = 2**22
-
-
-@dataclass(frozen=True)
-class SlideInfo:
-    """What is known of a slide before its pixels are read; plain data.
-
-    Attributes
-    ----------
-    path
-        Absolute; of an OME-Zarr the image group itself.
-    kind
-        "ome-zarr", "tiff", "png", or one of `readers.formats`.
-    height, width
-        Pixels of the highest resolution.
-    channels
-        Names from the metadata, else "0", "1", and so on; "red", "green", "blue" and perhaps
-        "alpha" for a colour image.
-    dtype
-        NumPy name of the pixels' type.
-    um_per_px
-        From the metadata; None if they do not tell or pixels are not square.
-    chunk_px
-        Rows and columns that are cheapest to read together.
-    chunk_planes
-        Planes that are decoded with them, whichever is wanted.
-    n_levels
-        Resolutions in the file, the highest included.
-    ngff
-        "0.4" or "0.5" for OME-Zarr, else None.
-    scene, axes
-        With which `open_slide` opens the same image of `path` again.
-    notes
-        What a user should know of how the metadata were taken, a sentence each.
-    z, t, panel
-        As `scene`.
-    um_per_px_from
-        Where the metadata tell the pixel size, in words.
-    levels
-        Height and width of each resolution, the highest first.
-    compression
-        In words, None if it is not known.
-    identity
-        Hex digest that changes when the content may have changed: layout, and size and
-        modification time of the file or of the highest resolution's chunk files.
-    """
-
-    path: str
-    kind: str
-    height: int
-    width: int
-    channels: tuple[str, ...]
-    dtype: str
-    um_per_px: float | None
-    chunk_px: tuple[int, int]
-    chunk_planes: int
-    n_levels: int
-    ngff: str | None
-    scene: str | None
-    axes: str | None
-    notes: tuple[str, ...]
-    identity: str
-    z: str | None = None
-    t: str | None = None
-    panel: str | None = None
-    um_per_px_from: str | None = None
-    levels: tuple[tuple[int, int], ...] = ()
-    compression: str | None = None
 
 
 class Slide:
@@ -333,6 +265,7 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
     return step_y, step_x
 
 
+_EMPTY = SlideInfo("", "", 0, 0, (), "uint8", None, (0, 0), 1, 0, None, None, None, (), "")
 _open: OrderedDict[tuple[int, Path, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
 
@@ -411,6 +344,38 @@ def reopen_slide(info: SlideInfo) -> Slide:
     return open_slide(info.path, info.scene, info.axes, z=info.z, t=info.t, panel=info.panel)
 
 
+def describe_slide(path: str | os.PathLike[str], **chosen: str | None) -> dict[str, Any]:
+    """What is understood of a slide, as plain data.
+
+    Parameters
+    ----------
+    path, chosen
+        As of `open_slide`.
+
+    Returns
+    -------
+    dict
+        As `SlideInfo.describe`, and `scenes`, the images that the file or folder holds: index,
+        name, what it is. If there are several and none was chosen, all but these, `path` and
+        `format` is None.
+
+    Raises
+    ------
+    InputError
+        As `open_slide`, but not where a scene was to be chosen.
+    """
+    place = Path(path).expanduser().absolute()
+    selection = Selection(**chosen)
+    scenes = [
+        {"index": index, "name": name, "what": what}
+        for index, (name, what) in enumerate(list_scenes(place, selection))
+    ]
+    if len(scenes) > 1 and selection.scene is None:
+        told = dict.fromkeys(_EMPTY.describe())
+        return told | {"path": str(place), "format": find_kind(place), "scenes": scenes}
+    return {"scenes": scenes, **open_slide(path, **chosen).info.describe()}
+
+
 def check_unchanged(info: SlideInfo) -> None:
     """Make sure that a slide is still the one that was described.
 
@@ -427,10 +392,3 @@ def check_unchanged(info: SlideInfo) -> None:
             "its result would be of two slides; bring the slide back and the same command "
             "continues, or begin again with --restart"
         )
-
-
-def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
-    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
-    chunk_y, chunk_x = slide.chunk_px
-    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
-    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize

@@ -17,7 +17,7 @@ import xxhash
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.machine import count_cores
-from densebatch.slides.slide import decoded_bytes
+from densebatch.slides.source import decoded_bytes
 from densebatch.survey.debris import BlockLooks, Shapes, count_shapes
 from densebatch.survey.kernels import (
     BLOCK_PX,

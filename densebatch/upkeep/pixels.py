@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
-    from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
     from densebatch.stages.unread import Unread
 
 

@@ -72,6 +72,12 @@ FORMATS = (
         "imc-txt", "TXT (imaging mass cytometry)", "readimc", "imc", f"{_HERE}.imc_txt", True,
         ".txt", (b"Start_push\t",), has_panel=True,
     ),
+    Format(
+        "nd2", "Nikon ND2", "nd2", "nd2", f"{_HERE}.nd2", False, ".nd2",
+        (b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  \r\n\x87\n"),
+    ),
+    Format("lif", "Leica LIF", "liffile", "lif", f"{_HERE}.lif", False, ".lif", (b"\x70\0\0\0",)),
+    Format("mrxs", "3DHISTECH MRXS", "openslide", "mrxs", f"{_HERE}.mrxs", False, ".mrxs"),
     Format("vsi", "Olympus VSI", "slideio", "vsi", f"{_HERE}.vsi", False, ".vsi"),
 )
 # fmt: on

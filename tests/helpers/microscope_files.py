@@ -128,3 +128,102 @@ def write_imc_txt(path, planes, *, metals=("Ir191Di", "Gd158Di"), labels=NAMES, 
         lines.append("\t".join(map(str, values)))
     path.write_text("\n".join(lines[: None if n_px is None else n_px + 1]) + "\n")
     return path
+
+
+def write_lif(path, images, *, um=UM, names=NAMES):
+    """A LIF file, as its library reads it. `images`: name and (Z, C, rows, columns)."""
+    blocks, elements = [], []
+    for number, (name, planes) in enumerate(images):
+        n_z, n, height, width = planes.shape
+        item = planes.dtype.itemsize
+        steps = {1: item, 2: item * width, 3: item * width * height * n}
+        sizes = {1: width, 2: height, 3: n_z}
+        dimensions = "".join(
+            f'<DimensionDescription DimID="{k}" NumberOfElements="{sizes[k]}" Origin="0" '
+            f'Length="{(sizes[k] - 1) * um * 1e-6}" Unit="m" BytesInc="{steps[k]}" BitInc="0"/>'
+            for k in (1, 2, 3)
+            if sizes[k] > 1
+        )
+        channels = "".join(
+            f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="{item * 8}" '
+            f'NameOfMeasuredQuantity="" Min="0" Max="1" Unit="" LUTName="{names[c]}" '
+            f'IsLUTInverted="0" BytesInc="{c * item * width * height}" BitInc="0"/>'
+            for c in range(n)
+        )
+        elements.append(
+            f'<Element Name="{name}"><Data><Image><ImageDescription><Channels>{channels}</Channels>'
+            f"<Dimensions>{dimensions}</Dimensions></ImageDescription></Image></Data>"
+            f'<Memory Size="{planes.nbytes}" MemoryBlockID="MemBlock_{number}"/></Element>'
+        )
+        block = f"MemBlock_{number}"
+        head = struct.pack("<IIBQBI", 0x70, 0, 0x2A, planes.nbytes, 0x2A, len(block))
+        blocks.append(head + block.encode("utf-16-le") + planes.tobytes())
+    xml = (
+        '<LMSDataContainerHeader Version="2"><Element Name="file"><Children>'
+        f"{''.join(elements)}</Children></Element></LMSDataContainerHeader>"
+    )
+    head = struct.pack("<IIBI", 0x70, 2 * len(xml) + 5, 0x2A, len(xml))
+    path.write_bytes(head + xml.encode("utf-16-le") + b"".join(blocks))
+    return path
+
+
+def write_nd2(path, planes, *, um=UM, names=NAMES):
+    """An ND2 file of version 3, as its library reads it; `planes` is (Z, C, rows, columns)."""
+    n_z, n, height, width = planes.shape
+    item = planes.dtype.itemsize
+    kinds = {"ui": "lx_uint32", "e": "lx_int32", "d": "double", "b": "bool", "s": "CLxStringW"}
+
+    def to_xml(values):
+        parts = []
+        for key, value in values.items():
+            if isinstance(value, dict):
+                parts.append(f"<{key}>{to_xml(value)}</{key}>")
+            else:
+                kind = next(kinds[k] for k in ("ui", "e", "d", "b", "s") if key.startswith(k))
+                parts.append(f'<{key} runtype="{kind}" value="{value}"/>')
+        return "".join(parts)
+
+    def variant(values):
+        return f"<variant><no_name>{to_xml(values)}</no_name></variant>".encode()
+
+    attributes = {
+        "uiWidth": width, "uiWidthBytes": width * n * item, "uiHeight": height, "uiComp": n,
+        "uiBpcInMemory": item * 8, "uiBpcSignificant": item * 8, "uiSequenceCount": n_z,
+        "eCompression": 2,
+    }  # fmt: skip
+    probe = {"m_ExcitationSpectrum": {"uiCount": 0}}
+    planes_told = {
+        f"a{c}": {"uiCompCount": 1, "sDescription": names[c], "pFluorescentProbe": probe}
+        for c in range(n)
+    }
+    metadata = {
+        "bCalibrated": "true", "dCalibration": um,
+        "sPicturePlanes": {"uiCount": n, "sPlaneNew": planes_told},
+    }  # fmt: skip
+    chunks = {
+        "ImageAttributesLV!": variant(attributes),
+        "ImageMetadataSeqLV|0!": variant(metadata),
+    }
+    if n_z > 1:
+        loop = {"uiCount": n_z, "dZStep": 1.0, "dZLow": 0.0, "dZHigh": 1.0, "eType": 0}
+        chunks["ImageMetadataLV!"] = variant({"eType": 4, "uLoopPars": loop})
+    data, places = bytearray(), {}
+
+    def add(name, content, reserve):
+        places[name] = len(data), len(content)
+        label = name.encode().ljust(reserve, b"\0")
+        data.extend(struct.pack("<IIQ", 0x0ABECEDA, len(label), len(content)) + label + content)
+
+    add("ND2 FILE SIGNATURE CHUNK NAME01!", b"Ver3.0".ljust(64, b"\0"), 32)
+    for name, content in chunks.items():
+        add(name, content, 4096 - 16)
+    for z in range(n_z):
+        # pixels begin 4096 bytes behind the chunk's beginning, after 8 bytes of time
+        frame = np.moveaxis(planes[z], 0, -1).tobytes()
+        add(f"ImageDataSeq|{z}!", bytes(8) + frame, 4096 - 24)
+    where = len(data)
+    table = b"".join(name.encode() + struct.pack("<QQ", *place) for name, place in places.items())
+    end = b"ND2 CHUNK MAP SIGNATURE 0000001!" + struct.pack("<Q", where)
+    add("ND2 FILEMAP SIGNATURE NAME 0001!", table + end, 32)
+    path.write_bytes(data)
+    return path

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 
 from tests.helpers import microscope_files as files
 from tests.helpers.slide_files import random_pixels
@@ -36,6 +37,23 @@ def imc(write, name, *options):
     return write_file
 
 
+def library(name, write):
+    def write_file(folder):
+        pytest.importorskip(name)
+        return write(folder)
+
+    return write_file
+
+
+def openslide_tiff(folder):
+    path = folder / "slide.tif"
+    with tifffile.TiffWriter(path) as file:
+        options = {"tile": (32, 32), "photometric": "rgb", "resolutionunit": "CENTIMETER"}
+        file.write(RGB, resolution=(1e4 / files.UM,) * 2, **options)
+        file.write(RGB[::2, ::2], subfiletype=1, **options)
+    return path
+
+
 COLOURS = ("red", "green", "blue")
 # name: how to write it, its planes, names of channels, um per pixel
 FORMATS = {
@@ -50,6 +68,18 @@ FORMATS = {
     "CZI, JPEG XR": (jpeg_xr(SMOOTH), SMOOTH, files.NAMES, files.UM),
     "CZI in colours": (czi(RGB), np.moveaxis(RGB[..., ::-1], -1, 0), COLOURS, files.UM),
     "MCD": (imc(files.write_mcd, "slide.mcd", [("ROI", COUNTS)]), COUNTS, files.NAMES, 1.0),
+    "LIF": (
+        library("liffile", lambda folder: files.write_lif(folder / "a.lif", [("one", CYX[None])])),
+        CYX,
+        files.NAMES,
+        files.UM,
+    ),
+    "ND2": (
+        library("nd2", lambda folder: files.write_nd2(folder / "a.nd2", CYX[None])),
+        CYX,
+        files.NAMES,
+        files.UM,
+    ),
     "TXT": (imc(files.write_imc_txt, "slide.txt", COUNTS), COUNTS, files.NAMES, None),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,51 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
 
 _BAND_BYTES = 2**24
+_MOST_PADDING = 64  # bytes of a row
+_MARK = 0x0ABECEDA
+_CHUNK, _END = struct.Struct("<IIQ"), struct.Struct("<32sQ")
+_MAP_END = b"ND2 CHUNK MAP SIGNATURE 0000001!"
+_MAX_MAP_BYTES = 2**28
 _KNOWN = "TPZCYXS"
 _COLOURS = ("red", "green", "blue")
+
+
+class _FrameChecks:
+    """Whether frames are where the file's map says; the library takes what lies there for pixels.
+
+    A file (but those of before 2010, which are JPEG 2000) is a row of chunks, each with a mark, the
+    lengths of its name and its data, and the name. The map at the end lists names and places.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: dict[int, int] | None = None
+        with path.open("rb") as file:
+            if struct.unpack("<I", file.read(4))[0] != _MARK:
+                return
+            length = file.seek(0, 2)
+            file.seek(max(0, length - _END.size))
+            name, where = _END.unpack(file.read(_END.size))
+            if name != _MAP_END or where >= length:
+                raise ValueError("it has no map of its parts at its end")
+            file.seek(where)
+            table = file.read(min(length - where, _MAX_MAP_BYTES))
+        found = re.finditer(rb"ImageDataSeq\|(\d{1,9})!(.{8})", table, re.DOTALL)
+        self._places = {int(m[1]): int.from_bytes(m[2], "little") for m in found}
+
+    def check(self, frame: int, n_bytes: int) -> None:
+        """Refuse a frame of which the map does not tell the place, or another part is there."""
+        if self._places is None:
+            return
+        wanted = f"ImageDataSeq|{frame}!".encode()
+        head = b""
+        if frame in self._places:
+            with self._path.open("rb") as file:
+                file.seek(min(self._places[frame], 2**62))
+                head = file.read(_CHUNK.size + len(wanted))
+        mark, _, n_data = _CHUNK.unpack(head[: _CHUNK.size].ljust(_CHUNK.size, b"\0"))
+        if mark != _MARK or head[_CHUNK.size :] != wanted or n_data < n_bytes:
+            raise ValueError(f"frame {frame} is not where the map of the file's parts says")
 
 
 class Nd2Reader(Reader):
@@ -31,6 +76,7 @@ class Nd2Reader(Reader):
         nd2 = import_library(path, "nd2", "Nikon ND2", "nd2")
         self.files = [path]
         self._path = path
+        self._checks = _FrameChecks(path)
         self._nd2 = nd2.ND2File(str(path))
         try:
             self._sizes = dict(self._nd2.sizes)
@@ -51,7 +97,8 @@ class Nd2Reader(Reader):
             raise
 
     def _n_planes(self) -> int:
-        return self._sizes.get("C", 1) * self._sizes.get("S", 1)
+        n: int = self._sizes.get("C", 1) * self._sizes.get("S", 1)
+        return n
 
     def _read_positions(self) -> list[str]:
         for loop in self._nd2.experiment:
@@ -72,6 +119,9 @@ class Nd2Reader(Reader):
             )
         height, width, samples = sizes.get("Y", 1), sizes.get("X", 1), sizes.get("S", 1)
         n = self._n_planes()
+        row_bytes, told = width * n * dtype.itemsize, self._nd2.attributes.widthBytes
+        if told is not None and not 0 <= told - row_bytes < _MOST_PADDING:
+            raise ValueError(f"rows of {row_bytes} bytes are said to take {told}")
         names, um_y, um_x, notes = self._read_metadata()
         colour = samples > 1 and n == len(_COLOURS)
         names = _COLOURS if colour else names if len(names) == n else (None,) * n
@@ -113,7 +163,7 @@ class Nd2Reader(Reader):
                 "and pixel size are unknown"
             )
             return (), None, None, (note,)
-        return names, *lengths, ()
+        return names, lengths[0], lengths[1], ()
 
     def read(
         self,
@@ -130,12 +180,18 @@ class Nd2Reader(Reader):
         index = self._frames.get((scene, t, z))
         if index is None:
             raise ValueError(f"it has no frame of position {scene}, time {t} and plane {z}")
-        frame = np.asarray(self._nd2.read_frame(index))
         sizes = self._sizes
+        is_coded = self._nd2.attributes.compressionType is not None
+        n_values = math.prod(sizes.get(axis, 1) for axis in "CYXS")
+        self._checks.check(index, 1 if is_coded else n_values * np.dtype(self._nd2.dtype).itemsize)
+        frame = np.asarray(self._nd2.read_frame(index))
         # (channels, rows, columns, samples), of which the library leaves out those of length 1.
         shape = (sizes.get("C", 1), sizes.get("Y", 1), sizes.get("X", 1), sizes.get("S", 1))
-        if frame.size != math.prod(shape):
-            raise ValueError(f"a frame has {frame.size} values and should have {math.prod(shape)}")
+        # Components of one channel come last, and count as channels unless they are three.
+        if shape[0] > 1 and frame.shape == (*shape[1:3], shape[0]):
+            frame = np.moveaxis(frame, -1, 0)
+        if frame.shape != tuple(n for n in shape if n > 1):
+            raise ValueError(f"a frame has {frame.shape} values and should have {shape}")
         planes = frame.reshape(shape)
         rows, cols = region.slices
         samples = shape[3]

@@ -17,7 +17,7 @@ def write_czi(path, planes, *, names=NAMES, compression="uncompressed:", tile=64
     """A CZI by Zeiss's own library.
 
     `planes` is (scenes, T, Z, C, rows, columns), or fewer dimensions without the first of them;
-    colours are (rows, columns, 3). Tiles overlap by a tenth, as those of a mosaic, the later above the earlier.
+    colours are (rows, columns, 3). Tiles overlap by a tenth, as those of a mosaic.
     """
     from pylibCZIrw import czi
 

@@ -56,8 +56,8 @@ def test_scenes_and_stacks_are_chosen_and_never_taken(tmp_path):
     ] * 2
     with pytest.raises(
         InputError,
-        match=r"3 images along Z \(focal planes\) and 2 images along T .*--z INDEX, from 0 to 2, or "
-        r"the largest value of all with --z max and choose one with --t INDEX, from 0 to 1$",
+        match=r"3 images along Z \(focal planes\) and 2 images along T .*--z INDEX, from 0 to 2, "
+        r"or the largest value of all with --z max and choose one with --t INDEX, from 0 to 1$",
     ):
         open_slide(path, scene="1")
     one = open_slide(path, scene="1", z="2", t="1")

@@ -39,7 +39,7 @@ def test_stacks_and_images_are_chosen(tmp_path, write):
         np.testing.assert_array_equal(read_all(slide), pixels)
         assert "is untried: there was no file to test it on" in slide.info.notes[0]
     if scene is not None:
-        with pytest.raises(InputError, match="holds 2 images and none was chosen.*'one'.*'two'"):
+        with pytest.raises(InputError, match=r"holds 2 images and none was chosen.*'one'.*'two'"):
             open_slide(path)
         np.testing.assert_array_equal(read_all(open_slide(path, scene="two")), ZCYX[0, :, :30])
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 # By the number of the compression, in words.
 COMPRESSIONS = {0: "none", 1: "JPEG", 2: "LZW", 4: "JPEG XR", 5: "zstd", 6: "zstd"}
-_JPEG, _LZW, _JPEG_XR, _ZSTD, _ZSTD_WITH_HEAD = 1, 2, 4, 5, 6
+JPEG_XR = 4
+_JPEG, _LZW, _ZSTD, _ZSTD_WITH_HEAD = 1, 2, 5, 6
 # Decoders of these give red, green and blue whatever the order in the file.
-IMAGE_CODECS = (_JPEG, _JPEG_XR)
+IMAGE_CODECS = (_JPEG, JPEG_XR)
 
 # Of the directory of a JPEG XR image: bytes of a value by its type, and numbers of entries.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
@@ -39,7 +40,7 @@ def decompress(
     data
         Its bytes.
     compression
-        Number, of `COMPRESSIONS`.
+        Number, of `COMPRESSIONS`; but for JPEG XR, which `jpeg_xr` decodes.
     dtype, shape
         What it must decode to: rows, columns, samples.
 
@@ -49,12 +50,9 @@ def decompress(
         Of any kind, if it does not.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
-    if compression in IMAGE_CODECS:
-        if compression == _JPEG_XR:
-            _check_jpeg_xr(data, shape)
-        decode = imagecodecs.jpegxr_decode if compression == _JPEG_XR else imagecodecs.jpeg8_decode
+    if compression == _JPEG:
         out = np.empty(shape if shape[2] > 1 else shape[:2], dtype)
-        return np.asarray(decode(data, out=out)).reshape(shape)
+        return np.asarray(imagecodecs.jpeg8_decode(data, out=out)).reshape(shape)
     is_split = False
     if compression == _ZSTD_WITH_HEAD:
         # A head of a few bytes says whether low and high bytes stand apart.
@@ -75,6 +73,24 @@ def decompress(
     if is_split:
         values = np.ascontiguousarray(values.reshape(2, -1).T).reshape(-1)
     return values.view(dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
+
+
+def decode_jpeg_xr(data: bytes, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> NDArray[Any]:
+    """Pixels of a JPEG XR block, in a process that may end at it: see `jpeg_xr`.
+
+    Parameters
+    ----------
+    data, dtype, shape
+        As of `decompress`.
+
+    Raises
+    ------
+    Exception
+        Of any kind, if it does not decode to that.
+    """
+    _check_jpeg_xr(data, shape)
+    out = np.empty(shape if shape[2] > 1 else shape[:2], dtype)
+    return np.asarray(imagecodecs.jpegxr_decode(data, out=out)).reshape(shape)
 
 
 def _check_jpeg_xr(data: bytes, shape: tuple[int, int, int]) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import Scene
-from densebatch.readers.codecs import COMPRESSIONS, IMAGE_CODECS, decompress
+from densebatch.readers.codecs import COMPRESSIONS, IMAGE_CODECS, JPEG_XR, decompress
 from densebatch.readers.czi_file import PIXEL_TYPES, Block, CziFile, open_czi, read_block
+from densebatch.readers.jpeg_xr import JpegXrDecoder
 from densebatch.readers.reader import ImageFacts, Reader, describe_image
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class CziReader(Reader):
             others = [f"{axis} {start}" for axis, start in places.items() if start and axis != "S"]
             self.scenes.append(Scene(names.get(places.get("S", 0), ""), ", ".join((what, *others))))
         self._file = path.open("rb")
+        self._jpeg_xr = JpegXrDecoder()
 
     def describe(self, scene: int) -> ImageFacts:
         """What is known of an image, by its index in `scenes`."""
@@ -159,12 +161,16 @@ class CziReader(Reader):
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+        self._jpeg_xr.close()
 
     def _decode(self, block: Block) -> NDArray[Any]:
         """Pixels of a block, (rows, columns, samples), colours as red, green, blue."""
         data = read_block(self._czi, self._file, block)
         dtype, samples = PIXEL_TYPES[block.pixel_type]
-        pixels = decompress(data, block.compression, np.dtype(dtype), (*block.stored, samples))
+        shape = (*block.stored, samples)
+        if block.compression == JPEG_XR:
+            return self._jpeg_xr.decode(data, np.dtype(dtype), shape)
+        pixels = decompress(data, block.compression, np.dtype(dtype), shape)
         if samples > 1 and block.compression not in IMAGE_CODECS:
             pixels = pixels[..., [2, 1, 0, 3][:samples]]
         return pixels

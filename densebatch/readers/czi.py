@@ -68,6 +68,10 @@ class CziReader(Reader):
         for block in self._czi.blocks:
             items = block.places.items()
             keys[tuple(item for item in items if item[0] not in _PLANE_AXES)].append(block)
+        # Lower resolutions may belong to all scenes together, and are no scene.
+        keys = {
+            k: blocks for k, blocks in keys.items() if any(_is_whole(b) for b in blocks)
+        } or keys
         ordered = sorted(keys, key=repr if len({len(k) for k in keys}) > 1 else None)
         self._images = [_Image(keys[key]) for key in ordered]
         names = _read_scene_names(self._czi)
@@ -209,6 +213,10 @@ def open_reader(path: Path) -> CziReader:
 
 def _round_zoom(zoom: float) -> int:
     return max(1, round(zoom))
+
+
+def _is_whole(block: Block) -> bool:
+    return _round_zoom(block.zoom) == 1
 
 
 def _read_scene_names(czi: CziFile) -> dict[int, str]:

@@ -9,6 +9,8 @@ import pytest
 
 from densebatch.base.errors import InputError, SceneError
 from densebatch.base.geometry import Region
+from densebatch.readers import czi
+from densebatch.readers.codecs import decompress
 from densebatch.readers.czi import open_reader
 from densebatch.slides.slide import open_slide
 from tests.helpers import microscope_files as files
@@ -112,3 +114,19 @@ def test_a_file_without_its_end_and_one_of_another_kind(tmp_path, written):
         open_slide(written("CZI")[0], axes="CYX")
     with pytest.raises(InputError, match="--panel is accepted with those of imaging mass"):
         open_slide(written("CZI")[0], panel="panel.csv")
+
+
+def test_a_region_decodes_the_blocks_that_it_touches_and_no_other(written, monkeypatch):
+    path, planes, *_ = written("CZI, zstd")
+    decoded = []
+
+    def count(data, *rest):
+        decoded.append(len(data))
+        return decompress(data, *rest)
+
+    monkeypatch.setattr(czi, "decompress", count)
+    slide = open_slide(path)
+    np.testing.assert_array_equal(slide.read(0, Region(10, 10, 30, 40)), planes[0, 10:30, 10:40])
+    assert len(decoded) == 1
+    slide.read(1, Region(60, 10, 64, 40))  # shared by the blocks of two rows
+    assert len(decoded) == 1 + 2

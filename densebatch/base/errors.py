@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _CAUSE_LENGTH = 200
 
@@ -30,9 +30,22 @@ class SceneError(InputError):
     scenes : a name and a description of each image that there is
     """
 
-    def __init__(self, message: str, scenes: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, message: str, scenes: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
         self.scenes = tuple(scenes)
+
+
+class StackError(InputError):
+    """Which of several focal planes or points in time is meant was not said.
+
+    Attributes
+    ----------
+    stacks : how many there are, by the option that chooses one (`z`, `t`)
+    """
+
+    def __init__(self, message: str, stacks: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.stacks = dict(stacks or {})
 
 
 class CapacityError(InputError):

@@ -243,6 +243,9 @@ def info(slide: Path, json_file: Path | None, **chosen: str | None) -> None:
     if told["shape"] is None:
         click.echo("note       none of the images was chosen: choose one with --scene")
         return
+    for axis, n in told["stacks"].items():
+        text = f"{n} images along {axis}, of which none was chosen: choose one with --{axis} INDEX"
+        click.echo(f"stack      {text}{' or --z max' if axis == 'z' else ''}")
     sizes = ", ".join(f"{height} x {width}" for height, width in told["levels"])
     rows, cols = told["chunk_px"]
     planes = f" of {told['chunk_planes']} planes" if told["chunk_planes"] > 1 else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, StackError
 from densebatch.slides.source import Source
 
 if TYPE_CHECKING:
@@ -294,7 +294,8 @@ def refuse_stacks(
     Raises
     ------
     InputError
-        With `--z` and `--t`, or with `--axes` as it would have to be given if these are channels.
+        With `--axes` as it would have to be given if these are channels; a `StackError`, with
+        `--z` and `--t`, if they choose.
     """
     if len(letters) != len(shape) or len(set(letters)) != len(letters):
         return
@@ -306,6 +307,7 @@ def refuse_stacks(
         return
     listed = " and ".join(f"{n} images along {describe(axis)}" for axis, n in stacks.items())
     held = f"{path} holds {listed}"
+    told = {axis.lower(): n for axis, n in stacks.items()}
     ways = [say_how_to_choose(axis, n) for axis, n in stacks.items() if axis in _STACKS]
     choice = " and ".join(ways) if len(ways) == len(stacks) else ""
     if len(sizes) == 1:
@@ -317,12 +319,14 @@ def refuse_stacks(
             else f"if these are channels, say so with --axes {wanted}, else save the one that is "
             "meant to a file of its own"
         )
-        raise InputError(f"{held}, and one image of all channels is accepted; {remedy}")
+        text = f"{held}, and one image of all channels is accepted; {remedy}"
+        raise StackError(text, told) if choice else InputError(text)
     kept = {axis: n for axis, n in sizes.items() if axis not in stacks}
     of = "".join(f" of {n} {name(axis)} each" for axis, n in kept.items())
     joint, gap = between
     remedy = choice or "save the one that is meant, or its projection, to a file of its own"
-    raise InputError(
+    text = (
         f"{held}{of} ({joint.join(letters)}{gap}{' x '.join(map(str, shape))}), and one image of "
         f"all channels is accepted; {remedy}"
     )
+    raise StackError(text, told) if choice else InputError(text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, SceneError, describe_cause
+from densebatch.base.errors import InputError, SceneError, StackError, describe_cause
 from densebatch.base.names import choose_scene
 from densebatch.readers.formats import FORMATS, find_format
 from densebatch.slides.axes import choose_plane, largest_of, say_how_to_choose, tell_plane
@@ -251,7 +251,10 @@ def _choose_planes(
     if z is None or t is None:
         held = " and ".join(f"{n} images along {axis} ({word})" for axis, n, word in lacking)
         ways = " and ".join(say_how_to_choose(axis, n) for axis, n, _ in lacking)
-        raise InputError(f"{path} holds {held}, and one image of all channels is accepted; {ways}")
+        raise StackError(
+            f"{path} holds {held}, and one image of all channels is accepted; {ways}",
+            {axis.lower(): n for axis, n, _ in lacking},
+        )
     return z, t
 
 
@@ -302,4 +305,6 @@ def list_scenes(path: Path, selection: Selection) -> list[tuple[str, str]]:
         )
     except SceneError as error:
         return list(error.scenes)
+    except StackError:
+        pass  # asked of the only image
     return [("", "the only one")]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import DensebatchError, InputError, describe_cause
+from densebatch.base.errors import DensebatchError, InputError, StackError, describe_cause
 from densebatch.base.files import refuse_address
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
@@ -355,14 +355,15 @@ def describe_slide(path: str | os.PathLike[str], **chosen: str | None) -> dict[s
     Returns
     -------
     dict
-        As `SlideInfo.describe`, and `scenes`, the images that the file or folder holds: index,
+        As `SlideInfo.describe`; `stacks`, how many focal planes (z) and points in time (t) there
+        are, if none was chosen; and `scenes`, the images that the file or folder holds: index,
         name, what it is. If there are several and none was chosen, all but these, `path` and
         `format` is None.
 
     Raises
     ------
     InputError
-        As `open_slide`, but not where a scene was to be chosen.
+        As `open_slide`, but not where a scene, a plane or a time was to be chosen.
     """
     place = Path(path).expanduser().absolute()
     selection = Selection(**chosen)
@@ -372,8 +373,16 @@ def describe_slide(path: str | os.PathLike[str], **chosen: str | None) -> dict[s
     ]
     if len(scenes) > 1 and selection.scene is None:
         told = dict.fromkeys(_EMPTY.describe())
-        return told | {"path": str(place), "format": find_kind(place), "scenes": scenes}
-    return {"scenes": scenes, **open_slide(path, **chosen).info.describe()}
+        told |= {"path": str(place), "format": find_kind(place)}
+        return {"scenes": scenes, "stacks": None, **told}
+    stacks: dict[str, int] = {}
+    try:
+        told = open_slide(path, **chosen).info.describe()
+    except StackError as error:
+        stacks = error.stacks
+        told = open_slide(path, **(chosen | dict.fromkeys(stacks, "0"))).info.describe()
+        told |= dict.fromkeys(stacks)
+    return {"scenes": scenes, "stacks": stacks, **told}
 
 
 def check_unchanged(info: SlideInfo) -> None:

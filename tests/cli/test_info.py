@@ -89,7 +89,17 @@ def test_what_cannot_be_opened_is_an_error(capsys, tmp_path):
     assert (
         "a.czi does not exist; accepted are OME-Zarr folders, TIFF and PNG files, and .czi" in err
     )
-    path, *_ = stack(tmp_path)
-    code, _, err = call_main(capsys, "info", path)
+
+
+@pytest.mark.parametrize(("write", "n"), [(stack, 3), (zarr, 2)])
+def test_planes_are_counted_where_none_was_chosen(capsys, tmp_path, write, n):
+    path, *_ = write(tmp_path)
+    code, out, _ = call_main(capsys, "info", path)
+    assert code == 0
+    line = f"stack      {n} images along z, of which none was chosen: choose one with --z INDEX or "
+    assert f"{line}--z max" in out.splitlines()
+    told = json.loads(call_main(capsys, "info", path, "--json", "-")[1])
+    assert (told["stacks"], told["z"], told["shape"]) == ({"z": n}, None, [*PIXELS.shape])
+    code, _, err = call_main(capsys, "segment", path, tmp_path / "out")
     assert code == 2
-    assert "--z INDEX, from 0 to 2" in err
+    assert f"--z INDEX, from 0 to {n - 1}" in err

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
     from densebatch.survey.reader import BandMap
 
@@ -96,7 +97,9 @@ def draft_plan(
     Returns and errors as for `build_plan`.
     """
     _check_settings(path, settings)
-    slide = open_slide(path, settings.scene, settings.axes)
+    slide = open_slide(
+        path, settings.scene, settings.axes, z=settings.z, t=settings.t, panel=settings.panel
+    )
     slide.source.renew()  # the tasks of this run compare with the slide as it is now
     info = slide.info
     libraries = ["densebatch", "numpy"]
@@ -363,6 +366,10 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
             f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
             f"--ngff {settings.ngff} is not accepted with --in-place"
         )
+    if settings.in_place and (info.z is not None or info.t is not None):
+        raise InputError(
+            f"{info.path}: labels of one of several images along z or t cannot be written in place"
+        )
     if settings.in_place:
         in_place_spec(info.path, info.scene, info.axes)  # refuses scales that labels cannot copy
 
@@ -374,16 +381,19 @@ def _choose_channels(
 
     A segmenter, which has no model, gets all that are named.
     """
+    panel_membrane, panel_nuclei = slide.panel_channels
     if settings.membrane:
         membrane = [slide.channel_index(name) for name in settings.membrane]
     else:
-        membrane = [slide.default_channel()]
+        membrane = list(panel_membrane) or [slide.default_channel()]
     if len(set(membrane)) != len(membrane):
         raise InputError(
             f"{slide.info.path}: membrane channels {quote_names(settings.membrane)} name one "
             "channel twice; each is accepted once"
         )
-    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
+    nuclei = panel_nuclei[0] if panel_nuclei else None
+    if settings.nuclei is not None:
+        nuclei = slide.channel_index(settings.nuclei)
     channels = slide.info.channels
     named = [("membrane", name) for name in settings.membrane]
     named += [("nuclei", settings.nuclei)] if settings.nuclei is not None else []
@@ -392,6 +402,7 @@ def _choose_channels(
         for role, name in named
         if (remark := explain_choice(channels, name)) is not None
     ]
+    notes += _tell_panel(slide, settings)
     if model is None:
         return membrane, nuclei, tuple(notes)
     is_told = model.kind != CPNET or model.card.keys() & {"use", "source"}
@@ -408,6 +419,21 @@ def _choose_channels(
         f"{channels[nuclei]!r} is measured in the cell table but not given to the network"
     )
     return membrane, None, tuple(notes)
+
+
+def _tell_panel(slide: Slide, settings: SegmentSettings) -> list[str]:
+    """Which channels were not named by the user but by the panel."""
+    channels, (membrane, nuclei) = slide.info.channels, slide.panel_channels
+    notes = []
+    if membrane and not settings.membrane:
+        notes.append(
+            f"the panel's membrane channels are {quote_names([channels[c] for c in membrane])}"
+        )
+    if nuclei and settings.nuclei is None:
+        names = [channels[c] for c in nuclei]
+        several = f": {names[0]!r} is used, since one is accepted" if len(names) > 1 else ""
+        notes.append(f"the panel's nuclear channels are {quote_names(names)}{several}")
+    return notes
 
 
 def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:

@@ -32,7 +32,7 @@ _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=0)
 # Without a terminal there is no width to keep to, and rich would fold columns at 80 characters.
 _PIPE_WIDTH = 200
-_SWEEP_TABLE, _SWEEP_TEXT, _SWEEP_PICTURE, _SWEEP_WORK = (
+_TABLE, _TEXT, _PICTURE, _WORK = (
     "sweep.csv",
     "sweep.md",
     "sweep.svg",
@@ -276,13 +276,11 @@ def sweep(
         label_components=settings.label_components,
     )
     with TerminalProgress(get_console()) as progress:
-        result = run_sweep(
-            files, output / _SWEEP_WORK, settings, restart=restart, progress=progress
-        )
+        result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)
     for name, text in (
-        (_SWEEP_TABLE, format_csv(result.scores)),
-        (_SWEEP_TEXT, format_markdown(result.scores, result.notes, result.labelled)),
-        (_SWEEP_PICTURE, draw_sweep(result.scores)),
+        (_TABLE, format_csv(result.scores)),
+        (_TEXT, format_markdown(result.scores, result.notes, result.labelled)),
+        (_PICTURE, draw_sweep(result.scores)),
     ):
         write_atomic(output / name, text.encode())
     if told := tell_labelled(result.labelled):
@@ -296,7 +294,7 @@ def sweep(
         f"best   mean AP {ap:.3f} at IoU {settings.iou[0]:g}: flow {best.flow_threshold:g}, "
         f"cell probability {best.cellprob_threshold:g}, minimum size {best.min_size} px"
     )
-    for kind, name in (("table", _SWEEP_TABLE), ("text", _SWEEP_TEXT), ("plot", _SWEEP_PICTURE)):
+    for kind, name in (("table", _TABLE), ("text", _TEXT), ("plot", _PICTURE)):
         click.echo(f"{kind:<6} {output / name}")
 
 
@@ -307,11 +305,7 @@ def _check_output(folder: Path) -> None:
         kind = "is not writable" if existing.is_dir() else "is a file"
         raise InputError(f"{folder}: cannot be used as output folder, {existing} {kind}")
     names = sorted(p.name for p in folder.iterdir()) if existing == folder else []
-    foreign = [
-        name
-        for name in names
-        if name not in (_SWEEP_TABLE, _SWEEP_TEXT, _SWEEP_PICTURE, _SWEEP_WORK)
-    ]
+    foreign = [name for name in names if name not in (_TABLE, _TEXT, _PICTURE, _WORK)]
     foreign = [name for name in foreign if not name.endswith(".partial")]
     if foreign:
         raise InputError(

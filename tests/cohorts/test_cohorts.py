@@ -141,6 +141,7 @@ def test_a_sheet_from_beginning_to_end(slides, capsys, tmp_path):
     assert_same_output(out / "two", expected[1])
 
 
+@pytest.mark.slow
 def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
     """As above, on worker processes, which the two share."""
     _, whole, expected, *_ = slides

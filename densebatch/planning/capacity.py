@@ -18,7 +18,7 @@ from densebatch.compartments.names import COMPARTMENTS
 from densebatch.models.flow_models import get_kind
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
-from densebatch.slides.slide import decoded_bytes
+from densebatch.slides.source import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 from densebatch.workers.local import KEPT_BYTES, check_may_start
 
@@ -126,8 +126,8 @@ def _estimate_flow_tasks(plan: FlowPlan, tile: int, lanes: int) -> dict[str, int
 
     window_px = trace_window_px(plan, tile)
     kept = min(patches, KEPT_BYTES)
-    # A PNG is one chunk, which stays decoded.
-    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
+    # One chunk, which stays decoded.
+    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind in ("png", "imc-txt") else 0
     trace = window_px * TRACE_BYTES_PER_PX + kept + held
     return {
         f"predict a group of {group_px} px": predict,

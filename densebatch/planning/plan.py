@@ -27,7 +27,7 @@ from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
-from densebatch.slides.slide import SlideInfo  # noqa: TC001
+from densebatch.slides.source import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 
@@ -102,6 +102,12 @@ class Plan:
         document = _leave_out_notes(self)
         if all(b.content for b in self.seen_channels):
             document["slide"]["identity"] = ""
+        # What the panel says is among the channels; where it lies decides nothing. And a run that
+        # began before planes could be chosen goes on.
+        del document["slide"]["panel"]
+        for name in ("z", "t"):
+            if document["slide"][name] is None:
+                del document["slide"][name]
         return document
 
     @property
@@ -307,6 +313,8 @@ def _leave_out_notes(plan: Plan) -> dict[str, Any]:
     document.pop("estimate", None)
     for holder in (document, document["slide"], document.get("model", {})):
         holder.pop("notes", None)
+    for name in ("um_per_px_from", "levels", "compression"):
+        document["slide"].pop(name, None)
     return document
 
 

@@ -19,12 +19,12 @@ from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
 from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
-from densebatch.planning.notes import explain_light, explain_pixels
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds
+from densebatch.survey.notes import explain_light, explain_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
+    from densebatch.survey.reader import BandMap
 
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
@@ -95,7 +97,9 @@ def draft_plan(
     Returns and errors as for `build_plan`.
     """
     _check_settings(path, settings)
-    slide = open_slide(path, settings.scene, settings.axes)
+    slide = open_slide(
+        path, settings.scene, settings.axes, z=settings.z, t=settings.t, panel=settings.panel
+    )
     slide.source.renew()  # the tasks of this run compare with the slide as it is now
     info = slide.info
     libraries = ["densebatch", "numpy"]
@@ -153,7 +157,10 @@ def estimate_scale(
 
 
 def survey_plan(
-    draft: Plan, earlier: Plan | None = None, limits: Sequence[Limits | None] | None = None
+    draft: Plan,
+    earlier: Plan | None = None,
+    limits: Sequence[Limits | None] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> Plan:
     """Complete a draft with what one pass over the pixels tells.
 
@@ -167,10 +174,12 @@ def survey_plan(
     limits
         Of each of `draft.seen_channels`, what becomes 0 and 1 in several slides together; None
         for a channel without tissue.
+    elsewhere
+        Has others do bands of the passes over the pixels; None where this process does all.
     """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    surveys = survey_channels(draft, earlier, limits)
+    surveys = survey_channels(draft, earlier, limits, elsewhere)
     bounds = [survey.bounds for survey in surveys]
     together = () if limits is None else (_TOGETHER,)
     plan = replace(
@@ -186,13 +195,16 @@ def survey_plan(
 
 
 def survey_channels(
-    draft: Plan, earlier: Plan | None, limits: Sequence[Limits | None] | None = None
+    draft: Plan,
+    earlier: Plan | None,
+    limits: Sequence[Limits | None] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> list[ChannelSurvey]:
     """Survey the channels that the network or the segmenter sees, at the draft's scale.
 
     Parameters
     ----------
-    draft, earlier, limits
+    draft, earlier, limits, elsewhere
         As of `survey_plan`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
@@ -200,6 +212,7 @@ def survey_channels(
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
+            elsewhere=elsewhere,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip
@@ -353,6 +366,10 @@ def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
             f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
             f"--ngff {settings.ngff} is not accepted with --in-place"
         )
+    if settings.in_place and (info.z is not None or info.t is not None):
+        raise InputError(
+            f"{info.path}: labels of one of several images along z or t cannot be written in place"
+        )
     if settings.in_place:
         in_place_spec(info.path, info.scene, info.axes)  # refuses scales that labels cannot copy
 
@@ -364,16 +381,19 @@ def _choose_channels(
 
     A segmenter, which has no model, gets all that are named.
     """
+    panel_membrane, panel_nuclei = slide.panel_channels
     if settings.membrane:
         membrane = [slide.channel_index(name) for name in settings.membrane]
     else:
-        membrane = [slide.default_channel()]
+        membrane = list(panel_membrane) or [slide.default_channel()]
     if len(set(membrane)) != len(membrane):
         raise InputError(
             f"{slide.info.path}: membrane channels {quote_names(settings.membrane)} name one "
             "channel twice; each is accepted once"
         )
-    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
+    nuclei = panel_nuclei[0] if panel_nuclei else None
+    if settings.nuclei is not None:
+        nuclei = slide.channel_index(settings.nuclei)
     channels = slide.info.channels
     named = [("membrane", name) for name in settings.membrane]
     named += [("nuclei", settings.nuclei)] if settings.nuclei is not None else []
@@ -382,6 +402,7 @@ def _choose_channels(
         for role, name in named
         if (remark := explain_choice(channels, name)) is not None
     ]
+    notes += _tell_panel(slide, settings)
     if model is None:
         return membrane, nuclei, tuple(notes)
     is_told = model.kind != CPNET or model.card.keys() & {"use", "source"}
@@ -398,6 +419,21 @@ def _choose_channels(
         f"{channels[nuclei]!r} is measured in the cell table but not given to the network"
     )
     return membrane, None, tuple(notes)
+
+
+def _tell_panel(slide: Slide, settings: SegmentSettings) -> list[str]:
+    """Which channels were not named by the user but by the panel."""
+    channels, (membrane, nuclei) = slide.info.channels, slide.panel_channels
+    notes = []
+    if membrane and not settings.membrane:
+        notes.append(
+            f"the panel's membrane channels are {quote_names([channels[c] for c in membrane])}"
+        )
+    if nuclei and settings.nuclei is None:
+        names = [channels[c] for c in nuclei]
+        several = f": {names[0]!r} is used, since one is accepted" if len(names) > 1 else ""
+        notes.append(f"the panel's nuclear channels are {quote_names(names)}{several}")
+    return notes
 
 
 def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:

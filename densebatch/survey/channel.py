@@ -39,15 +39,13 @@ from densebatch.survey.kernels import (
 from densebatch.survey.normalization import ChannelBounds, normalize
 from densebatch.survey.passes import (
     Counts,
-    Reader,
-    blocks_of,
     count_blocks,
     count_shapes_in_blocks,
     count_tissue_again,
     count_wanted,
-    open_reader,
 )
 from densebatch.survey.percentiles import find_bins, find_values, interpolate, list_ranks
+from densebatch.survey.reader import Reader, blocks_of, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
 
     from densebatch.slides.slide import Slide
     from densebatch.survey.debris import BlockLooks
+    from densebatch.survey.reader import BandMap
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +144,7 @@ def survey_channel(
     mask_debris: bool = True,
     left_out: Sequence[Region] = (),
     limits: tuple[float, float] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
@@ -168,6 +168,8 @@ def survey_channel(
     limits
         Pixel values that become 0 and 1 in place of the percentiles, as those of several slides
         together.
+    elsewhere
+        As of `passes.Reader`.
 
     Returns
     -------
@@ -179,7 +181,7 @@ def survey_channel(
     InputError
         If no block of the slide can be read.
     """
-    reader = open_reader(slide, channel)
+    reader = open_reader(slide, channel, elsewhere)
     reader.unread.update(dict.fromkeys(left_out, "could not be read when the run began"))
     n_unread = -1
     while len(reader.unread) > n_unread:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from densebatch.base.errors import PartialRunError
-from densebatch.base.names import count_of, quote_names
+from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import add_options, positivity_options, scheduler_options
 from densebatch.ngff.metadata import VERSIONS
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from densebatch.cohorts.outlook import Outlook
     from densebatch.cohorts.rows import Row
-    from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.run.prepare import Prepared
 
 
@@ -52,6 +51,10 @@ _OPTIONS = [
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
     click.option("--scene", metavar="NAME|INDEX", help="Image of a file that holds several."),
     click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
+    click.option("--roi", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Areas that count: GeoJSON of QuPath, ImageJ ROIs, or a mask image."),
+    click.option("--exclude", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Areas that do not count, of the same kinds."),
     click.option("--model", metavar="MODEL",
                  help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
     click.option("--segmenter", metavar="NAME",
@@ -299,6 +302,7 @@ def _tell_columns(some: list[Outlook]) -> str:
 def _plan_slide(
     slide: Path, out: Path, settings: SegmentSettings, listed: frozenset[str], as_json: bool
 ) -> None:
+    from densebatch.cli.terminal import describe_plan
     from densebatch.cohorts.rows import split_names
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
@@ -314,11 +318,11 @@ def _plan_slide(
     else:
         for role, inner in run.inner.items():
             click.echo(f"-- {role}")
-            for line in _describe(inner.plan, _collect_facts(inner)):
+            for line in describe_plan(inner.plan, _collect_facts(inner)):
                 click.echo(line)
         if run.inner:
             click.echo("-- together")
-        for line in _describe(run.plan, _collect_facts(run)):
+        for line in describe_plan(run.plan, _collect_facts(run)):
             click.echo(line)
     sys.stdout.flush()
     # What would be refused is refused here too, with the same words.
@@ -329,6 +333,7 @@ def _plan_slide(
 def _tell_json(run: Prepared) -> dict[str, Any]:
     document = json.loads(run.plan.to_json())
     document.pop("active", None)
+    (document["region"] or {}).pop("runs", None)
     return {**_collect_facts(run), "plan": document}
 
 
@@ -336,9 +341,12 @@ def _collect_facts(run: Prepared) -> dict[str, Any]:
     """What a run would do, in numbers."""
     from densebatch.planning.engine_trial import count_flop, estimate_seconds
     from densebatch.planning.plan import FlowPlan, LabelPlan
+    from densebatch.regions.read import describe_areas
 
     built, settings = run.plan, run.settings
     facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
+    if built.region is not None:
+        facts["region"] = describe_areas(built.region)
     if isinstance(built, FlowPlan):
         assert run.choice is not None
         facts |= {
@@ -363,85 +371,3 @@ def _collect_facts(run: Prepared) -> dict[str, Any]:
         "disk_mb": run.needs.disk_mb,
         "fingerprint": built.fingerprint,
     }
-
-
-def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
-    from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
-
-    info = built.slide
-    size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
-    lines = [
-        f"slide      {info.path}",
-        f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
-        f"channels {quote_names(info.channels)}",
-    ]
-    if isinstance(built, FlowPlan):
-        lines += [
-            f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
-            f"scale      {built.rescale:.4g} ({built.rescale_reason})",
-        ]
-    elif isinstance(built, LabelPlan):
-        lines += [
-            f"segmenter  {built.segmenter} (code {built.segmenter_identity[:12]})",
-            f"options    {json.dumps(built.options)}",
-        ]
-    elif isinstance(built, JoinPlan):
-        lines += [
-            f"joined     {' and '.join(built.runs)}; the membrane of a cell is "
-            f"{built.ring_px:.3g} px wide",
-        ]
-        if built.grow_px:
-            lines.append(
-                f"           nuclei without a cell grow into one by {built.grow_px:.3g} px"
-            )
-    named = [("membrane", b) for b in built.membrane]
-    named += [("nuclei", built.nuclei)] if built.nuclei else []
-    lines += [
-        f"{role:<10} {b.name}: {b.low:g} to {b.high:g} becomes 0 to 1 "
-        f"(tissue is {b.tissue_fraction:.0%} of the slide)"
-        for role, b in named
-    ]
-    if isinstance(built, FlowPlan):
-        lines += _describe_network(built, facts)
-    elif isinstance(built, LabelPlan):
-        lines += [
-            f"tiles      {facts['segmenter_tiles']} of up to {built.tile_px} px share "
-            f"{built.overlap_px} px: {facts['segmenter_px'] / 1e6:.1f} Mpx, "
-            f"{facts['segmenter_px'] / facts['slide_px']:.3f} x the slide's",
-            f"tasks      {facts['segmenter_tiles']} label, {facts['workers']} workers",
-        ]
-    lines += [
-        f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
-        f"disk       up to {facts['disk_mb']} MB",
-        *(f"note       {note}" for note in built.notes),
-    ]
-    return lines
-
-
-def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:
-    return [
-        f"network    {facts['network_patches']} of {len(built.lattice.cores)} patches of "
-        f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
-        f"{facts['network_px'] / 1e6:.1f} Mpx, "
-        f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
-        *_describe_cost(facts),
-        f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
-        f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
-        f"{facts['workers']} workers",
-    ]
-
-
-def _describe_cost(facts: dict[str, Any]) -> list[str]:
-    """What evaluating the network takes, of a kind that can be told before."""
-    if facts["network_flop"] is None:
-        return []
-    seconds = facts["network_seconds"]
-    taken = "" if seconds is None else f", about {_tell_duration(seconds)} on this machine"
-    return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
-
-
-def _tell_duration(seconds: float) -> str:
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from densebatch.base.names import count_of
+from densebatch.base.names import count_of, quote_names
 from densebatch.measuring.positivity import tell_positivity
 from densebatch.run.segment import Progress
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from densebatch.cohorts.record import Entry
+    from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.run.segment import SegmentResult
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -172,3 +174,101 @@ def print_cohort(entries: Sequence[Entry], running: Sequence[str] = ()) -> None:
     click.echo(
         f"{count_of(len(entries), 'slide')}: {', '.join(counted)}; {count_of(total, 'cell')}"
     )
+
+
+def describe_plan(built: Plan, facts: dict[str, Any]) -> list[str]:
+    """The lines of `densebatch plan`.
+
+    Parameters
+    ----------
+    built
+        The plan.
+    facts
+        What it would do, in numbers.
+    """
+    from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
+
+    info = built.slide
+    size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
+    lines = [
+        f"slide      {info.path}",
+        f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
+        f"channels {quote_names(info.channels)}",
+    ]
+    if isinstance(built, FlowPlan):
+        lines += [
+            f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
+            f"scale      {built.rescale:.4g} ({built.rescale_reason})",
+        ]
+    elif isinstance(built, LabelPlan):
+        lines += [
+            f"segmenter  {built.segmenter} (code {built.segmenter_identity[:12]})",
+            f"options    {json.dumps(built.options)}",
+        ]
+    elif isinstance(built, JoinPlan):
+        lines += [
+            f"joined     {' and '.join(built.runs)}; the membrane of a cell is "
+            f"{built.ring_px:.3g} px wide",
+        ]
+        if built.grow_px:
+            lines.append(
+                f"           nuclei without a cell grow into one by {built.grow_px:.3g} px"
+            )
+    if built.region is not None:
+        told = facts["region"]
+        shown = f" in {quote_names(told['names'])}" if told["names"] else ""
+        lines.append(
+            f"region     {told['area_px'] / 1e6:.4g} Mpx{shown}, {told['share']:.1%} of the slide"
+        )
+    named = [("membrane", b) for b in built.membrane]
+    named += [("nuclei", built.nuclei)] if built.nuclei else []
+    whole = "slide" if built.region is None else "region"
+    lines += [
+        f"{role:<10} {b.name}: {b.low:g} to {b.high:g} becomes 0 to 1 "
+        f"(tissue is {b.tissue_fraction:.0%} of the {whole})"
+        for role, b in named
+    ]
+    if isinstance(built, FlowPlan):
+        lines += _describe_network(built, facts)
+    elif isinstance(built, LabelPlan):
+        lines += [
+            f"tiles      {facts['segmenter_tiles']} of up to {built.tile_px} px share "
+            f"{built.overlap_px} px: {facts['segmenter_px'] / 1e6:.1f} Mpx, "
+            f"{facts['segmenter_px'] / facts['slide_px']:.3f} x the slide's",
+            f"tasks      {facts['segmenter_tiles']} label, {facts['workers']} workers",
+        ]
+    lines += [
+        f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
+        f"disk       up to {facts['disk_mb']} MB",
+        *(f"note       {note}" for note in built.notes),
+    ]
+    return lines
+
+
+def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:
+    return [
+        f"network    {facts['network_patches']} of {len(built.lattice.cores)} patches of "
+        f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
+        f"{facts['network_px'] / 1e6:.1f} Mpx, "
+        f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
+        *_describe_cost(facts),
+        f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
+        f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
+        f"{facts['workers']} workers",
+    ]
+
+
+def _describe_cost(facts: dict[str, Any]) -> list[str]:
+    """What evaluating the network takes, of a kind that can be told before."""
+    if facts["network_flop"] is None:
+        return []
+    seconds = facts["network_seconds"]
+    taken = "" if seconds is None else f", about {_tell_duration(seconds)} on this machine"
+    return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
+
+
+def _tell_duration(seconds: float) -> str:
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} s"

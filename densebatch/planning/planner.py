@@ -21,9 +21,11 @@ from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, sur
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.notes import explain_light, explain_pixels
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
+from densebatch.regions.read import RegionFiles, read_areas
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
+from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import ChannelBounds
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.regions.areas import Areas
     from densebatch.slides.slide import Slide, SlideInfo
     from densebatch.survey.channel import ChannelSurvey
 
@@ -108,6 +111,7 @@ def draft_plan(
         membrane, nuclei, notes = _choose_channels(slide, settings, None)
     _check_in_place(info, settings)
     choose_measures(slide, settings)  # refuses channels that are none
+    region, region_notes = _read_region(info, settings)
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
@@ -118,7 +122,8 @@ def draft_plan(
         "copy_image": _copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
-        "notes": notes,
+        "notes": (*notes, *region_notes),
+        "region": region,
     }
     if settings.segmenter is None:
         return draft_flows(info, settings, model, common, estimate)
@@ -196,10 +201,12 @@ def survey_channels(
         As of `survey_plan`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    counted = _choose_blocks(draft)
     return [
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
+            counted=counted,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip
@@ -218,10 +225,11 @@ def count_low_bits(
         Of each of `draft.seen_channels`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    counted = _choose_blocks(draft)
     return [
         count_low_bits_again(
             slide, b.channel, bins, _find_side(draft), mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()),
+            left_out=left_out.get(b.channel, ()), counted=counted,
         )
         for b, bins in zip(draft.seen_channels, wanted, strict=True)
     ]  # fmt: skip
@@ -234,6 +242,11 @@ def list_percentiles(draft: Plan) -> tuple[float, float]:
 
 def _find_side(draft: Plan) -> int:
     return signal_side(draft.rescale if isinstance(draft, FlowPlan) else 1.0)
+
+
+def _choose_blocks(draft: Plan) -> NDArray[np.bool_] | None:
+    """The blocks of a survey that count; None for all."""
+    return None if draft.region is None else draft.region.choose_blocks(BLOCK_PX)
 
 
 def _list_left_out(earlier: Plan | None) -> dict[int, tuple[Region, ...]]:
@@ -309,11 +322,20 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
         in_place=settings.in_place,
         versions={name: found for plan in runs.values() for name, found in plan.versions.items()},
         notes=tuple(notes),
+        region=first.region,
         runs={role: plan.fingerprint for role, plan in runs.items()},
         made_by={role: _name_maker(plan) for role, plan in runs.items()},
         grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
         ring_px=ring_px,
     )
+
+
+def _read_region(
+    info: SlideInfo, settings: SegmentSettings
+) -> tuple[Areas | None, tuple[str, ...]]:
+    """The part of the slide that counts, None for all, and notes on how it was told."""
+    files = RegionFiles(settings.roi, settings.exclude)
+    return read_areas(files, (info.height, info.width)) if files.any else (None, ())
 
 
 def _name_maker(plan: Plan) -> str:

@@ -100,6 +100,13 @@ class SegmentSettings(BaseModel):
         default=None,
         description="a letter per dimension of the pixels, such as CYX, if not the metadata's",
     )
+    roi: Path | None = Field(
+        default=None,
+        description="file of the areas that count: GeoJSON of QuPath, ImageJ ROIs, or a mask image",
+    )
+    exclude: Path | None = Field(
+        default=None, description="likewise, of the areas that do not count"
+    )
     model: str = Field(
         default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
     )

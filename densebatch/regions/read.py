@@ -165,16 +165,17 @@ def _draw_outlines(
         )
     notes = []
     if n_bare:
-        notes.append(f"{path}: {count_of(n_bare, 'object')} without an area (points, lines) do not "
-                     "count")  # fmt: skip
+        notes.append(
+            f"{path}: {count_of(n_bare, 'object')} without an area (points, lines) left out"
+        )
     beyond = sum(
         any((ring < -1).any() or (ring > (width + 1, height + 1)).any() for ring in outline.rings)
         for outline in outlines
     )
     if beyond:
         notes.append(
-            f"{path}: {count_of(beyond, 'outline')} of {len(outlines)} reach beyond the slide, "
-            f"which is {height} x {width} px; what lies there does not count"
+            f"{path}: outlines that reach beyond the slide, which is {height} x {width} px: "
+            f"{beyond} of {len(outlines)}; what lies there does not count"
         )
     return _Drawn(runs, names, tuple(notes))
 

@@ -302,6 +302,24 @@ class JoinPlan(Plan):
                 "form": [self.ngff, self.copy_image, self.in_place]}  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertPlan(Plan):
+    """A slide is copied, and nothing is segmented.
+
+    Attributes
+    ----------
+    n_levels : of the copy
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("copy",)
+
+    n_levels: int
+
+    def _list_decisive(self) -> dict[str, Any]:
+        document = _leave_out_notes(self)
+        return {name: document[name] for name in ("slide", "um_per_px", "ngff", "region")}
+
+
 def _place_tiles(length: int, side: int, overlap: int) -> list[int]:
     """Where tiles begin along an axis: the last one ends with it, and shares more if need be.
 
@@ -331,8 +349,8 @@ def _leave_out_notes(plan: Plan) -> dict[str, Any]:
 
 
 # Each has fields of its own that it cannot be without.
-_ADAPTER: TypeAdapter[FlowPlan | LabelPlan | JoinPlan] = TypeAdapter(
-    FlowPlan | LabelPlan | JoinPlan
+_ADAPTER: TypeAdapter[FlowPlan | LabelPlan | JoinPlan | ConvertPlan] = TypeAdapter(
+    FlowPlan | LabelPlan | JoinPlan | ConvertPlan
 )
 
 

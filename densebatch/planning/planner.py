@@ -111,7 +111,7 @@ def draft_plan(
         membrane, nuclei, notes = _choose_channels(slide, settings, None)
     _check_in_place(info, settings)
     choose_measures(slide, settings)  # refuses channels that are none
-    region, region_notes = _read_region(info, settings)
+    region, region_notes = read_region(info, settings)
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
@@ -330,10 +330,14 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
     )
 
 
-def _read_region(
-    info: SlideInfo, settings: SegmentSettings
-) -> tuple[Areas | None, tuple[str, ...]]:
-    """The part of the slide that counts, None for all, and notes on how it was told."""
+def read_region(info: SlideInfo, settings: SegmentSettings) -> tuple[Areas | None, tuple[str, ...]]:
+    """The part of the slide that counts, None for all, and notes on how it was told.
+
+    Raises
+    ------
+    InputError
+        If a file that tells it cannot be used.
+    """
     files = RegionFiles(settings.roi, settings.exclude)
     return read_areas(files, (info.height, info.width)) if files.any else (None, ())
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "measure": ("densebatch.cli.verify", "Measure the cells of a result again."),
     "info": ("densebatch.cli.plan", "Show what is understood of a slide."),
     "plan": ("densebatch.cli.plan", "Show what a segmentation would do, and do nothing."),
+    "convert": ("densebatch.cli.exchange", "Write a slide as a pyramidal OME-Zarr."),
     "export": ("densebatch.cli.exchange", "Write a result in the format of another tool."),
     "merge": ("densebatch.cli.exchange", "Merge overlapping label tiles of any tool."),
     "demo": ("densebatch.cli.demo", "Simulate a slide, segment it, score it, show it."),

@@ -120,6 +120,7 @@ def _plan_slide(
 def _tell_plan(run: Prepared) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(run.plan.to_json())
     document.pop("active", None)
+    (document["region"] or {}).pop("runs", None)
     return document
 
 
@@ -140,9 +141,12 @@ def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
     """What a run would do, in numbers."""
     from densebatch.planning.engine_trial import count_flop, estimate_seconds
     from densebatch.planning.plan import FlowPlan, LabelPlan
+    from densebatch.regions.read import describe_areas
 
     built, settings = run.plan, run.settings
     facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
+    if built.region is not None:
+        facts["region"] = describe_areas(built.region)
     if isinstance(built, FlowPlan):
         assert run.choice is not None
         facts |= {
@@ -258,11 +262,18 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
             lines.append(
                 f"           nuclei without a cell grow into one by {built.grow_px:.3g} px"
             )
+    if built.region is not None:
+        told = facts["region"]
+        shown = f" in {quote_names(told['names'])}" if told["names"] else ""
+        lines.append(
+            f"region     {told['area_px'] / 1e6:.4g} Mpx{shown}, {told['share']:.1%} of the slide"
+        )
+    whole = "slide" if built.region is None else "region"
     named = [("membrane", b) for b in built.membrane]
     named += [("nuclei", built.nuclei)] if built.nuclei else []
     lines += [
         f"{role:<10} {b.name}: {b.low:g} to {b.high:g} becomes 0 to 1 "
-        f"(tissue is {b.tissue_fraction:.0%} of the slide)"
+        f"(tissue is {b.tissue_fraction:.0%} of the {whole})"
         for role, b in named
     ]
     if isinstance(built, FlowPlan):

@@ -88,9 +88,10 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
         by_task, kept = _estimate_flow_tasks(plan, tile, lanes), weight_bytes(plan)
     elif isinstance(plan, LabelPlan):
         by_task = _estimate_label_tasks(plan, tile)
-    else:
-        assert isinstance(plan, JoinPlan)
+    elif isinstance(plan, JoinPlan):
         by_task = _estimate_join_tasks(plan, tile)
+    else:  # a slide is copied, by tasks that hold less than those that number cells
+        by_task = {}
     by_task |= _estimate_number(plan)
     worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
@@ -184,8 +185,10 @@ def _estimate_disk(plan: Plan) -> int:
         left = math.prod(plan.network_shape) * FLOW_BYTES_PER_PX
     elif isinstance(plan, LabelPlan):
         left = labels * sum(each.area for each in plan.layout.regions) // slide_px
-    else:
+    elif isinstance(plan, JoinPlan):
         left = len(COMPARTMENTS) * labels
+    else:
+        return image
     return left + 2 * labels + image
 
 

@@ -3,7 +3,7 @@
 A run that was done in one session leaves its pace: seconds of a worker for each patch of the
 network and each Mpx that is traced and numbered, what share of its time workers had work, and what
 came before. It is kept for the model, what evaluates it and the number of workers
-(`planning.findings`), or for a scheduler.
+(`engines.findings`), or for a scheduler.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from densebatch.base.machine import count_cores
 from densebatch.engines.backend import patch_shape
+from densebatch.engines.findings import recall, remember
 from densebatch.engines.make import name_device
 from densebatch.planning.capacity import count_lanes
 from densebatch.planning.engine_trial import make_plan_backend, time_backends
-from densebatch.planning.findings import recall, remember
 from densebatch.planning.gate import draw_sample
 from densebatch.planning.measured import choose_measures
 from densebatch.slides.slide import reopen_slide

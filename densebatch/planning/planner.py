@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import explain_choice, quote_names
-from densebatch.cells.labels import in_place_spec
 from densebatch.engines.make import choose_device
 from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
-from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, survey_labels
+from densebatch.planning.join_planner import check_in_place, copies_image
+from densebatch.planning.label_planner import draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
-from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
+from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import ChannelBounds
 from densebatch.survey.notes import explain_light, explain_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -110,8 +111,9 @@ def draft_plan(
     else:
         segmenter = find_segmenter(settings.segmenter)
         membrane, nuclei, notes = _choose_channels(slide, settings, None)
-    _check_in_place(info, settings)
+    check_in_place(info, settings)
     choose_measures(slide, settings)  # refuses channels that are none
+    region, region_notes = read_region(info, settings)
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
@@ -119,10 +121,11 @@ def draft_plan(
         "um_per_px": settings.pixel_size or info.um_per_px,
         "mask_debris": settings.mask_debris,
         "ngff": cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        "copy_image": _copies_image(info, settings),
+        "copy_image": copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
-        "notes": notes,
+        "notes": (*notes, *region_notes),
+        "region": region,
     }
     if settings.segmenter is None:
         return draft_flows(info, settings, model, common, estimate)
@@ -208,11 +211,13 @@ def survey_channels(
         As of `survey_plan`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    counted = _choose_blocks(draft)
     return [
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
             elsewhere=elsewhere,
+            counted=counted,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip
@@ -231,10 +236,11 @@ def count_low_bits(
         Of each of `draft.seen_channels`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    counted = _choose_blocks(draft)
     return [
         count_low_bits_again(
             slide, b.channel, bins, _find_side(draft), mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()),
+            left_out=left_out.get(b.channel, ()), counted=counted,
         )
         for b, bins in zip(draft.seen_channels, wanted, strict=True)
     ]  # fmt: skip
@@ -247,6 +253,11 @@ def list_percentiles(draft: Plan) -> tuple[float, float]:
 
 def _find_side(draft: Plan) -> int:
     return signal_side(draft.rescale if isinstance(draft, FlowPlan) else 1.0)
+
+
+def _choose_blocks(draft: Plan) -> NDArray[np.bool_] | None:
+    """The blocks of a survey that count; None for all."""
+    return None if draft.region is None else draft.region.choose_blocks(BLOCK_PX)
 
 
 def _list_left_out(earlier: Plan | None) -> dict[int, tuple[Region, ...]]:
@@ -278,68 +289,6 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
     return kept if is_same and used[0] == used[1] else plan
 
 
-def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
-    """The plan by which runs of one slide, of nuclei and perhaps cells, are joined.
-
-    Parameters
-    ----------
-    runs
-        Complete plans by what they segment, see `SegmentSettings.split_runs`.
-    settings
-        Of the whole.
-
-    Raises
-    ------
-    InputError
-        If there is no such channel to measure, labels cannot be written in place, or a distance in
-        um is asked for and nobody tells the pixel size.
-    """
-    first, nuclei = next(iter(runs.values())), runs["nuclei"]
-    info, um_per_px = first.slide, first.um_per_px
-    _check_in_place(info, settings)
-    choose_measures(reopen_slide(info), settings)  # refuses channels that are none
-    if settings.expand is not None and um_per_px is None:
-        raise InputError(
-            f"{info.path}: tells no pixel size, which --expand {settings.expand:g} um needs; state "
-            "it with --pixel-size"
-        )
-    ring_px = max(1.0, settings.membrane_width / (um_per_px or USUAL_UM_PER_PX))
-    notes = []
-    if um_per_px is None:
-        notes.append(
-            f"pixel size unknown: the membrane of a cell is a ring of {ring_px:g} px, "
-            f"{settings.membrane_width:g} um at {USUAL_UM_PER_PX:g} um/px; state it with "
-            "--pixel-size"
-        )
-    return JoinPlan(
-        slide=info,
-        membrane=first.membrane if "cells" in runs else (),
-        nuclei=nuclei.membrane[0],
-        um_per_px=um_per_px,
-        mask_debris=settings.mask_debris,
-        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        copy_image=_copies_image(info, settings),
-        in_place=settings.in_place,
-        versions={name: found for plan in runs.values() for name, found in plan.versions.items()},
-        notes=tuple(notes),
-        runs={role: plan.fingerprint for role, plan in runs.items()},
-        made_by={role: _name_maker(plan) for role, plan in runs.items()},
-        grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
-        ring_px=ring_px,
-    )
-
-
-def _name_maker(plan: Plan) -> str:
-    if isinstance(plan, FlowPlan):
-        return f"model {plan.model.name} (sha256 {plan.model.sha256[:12]})"
-    assert isinstance(plan, LabelPlan)
-    return f"segmenter {plan.segmenter}"
-
-
-def _copies_image(info: SlideInfo, settings: SegmentSettings) -> bool:
-    return settings.image == "copy" or (settings.image == "auto" and info.kind != "ome-zarr")
-
-
 def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
     """What only a plan can know to be impossible."""
     for name in ("min_size", "max_size"):
@@ -353,25 +302,6 @@ def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
         raise InputError(
             f"{str(path)!r}: the name is not valid UTF-8; accepted are names that are, so rename it"
         ) from error
-
-
-def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
-    """Refuse to write labels into what is no OME-Zarr, or in another version than the slide's."""
-    if settings.in_place and info.kind != "ome-zarr":
-        raise InputError(
-            f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
-        )
-    if settings.in_place and "ngff" in settings.model_fields_set and settings.ngff != info.ngff:
-        raise InputError(
-            f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
-            f"--ngff {settings.ngff} is not accepted with --in-place"
-        )
-    if settings.in_place and (info.z is not None or info.t is not None):
-        raise InputError(
-            f"{info.path}: labels of one of several images along z or t cannot be written in place"
-        )
-    if settings.in_place:
-        in_place_spec(info.path, info.scene, info.axes)  # refuses scales that labels cannot copy
 
 
 def _choose_channels(

@@ -110,6 +110,13 @@ class SegmentSettings(BaseModel):
         description="CSV file with the columns channel, name, keep and deepcell, which names the "
         "channels of imaging mass cytometry",
     )
+    roi: Path | None = Field(
+        default=None,
+        description="file of the areas that count: GeoJSON of QuPath, ImageJ ROIs, or a mask image",
+    )
+    exclude: Path | None = Field(
+        default=None, description="likewise, of the areas that do not count"
+    )
     model: str = Field(
         default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
     )

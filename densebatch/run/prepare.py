@@ -14,11 +14,11 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
+from densebatch.planning.join_planner import join_plans
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import (
     draft_plan,
     estimate_scale,
-    join_plans,
     keep_survey,
     survey_plan,
 )

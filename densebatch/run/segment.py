@@ -276,7 +276,7 @@ def _check_measures(
     InputError
         With the command that does it.
     """
-    if not is_measured(reopen_slide(plan.slide), settings, report):
+    if not is_measured(reopen_slide(plan.slide), settings, report, plan.region):
         raise InputError(
             f"{folder.path}: this run is complete, and measured other channels, quantiles, "
             "neighbours or markers than are asked for; `densebatch measure OUT` measures again "

@@ -108,6 +108,8 @@ def count_blocks_in_band(reader: Reader, rows: range, side: int) -> Counts:
     digests: dict[tuple[int, int], bytes] = {}
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
+        if not reader.may_count(index):
+            return 0
         pixels = reader.read(index)
         digests[index] = xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest()
         nonfinite = 0
@@ -124,7 +126,7 @@ def count_blocks_in_band(reader: Reader, rows: range, side: int) -> Counts:
         count, band.indices, reader.threads, (N_CLASSES, n_bins)
     )
     looks = BlockLooks(classes, *np.moveaxis(marks, -1, 0))
-    ordered = tuple(digests[index] for index in band.indices)
+    ordered = tuple(digests[index] for index in band.indices if index in digests)
     return Counts(lowest, highest, looks, histogram, nonfinite_px, ordered)
 
 
@@ -242,6 +244,7 @@ class _Band:
         first, last = reader.grid[rows.start, 0], reader.grid[rows.stop - 1, 0]
         self._rows, cols = blocks_of(Region(first.y0, 0, last.y1, whole.x1))
         self.shape = self._rows.stop - self._rows.start, cols.stop
+        self._n_rows = blocks_of(whole)[0].stop
 
     def find(self, at: tuple[slice, slice]) -> tuple[slice, slice]:
         """Where blocks of the slide lie among those of the band."""
@@ -251,6 +254,12 @@ class _Band:
     def take(self, blocks: NDArray[Any]) -> NDArray[Any]:
         """Of the slide's blocks those of the band."""
         return blocks[self._rows]
+
+    def spread(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The slide's blocks, of which those of the band are given and all others False."""
+        every = np.zeros((self._n_rows, self.shape[1]), np.bool_)
+        every[self._rows] = blocks
+        return every
 
 
 def _do_bands(
@@ -265,12 +274,15 @@ def _do_bands(
     every = range(reader.grid.rows)
     if reader.elsewhere is None:
         return [function(reader, every, *choose(every))]
-    name, info = function.__name__, reader.slide.info
     known = tuple(reader.unread.items())
-    found = reader.elsewhere(
-        do_band,
-        [(name, info, reader.channel, known, row, *choose(range(row, row + 1))) for row in every],
-    )
+    about = (function.__name__, reader.slide.info, reader.channel, known)
+
+    def describe(row: int) -> tuple[Any, ...]:
+        rows = range(row, row + 1)
+        counted = None if reader.counted is None else _Band(reader, rows).take(reader.counted)
+        return *about, row, counted, *choose(rows)
+
+    found = reader.elsewhere(do_band, [describe(row) for row in every])
     for part in found:
         reader.unread.update(part.unread)
     return [part.unpack() for part in found]
@@ -282,6 +294,7 @@ def do_band(
     channel: int,
     known: Collection[tuple[Region, str]],
     row: int,
+    counted: NDArray[np.bool_] | None,
     *arguments: Any,  # noqa: ANN401
 ) -> PackedPart:
     """A row of regions of a pass, on a worker.
@@ -298,14 +311,20 @@ def do_band(
         Pieces that cannot be read, with the reason.
     row
         Of the grid of regions.
+    counted
+        Blocks of the row that count; None for all.
     *arguments
         Of the pass.
     """
     reader = open_reader(reopen_slide(info), channel)
     reader.unread.update(known)
-    reader = replace(reader, threads=min(reader.threads, _WORKER_THREADS))
+    rows = range(row, row + 1)
+    if counted is not None:
+        counted = _Band(reader, rows).spread(counted)
+    threads = min(reader.threads, _WORKER_THREADS)
+    reader = replace(reader, threads=threads, counted=counted)
     function = {each.__name__: each for each in _OF_BANDS}[name]
-    return pack_part(function(reader, range(row, row + 1), *arguments), reader.unread)
+    return pack_part(function(reader, rows, *arguments), reader.unread)
 
 
 _OF_BANDS = (count_blocks_in_band, count_tissue_in_band, count_wanted_in_band)

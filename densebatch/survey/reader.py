@@ -40,6 +40,7 @@ class Reader:
     grid : regions
     threads : that read at once
     unread : pieces that cannot be read, with the reason
+    counted : `(rows, cols)` of the slide's blocks: those that count; None for all
     elsewhere : gives bands of a pass to others; None where this process does all
     """
 
@@ -48,6 +49,7 @@ class Reader:
     grid: Grid
     threads: int
     unread: dict[Region, str] = field(default_factory=dict)
+    counted: NDArray[np.bool_] | None = None
     elsewhere: BandMap | None = None
 
     @property
@@ -82,14 +84,18 @@ class Reader:
         self, index: tuple[int, int]
     ) -> Iterator[tuple[NDArray[Any], tuple[slice, slice]]]:
         """Pixels of a region, as `split` divides them."""
-        return self.split(index, self.read(index))
+        return self.split(index, self.read(index)) if self.may_count(index) else iter(())
+
+    def may_count(self, index: tuple[int, int]) -> bool:
+        """Whether a block of a region counts, so that it is read."""
+        return self.counted is None or bool(self.counted[blocks_of(self.grid[index])].any())
 
     def split(
         self, index: tuple[int, int], pixels: NDArray[Any]
     ) -> Iterator[tuple[NDArray[Any], tuple[slice, slice]]]:
         """Pixels of a region, and where their blocks are among those of the slide.
 
-        In several parts, of whole blocks, if some cannot be read.
+        In several parts, of whole blocks, if some cannot be read or do not count.
         """
         region = self.grid[index]
         lost = self.find_lost(region)
@@ -103,9 +109,11 @@ class Reader:
             yield part, blocks_of(block)
 
     def find_lost(self, region: Region) -> NDArray[np.bool_]:
-        """`(rows, cols)` of a region's blocks: whether some of their pixels cannot be read."""
+        """`(rows, cols)` of a region's blocks: what cannot be read all of, or does not count."""
         rows, cols = blocks_of(region)
         lost = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.bool_)
+        if self.counted is not None:
+            lost = ~self.counted[rows, cols]
         for piece in list(self.unread):
             part = piece.intersect(region)
             if part is not None:
@@ -118,21 +126,26 @@ def count_regions(info: SlideInfo) -> int:
     return len(Grid(info.height, info.width, _READ_PX, _READ_PX))
 
 
-def open_reader(slide: Slide, channel: int, elsewhere: BandMap | None = None) -> Reader:
+def open_reader(
+    slide: Slide,
+    channel: int,
+    elsewhere: BandMap | None = None,
+    counted: NDArray[np.bool_] | None = None,
+) -> Reader:
     """Choose how many threads read: as many as the processors, the memory and the regions allow.
 
     Parameters
     ----------
     slide, channel
         What is read.
-    elsewhere
+    elsewhere, counted
         As of `Reader`.
     """
     info = slide.info
     grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
     at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
     threads = max(1, min(count_cores(), MAX_THREADS, grid.rows * grid.cols, at_once))
-    return Reader(slide, channel, grid, threads, elsewhere=elsewhere)
+    return Reader(slide, channel, grid, threads, counted=counted, elsewhere=elsewhere)
 
 
 def blocks_of(region: Region) -> tuple[slice, slice]:

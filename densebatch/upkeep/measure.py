@@ -140,6 +140,7 @@ def measure(
         settings,
         plan.shape,
         read_measures(report).compartments,
+        has_regions=read_measures(report).has_regions,
     )
     other = None if info is None else describe_other(info)
     told = describe_measures(measures, measured.channels, other)
@@ -257,7 +258,7 @@ def make_table(content: Content, source: PixelSource, path: Path) -> dict[str, A
     nuclei = read_nuclei(content, parts) if parts else None
     told = write_table(
         path, cells, content.n_cells, slide, plan.um_per_px, source.channels, measures,
-        content.report["positivity"], nuclei,
+        content.report["positivity"], nuclei, plan.region,
     )  # fmt: skip
     shutil.rmtree(folder)
     return told

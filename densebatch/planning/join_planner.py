@@ -72,18 +72,6 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
     )
 
 
-def read_region(info: SlideInfo, settings: SegmentSettings) -> tuple[Areas | None, tuple[str, ...]]:
-    """The part of the slide that counts, None for all, and notes on how it was told.
-
-    Raises
-    ------
-    InputError
-        If a file that tells it cannot be used.
-    """
-    files = RegionFiles(settings.roi, settings.exclude)
-    return read_areas(files, (info.height, info.width)) if files.any else (None, ())
-
-
 def _name_maker(plan: Plan) -> str:
     if isinstance(plan, FlowPlan):
         return f"model {plan.model.name} (sha256 {plan.model.sha256[:12]})"

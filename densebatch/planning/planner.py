@@ -20,6 +20,7 @@ from densebatch.planning.join_planner import check_in_place, copies_image
 from densebatch.planning.label_planner import draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.regions.read import RegionFiles, read_areas
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.regions.areas import Areas
     from densebatch.slides.slide import Slide
     from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
@@ -287,6 +289,18 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
         as_begun = replace(kept, engine=earlier.engine)
     is_same = as_begun.to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
+
+
+def read_region(info: SlideInfo, settings: SegmentSettings) -> tuple[Areas | None, tuple[str, ...]]:
+    """The part of the slide that counts, None for all, and notes on how it was told.
+
+    Raises
+    ------
+    InputError
+        If a file that tells it cannot be used.
+    """
+    files = RegionFiles(settings.roi, settings.exclude)
+    return read_areas(files, (info.height, info.width)) if files.any else (None, ())
 
 
 def _check_settings(path: str | Path, settings: SegmentSettings) -> None:

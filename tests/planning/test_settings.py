@@ -42,6 +42,8 @@ def test_file_sets_every_setting(path):
         nuclei: 0
         scene: 1
         axes: CYX
+        roi: areas.geojson
+        exclude: folds.zip
         z: max
         t: 2
         panel: panel.csv
@@ -87,6 +89,8 @@ def test_file_sets_every_setting(path):
         nuclei="0",
         scene="1",
         axes="CYX",
+        roi=Path("areas.geojson"),
+        exclude=Path("folds.zip"),
         z="max",
         t="2",
         panel="panel.csv",

@@ -367,6 +367,7 @@ def test_the_plan_tells_both_runs(slide, tmp_path, capsys):
     code, told, _ = call_main(
         capsys, "plan", slide, tmp_path / "out", "--membrane", "CD3", "--nuclei", "DAPI",
         "--compartments", "--model", "dense-tiny", "--nuclei-diameter", 16, "--workers", 0,
+        "--fraction", "CD3=9", "--positive", "CD3:mean_membrane=otsu", "--phenotype", "T=CD3+",
     )  # fmt: skip
     assert code == 0
     assert "-- cells" in told
@@ -376,8 +377,14 @@ def test_the_plan_tells_both_runs(slide, tmp_path, capsys):
 
 
 def test_settings_of_the_runs():
-    settings = SegmentSettings(membrane=("a",), nuclei="b", compartments=True, in_place=True)
+    settings = SegmentSettings(
+        membrane=("a",), nuclei="b", compartments=True, in_place=True, channels=("a",),
+        quantiles=(0.9,), fraction=("a=4",), positive=("a=otsu",), phenotype=("a+",),
+    )  # fmt: skip
     runs = settings.split_runs()
+    for run in runs.values():  # what they measure is of no use to anybody
+        assert run.channels == ("b",)
+        assert run.quantiles == run.fraction == run.positive == run.phenotype == ()
     assert list(runs) == ["cells", "nuclei"]
     assert runs["cells"].membrane == ("a",)
     assert runs["cells"].nuclei == runs["nuclei"].membrane[0] == "b"

@@ -290,7 +290,7 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
             f"{info.path}: tells no pixel size, which --expand {settings.expand:g} um needs; state "
             "it with --pixel-size"
         )
-    ring_px = max(1.0, settings.membrane_width / (um_per_px or USUAL_UM_PER_PX))
+    ring_px = max(1.0, _to_px(settings.membrane_width, um_per_px or USUAL_UM_PER_PX))
     notes = []
     if um_per_px is None:
         notes.append(
@@ -311,9 +311,22 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
         notes=tuple(notes),
         runs={role: plan.fingerprint for role, plan in runs.items()},
         made_by={role: _name_maker(plan) for role, plan in runs.items()},
-        grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
+        grow_px=0.0
+        if settings.expand is None
+        else _to_px(settings.expand, cast("float", um_per_px)),
         ring_px=ring_px,
     )
+
+
+def _to_px(um: float, um_per_px: float) -> float:
+    """A distance in pixels, so that whole ones are whole.
+
+    Examples
+    --------
+    >>> 0.3 / 0.1, _to_px(0.3, 0.1)
+    (2.9999999999999996, 3.0)
+    """
+    return round(um / um_per_px, 6)
 
 
 def _name_maker(plan: Plan) -> str:

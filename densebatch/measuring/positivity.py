@@ -53,7 +53,7 @@ def decide(
     columns : dict
         By name, booleans with nulls where a value is unknown.
     """
-    names = name_channels(channels)
+    names = name_channels(channels, measures.compartments)
     told: list[dict[str, Any]] = []
     columns: dict[str, pa.Array] = {}
     signs: dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}

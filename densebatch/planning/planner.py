@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from densebatch.base.errors import InputError
 from densebatch.base.names import explain_choice, quote_names
 from densebatch.cells.labels import in_place_spec
+from densebatch.compartments.growing import LONGEST_PX
 from densebatch.engines.make import choose_device
 from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
@@ -278,8 +279,8 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
     Raises
     ------
     InputError
-        If there is no such channel to measure, labels cannot be written in place, or a distance in
-        um is asked for and nobody tells the pixel size.
+        If there is no such channel to measure, labels cannot be written in place, a distance in um
+        is asked for and nobody tells the pixel size, or it is longer than any cell.
     """
     first, nuclei = next(iter(runs.values())), runs["nuclei"]
     info, um_per_px = first.slide, first.um_per_px
@@ -291,6 +292,15 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
             "it with --pixel-size"
         )
     ring_px = max(1.0, _to_px(settings.membrane_width, um_per_px or USUAL_UM_PER_PX))
+    grow_px = 0.0
+    if settings.expand is not None:
+        grow_px = _to_px(settings.expand, cast("float", um_per_px))
+    for option, px in (("--expand", grow_px), ("--membrane-width", ring_px)):
+        if px > LONGEST_PX:
+            raise InputError(
+                f"{info.path}: {option} is {px:g} px, at {um_per_px or USUAL_UM_PER_PX:g} um/px; "
+                f"accepted are up to {LONGEST_PX} px"
+            )
     notes = []
     if um_per_px is None:
         notes.append(
@@ -311,9 +321,7 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
         notes=tuple(notes),
         runs={role: plan.fingerprint for role, plan in runs.items()},
         made_by={role: _name_maker(plan) for role, plan in runs.items()},
-        grow_px=0.0
-        if settings.expand is None
-        else _to_px(settings.expand, cast("float", um_per_px)),
+        grow_px=grow_px,
         ring_px=ring_px,
     )
 

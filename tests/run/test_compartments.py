@@ -17,6 +17,7 @@ from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
 from densebatch.compartments.matching import match_nuclei
 from densebatch.compartments.names import COMPARTMENTS
+from densebatch.exporting.export import export
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
@@ -304,6 +305,23 @@ def test_measured_again(joined, tmp_path, expected):
     assert_same_output(out, expected)
 
 
+def test_exports_have_what_lies_within_cells(joined, tmp_path):
+    made = export(joined, "spatialdata", tmp_path / "a.zarr").path
+    group = zarr.open_group(made / "labels", mode="r")
+    assert group.attrs["ome"]["labels"] == ["cells", *NAMES]
+    for name in group.attrs["ome"]["labels"]:
+        assert np.array_equal(group[f"{name}/0"][:], read_image(joined, name))
+    table = zarr.open_group(made / "tables" / "table", mode="r")
+    assert {f"mean_{name}" for name in COMPARTMENTS} < set(table["layers"])
+    (first, *_) = export(joined, "mcmicro-csv", tmp_path / "a.csv").path.read_text().split("\n")
+    assert first.split(",")[:4] == ['"CellID"', '"CD3"', '"DAPI"', '"X_centroid"']
+    copied = tmp_path / "out"
+    shutil.copytree(joined, copied)
+    flip(copied / "segmentation.ome.zarr/labels/membrane/0/c/0/0", np.random.default_rng(1))
+    with pytest.raises(InputError, match="is damaged, .*/labels/membrane/0/c"):
+        export(copied, "spatialdata", tmp_path / "b.zarr")
+
+
 def test_a_gap_of_either_run_is_missing_in_both(slide, tmp_path, monkeypatch, modelled):
     predict = PredictGroup.run
 
@@ -351,6 +369,11 @@ def test_what_is_refused(slide, tmp_path, capsys, pixels):
         (["--nuclei", "DAPI", "--compartments", "--nuclei-model", "none-such"], "none-such"),
         (["--nuclei", "DAPI", "--compartments", "--expand", "0"], "greater than 0"),
         (["--nuclei", "DAPI", "--compartments", "--channels", "CD9"], "CD9"),
+        (["--nuclei", "DAPI", "--expand", "1e300"], "--expand is 2e+300 px, at 0.5 um/px; accept"),
+        (
+            ["--nuclei", "DAPI", "--compartments", "--membrane-width", "128.1"],
+            "--membrane-width is 256.2 px, at 0.5 um/px; accepted are up to 256 px",
+        ),
     ):
         code, _, told = call_main(capsys, "segment", slide, out, "--membrane", "CD3", *arguments)
         assert code == 2, arguments

@@ -318,7 +318,7 @@ def test_exports_have_what_lies_within_cells(joined, tmp_path):
     copied = tmp_path / "out"
     shutil.copytree(joined, copied)
     flip(copied / "segmentation.ome.zarr/labels/membrane/0/c/0/0", np.random.default_rng(1))
-    with pytest.raises(InputError, match="is damaged, .*/labels/membrane/0/c"):
+    with pytest.raises(InputError, match=r"is damaged, .*/labels/membrane/0/c"):
         export(copied, "spatialdata", tmp_path / "b.zarr")
 
 

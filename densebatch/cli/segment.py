@@ -300,6 +300,7 @@ def _plan_slide(
     slide: Path, out: Path, settings: SegmentSettings, listed: frozenset[str], as_json: bool
 ) -> None:
     from densebatch.cohorts.rows import split_names
+    from densebatch.planning.notes import name_options
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
 
@@ -315,7 +316,7 @@ def _plan_slide(
         for role, inner in run.inner.items():
             click.echo(f"-- {role}")
             for line in _describe(inner.plan, _collect_facts(inner)):
-                click.echo(line)
+                click.echo(name_options(role, line))
         if run.inner:
             click.echo("-- together")
         for line in _describe(run.plan, _collect_facts(run)):

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 _UNEVEN_TIMES = 10.0  # from which a part of a slide that is brighter than the rest is told
 
 
+def name_options(role: str, text: str) -> str:
+    """What is told of a run that is joined with another, with the options that are for it.
+
+    Examples
+    --------
+    >>> name_options("nuclei", "state theirs with --diameter")
+    'state theirs with --nuclei-diameter'
+    """
+    return text.replace("--diameter", "--nuclei-diameter") if role == "nuclei" else text
+
+
 def explain_light(slide: Slide) -> Iterator[str]:
     """Say so if a slide looks like a brightfield picture."""
     if looks_brightfield(slide):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from densebatch.base.errors import InputError
 from densebatch.planning.capacity import (
     Estimate,
     check_capacity,
@@ -12,6 +13,7 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
+from densebatch.planning.notes import name_options
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import (
     draft_plan,
@@ -165,11 +167,14 @@ def _prepare_joined(
     """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""
     inner: dict[str, Prepared] = {}
     for role, own in settings.split_runs().items():
-        [inner[role]] = prepare(
-            [(slide, folder.inner(role))], own, restart=restart,
-            # Workers are started beside one survey, the last.
-            starting=starting if role == "nuclei" else None, note=note,
-        )  # fmt: skip
+        try:
+            [inner[role]] = prepare(
+                [(slide, folder.inner(role))], own, restart=restart,
+                # Workers are started beside one survey, the last.
+                starting=starting if role == "nuclei" else None, note=note,
+            )  # fmt: skip
+        except InputError as error:
+            raise type(error)(name_options(role, str(error))) from error
     plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
     workers = max(run.workers for run in inner.values())
     needs = estimate(plan, settings.tile)

@@ -212,6 +212,23 @@ def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):
     assert not out.exists()
 
 
+def test_a_plan_of_cells_and_nuclei_has_the_needs_of_all_their_runs(slides, capsys, tmp_path):
+    _, whole, *_ = slides
+    options = ("--nuclei", "DAPI", "--compartments", "--nuclei-model", "watershed", *OPTIONS)
+    options = (*options, "--workers", 0, "--json")
+    single = json.loads(call_main(capsys, "plan", whole[0], tmp_path / "out", *options)[1])
+    runs = [single, *single["runs"].values()]
+    code, printed, err = call_main(capsys, "plan", *whole, tmp_path / "out", *options)
+    assert code == 0
+    (row, _) = json.loads(printed)["samples"]
+    assert row["fingerprint"] == single["fingerprint"]
+    assert row["worker_mb"] == max(run["worker_mb"] for run in runs)
+    assert row["disk_mb"] == sum(run["disk_mb"] for run in runs) > single["disk_mb"]
+    assert "s0: nuclei: " in err
+    assert "--nuclei-diameter" in err
+    assert "--diameter" not in err
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_folders_that_are_no_cohort_s(slides, capsys, tmp_path, restart):
     _, whole, *_ = slides

@@ -367,6 +367,10 @@ def test_what_is_refused(slide, tmp_path, capsys, pixels):
         (["--expand", "2"], "--expand needs the nuclear channel: name it with --nuclei"),
         (["--nuclei", "DAPI", "--nuclei-model", "cyto"], "--nuclei-model is accepted with"),
         (["--nuclei", "DAPI", "--compartments", "--nuclei-model", "none-such"], "none-such"),
+        (
+            ["--nuclei", "DAPI", "--compartments", "--nuclei-diameter", "0.5"],
+            "check --pixel-size or --nuclei-diameter",
+        ),
         (["--nuclei", "DAPI", "--compartments", "--expand", "0"], "greater than 0"),
         (["--nuclei", "DAPI", "--compartments", "--channels", "CD9"], "CD9"),
         (["--nuclei", "DAPI", "--expand", "1e300"], "--expand is 2e+300 px, at 0.5 um/px; accept"),

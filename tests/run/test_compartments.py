@@ -361,7 +361,7 @@ def test_in_the_slide(tmp_path, pixels, ngff, joined):
 
 
 def test_what_is_refused(slide, tmp_path, capsys, pixels):
-    out = tmp_path / "out"
+    out, cheap = tmp_path / "out", ("--model", "dense-tiny", "--nuclei-model", "watershed")
     for arguments, words in (
         (["--compartments"], "--compartments needs the nuclear channel: name it with --nuclei"),
         (["--expand", "2"], "--expand needs the nuclear channel: name it with --nuclei"),
@@ -372,10 +372,13 @@ def test_what_is_refused(slide, tmp_path, capsys, pixels):
             "check --pixel-size or --nuclei-diameter",
         ),
         (["--nuclei", "DAPI", "--compartments", "--expand", "0"], "greater than 0"),
-        (["--nuclei", "DAPI", "--compartments", "--channels", "CD9"], "CD9"),
-        (["--nuclei", "DAPI", "--expand", "1e300"], "--expand is 2e+300 px, at 0.5 um/px; accept"),
+        (["--nuclei", "DAPI", "--compartments", "--channels", "CD9", *cheap], "CD9"),
         (
-            ["--nuclei", "DAPI", "--compartments", "--membrane-width", "128.1"],
+            ["--nuclei", "DAPI", "--expand", "1e300", *cheap],
+            "--expand is 2e+300 px, at 0.5 um/px; accept",
+        ),
+        (
+            ["--nuclei", "DAPI", "--compartments", "--membrane-width", "128.1", *cheap],
             "--membrane-width is 256.2 px, at 0.5 um/px; accepted are up to 256 px",
         ),
     ):

@@ -26,7 +26,11 @@ def name_options(role: str, text: str) -> str:
     >>> name_options("nuclei", "state theirs with --diameter")
     'state theirs with --nuclei-diameter'
     """
-    return text.replace("--diameter", "--nuclei-diameter") if role == "nuclei" else text
+    if role == "nuclei":  # whose overlap has no option
+        for other in (", or the overlap with --overlap", " unless --overlap states it"):
+            text = text.replace(other, "")
+        text = text.replace("--diameter", "--nuclei-diameter")
+    return text
 
 
 def explain_light(slide: Slide) -> Iterator[str]:

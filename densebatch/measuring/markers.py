@@ -125,7 +125,7 @@ def read_markers(
         )
         _refuse_twice(image, "--positive", text, channel, markers)
         number = _read_number(right)
-        if right.startswith(_LABELS):
+        if right.startswith(_LABELS) and right != _LABELS:
             if statistic is not None:
                 raise InputError(
                     f"--positive {text!r}: labels are compared with pixels, not with the "

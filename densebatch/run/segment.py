@@ -202,7 +202,8 @@ def _carry_out(
             progress.note(f"{folder.path}: this run is already complete")
             driver.remove_dead(folder)  # killed as it ended
             if not settings.keep_flows:
-                folder.remove_work()
+                for run in (*prepared.inner.values(), prepared):
+                    run.folder.remove_work()
             return _result(folder, prepared.plan, report)
     session = Session(
         prepared.plan,

@@ -15,6 +15,7 @@ from skimage.measure import regionprops_table
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
+from densebatch.cells.read import open_labels
 from densebatch.compartments.matching import match_nuclei
 from densebatch.compartments.names import COMPARTMENTS
 from densebatch.exporting.export import export
@@ -283,7 +284,7 @@ def test_without_the_runs_labels_are_not_made_again(joined, tmp_path):
     assert any("without the run of the nuclei" in note for note in mended.notes)
 
 
-def test_measured_again(joined, tmp_path, expected):
+def test_measured_again(slide, joined, tmp_path, expected):
     out = tmp_path / "out"
     shutil.copytree(joined, out)
     measure(out, channels=("DAPI",))
@@ -303,6 +304,25 @@ def test_measured_again(joined, tmp_path, expected):
     assert verify(out).is_right
     measure(out, quantiles=(0.9,))
     assert_same_output(out, expected)
+    (out / "runs" / "cells" / "work").mkdir()  # as `keep_flows` leaves it
+    segment(slide, out, **OPTIONS, expand=2.0)
+    assert_same_output(out, expected)
+    assert not (out / "runs" / "cells" / "work").exists()
+
+
+def test_its_cells_are_what_others_read(joined, tmp_path, capsys):
+    """Masks within cells are meant only where they are named, as label images of other cells."""
+    assert call_main(capsys, "score", joined, joined / "runs" / "cells")[0] == 0
+    assert np.array_equal(open_labels(joined)[:, :], read_image(joined, "cells"))
+    nuclei = joined / "segmentation.ome.zarr" / "labels" / "nuclei"
+    out = tmp_path / "out"
+    shutil.copytree(joined, out)
+    measure(out, positive=(f"CD3=labels:{joined}", f"DAPI=labels:{nuclei}"))
+    _, columns = read_result(out)
+    assert (columns["fraction_CD3"] == 1).all()
+    share = columns["nucleus_area"] / columns["area_px"]
+    np.testing.assert_allclose(columns["fraction_DAPI"], share)
+    assert 0 < columns["positive_DAPI"].sum() < share.size
 
 
 def test_exports_have_what_lies_within_cells(joined, tmp_path):

@@ -378,6 +378,10 @@ def test_in_the_slide(tmp_path, pixels, ngff, joined):
         flip(path, rng)
     assert repair(tmp_path / "out", workers=0).is_right
     assert read_files([slide / "labels"]) == files
+    # A run that removes it all to begin anew, without nuclei, and is killed after the cells.
+    shutil.rmtree(slide / "labels" / "cells")
+    segment(slide, tmp_path / "plain", **PLAIN, in_place=True)
+    assert [path.name for path in (slide / "labels").iterdir() if path.is_dir()] == ["cells"]
 
 
 def test_what_is_refused(slide, tmp_path, capsys, pixels):

@@ -9,7 +9,7 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.names import Scene, choose_scene
 from densebatch.cells.groups import open_array
 from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes
-from densebatch.cells.pyramid_spec import MISSING_NAME, OWNER
+from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS, LABEL_NAME, MISSING_NAME, OWNER
 from densebatch.ngff.choice import choose_image, choose_multiscale, list_images
 from densebatch.ngff.folders import list_folders, read_node, read_shape, suggest_paths
 from densebatch.ngff.metadata import (
@@ -171,11 +171,13 @@ def _find_label_group(node: Node, scene: str | None) -> Node:
     names = list(map(str, listed))
     if scene is not None and len(names) > 1:
         names = [names[choose_scene(path, [Scene(name, "a label image") for name in names], scene)]]
-    if len(names) > 1 and MISSING_NAME in names:
-        # What marks the gaps of our own cells is never meant where it is not named.
-        marks = read_node(path / MISSING_NAME)
-        if marks is not None and OWNER in marks.document:
-            names.remove(MISSING_NAME)
+    if len(names) > 1 and LABEL_NAME in names:
+        # What marks the gaps of our own cells, or lies within them, is never meant where it is not
+        # named.
+        beside = {MISSING_NAME, *COMPARTMENT_LABELS.values()}.intersection(names)
+        nodes = {name: read_node(path / name) for name in beside}
+        ours = {name for name, each in nodes.items() if each and OWNER in each.document}
+        names = [name for name in names if name not in ours]
     if len(names) != 1:
         example = path / (names[0] if names else "NAME")
         raise InputError(

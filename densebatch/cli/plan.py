@@ -93,6 +93,7 @@ def _plan_slide(
     measure: bool,
 ) -> None:
     from densebatch.cohorts.rows import split_names
+    from densebatch.planning.join_planner import name_options
     from densebatch.run.folder import OutputFolder
     from densebatch.run.prepare import prepare
 
@@ -110,7 +111,7 @@ def _plan_slide(
     else:
         for name, each in every.items():
             for line in [f"-- {name}"] * bool(name) + _describe(each.plan, facts[name]):
-                click.echo(line)
+                click.echo(name_options(name, line))
     sys.stdout.flush()
     # What would be refused is refused here too, with the same words.
     for each in (*run.inner.values(), run):

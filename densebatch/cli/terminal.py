@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from densebatch.base.names import count_of
-from densebatch.measuring.positivity import tell_positivity
+from densebatch.cohorts.record import add_positivity
+from densebatch.measuring.positivity import tell_count, tell_positivity
 from densebatch.planning.pace import tell_duration
 from densebatch.run.segment import Progress
 
@@ -182,3 +183,5 @@ def print_cohort(entries: Sequence[Entry], running: Sequence[str] = ()) -> None:
     click.echo(
         f"{count_of(len(entries), 'slide')}: {', '.join(counted)}; {count_of(total, 'cell')}"
     )
+    for column, counts in add_positivity(entries).items():
+        click.echo(f"{column}  {tell_count(counts)} of {count_of(counts['samples'], 'slide')}")

@@ -10,6 +10,7 @@ from densebatch.cohorts.crew import size_crew
 from densebatch.cohorts.record import Record
 from densebatch.cohorts.together import find_limits
 from densebatch.planning.engine_trial import estimate_seconds
+from densebatch.planning.join_planner import name_options
 from densebatch.planning.plan import FlowPlan
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import prepare
@@ -34,7 +35,8 @@ class Outlook:
     mpx : size of the slide
     network_mpx : what the network would see; None with a segmenter
     network_seconds : how long that takes with all workers, where it can be told
-    worker_mb, disk_mb : memory of each worker, and room on the disk, that are needed
+    worker_mb, disk_mb : memory of each worker, and room on the disk, that are needed; with
+        compartments by all runs of the slide
     fingerprint : of the run
     reason : why it would fail; all but its name is None then
     """
@@ -97,14 +99,18 @@ def _look(
     settings = row.read_settings().model_copy(update=shared)
     [run] = prepare([(row.slide, folder)], settings, limits=limits, note=tell)
     folder.compare(run.plan)
-    for each in (*run.inner.values(), run):
+    for role, each in run.inner.items():
         for text in each.plan.notes:
-            tell(text)
+            tell(f"{role}: {name_options(role, text)}")
+    for text in run.plan.notes:
+        tell(text)
     network_px, seconds = None, None
-    plans = [plan for plan in run.own_plans if isinstance(plan, FlowPlan)]
-    if len(plans) == len(run.own_plans):
-        network_px = sum(plan.network_px for plan in plans)
-        found = [estimate_seconds(plan, settings, run.workers) for plan in plans]
+    runs = list(run.inner.values()) or [run]
+    needs = [each.needs for each in (*run.inner.values(), run)]
+    plans = [(each.plan, each.settings) for each in runs if isinstance(each.plan, FlowPlan)]
+    if len(plans) == len(runs):
+        network_px = sum(plan.network_px for plan, _ in plans)
+        found = [estimate_seconds(plan, own, run.workers) for plan, own in plans]
         known = [each for each in found if each is not None]
         seconds = sum(known) if len(known) == len(found) else None
     return Outlook(
@@ -113,7 +119,7 @@ def _look(
         mpx=round(run.plan.shape[0] * run.plan.shape[1] / 1e6, 3),
         network_mpx=None if network_px is None else round(network_px / 1e6, 3),
         network_seconds=None if seconds is None else round(seconds, 1),
-        worker_mb=run.needs.worker_mb,
-        disk_mb=run.needs.disk_mb,
+        worker_mb=max(each.worker_mb for each in needs),
+        disk_mb=sum(each.disk_mb for each in needs),
         fingerprint=run.plan.fingerprint,
     )

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.cohorts.rows import RECORD, fold_name
+from densebatch.measuring.positivity import count_positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,8 @@ class Entry:
     seconds : from its beginning to its end; other slides may have been worked on meanwhile
     failed_tiles : how many there are, if it is done or partial
     reason : why it failed or what is missing, one sentence
+    positivity : of each column of its table that tells positive cells or a phenotype, how many
+        `cells` there are, and how many are `positive` and `unknown`
     """
 
     sample: str
@@ -44,12 +47,14 @@ class Entry:
     seconds: float | None = None
     failed_tiles: int | None = None
     reason: str | None = None
+    positivity: dict[str, dict[str, int]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; a reason is there only if there is one."""
+        """Plain data; a reason and positive cells are there only if there are any."""
         document = asdict(self)
-        if self.reason is None:
-            del document["reason"]
+        for name in ("reason", "positivity"):
+            if document[name] is None:
+                del document[name]
         return document
 
 
@@ -171,10 +176,37 @@ class Record:
         OSError
             If that cannot be done.
         """
-        entries = [entry.to_dict() for entry in (*self._entries.values(), *self._others)]
-        told = {} if self.normalise is None else {"normalise": self.normalise}
-        document = json.dumps({"samples": entries, **told}, indent=1)
+        entries = [*self._entries.values(), *self._others]
+        told: dict[str, Any] = {"samples": [entry.to_dict() for entry in entries]}
+        if counts := add_positivity(entries):
+            told["positivity"] = counts
+        if self.normalise is not None:
+            told["normalise"] = self.normalise
+        document = json.dumps(told, indent=1)
         write_atomic(self._file, f"{document}\n".encode())
+
+
+def add_positivity(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Positive cells of all slides together.
+
+    Parameters
+    ----------
+    entries
+        Of the slides; those without a column do not count for it.
+
+    Returns
+    -------
+    dict
+        By column, as of `Entry`, and of how many `samples`.
+    """
+    sums: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        for column, counts in (entry.positivity or {}).items():
+            added = sums.setdefault(column, {"samples": 0, **dict.fromkeys(counts, 0)})
+            added["samples"] += 1
+            for name, count in counts.items():
+                added[name] += count
+    return sums
 
 
 def describe_result(result: SegmentResult) -> dict[str, Any]:
@@ -191,4 +223,5 @@ def describe_result(result: SegmentResult) -> dict[str, Any]:
         "seconds": result.report["seconds"]["total"],
         "failed_tiles": len(result.failed_tiles),
         "reason": result.tell_missing() if result.is_partial else None,
+        "positivity": count_positive(result.report["positivity"]) or None,
     }

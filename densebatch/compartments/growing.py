@@ -17,6 +17,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LONGEST_PX = 256
+"""Up to which distance labels grow, and rings are wide: time and memory go with its square."""
+
 
 def reach_of(distance_px: float) -> int:
     """Pixels along an axis that growing, or a ring, of a distance looks at.

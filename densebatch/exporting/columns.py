@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from densebatch.compartments.names import COMPARTMENTS
-from densebatch.measuring.schema import is_statistic, name_column
+from densebatch.measuring.schema import OF_NUCLEI, is_statistic, name_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,12 +52,14 @@ def sort_columns(names: Sequence[str]) -> Columns:
     (('CD3', 'CD8'), ('std_CD3', 'std_CD8'), ('id', 'q90_CD3'))
     """
     listed = set(names)
+    # A channel may be called `CD3_nucleus`, which only a table with compartments is sure to avoid.
+    compartments = COMPARTMENTS if OF_NUCLEI[0].name in listed else ()
     means = [name.removeprefix(f"{MEAN}_") for name in names if name.startswith(f"{MEAN}_")]
-    channels = tuple(name for name in means if not _is_of_compartment(name, listed))
+    channels = tuple(name for name in means if not _is_of(compartments, name, listed))
     matrices: dict[str, tuple[str, ...]] = {}
     statistics = [name.partition("_")[0] for name in names]
     for statistic in dict.fromkeys(filter(is_statistic, statistics)):
-        for ending in ("", *(f"_{each}" for each in COMPARTMENTS)):
+        for ending in ("", *(f"_{each}" for each in compartments)):
             columns = tuple(name_column(f"{statistic}{ending}", channel) for channel in channels)
             if columns and listed.issuperset(columns):
                 matrices[f"{statistic}{ending}"] = columns
@@ -65,9 +67,9 @@ def sort_columns(names: Sequence[str]) -> Columns:
     return Columns(channels, matrices, tuple(name for name in names if name not in taken))
 
 
-def _is_of_compartment(name: str, listed: set[str]) -> bool:
+def _is_of(compartments: Sequence[str], name: str, listed: set[str]) -> bool:
     channel, _, last = name.rpartition("_")
-    return last in COMPARTMENTS and f"{MEAN}_{channel}" in listed
+    return last in compartments and f"{MEAN}_{channel}" in listed
 
 
 def as_matrix(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.float32]:

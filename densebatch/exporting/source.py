@@ -16,8 +16,9 @@ from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.cells.faults import Fault, find_faults
 from densebatch.cells.kept import Tree, read_list
-from densebatch.cells.pyramid_spec import LABEL_NAME
+from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS, LABEL_NAME
 from densebatch.cells.read import open_labels
+from densebatch.compartments.names import NUCLEUS
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, is_partial, read_report, tell_missing
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from densebatch.cells.read import LabelImage
 
-NUCLEI_NAME = "nuclei"
+_NUCLEI = COMPARTMENT_LABELS[NUCLEUS]
 STAGE = "export"
 BATCH_CELLS = 16384
 """Rows of the table that are held at once, with the outlines of their cells."""
@@ -45,6 +46,7 @@ class Source:
     table : the cell table
     schema : names and types of the table's columns, in order
     cells, nuclei : label images of the same ids; `nuclei` is None where there are none
+    names : of all label images of these ids that there are
     n_cells : rows of the table
     um_per_px : None if it is unknown
     provenance : how the result was made, strings and numbers alone
@@ -57,6 +59,7 @@ class Source:
     schema: pa.Schema
     cells: LabelImage
     nuclei: LabelImage | None
+    names: tuple[str, ...]
     n_cells: int
     um_per_px: float | None
     provenance: dict[str, str | float]
@@ -115,7 +118,7 @@ def open_source(out: Path, progress: Progress) -> Source:
     except OSError as error:
         raise InputError(f"{folder.marker}: cannot be read ({error.strerror})") from error
     root = folder.root(plan)
-    has_nuclei = _check(folder.trees(plan), root, folder.table)
+    names = _check(folder.trees(plan), root, folder.table)
     about: dict[str, str | float] = {
         "slide": plan.slide.path,
         "fingerprint": plan.fingerprint,
@@ -127,7 +130,7 @@ def open_source(out: Path, progress: Progress) -> Source:
             about[kind] = json.dumps(report[kind], sort_keys=True)
     missing = tell_missing(report) if is_partial(report) else None
     return _open(root, folder.table, int(report["cells"]), plan.um_per_px, about, missing, progress,
-                 has_nuclei=has_nuclei)  # fmt: skip
+                 names)  # fmt: skip
 
 
 def _open_merged(out: Path, folder: OutputFolder, progress: Progress) -> Source:
@@ -139,7 +142,7 @@ def _open_merged(out: Path, folder: OutputFolder, progress: Progress) -> Source:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{out}: merge.json is damaged ({describe_cause(error)})") from error
     root = folder.path / "segmentation.ome.zarr"
-    return _open(root, folder.table, n_cells, um_per_px, about, None, progress, has_nuclei=False)
+    return _open(root, folder.table, n_cells, um_per_px, about, None, progress, (LABEL_NAME,))
 
 
 def _open(
@@ -150,8 +153,7 @@ def _open(
     about: Mapping[str, str | float],
     missing: str | None,
     progress: Progress,
-    *,
-    has_nuclei: bool,
+    names: tuple[str, ...],
 ) -> Source:
     _require(table)
     labels.read_labels(root)  # refuses what is not finished
@@ -162,13 +164,14 @@ def _open(
         raise InputError(f"{table}: cannot be read ({describe_cause(error)})") from error
     if n_rows != n_cells or not set(schema.names) >= _NEEDED:
         raise InputError(f"{table}: is not the table of the {n_cells} cells of this result")
-    cells, nuclei = root / "labels" / LABEL_NAME, root / "labels" / NUCLEI_NAME
+    cells, nuclei = root / "labels" / LABEL_NAME, root / "labels" / _NUCLEI
     return Source(
         root=root,
         table=table,
         schema=schema,
         cells=open_labels(cells),
-        nuclei=open_labels(nuclei) if has_nuclei else None,
+        nuclei=open_labels(nuclei) if _NUCLEI in names else None,
+        names=names,
         n_cells=n_cells,
         um_per_px=um_per_px,
         provenance={
@@ -188,25 +191,25 @@ def _require(path: Path) -> None:
         raise InputError(f"{path}: is missing; {_ACCEPTED}")
 
 
-def _check(trees: Sequence[Tree], root: Path, table: Path) -> bool:
-    """Compare what is exported with its checksums; whether there are nuclei of the run's own."""
-    tops = [root / "labels" / name for name in (LABEL_NAME, NUCLEI_NAME)]
-    has_nuclei = False
+def _check(trees: Sequence[Tree], root: Path, table: Path) -> tuple[str, ...]:
+    """Compare what is exported with its checksums; names of the run's label images of cells."""
+    tops = {name: root / "labels" / name for name in (LABEL_NAME, *COMPARTMENT_LABELS.values())}
+    found: set[str] = set()
     for tree in trees:
         listed, faults = read_list(tree)
         if listed is None:
             raise InputError(f"{tree.out}: its files cannot be checked, {faults[0]}")
-        places = {name: tree.base / name for name in listed}
-        has_nuclei |= any(place.is_relative_to(tops[1]) for place in places.values())
-        used = {
-            name: listed[name]
-            for name, place in places.items()
-            if place == table or any(place.is_relative_to(top) for top in tops)
-        }
+        used = {}
+        for name in listed:
+            place = tree.base / name
+            inside = {image for image, top in tops.items() if place.is_relative_to(top)}
+            found |= inside
+            if inside or place == table:
+                used[name] = listed[name]
         for fault in find_faults(tree, used, count_cores(), copies=False):
             if isinstance(fault, Fault):
                 raise InputError(
                     f"{tree.out}: is damaged, {tree.shown(fault.name)} {fault.what}; "
                     "`densebatch verify --repair` may mend it"
                 )
-    return has_nuclei
+    return tuple(name for name in tops if name in found or name == LABEL_NAME)

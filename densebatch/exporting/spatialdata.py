@@ -19,7 +19,6 @@ from densebatch.cells.pyramid import array_settings, level_path, read_unit
 from densebatch.cells.pyramid_spec import LABEL_NAME, PyramidSpec
 from densebatch.cells.verify import read_spec
 from densebatch.exporting.annotated import ZarrFolder, write_tree
-from densebatch.exporting.source import NUCLEI_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,11 +38,10 @@ def write_spatialdata(source: Source, path: Path, options: Options) -> None:
         "spatialdata_software_version": f"densebatch {version('densebatch')}",
     }
     root.update_attributes({"spatialdata_attrs": about, "densebatch": source.provenance})
-    names = [LABEL_NAME, *([NUCLEI_NAME] if source.nuclei is not None else [])]
     require_group(path / "labels", 3).update_attributes(
-        {"ome": {"version": "0.5", "labels": names}}
+        {"ome": {"version": "0.5", "labels": list(source.names)}}
     )
-    for name in names:
+    for name in source.names:
         _copy_labels(source, path, name)
     keys = {"region_key": _REGION_KEY, "instance_key": _INSTANCE_KEY}
     require_group(path / "tables", 3)

@@ -22,6 +22,7 @@ _SHOWN = 64  # bins that are kept for the eye
 _APART = 2.0
 _MARGIN = 10.0
 _FEW = 10  # cells of a component
+_ROUNDING = 1e-9  # of values, that sums of equal pixels may differ by
 _WHOLE = 1e-6  # of the variance of all, that no component falls below
 
 
@@ -94,7 +95,7 @@ def find_cut(values: NDArray[np.float64], how: str) -> Cut:
     -------
     Cut
     """
-    if values.size == 0 or values.min() == values.max():
+    if values.size == 0 or np.ptp(values) <= _ROUNDING * np.abs(values).max():
         return Cut(None, "there is no cut: the cells do not differ", None)
     mixture = fit_mixture(values[values > 0])
     if how == "otsu":

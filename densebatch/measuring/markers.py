@@ -125,7 +125,7 @@ def read_markers(
         )
         _refuse_twice(image, "--positive", text, channel, markers)
         number = _read_number(right)
-        if right.startswith(_LABELS):
+        if right.startswith(_LABELS) and right != _LABELS:
             if statistic is not None:
                 raise InputError(
                     f"--positive {text!r}: labels are compared with pixels, not with the "
@@ -158,7 +158,7 @@ def refuse_unmeasured(image: Image, measures: Measures) -> None:
     InputError
         Naming what is missing and the option that brings it.
     """
-    names = name_channels(image.channels)
+    names = name_channels(image.channels, measures.compartments)
     known = {column.name for column in list_columns(measures, image.channels)}
     for option, some in (("--fraction", measures.shares), ("--positive", measures.markers)):
         for each in some:

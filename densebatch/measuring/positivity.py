@@ -53,7 +53,7 @@ def decide(
     columns : dict
         By name, booleans with nulls where a value is unknown.
     """
-    names = name_channels(channels)
+    names = name_channels(channels, measures.compartments)
     told: list[dict[str, Any]] = []
     columns: dict[str, pa.Array] = {}
     signs: dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
@@ -90,6 +90,22 @@ def _count(positive: NDArray[np.bool_], is_known: NDArray[np.bool_]) -> dict[str
         "cells": positive.size,
         "positive": int(positive.sum()),
         "unknown": positive.size - int(is_known.sum()),
+    }
+
+
+def count_positive(told: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """How many `cells` there are, and how many are `positive` and `unknown`, by column.
+
+    Parameters
+    ----------
+    told
+        As `run.json` has it under `positivity`.
+    """
+    columns = {f"positive_{each['marker']}": each for each in told["markers"]}
+    columns |= {f"phenotype_{each['phenotype']}": each for each in told["phenotypes"]}
+    return {
+        column: {name: each[name] for name in ("cells", "positive", "unknown")}
+        for column, each in columns.items()
     }
 
 
@@ -139,15 +155,16 @@ def tell_positivity(told: Mapping[str, Any]) -> list[str]:
     for each in told["markers"]:
         cut = "no cut" if each["cut"] is None else f"{each['column']} from {each['cut']:.6g} on"
         how = "" if each["how"] == "given" else f", {each['how']}"
-        lines.append(f"{each['marker']}+  {_tell_count(each)} ({cut}{how})")
+        lines.append(f"{each['marker']}+  {tell_count(each)} ({cut}{how})")
         if each["note"]:
             lines.append(f"note: {each['marker']}: {each['note']}")
     for each in told["phenotypes"]:
         what = "" if each["markers"] == each["phenotype"] else f" ({each['markers']})"
-        lines.append(f"{each['phenotype']}  {_tell_count(each)}{what}")
+        lines.append(f"{each['phenotype']}  {tell_count(each)}{what}")
     return lines
 
 
-def _tell_count(each: Mapping[str, Any]) -> str:
+def tell_count(each: Mapping[str, Any]) -> str:
+    """How many cells are positive, in words."""
     unknown = f", {each['unknown']} unknown" if each["unknown"] else ""
     return f"{each['positive']} of {each['cells']} cells{unknown}"

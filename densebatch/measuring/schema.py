@@ -217,25 +217,33 @@ def name_compartment(compartment: str) -> str:
     return f"_{compartment}"
 
 
-def name_channels(channels: Sequence[str]) -> list[str]:
+def name_channels(channels: Sequence[str], compartments: Sequence[str] = ()) -> list[str]:
     """Names of channels in the names of columns; those of a slide need not be unique.
 
     Parameters
     ----------
     channels
         All of the image's, so that a name does not depend on which are measured.
+    compartments
+        That are measured: `CD3` has columns of its nucleus, which no channel `CD3_nucleus` may
+        have as well.
 
     Examples
     --------
     >>> name_channels(["CD3", "CD3", "CD3_1"])
     ['CD3', 'CD3_1', 'CD3_1_2']
+    >>> name_channels(["CD3", "CD3_nucleus"], ["nucleus"])
+    ['CD3', 'CD3_nucleus_1']
     """
+    endings = ("", *map(name_compartment, compartments))
     names: list[str] = []
+    taken: set[str] = set()
     for index, channel in enumerate(channels):
         name = channel
-        while name in names:
+        while not taken.isdisjoint(name + ending for ending in endings):
             name += f"_{index}"
         names.append(name)
+        taken.update(name + ending for ending in endings)
     return names
 
 
@@ -278,7 +286,7 @@ def list_columns(measures: Measures, channels: Sequence[str]) -> list[Column]:
     channels
         Names of all channels of the image.
     """
-    names = name_channels(channels)
+    names = name_channels(channels, measures.compartments)
     positive = {marker.channel for marker in measures.markers}
     columns = [
         *OF_LABELS,

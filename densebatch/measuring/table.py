@@ -333,7 +333,8 @@ def value_columns(
         Of the cells, that was measured; "" for all of a cell.
     """
     ending = name_compartment(compartment) if compartment else ""
-    names, fractions, n_shares = name_channels(channels), measures.fractions, 0
+    names = name_channels(channels, measures.compartments)
+    fractions, n_shares = measures.fractions, 0
     for place, channel in enumerate(measures.channels):
         name, sums = f"{names[channel]}{ending}", values.sums[place]
         counted = values.areas - values.missing[place]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from densebatch.base.errors import InputError
 from densebatch.cells.labels import in_place_spec
+from densebatch.compartments.growing import LONGEST_PX
 from densebatch.planning.label_planner import USUAL_UM_PER_PX
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
@@ -33,8 +34,8 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
     Raises
     ------
     InputError
-        If there is no such channel to measure, labels cannot be written in place, or a distance in
-        um is asked for and nobody tells the pixel size.
+        If there is no such channel to measure, labels cannot be written in place, a distance in um
+        is asked for and nobody tells the pixel size, or it is longer than any cell.
     """
     first, nuclei = next(iter(runs.values())), runs["nuclei"]
     info, um_per_px = first.slide, first.um_per_px
@@ -45,7 +46,16 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
             f"{info.path}: tells no pixel size, which --expand {settings.expand:g} um needs; state "
             "it with --pixel-size"
         )
-    ring_px = max(1.0, settings.membrane_width / (um_per_px or USUAL_UM_PER_PX))
+    ring_px = max(1.0, _to_px(settings.membrane_width, um_per_px or USUAL_UM_PER_PX))
+    grow_px = 0.0
+    if settings.expand is not None:
+        grow_px = _to_px(settings.expand, cast("float", um_per_px))
+    for option, px in (("--expand", grow_px), ("--membrane-width", ring_px)):
+        if px > LONGEST_PX:
+            raise InputError(
+                f"{info.path}: {option} is {px:g} px, at {um_per_px or USUAL_UM_PER_PX:g} um/px; "
+                f"accepted are up to {LONGEST_PX} px"
+            )
     notes = []
     if um_per_px is None:
         notes.append(
@@ -67,9 +77,35 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
         region=first.region,
         runs={role: plan.fingerprint for role, plan in runs.items()},
         made_by={role: _name_maker(plan) for role, plan in runs.items()},
-        grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
+        grow_px=grow_px,
         ring_px=ring_px,
     )
+
+
+def name_options(role: str, text: str) -> str:
+    """What is told of a run that is joined with another, with the options that are for it.
+
+    Examples
+    --------
+    >>> name_options("nuclei", "state theirs with --diameter")
+    'state theirs with --nuclei-diameter'
+    """
+    if role == "nuclei":  # whose overlap has no option
+        for other in (", or the overlap with --overlap", " unless --overlap states it"):
+            text = text.replace(other, "")
+        text = text.replace("--diameter", "--nuclei-diameter")
+    return text
+
+
+def _to_px(um: float, um_per_px: float) -> float:
+    """A distance in pixels, so that whole ones are whole.
+
+    Examples
+    --------
+    >>> 0.3 / 0.1, _to_px(0.3, 0.1)
+    (2.9999999999999996, 3.0)
+    """
+    return round(um / um_per_px, 6)
 
 
 def _name_maker(plan: Plan) -> str:

@@ -314,7 +314,8 @@ class SegmentSettings(BaseModel):
         common: dict[str, Any] = {
             "compartments": False, "expand": None, "nuclei_model": NUCLEI_MODEL,
             "nuclei_diameter": None, "membrane_width": 1.0, "image": "none", "in_place": False,
-            "channels": (self.nuclei,), "quantiles": (),
+            "channels": (self.nuclei,), "quantiles": (), "fraction": (), "positive": (),
+            "phenotype": (),
         }  # fmt: skip
         runs = {}
         if self.membrane or self.expand is None:

@@ -17,6 +17,7 @@ from densebatch.cells.labels import shard_grid
 from densebatch.compartments.growing import reach_of
 from densebatch.compartments.names import COMPARTMENTS
 from densebatch.measuring.table import Nuclei
+from densebatch.planning.join_planner import name_options
 from densebatch.run.report import Progress
 from densebatch.run.session import Step
 from densebatch.run.steps import Labelled
@@ -69,9 +70,7 @@ class InnerProgress(Progress):
 
     def note(self, text: str) -> None:
         """As of `Progress`."""
-        if self._role == NUCLEI:  # whose diameter has an option of its own
-            text = text.replace("--diameter", "--nuclei-diameter")
-        self._progress.note(f"{self._role}: {text}")
+        self._progress.note(f"{self._role}: {name_options(self._role, text)}")
 
 
 def find_runs(folder: OutputFolder, roles: Mapping[str, object]) -> dict[str, JoinedRun]:

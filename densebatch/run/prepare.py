@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.errors import DensebatchError
+from densebatch.base.errors import DensebatchError, InputError
 from densebatch.planning.capacity import (
     Estimate,
     check_capacity,
@@ -14,7 +14,7 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
-from densebatch.planning.join_planner import join_plans
+from densebatch.planning.join_planner import join_plans, name_options
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import (
     draft_plan,
@@ -195,11 +195,14 @@ def _prepare_joined(
     """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""
     inner: dict[str, Prepared] = {}
     for role, own in settings.split_runs().items():
-        [inner[role]] = prepare(
-            [(slide, folder.inner(role))], own, restart=restart,
-            # Workers are started beside one survey, the last.
-            starting=starting if role == "nuclei" else None, note=note, progress=progress,
-        )  # fmt: skip
+        try:
+            [inner[role]] = prepare(
+                [(slide, folder.inner(role))], own, restart=restart,
+                # Workers are started beside one survey, the last.
+                starting=starting if role == "nuclei" else None, note=note, progress=progress,
+            )  # fmt: skip
+        except InputError as error:
+            raise type(error)(name_options(role, str(error))) from error
     plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
     workers = max(run.workers for run in inner.values())
     needs = estimate(plan, settings.tile)

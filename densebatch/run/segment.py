@@ -203,7 +203,8 @@ def _carry_out(
             progress.note(f"{folder.path}: this run is already complete")
             driver.remove_dead(folder)  # killed as it ended
             if not settings.keep_flows:
-                folder.remove_work()
+                for run in (*prepared.inner.values(), prepared):
+                    run.folder.remove_work()
             return _result(folder, prepared.plan, report)
     session = Session(
         prepared.plan,
@@ -338,8 +339,9 @@ def _open_output(session: Session, *, restart: bool) -> None:
         session.folder.report.unlink(missing_ok=True)
         forget(session.folder.path)
         _remove_unfinished(session, specs)
-        if session.plan.in_place and restart:  # of a run of cells and nuclei together
-            for name in COMPARTMENT_LABELS.values():
+        if session.plan.in_place:  # of a run of cells and nuclei together, perhaps half removed
+            kept = set() if restart else {spec.label_name for spec in specs}
+            for name in set(COMPARTMENT_LABELS.values()) - kept:
                 labels.remove(replace(specs[0], label_name=name))
         for spec in specs:
             labels.create(spec, label_attrs=identity, restart=restart and spec is specs[0])

@@ -73,6 +73,11 @@ def _segment(
     watched = watch_command(command, cores=cores, check=True)
     report: dict[str, Any] = json.loads((out / "run.json").read_text())
     shutil.rmtree(out)
+    if "network_px" not in report:
+        raise InputError(
+            f"`densebatch segment {' '.join(options)}`: is no run of one model, whose network is "
+            "measured here; accepted are options without --segmenter, --compartments and --expand"
+        )
     return watched, report
 
 

@@ -66,6 +66,11 @@ class SweepSettings(BaseModel):
             if name in segment.model_fields_set:
                 where = "; it is accepted beside segment" if name in cls.model_fields else ""
                 raise ValueError(f"{name} has no effect here{where}")
+        if segment.is_joined:
+            raise ValueError(
+                "compartments and expand have no effect here; thresholds are tried on the flows of "
+                "one run, of cells or of nuclei"
+            )
         if segment.segmenter is not None:
             raise ValueError(
                 "thresholds are those of a model's flows, and a segmenter has none; try its "

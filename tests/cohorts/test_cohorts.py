@@ -6,7 +6,9 @@ import gc
 import io
 import json
 import logging
+import shutil
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -20,6 +22,7 @@ from densebatch.planning.plan import FlowPlan
 from densebatch.planning.settings import load_settings
 from densebatch.run.segment import segment
 from densebatch.run.session import Session
+from densebatch.upkeep.measure import measure
 from tests.helpers.cohort_slides import (
     OPTIONS,
     read_samples,
@@ -160,6 +163,42 @@ def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
     assert not list(out.rglob(".densebatch-owner*"))
 
 
+def test_positive_cells_of_each_slide_and_of_all(slides, capsys, tmp_path):
+    """As their tables have them; slides without markers do not count."""
+    folder, whole, *_ = slides
+    out = tmp_path / "out"
+    assert run(capsys, whole[0], write_other(tmp_path), out)[0] == 3
+    assert "positivity" not in json.loads((out / "cohort.json").read_text())
+    asked = {"positive": ("CD3=otsu", "DAPI:median=300"), "phenotype": ("T=CD3+ DAPI-",)}
+    for path, sample in zip(whole, ("s0", "s1"), strict=True):
+        shutil.copytree(folder / "single" / path.name, out / sample, dirs_exist_ok=True)
+        measure(out / sample, **asked)
+    marked = [text for name, texts in asked.items() for t in texts for text in (f"--{name}", t)]
+    code, printed, _ = run(capsys, *whole, out, *marked)
+    assert code == 0
+    document = json.loads((out / "cohort.json").read_text())
+    sums = dict.fromkeys(("positive_CD3", "positive_DAPI", "phenotype_T"), 0)
+    assert ["positivity" in row for row in document["samples"]] == [True, True, False]
+    for row in document["samples"][:2]:
+        table = pq.read_table(out / row["sample"] / "cells.parquet").to_pydict()
+        assert list(row["positivity"]) == list(sums)
+        for column, counts in row["positivity"].items():
+            n_positive = sum(map(bool, table[column]))
+            unknown = table[column].count(None)
+            assert counts == {"cells": row["cells"], "positive": n_positive, "unknown": unknown}
+            sums[column] += n_positive
+    n_cells = sum(row["cells"] for row in document["samples"][:2])
+    assert {name: each["positive"] for name, each in document["positivity"].items()} == sums
+    assert 0 < sums["positive_CD3"] < n_cells
+    for each in document["positivity"].values():
+        assert each | {"positive": 0} == {
+            "samples": 2, "cells": n_cells, "positive": 0, "unknown": 0,
+        }  # fmt: skip
+    told = f"positive_CD3  {sums['positive_CD3']} of {n_cells} cells of 2 slides"
+    assert told in printed.splitlines()
+    assert told in call_main(capsys, "status", out)[1].splitlines()
+
+
 def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):
     folder, whole, _, broken, _ = slides
     out = tmp_path / "out"
@@ -190,6 +229,23 @@ def test_bars_of_a_slide_go_with_it():
         assert progress._bars.tasks == []
         assert progress._counters == {}
     assert "two: pixel size unknown" in console.file.getvalue()
+
+
+def test_a_plan_of_cells_and_nuclei_has_the_needs_of_all_their_runs(slides, capsys, tmp_path):
+    _, whole, *_ = slides
+    options = ("--nuclei", "DAPI", "--compartments", "--nuclei-model", "watershed", *OPTIONS)
+    options = (*options, "--workers", 0, "--json")
+    single = json.loads(call_main(capsys, "plan", whole[0], tmp_path / "out", *options)[1])
+    runs = [single, *single["runs"].values()]
+    code, printed, err = call_main(capsys, "plan", *whole, tmp_path / "out", *options)
+    assert code == 0
+    (row, _) = json.loads(printed)["samples"]
+    assert row["fingerprint"] == single["fingerprint"]
+    assert row["worker_mb"] == max(run["worker_mb"] for run in runs)
+    assert row["disk_mb"] == sum(run["disk_mb"] for run in runs) > single["disk_mb"]
+    assert "s0: nuclei: " in err
+    assert "--nuclei-diameter" in err
+    assert "--diameter" not in err
 
 
 @pytest.mark.parametrize("restart", [False, True])

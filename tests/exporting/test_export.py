@@ -203,7 +203,7 @@ def test_partial_results_are_exported_with_a_note(tmp_path, capsys):
 
 def test_columns_of_compartments_and_doubled_names():
     names = ["id", "mean_A", "mean_A_1", "mean_A_nucleus", "mean_A_1_nucleus", "q2.5_A",
-             "q2.5_A_1", "positive_A", "area_px"]  # fmt: skip
+             "q2.5_A_1", "positive_A", "area_px", "n_nuclei"]  # fmt: skip
     found = sort_columns(names)
     assert found.channels == ("A", "A_1")
     assert found.matrices == {
@@ -211,7 +211,7 @@ def test_columns_of_compartments_and_doubled_names():
         "mean_nucleus": ("mean_A_nucleus", "mean_A_1_nucleus"),
         "q2.5": ("q2.5_A", "q2.5_A_1"),
     }
-    assert found.others == ("id", "positive_A", "area_px")
+    assert found.others == ("id", "positive_A", "area_px", "n_nuclei")
 
 
 def test_truth_values_that_may_be_unknown(tmp_path):

@@ -194,7 +194,7 @@ def test_anndata_has_a_layer_for_each_statistic_of_all_channels(odd, tmp_path, p
     n = len(read_truth(out)[1]["id"])
     rng = np.random.default_rng(1)
     names = ["mean_CD3/e", "mean_A b", "total_CD3/e", "total_A b", "q2.5_A b", "mean_CD3/e_nucleus"]
-    added = {name: rng.uniform(0, 9, n) for name in names}
+    added = {"n_nuclei": rng.integers(0, 3, n)} | {name: rng.uniform(0, 9, n) for name in names}
     added["positive_A b"] = [None, *(rng.uniform(0, 1, n - 1) > 0.5).tolist()]
     added["CD3/e+ A b-"] = rng.uniform(0, 1, n) > 0.5
     add_columns(out, added)

@@ -73,7 +73,9 @@ def test_a_handful_of_bright_cells_is_no_group():
     assert find_cut(values, "mixture").note.endswith("one of the two groups has 5 cells")
 
 
-@pytest.mark.parametrize("values", [[], [3.0], [3.0] * 50])
+@pytest.mark.parametrize(
+    "values", [[], [3.0], [3.0] * 50, 0.1 + np.spacing(0.1) * np.arange(-9, 9)]
+)
 def test_cells_that_do_not_differ_have_no_cut(values):
     for how in ("otsu", "mixture"):
         cut = find_cut(np.array(values), how)

@@ -71,6 +71,7 @@ def test_phenotypes(text, signs, name):
         ("positive", ["DAPI=high"], "'high' is no cut; accepted is a number, otsu, mixture, or la"),
         ("positive", ["DAPI=nan"], "'nan' is no cut"),
         ("positive", ["DAPI="], "'' is no cut"),
+        ("positive", ["DAPI=labels: "], "'labels:' is no cut"),
         ("positive", ["DAPI:mode=4"], "'mode' is no statistic; accepted are mean, median, total,"),
         ("positive", ["DAPI=4", "0=5"], "the channel 'DAPI' has one already; accepted is one for"),
         ("positive", ["DAPI:median=labels:x"], "compared with pixels, not with the median"),

@@ -1,13 +1,19 @@
 """The columns as the documentation has them."""
 
+from itertools import permutations
 from pathlib import Path
 
+import pytest
+
+from densebatch.compartments.names import COMPARTMENTS
+from densebatch.exporting.columns import sort_columns
 from densebatch.measuring.schema import (
     OF_CHANNELS,
     OF_LABELS,
     Measures,
     describe_schema,
     list_columns,
+    name_channels,
 )
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "table.md"
@@ -38,6 +44,16 @@ def test_a_name_does_not_depend_on_what_is_measured():
         n = len(OF_CHANNELS) + 1
         first = len(OF_LABELS) + n * channel
         assert names[len(OF_LABELS) :] == every[first : first + n]
+
+
+@pytest.mark.parametrize("compartments", [(), COMPARTMENTS])
+def test_no_two_columns_have_one_name(compartments):
+    """Whatever channels are called, also as a compartment of another."""
+    for channels in permutations(["a", "a", "a_nucleus", "a_nucleus_1"]):
+        measures = Measures((0, 1, 2, 3), (0.9,), compartments=compartments)
+        names = [each.name for each in list_columns(measures, channels)]
+        assert len(set(names)) == len(names)
+        assert sort_columns(names).channels == tuple(name_channels(channels, compartments))
 
 
 def test_the_median_is_always_ranked():

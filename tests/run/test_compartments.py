@@ -15,8 +15,10 @@ from skimage.measure import regionprops_table
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.cells.labels import read_labels
+from densebatch.cells.read import open_labels
 from densebatch.compartments.matching import match_nuclei
 from densebatch.compartments.names import COMPARTMENTS
+from densebatch.exporting.export import export
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
@@ -282,7 +284,7 @@ def test_without_the_runs_labels_are_not_made_again(joined, tmp_path):
     assert any("without the run of the nuclei" in note for note in mended.notes)
 
 
-def test_measured_again(joined, tmp_path, expected):
+def test_measured_again(slide, joined, tmp_path, expected):
     out = tmp_path / "out"
     shutil.copytree(joined, out)
     measure(out, channels=("DAPI",))
@@ -302,6 +304,42 @@ def test_measured_again(joined, tmp_path, expected):
     assert verify(out).is_right
     measure(out, quantiles=(0.9,))
     assert_same_output(out, expected)
+    (out / "runs" / "cells" / "work").mkdir()  # as `keep_flows` leaves it
+    segment(slide, out, **OPTIONS, expand=2.0)
+    assert_same_output(out, expected)
+    assert not (out / "runs" / "cells" / "work").exists()
+
+
+def test_its_cells_are_what_others_read(joined, tmp_path, capsys):
+    """Masks within cells are meant only where they are named, as label images of other cells."""
+    assert call_main(capsys, "score", joined, joined / "runs" / "cells")[0] == 0
+    assert np.array_equal(open_labels(joined)[:, :], read_image(joined, "cells"))
+    nuclei = joined / "segmentation.ome.zarr" / "labels" / "nuclei"
+    out = tmp_path / "out"
+    shutil.copytree(joined, out)
+    measure(out, positive=(f"CD3=labels:{joined}", f"DAPI=labels:{nuclei}"))
+    _, columns = read_result(out)
+    assert (columns["fraction_CD3"] == 1).all()
+    share = columns["nucleus_area"] / columns["area_px"]
+    np.testing.assert_allclose(columns["fraction_DAPI"], share)
+    assert 0 < columns["positive_DAPI"].sum() < share.size
+
+
+def test_exports_have_what_lies_within_cells(joined, tmp_path):
+    made = export(joined, "spatialdata", tmp_path / "a.zarr").path
+    group = zarr.open_group(made / "labels", mode="r")
+    assert group.attrs["ome"]["labels"] == ["cells", *NAMES]
+    for name in group.attrs["ome"]["labels"]:
+        assert np.array_equal(group[f"{name}/0"][:], read_image(joined, name))
+    table = zarr.open_group(made / "tables" / "table", mode="r")
+    assert {f"mean_{name}" for name in COMPARTMENTS} < set(table["layers"])
+    (first, *_) = export(joined, "mcmicro-csv", tmp_path / "a.csv").path.read_text().split("\n")
+    assert first.split(",")[:4] == ['"CellID"', '"CD3"', '"DAPI"', '"X_centroid"']
+    copied = tmp_path / "out"
+    shutil.copytree(joined, copied)
+    flip(copied / "segmentation.ome.zarr/labels/membrane/0/c/0/0", np.random.default_rng(1))
+    with pytest.raises(InputError, match=r"is damaged, .*/labels/membrane/0/c"):
+        export(copied, "spatialdata", tmp_path / "b.zarr")
 
 
 def test_a_gap_of_either_run_is_missing_in_both(slide, tmp_path, monkeypatch, modelled):
@@ -340,17 +378,33 @@ def test_in_the_slide(tmp_path, pixels, ngff, joined):
         flip(path, rng)
     assert repair(tmp_path / "out", workers=0).is_right
     assert read_files([slide / "labels"]) == files
+    # A run that removes it all to begin anew, without nuclei, and is killed after the cells.
+    shutil.rmtree(slide / "labels" / "cells")
+    segment(slide, tmp_path / "plain", **PLAIN, in_place=True)
+    assert [path.name for path in (slide / "labels").iterdir() if path.is_dir()] == ["cells"]
 
 
 def test_what_is_refused(slide, tmp_path, capsys, pixels):
-    out = tmp_path / "out"
+    out, cheap = tmp_path / "out", ("--model", "dense-tiny", "--nuclei-model", "watershed")
     for arguments, words in (
         (["--compartments"], "--compartments needs the nuclear channel: name it with --nuclei"),
         (["--expand", "2"], "--expand needs the nuclear channel: name it with --nuclei"),
         (["--nuclei", "DAPI", "--nuclei-model", "cyto"], "--nuclei-model is accepted with"),
         (["--nuclei", "DAPI", "--compartments", "--nuclei-model", "none-such"], "none-such"),
+        (
+            ["--nuclei", "DAPI", "--compartments", "--nuclei-diameter", "0.5"],
+            "check --pixel-size or --nuclei-diameter",
+        ),
         (["--nuclei", "DAPI", "--compartments", "--expand", "0"], "greater than 0"),
-        (["--nuclei", "DAPI", "--compartments", "--channels", "CD9"], "CD9"),
+        (["--nuclei", "DAPI", "--compartments", "--channels", "CD9", *cheap], "CD9"),
+        (
+            ["--nuclei", "DAPI", "--expand", "1e300", *cheap],
+            "--expand is 2e+300 px, at 0.5 um/px; accept",
+        ),
+        (
+            ["--nuclei", "DAPI", "--compartments", "--membrane-width", "128.1", *cheap],
+            "--membrane-width is 256.2 px, at 0.5 um/px; accepted are up to 256 px",
+        ),
     ):
         code, _, told = call_main(capsys, "segment", slide, out, "--membrane", "CD3", *arguments)
         assert code == 2, arguments
@@ -367,6 +421,7 @@ def test_the_plan_tells_both_runs(slide, tmp_path, capsys):
     code, told, _ = call_main(
         capsys, "plan", slide, tmp_path / "out", "--membrane", "CD3", "--nuclei", "DAPI",
         "--compartments", "--model", "dense-tiny", "--nuclei-diameter", 16, "--workers", 0,
+        "--fraction", "CD3=9", "--positive", "CD3:mean_membrane=otsu", "--phenotype", "T=CD3+",
     )  # fmt: skip
     assert code == 0
     assert "-- cells" in told
@@ -376,8 +431,14 @@ def test_the_plan_tells_both_runs(slide, tmp_path, capsys):
 
 
 def test_settings_of_the_runs():
-    settings = SegmentSettings(membrane=("a",), nuclei="b", compartments=True, in_place=True)
+    settings = SegmentSettings(
+        membrane=("a",), nuclei="b", compartments=True, in_place=True, channels=("a",),
+        quantiles=(0.9,), fraction=("a=4",), positive=("a=otsu",), phenotype=("a+",),
+    )  # fmt: skip
     runs = settings.split_runs()
+    for run in runs.values():  # what they measure is of no use to anybody
+        assert run.channels == ("b",)
+        assert run.quantiles == run.fraction == run.positive == run.phenotype == ()
     assert list(runs) == ["cells", "nuclei"]
     assert runs["cells"].membrane == ("a",)
     assert runs["cells"].nuclei == runs["nuclei"].membrane[0] == "b"

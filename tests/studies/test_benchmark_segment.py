@@ -34,3 +34,15 @@ def test_scaling_over_the_first_number_of_workers(tmp_path, capsys):
     assert one["cells"] == two["cells"] > 20
     assert record["settings"]["slide"] == str(tmp_path / "own.ome.zarr")
     assert "efficiency" in told
+
+
+@pytest.mark.slow
+def test_what_evaluates_no_network_of_its_own_is_refused(tmp_path, capsys):
+    out = tmp_path / "new.json"
+    code, _, err = call_main(
+        capsys, "benchmark", "throughput", "--size", 256, "-o", out, "--",
+        "--segmenter", "watershed", "--workers", 0,
+    )  # fmt: skip
+    assert code == 2
+    assert "is no run of one model, whose network is measured here" in err
+    assert not out.exists()

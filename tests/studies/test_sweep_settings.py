@@ -27,6 +27,11 @@ from densebatch.studies.sweep_settings import SweepSettings, load_sweep
             "setting 'segment' = {'ngff': 0.4}: ngff has no effect here",
         ),
         (
+            "segment: {nuclei: b, compartments: true}",
+            "setting 'segment' = {'nuclei': 'b', 'compartments': True}: compartments and expand "
+            "have no effect here; thresholds are tried on the flows of one run",
+        ),
+        (
             "segment: {tlie: 4}",
             "setting 'segment.tlie' = 4: extra inputs are not permitted; accepted settings: "
             "membrane, nuclei",

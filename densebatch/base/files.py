@@ -8,10 +8,12 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import platformdirs
 import xxhash
 
@@ -20,7 +22,10 @@ from densebatch.base.errors import DensebatchError, InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from numpy.typing import NDArray
+
 CACHE_VARIABLE = "DENSEBATCH_CACHE"
+_PARSING = threading.Lock()
 
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENXIO}
@@ -92,6 +97,38 @@ def sentences_for_disk(folder: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise describe_trouble(error, folder) from error
+
+
+def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
+    """An array from a NumPy file, in any thread.
+
+    NumPy parses the head of the file as Python, and threads of Python 3.11 that do so at once may
+    get "AST constructor recursion depth mismatch". So they do it one after the other.
+
+    Parameters
+    ----------
+    path
+        The file, without pickled objects.
+    mmap_mode
+        `r` maps the file rather than reading it.
+    """
+    with _PARSING:
+        array: NDArray[Any] = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    return array
+
+
+def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Named arrays from a NumPy file, in any thread; see `load_array`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    names
+        Of the arrays that are read; None for all.
+    """
+    with _PARSING, np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in (stored.files if names is None else names)}
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.files import load_arrays
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
@@ -112,27 +114,24 @@ class StoredParts(Parts):
     def __iter__(self) -> Iterator[CellSums]:
         """Every part."""
         for path in self._paths:
-            with np.load(path) as stored:
-                yield CellSums(**stored)
+            yield CellSums(**load_arrays(path))
 
     def with_shapes(self) -> Iterator[CellSums]:
         """Every part, without intensities, which are not read."""
         for path in self._paths:
-            with np.load(path) as stored:
-                names = [f.name for f in fields(CellSums) if f.name not in _OF_VALUES]
-                none = np.zeros((0, 0))
-                yield CellSums(
-                    **{name: stored[name] for name in names},
-                    sums=none, missing=none.astype(np.int64), deviations=none,
-                    quantiles=none.reshape(0, 0, 0), counts=none.astype(np.int64), values=none,
-                )  # fmt: skip
+            names = [f.name for f in fields(CellSums) if f.name not in _OF_VALUES]
+            none = np.zeros((0, 0))
+            yield CellSums(
+                **load_arrays(path, names),
+                sums=none, missing=none.astype(np.int64), deviations=none,
+                quantiles=none.reshape(0, 0, 0), counts=none.astype(np.int64), values=none,
+            )  # fmt: skip
 
     def with_cells(self, rows: range) -> Iterator[CellSums]:
         """The parts that may have cells in these rows of the table (row 0 is cell 1)."""
         for path in self._paths:
-            with np.load(path) as stored:
-                if _has_rows(stored["ids"], rows):
-                    yield CellSums(**stored)
+            if _has_rows(load_arrays(path, ["ids"])["ids"], rows):
+                yield CellSums(**load_arrays(path))
 
 
 def _has_rows(ids: NDArray[np.uint32], rows: range) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from densebatch.base.errors import DensebatchError
-from densebatch.base.files import digest_file
+from densebatch.base.files import digest_file, load_array
 from densebatch.cells.kept import list_trees
 from densebatch.cells.labels import shard_grid
 from densebatch.compartments.growing import reach_of
@@ -175,7 +173,7 @@ def _collect_nuclei(session: Session) -> Nuclei:
     work = session.work
     grid = shard_grid(output_spec(work.plan, session.root), 0)
     return Nuclei(
-        number_nuclei(np.load(work.match), np.load(work.all_keys)),
-        find_grown(work.join_plan, np.load(work.all_keys)),
+        number_nuclei(load_array(work.match), load_array(work.all_keys)),
+        find_grown(work.join_plan, load_array(work.all_keys)),
         {name: read_parts(work, grid, name) for name in COMPARTMENTS},
     )

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.base.files import digest_file
+from densebatch.base.files import digest_file, load_array, load_arrays
 from densebatch.base.process import Meter
 from densebatch.cells.kept import seeds_path
 from densebatch.cells.labels import read_labels
@@ -85,7 +85,7 @@ class JoinedRun:
 @lru_cache(maxsize=4)
 def _load_seeds(path: str, digest: str) -> NDArray[np.int64]:
     del digest  # it keys the cache
-    seeds: NDArray[np.int64] = np.load(path)
+    seeds: NDArray[np.int64] = load_array(Path(path))
     return seeds
 
 
@@ -171,7 +171,7 @@ def decide_match(
     if CELLS not in runs:
         keys = seeds
     else:
-        tables = (np.load(work.tile_match(*index)) for index in work.grid)
+        tables = (load_arrays(work.tile_match(*index)) for index in work.grid)
         table = reduce(
             add, (Contingency.from_rows(t["nuclei"], t["cells"], t["count"]) for t in tables)
         )
@@ -190,7 +190,7 @@ def _load_match(path: str, digest: str) -> NDArray[np.int64]:
     """Key of the cell of each nucleus; both arguments key the cache."""
     if digest_file(Path(path)) != digest:
         raise ValueError(f"{path}: was changed by another process")
-    keys: NDArray[np.int64] = np.load(path)
+    keys: NDArray[np.int64] = load_array(Path(path))
     return keys
 
 

@@ -12,6 +12,7 @@ import xxhash
 import zarr
 
 from densebatch.base.errors import InputError
+from densebatch.base.files import load_arrays
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
 from densebatch.cells.groups import renew_array
@@ -250,8 +251,8 @@ def view_tile(work: Work, tile: int, region: Region) -> NDArray[np.uint32]:
 
 def read_facts(work: Work, tile: int) -> TileFacts:
     """What is known of the labels of a tile that has been labelled."""
-    with np.load(_facts_path(work, tile), allow_pickle=False) as tables:
-        return TileFacts(tables["areas"], tables["boxes"])
+    tables = load_arrays(_facts_path(work, tile))
+    return TileFacts(tables["areas"], tables["boxes"])
 
 
 @dataclass(frozen=True)
@@ -303,5 +304,5 @@ class CompareTile(Task):
 
 def read_bands(work: Work, tile: int) -> dict[int, NDArray[np.int64]]:
     """Pairs of labels that a tile shares with each that it was compared with (`BandFacts`)."""
-    with np.load(_bands_path(work, tile), allow_pickle=False) as tables:
-        return {int(other): tables[other] for other in tables}
+    tables = load_arrays(_bands_path(work, tile))
+    return {int(other): pairs for other, pairs in tables.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from densebatch.base.checksums import map_in_threads
-from densebatch.base.files import digest_file
+from densebatch.base.files import digest_file, load_arrays
 from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.base.process import Meter
@@ -84,9 +84,9 @@ def _load_decision(
     """Ranks of the labels of each tile, and areas in doubt; both arguments key the cache."""
     if digest_file(Path(path)) != digest:
         raise ValueError(f"{path}: was changed by another process")
-    with np.load(path, allow_pickle=False) as tables:
-        tiles, starts, ranks = (tables[name] for name in ("tiles", "starts", "ranks"))
-        doubtful = tuple(Region(*area) for area in tables["doubtful"].tolist())
+    tables = load_arrays(Path(path))
+    tiles, starts, ranks = (tables[name] for name in ("tiles", "starts", "ranks"))
+    doubtful = tuple(Region(*area) for area in tables["doubtful"].tolist())
     parts = np.split(ranks, starts[1:-1])
     return dict(zip(tiles.tolist(), parts, strict=True)), doubtful
 
@@ -187,8 +187,8 @@ def write_keys(work: Work, n_cells: int) -> None:
     found = {}
     first = np.full(n_cells + 1, np.iinfo(np.int64).max, np.int64)
     for index in work.grid:
-        with np.load(work.painted_cells(*index), allow_pickle=False) as tables:
-            found[index] = tables["ranks"]
-            np.minimum.at(first, found[index], tables["first_pixels"])
+        tables = load_arrays(work.painted_cells(*index))
+        found[index] = tables["ranks"]
+        np.minimum.at(first, found[index], tables["first_pixels"])
     for index, ranks in found.items():
         write_values(work.tile_keys(*index), first[ranks])

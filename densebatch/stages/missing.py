@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from scipy import ndimage
 
-from densebatch.base.files import write_atomic
+from densebatch.base.files import load_array, write_atomic
 from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.pyramid_spec import MISSING_NAME
@@ -127,7 +127,7 @@ def mark_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
 
 
 def _read_tile(work: Work, index: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    bits = np.unpackbits(np.load(work.tile_missing(*index)), count=shape[0] * shape[1])
+    bits = np.unpackbits(load_array(work.tile_missing(*index)), count=shape[0] * shape[1])
     return bits.astype(np.bool_).reshape(shape)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 import zarr
 
-from densebatch.base.files import digest_file, write_atomic
+from densebatch.base.files import digest_file, load_array, write_atomic
 from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.compartments.growing import reach_of
@@ -308,7 +308,7 @@ def _mapped(path: str, digest: str, inode: int) -> NDArray[Any]:
     Digest and file both do, because a file that is damaged in place takes its map with it.
     """
     del digest, inode
-    mapped: NDArray[Any] = np.load(path, mmap_mode="r")
+    mapped: NDArray[Any] = load_array(Path(path), "r")
     return mapped
 
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from densebatch.base.errors import DensebatchError, SlideChangedError, WriteError
-from densebatch.base.files import write_atomic
+from densebatch.base.files import load_array, write_atomic
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan, load_plan
 from densebatch.slides.watch import read_watched
 from densebatch.stages.journal import Journal
@@ -25,6 +23,7 @@ from densebatch.stages.writing import write_patiently
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Grid, Region
@@ -186,7 +185,7 @@ class Work:
 
     def read_keys(self, row: int, col: int) -> NDArray[np.int64]:
         """Keys of a traced tile's cells, in the order of its local labels."""
-        keys: NDArray[np.int64] = np.load(self.tile_keys(row, col))
+        keys: NDArray[np.int64] = load_array(self.tile_keys(row, col))
         return keys
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from densebatch.base.errors import InputError, IntegrityError
-from densebatch.base.files import digest_file, write_atomic
+from densebatch.base.files import digest_file, load_array, write_atomic
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cells.kept import owners_path, seeds_path
@@ -114,8 +114,8 @@ class Again:
             if not run.labels.is_dir():
                 raise IntegrityError(f"labels cannot be made again without the run of the {role}")
         if not is_own:
-            seeds = np.load(seeds_path(self.content.tree.out))
-            owners = np.load(owners_path(self.content.tree.out)).astype(np.int64)
+            seeds = load_array(seeds_path(self.content.tree.out))
+            owners = load_array(owners_path(self.content.tree.out)).astype(np.int64)
             keys = np.concatenate([np.full(1, -1, np.int64), seeds])[owners]
             write_values(self.work.match, keys)
 
@@ -255,7 +255,7 @@ def split_again(content: Content, region: Region) -> dict[str, NDArray[np.uint32
     run = find_runs(OutputFolder(out), content.plan.runs)[NUCLEI]
     if not run.labels.is_dir():
         raise IntegrityError("nuclei cannot be made again without the run of the nuclei")
-    owners = np.concatenate([np.zeros(1, np.uint32), np.load(owners_path(out))])
+    owners = np.concatenate([np.zeros(1, np.uint32), load_array(owners_path(out))])
     cells, ring = read_ring(content, region)
     return split_cells(cells, owners[run.read(region)], ring)
 

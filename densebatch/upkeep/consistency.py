@@ -14,6 +14,7 @@ import numpy as np
 
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.files import load_array
 from densebatch.base.geometry import Region
 from densebatch.base.names import count_of
 from densebatch.cells import verify as stored
@@ -187,7 +188,7 @@ def _check_ids(content: Content) -> Generator[Finding, None, NDArray[np.bool_] |
     split = find_split(shapes, shard_grid(content.spec, 0))
     path = seeds_path(content.tree.out)
     try:
-        seeds = np.load(path, allow_pickle=False)
+        seeds = load_array(path)
     except (OSError, ValueError, EOFError):
         return split  # which is told where files are compared
     reach = 0  # a segmenter's cells are keyed by their first pixels

@@ -10,6 +10,7 @@ import numpy as np
 
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.files import load_array
 from densebatch.cells.groups import open_array
 from densebatch.cells.kept import owners_path, seeds_path
 from densebatch.cells.labels import shard_grid
@@ -243,7 +244,7 @@ def read_nuclei(content: Content, parts: Mapping[str, Parts]) -> Nuclei:
     assert isinstance(content.plan, JoinPlan)
     out = content.tree.out
     try:
-        owners, seeds = (np.load(path) for path in (owners_path(out), seeds_path(out)))
+        owners, seeds = (load_array(path) for path in (owners_path(out), seeds_path(out)))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{owners_path(out)}: cannot be read ({describe_cause(error)})") from error
     return Nuclei(owners, find_grown(content.plan, seeds), parts)

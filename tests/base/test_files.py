@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
 
@@ -18,6 +20,8 @@ from densebatch.base.files import (
     cache_folder,
     digest,
     digest_file,
+    load_array,
+    load_arrays,
     no_empty_folders,
     write_atomic,
 )
@@ -157,3 +161,19 @@ def test_cache_is_where_the_user_or_the_platform_says(tmp_path, monkeypatch):
             monkeypatch.setenv("DENSEBATCH_CACHE", unset)
         assert cache_folder().is_relative_to(tmp_path)
         assert cache_folder().name == "densebatch"
+
+
+def test_threads_load_arrays_at_once(tmp_path):
+    """NumPy parses heads as Python, which threads of Python 3.11 cannot do at once."""
+    np.save(tmp_path / "a.npy", np.arange(5))
+    np.savez(tmp_path / "b.npz", ids=np.arange(3), values=np.zeros((2, 3)))
+
+    def load(_):
+        found = load_arrays(tmp_path / "b.npz")
+        assert sorted(found) == ["ids", "values"]
+        assert list(load_arrays(tmp_path / "b.npz", ["ids"])) == ["ids"]
+        assert load_array(tmp_path / "a.npy", "r").sum() == load_array(tmp_path / "a.npy").sum()
+        return found["values"].shape
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(load, range(400))) == {(2, 3)}

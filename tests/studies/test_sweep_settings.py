@@ -27,6 +27,10 @@ from densebatch.studies.sweep_settings import SweepSettings, load_sweep
             "setting 'segment' = {'ngff': 0.4}: ngff has no effect here",
         ),
         (
+            "segment: {roi: a.json}",
+            "setting 'segment' = {'roi': 'a.json'}: roi has no effect here",
+        ),
+        (
             "segment: {tlie: 4}",
             "setting 'segment.tlie' = 4: extra inputs are not permitted; accepted settings: "
             "membrane, nuclei",

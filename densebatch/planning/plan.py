@@ -398,7 +398,7 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
     if name.startswith("runs.") and isinstance(plan, JoinPlan):
         return f"the {name.removeprefix('runs.')} are segmented otherwise"
     if name.split(".")[0] == "region":
-        return "the region that counts (--roi, --exclude) is another"
+        return "region that counts (--roi, --exclude) is another"
     if name == "active":
         return "active patches (those that hold signal) are others"
     return f"{name} was {old!r} and is now {new!r}"

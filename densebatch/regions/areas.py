@@ -95,6 +95,17 @@ class Areas:
 
     def show(self, region: Region) -> NDArray[np.int32]:
         """The area of each pixel of a region inside the slide, `(h, w)`; 0 for what is outside."""
+        shown, rows = self._draw(region)
+        return shown[rows]
+
+    def find_inside(self, region: Region) -> NDArray[np.bool_]:
+        """Whether each pixel of a region inside the slide counts, `(h, w)`."""
+        shown, rows = self._draw(region)
+        inside: NDArray[np.bool_] = (shown > 0)[rows]
+        return inside
+
+    def _draw(self, region: Region) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Rows of a region that differ, and which of them each row is."""
         lists, (y0, x0, y1, x1) = self._lists, (region.y0, region.x0, region.y1, region.x1)
         rows = np.searchsorted(lists.first, np.arange(y0, y1), side="right") - 1
         used, rows = np.unique(rows, return_inverse=True)
@@ -105,12 +116,8 @@ class Areas:
         steps = np.zeros((used.size, x1 - x0 + 1), np.int32)
         np.add.at(steps, (row, begin), lists.value[runs])
         np.subtract.at(steps, (row, end), lists.value[runs])
-        shown: NDArray[np.int32] = np.cumsum(steps[:, :-1], axis=1, dtype=np.int32)[rows]
-        return shown
-
-    def find_inside(self, region: Region) -> NDArray[np.bool_]:
-        """Whether each pixel of a region inside the slide counts, `(h, w)`."""
-        return self.show(region) > 0
+        shown: NDArray[np.int32] = np.cumsum(steps, axis=1, dtype=np.int32, out=steps)[:, :-1]
+        return shown, rows
 
     def count(self, region: Region) -> int:
         """Pixels of a region that count; it may reach outside the slide."""

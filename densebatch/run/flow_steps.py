@@ -22,13 +22,23 @@ if TYPE_CHECKING:
 
 
 def list_predict_steps(session: Session) -> Iterator[Step]:
-    """Stage 1: a task for each group of patches."""
+    """Stage 1: a task for each group of patches that a tile which counts may need."""
     lanes = count_lanes(session.work.flow_plan, session.settings, session.workers)
-    for group in session.work.flow_plan.groups:
+    for group in list_groups(session.work):
         task = PredictGroup(session.work, *group, lanes)
         yield Step(
             task, "predict", session.work.flow_plan.groups[group].area, rank=1, on_device=True
         )
+
+
+def list_groups(work: Work) -> list[tuple[int, int]]:
+    """The groups of patches whose flows tracing may read, however far pixels travel."""
+    plan, grid = work.flow_plan, work.grid
+    if plan.region is None:
+        return list(plan.groups)
+    travel = max(plan.travel_px, plan.trace.travel_limit_px)
+    read = [flows_needed(plan, grid[i], travel) for i in grid if plan.counts_in(grid[i])]
+    return sorted({group for region in read for group in plan.groups.overlapping(region)})
 
 
 def list_trace_steps(session: Session) -> Iterator[Step]:

@@ -141,6 +141,8 @@ class TraceTile(Task):
     def needs(self) -> tuple[str, ...]:
         """Names of the tasks that predict what the tile reads."""
         plan = self.work.flow_plan
+        if not plan.counts_in(self.core):
+            return ()
         groups = plan.groups.overlapping(flows_needed(plan, self.core, self.travel_px))
         return tuple(name_prediction(*group) for group in groups)
 

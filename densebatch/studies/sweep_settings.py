@@ -12,10 +12,12 @@ from densebatch.planning.settings import SegmentSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A sweep varies the first two itself; the others only say how labels are written.
+# A sweep varies the first two itself; the next only say how labels are written; and it is scored on
+# all of a field.
 _NOT_IN_SWEEP = (
     *("flow_threshold", "cellprob_threshold"),
     *("ngff", "image", "in_place", "keep_flows"),
+    *("roi", "exclude"),
 )
 
 

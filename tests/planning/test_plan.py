@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -12,7 +13,11 @@ from densebatch.planning.plan import Plan, describe_difference, load_plan, parse
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.scale import DiameterEstimate
 from densebatch.planning.settings import SegmentSettings
+from densebatch.regions.areas import pack_areas
+from densebatch.regions.runs import find_runs
 from tests.helpers.run_files import write_tiff
+
+SHAPE = (80, 90)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,13 @@ def change(plan):
         "versions": {**plan.versions, "numpy": "1"},
         "notes": ("another",),
         "engine": Engine("openvino"),
+        "region": make_areas("a"),
     }
+
+
+def make_areas(*names, file="a.png"):
+    runs = find_runs(np.tri(*SHAPE, dtype=bool), 0)
+    return pack_areas(runs, SHAPE, names, {"roi": (file, "0" * 64)})
 
 
 @pytest.mark.parametrize(
@@ -82,6 +93,17 @@ def test_notes_are_not_in_the_fingerprint(plan):
     )
     assert other.fingerprint == plan.fingerprint
     assert describe_difference(plan, other) == "nothing"
+
+
+def test_areas_are_in_the_fingerprint_whatever_file_told_them(plan):
+    one, other, named = (
+        replace(plan, region=make_areas(name, file=file))
+        for name, file in (("", "a.png"), ("", "b.tif"), ("A", "a.png"))
+    )
+    assert parse_plan(one.to_json()) == one
+    assert one.fingerprint == other.fingerprint != named.fingerprint
+    # As of runs that began before there were areas.
+    assert '"region"' not in json.dumps(plan._list_decisive())
 
 
 def test_an_estimate_is_in_the_fingerprint_by_its_scale(plan, slide):

@@ -33,7 +33,7 @@ def test_an_unfinished_run_goes_on_with_what_is_asked_for_now(tmp_path, monkeypa
     slide = write_tiff(tmp_path / "a.ome.tif", simulate(90, 2100), ["CD3", "DAPI"])
     options = {"membrane": ("CD3",), "workers": 0, "image": "none"}
 
-    def fail(*_):
+    def fail(*_, **__):
         raise InputError("stopped")
 
     with monkeypatch.context() as patch:

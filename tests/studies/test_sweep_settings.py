@@ -32,6 +32,10 @@ from densebatch.studies.sweep_settings import SweepSettings, load_sweep
             "have no effect here; thresholds are tried on the flows of one run",
         ),
         (
+            "segment: {roi: a.json}",
+            "setting 'segment' = {'roi': 'a.json'}: roi has no effect here",
+        ),
+        (
             "segment: {tlie: 4}",
             "setting 'segment.tlie' = 4: extra inputs are not permitted; accepted settings: "
             "membrane, nuclei",

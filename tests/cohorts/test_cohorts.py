@@ -192,6 +192,10 @@ def test_positive_cells_of_each_slide_and_of_all(slides, capsys, tmp_path):
     told = f"positive_CD3  {sums['positive_CD3']} of {n_cells} cells of 2 slides"
     assert told in printed.splitlines()
     assert told in call_main(capsys, "status", out)[1].splitlines()
+    status = json.loads(call_main(capsys, "status", out, "--json", "-")[1])
+    assert [status["samples"], status["positivity"]] == [
+        *map(document.get, ("samples", "positivity"))
+    ]
 
 
 def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):

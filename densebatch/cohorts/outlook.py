@@ -106,7 +106,6 @@ def _look(
         tell(text)
     network_px, seconds = None, None
     runs = list(run.inner.values()) or [run]
-    needs = [each.needs for each in (*run.inner.values(), run)]
     plans = [(each.plan, each.settings) for each in runs if isinstance(each.plan, FlowPlan)]
     if len(plans) == len(runs):
         network_px = sum(plan.network_px for plan, _ in plans)
@@ -119,7 +118,7 @@ def _look(
         mpx=round(run.plan.shape[0] * run.plan.shape[1] / 1e6, 3),
         network_mpx=None if network_px is None else round(network_px / 1e6, 3),
         network_seconds=None if seconds is None else round(seconds, 1),
-        worker_mb=max(each.worker_mb for each in needs),
-        disk_mb=sum(each.disk_mb for each in needs),
+        worker_mb=max(each.needs.worker_mb for each in (*run.inner.values(), run)),
+        disk_mb=run.needs.disk_mb,
         fingerprint=run.plan.fingerprint,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
-from densebatch.cohorts.record import read_record
+from densebatch.cohorts.record import add_positivity, read_record
 from densebatch.run.folder import OutputFolder
 from densebatch.run.owner import look_for_driver
 from densebatch.run.status import RunStatus, read_status
@@ -51,11 +51,13 @@ class CohortStatus:
         return "partial" if states & {"failed", "partial"} else "complete"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; positive cells of all slides only where they were told."""
+        counts = add_positivity(self.entries)
         return {
             "out": self.out,
             "state": self.state,
             "samples": [entry.to_dict() for entry in self.entries],
+            **({"positivity": counts} if counts else {}),
             "running": {name: found.to_dict() for name, found in self.running.items()},
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError, InputError
@@ -206,6 +206,9 @@ def _prepare_joined(
     plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
     workers = max(run.workers for run in inner.values())
     needs = estimate(plan, settings.tile)
+    # The runs stay beside what is made of them.
+    left = [run.needs for run in inner.values() if restart or not run.folder.report.exists()]
+    needs = replace(needs, disk_mb=needs.disk_mb + sum(each.disk_mb for each in left))
     if restart or folder.read_complete(plan) is None:
         check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     return Prepared(folder, plan, None, workers, needs, settings, inner)

@@ -197,6 +197,10 @@ def test_positive_cells_of_each_slide_and_of_all(slides, capsys, tmp_path):
     told = f"positive_CD3  {sums['positive_CD3']} of {n_cells} cells of 2 slides"
     assert told in printed.splitlines()
     assert told in call_main(capsys, "status", out)[1].splitlines()
+    status = json.loads(call_main(capsys, "status", out, "--json", "-")[1])
+    assert [status["samples"], status["positivity"]] == [
+        *map(document.get, ("samples", "positivity"))
+    ]
 
 
 def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):
@@ -236,13 +240,13 @@ def test_a_plan_of_cells_and_nuclei_has_the_needs_of_all_their_runs(slides, caps
     options = ("--nuclei", "DAPI", "--compartments", "--nuclei-model", "watershed", *OPTIONS)
     options = (*options, "--workers", 0, "--json")
     single = json.loads(call_main(capsys, "plan", whole[0], tmp_path / "out", *options)[1])
-    runs = [single, *single["runs"].values()]
+    runs = list(single["runs"].values())
     code, printed, err = call_main(capsys, "plan", *whole, tmp_path / "out", *options)
     assert code == 0
     (row, _) = json.loads(printed)["samples"]
     assert row["fingerprint"] == single["fingerprint"]
-    assert row["worker_mb"] == max(run["worker_mb"] for run in runs)
-    assert row["disk_mb"] == sum(run["disk_mb"] for run in runs) > single["disk_mb"]
+    assert row["worker_mb"] == max(run["worker_mb"] for run in (single, *runs))
+    assert row["disk_mb"] == single["disk_mb"] > sum(run["disk_mb"] for run in runs) > 1
     assert "s0: nuclei: " in err
     assert "--nuclei-diameter" in err
     assert "--diameter" not in err

@@ -186,6 +186,8 @@ def test_table(done):
         "markers": [],
         "phenotypes": [],
         "covers": {},
+        "compartments": [],
+        "regions": False,
         "unread": [],
     }
     assert result.report["positivity"] == {"markers": [], "phenotypes": []}

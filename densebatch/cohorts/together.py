@@ -243,6 +243,8 @@ def _identify(draft: Plan, earlier: Plan | None) -> str:
     left_out = [asdict(bounds)["unread"] for bounds in seen if bounds.unread]
     channels = [bounds.channel for bounds in draft.seen_channels]
     told = [draft.slide.identity, draft.slide.path, channels, rescale, draft.mask_debris, left_out]
+    if draft.region is not None:
+        told.append(draft.region.digest)
     return json.dumps(told)
 
 

@@ -138,3 +138,18 @@ def test_a_plan_tells_what_the_run_does(slides, tmp_path, capsys):
     found = [read_report(out / name)["fingerprint"] for name in ("s0", "s1")]
     assert [row["fingerprint"] for row in samples] == found
     assert call_main(capsys, "plan", *arguments)[0] == 0
+
+
+def test_areas_of_a_slide_are_what_counts_of_it(slides, tmp_path):
+    """So that the limits of a cohort that is asked for with others are found anew."""
+    ring = [[0, 0], [60, 0], [60, 96], [0, 96]]
+    (tmp_path / "r.json").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    found = []
+    for roi in (None, tmp_path / "r.json"):
+        settings = load_settings(None, normalise="together", roi=roi, **GIVEN)
+        rows = [Row("s0", slides[0], settings)]
+        segment_cohort(rows, tmp_path / f"{roi is None}", settings)
+        record = json.loads((tmp_path / f"{roi is None}" / "cohort.json").read_text())
+        found.append((record["normalise"]["digest"], record["normalise"]["limits"]))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]

@@ -187,6 +187,7 @@ def test_table(done):
         "phenotypes": [],
         "covers": {},
         "compartments": [],
+        "regions": False,
         "unread": [],
     }
     assert result.report["positivity"] == {"markers": [], "phenotypes": []}

@@ -140,7 +140,9 @@ def convert(
 
 
 def _plan(path: str | Path, settings: SegmentSettings) -> ConvertPlan:
-    slide = open_slide(path, settings.scene, settings.axes)
+    slide = open_slide(
+        path, settings.scene, settings.axes, z=settings.z, t=settings.t, panel=settings.panel
+    )
     slide.source.renew()
     info = slide.info
     region, notes = read_region(info, settings)

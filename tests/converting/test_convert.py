@@ -14,6 +14,7 @@ from densebatch.base.errors import DensebatchError, InputError
 from densebatch.converting import tasks
 from densebatch.converting.convert import convert
 from densebatch.ngff.metadata import find_fault
+from densebatch.planning.settings import SegmentSettings
 from densebatch.slides.slide import open_slide
 from tests.helpers.run_files import Watcher, call_main, write_tiff
 
@@ -189,3 +190,12 @@ def test_what_is_written_is_read_back(slide, tmp_path, monkeypatch):
     ):
         convert(slide, tmp_path / "a.zarr", workers=0)
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_one_focal_plane_of_several_or_their_maximum(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 60000, (3, 2, 90, 120), np.uint16)
+    slide = tmp_path / "a.ome.tif"
+    tifffile.imwrite(slide, pixels, metadata={"axes": "ZCYX"}, photometric="minisblack")
+    for z, expected in (("1", pixels[1]), ("max", pixels.max(axis=0))):
+        made = convert(slide, tmp_path / f"{z}.ome.zarr", SegmentSettings(z=z, workers=0))
+        assert np.array_equal(zarr.open_array(made.out / "0", mode="r")[:], expected)

@@ -62,7 +62,9 @@ def test_a_task_is_not_blamed_for_workers_that_were_told_to_go(tmp_path):
         def replace(executor):
             for number in range(1, 6):
                 await_calls(calls, "long", number)
-                executor.client.retire_workers(close_workers=False, workers=executor.pool.able)
+                # Not while the only worker has a result that nobody has fetched.
+                while not executor.client.retire_workers(executor.pool.able, close_workers=False):
+                    time.sleep(0.1)
                 processes.kill(running.pop())
                 running.append(processes.start_worker("--no-nanny"))
 

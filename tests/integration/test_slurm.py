@@ -1,0 +1,171 @@
+"""The shipped SLURM profile on a real SLURM of one node: walltime, pre-emption, the same bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.run_files import (
+    assert_same_output,
+    output_bytes,
+    read_report,
+    run_command,
+    simulate,
+    write_tiff,
+)
+
+ROOT = Path(__file__).parents[2]
+PROFILES = ROOT / "configs" / "clusters" / "slurm"
+NODE = Path(__file__).parent / "one_node_slurm"
+OPTIONS = ("--membrane", "CD3", "--model", "dense-tiny", "--tile", "64")
+# Tasks are small here. With this they take longer, so that a run does not fit into a job.
+SLOWER = """
+import fnmatch, time
+from pathlib import Path
+_replace = Path.replace
+def _slow(self, target):
+    if fnmatch.fnmatch(str(target), "*/journal/trace-*"):
+        time.sleep(3)
+    return _replace(self, target)
+Path.replace = _slow
+"""
+
+needed = ("slurmctld", "slurmd", "munged", "setpriv", "sbatch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.name != "posix" or os.geteuid() != 0 or not all(map(shutil.which, needed)),
+        reason="needs root and Debian's packages slurm-wlm and munge",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Settings of commands that reach it."""
+    folder = tmp_path_factory.mktemp("slurm")
+    for parent in (folder, *folder.parents):  # munge's own user has to reach its socket
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    try:
+        subprocess.run(["bash", NODE, "start", folder], check=True, timeout=120)
+        yield {"SLURM_CONF": str(folder / "slurm.conf")}
+    finally:
+        subprocess.run(["bash", NODE, "stop", folder], check=False, timeout=60)
+
+
+class Job:
+    """A run of one slide as a job, and what becomes of it."""
+
+    def __init__(self, slurm, folder, slide):
+        self.folder, self.slide, self.out = folder, slide, folder / "out"
+        hook = folder / "hook"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(SLOWER)
+        paths = [str(hook), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.env = {**os.environ, **slurm, "PYTHONPATH": os.pathsep.join(paths)}
+        self.story = []
+        self.start = time.monotonic()
+
+    def call(self, *command):
+        return subprocess.run(
+            [str(part) for part in command], env=self.env, cwd=self.folder, check=True,
+            capture_output=True, text=True, timeout=60,
+        ).stdout  # fmt: skip
+
+    def submit(self, script, *options):
+        size = ("--nodes=1", "--cpus-per-task=2", "--mem=0", "--output=job-%j.txt")
+        told = self.call("sbatch", "--parsable", *size, *options, script, self.slide, self.out,
+                         *OPTIONS)  # fmt: skip
+        self.number = told.strip()
+        self.tell(f"submitted {script.name} {' '.join(options)} as job {self.number}")
+
+    def tell(self, text):
+        after = time.monotonic() - self.start
+        self.story.append(f"{after:4.0f} s  {text}; {self.count_kept()} tiles in the journal")
+
+    def ask(self):
+        facts = self.call("scontrol", "show", "job", self.number)
+        return dict(re.findall(r"(\w+)=(\S+)", facts))
+
+    def wait_for(self, *states, seconds=180):
+        deadline = time.monotonic() + seconds
+        while (facts := self.ask())["JobState"] not in states:
+            assert time.monotonic() < deadline, (facts, self.log())
+            time.sleep(0.5)
+        self.tell(f"job {self.number} is {facts['JobState']}, restarts {facts['Restarts']}, "
+                  f"exit code {facts['ExitCode']}")  # fmt: skip
+        return facts
+
+    def wait_for_tiles(self, number):
+        deadline = time.monotonic() + 120
+        while self.count_kept() < number:
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.2)
+
+    def start_now(self):
+        """SLURM lets a job that was queued again wait two minutes."""
+        self.call("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+    def log(self):
+        texts = (path.read_text() for path in sorted(self.folder.glob("job-*.txt")))
+        return "\n".join(texts)
+
+    def count_kept(self):
+        """Tiles that are traced, as the journal of the unfinished run has them."""
+        return len(list(self.out.glob("work/*/journal/trace-*")))
+
+
+def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(slurm, tmp_path):
+    slide = write_tiff(tmp_path / "a.ome.tif", simulate(512, 640, seed=3), ["CD3", "DAPI"])
+    code, _, err = run_command("segment", slide, tmp_path / "alone", *OPTIONS, "--workers", 0)
+    assert code == 0, err
+    job = Job(slurm, tmp_path, slide)
+    script = PROFILES / "segment.sbatch"
+
+    # The walltime without a signal: workers end before it by their lifetime, and the run with them.
+    silent = tmp_path / "without-signal.sbatch"
+    silent.write_text(re.sub(r"#SBATCH --signal.*\n", "", script.read_text()))
+    job.submit(silent, "--time=1")
+    facts = job.wait_for("FAILED", "TIMEOUT", "COMPLETED")
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "130:0")
+    assert "the same command continues" in job.log()
+    kept = job.count_kept()
+    assert kept > 0
+
+    # Submitted again, and told of its walltime: it queues itself again.
+    job.submit(script, "--time=1", "--signal=B:USR1@25")
+    job.wait_for("RUNNING")
+    facts = job.wait_for("PENDING")
+    assert facts["Restarts"] == "1"
+    assert "tasks under way are finished first" in job.log()
+    assert job.count_kept() > kept
+    kept = job.count_kept()
+
+    # Pre-empted by another job.
+    job.start_now()
+    job.wait_for("RUNNING")
+    job.wait_for_tiles(kept + 4)
+    job.call("sbatch", "-p", "high", "--exclusive", "--output=none", "--wrap", "sleep 1")
+    job.tell("a job of a higher partition is submitted")
+    job.wait_for("PENDING", "COMPLETING")
+    facts = job.wait_for("PENDING")
+    assert facts["Restarts"] == "2"
+    assert re.search(r"STEP \S+ ON \S+ CANCELLED", job.log())
+    assert job.count_kept() >= kept + 4
+
+    for _ in range(4):
+        job.start_now()
+        if job.wait_for("PENDING", "COMPLETED")["JobState"] == "COMPLETED":
+            break
+    assert job.ask()["JobState"] == "COMPLETED", job.log()
+    assert_same_output(job.out, output_bytes(tmp_path / "alone"))
+    assert read_report(job.out)["failed_tiles"] == []
+    job.tell("labels and table have the bytes of a run in one process")
+    (tmp_path / "story.txt").write_text("\n".join([*job.story, "", job.log()]))

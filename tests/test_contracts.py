@@ -47,8 +47,10 @@ def test_a_newcomer_finds_packages_and_nothing_else():
     assert top - {path.name for path in packages} == {"__init__.py", "__main__.py", "py.typed"}
     # Eighteen; `segmenters` and `testing` came with the road of label segmenters, `survey` and
     # `upkeep` as parts of `planning` and `run` that had no room for it, `measuring` as that of
-    # `cells`, `exporting` with a module for each program that results are for.
-    assert len(packages) <= 24
+    # `cells`, `exporting` with a module for each program that results are for; `compartments` with
+    # nuclei within cells; `cohorts` for many slides at once, which `run`, the story of one, has no
+    # room for and need not know.
+    assert len(packages) <= 26
     for package in packages:
         assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())), package
         assert len(list(package.glob("*.py"))) - 1 <= 14, package

@@ -241,6 +241,16 @@ NOTES = {
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
     "has no contrast": plan(slide(np.zeros_like(ONE))),
     "4 diameters of": plan(slide(), "--segmenter", "watershed", "--tile", 256),
+    "the membrane of a cell is": plan(
+        slide(PIXELS[:2], ["M", "N"], None),
+        "--nuclei",
+        "N",
+        "--membrane",
+        "M",
+        "--compartments",
+        "--nuclei-model",
+        "watershed",
+    ),
     "have no unit": merged,
     "the images are taken to be of": train([None]),
     "that of the others": train([None, 0.5]),
@@ -248,6 +258,8 @@ NOTES = {
     "another is told by": train([0.25], um_per_px=0.5),
 }
 ERRORS = {
+    "which --expand": plan(slide(um_per_px=None), "--nuclei", 0, "--expand", 2),
+    "needs the nuclear channel": plan(slide(), "--expand", 2),
     "which a diameter of": plan(slide(um_per_px=None), "--diameter-um", 8),
     "would be rescaled": plan(slide(um_per_px=50)),
     "none was named; name with": plan(slide(PIXELS, FOUR)),

@@ -8,7 +8,34 @@ adds no handler; the command line does, for `--verbose` and `--log-json` (`cli.l
 from __future__ import annotations
 
 import logging
-from typing import Any
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHARED: ContextVar[dict[str, Any]] = ContextVar("densebatch-log-fields", default={})  # noqa: B039
+
+
+@contextmanager
+def logged_with(**fields: Any) -> Iterator[None]:  # noqa: ANN401
+    """Within this context, in this thread, events have these fields too.
+
+    Examples
+    --------
+    >>> import sys
+    >>> logger = logging.getLogger("example of fields")
+    >>> logger.addHandler(logging.StreamHandler(sys.stdout))
+    >>> with logged_with(sample="a"):
+    ...     log_event(logger, "stage done", logging.WARNING, seconds=2)
+    stage done: sample=a seconds=2
+    """
+    token = _SHARED.set({**_SHARED.get(), **fields})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
 
 
 def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **fields: Any) -> None:  # noqa: ANN401
@@ -39,6 +66,7 @@ def log_event(logger: logging.Logger, event: str, level: int = logging.INFO, **f
     """
     if not (logger.isEnabledFor(level) and logger.hasHandlers()):
         return
+    fields = {**_SHARED.get(), **fields}
     told = " ".join(f"{name}={value}" for name, value in fields.items())
     text = f"{event}: {told}" if told else event
     logger.log(level, "%s", text, extra={"event": event, "fields": fields}, stacklevel=2)

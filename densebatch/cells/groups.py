@@ -16,6 +16,7 @@ from zarr.storage import LocalStore, MemoryStore
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.ngff.folders import DOCUMENTS, has_more
+from densebatch.ngff.metadata import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -71,10 +72,9 @@ def require_group(folder: Path, zarr_format: ZarrFormat) -> zarr.Group:
     if found is None:
         return zarr.create_group(LocalStore(folder), zarr_format=zarr_format)
     if found != zarr_format:
-        version = "0.4" if zarr_format == 2 else "0.5"
         raise InputError(
-            f"{folder} is stored in zarr format {found}; OME-Zarr {version} needs format"
-            f" {zarr_format}."
+            f"{folder} is stored in zarr format {found}; OME-Zarr {version_of(zarr_format)} needs "
+            f"format {zarr_format}."
         )
     return open_group(folder)
 

@@ -6,6 +6,7 @@
 | `labels.sha256` | for labels written into a slide: those of the files there |
 | `work.sha256` | for a work folder that stays: those of its files that no record of a task covers |
 | `.kept/seeds.npy` | the position of each cell's seed, by which cells are numbered |
+| `.kept/nuclei.npy` | where nuclei were joined with cells: the cell of each, 0 for none |
 | `.kept/` | second copies of these lists, the seeds, every document (`run.json`, metadata) |
 | | and what `work.sha256` lists, but for records |
 
@@ -18,25 +19,22 @@ file of a run; a session that goes on with a run removes them first.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.checksums import (
-    ABSENT,
     checksum_file,
     fits_checksum,
     format_checksums,
     list_files,
-    map_in_threads,
     parse_checksums,
 )
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.cells.pyramid_spec import LABEL_NAME, OWNER
-from densebatch.ngff.folders import DOCUMENTS, has_more
+from densebatch.ngff.folders import DOCUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -44,10 +42,9 @@ if TYPE_CHECKING:
 REPORT, MARKER = "run.json", ".densebatch.json"
 _KEPT = ".kept"
 _SEEDS = f"{_KEPT}/seeds.npy"
+_OWNERS = f"{_KEPT}/nuclei.npy"
 _WORK = "work"
 RECORDS = "journal/"
-# What zarr reads of an array: a chunk or shard.
-_CHUNK = re.compile(r"(?:.*/)?\d+/(?:c/)?(?:\d+/)?\d+/\d+")
 
 
 @dataclass(frozen=True)
@@ -83,32 +80,10 @@ class Tree:
         return path.relative_to(self.out).as_posix() if is_inside else str(path)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A file that is not as it was written.
-
-    Attributes
-    ----------
-    tree, name : which file
-    what : in words
-    is_copy : whether it is the second copy of that file
-    """
-
-    tree: Tree
-    name: str
-    what: str
-    is_copy: bool = False
-
-    @property
-    def path(self) -> Path:
-        """The file itself."""
-        copy = self.tree.copy_of(self.name) if self.is_copy else None
-        return self.tree.base / self.name if copy is None else copy
-
-
 def is_document(name: str) -> bool:
     """Whether a file of a result cannot be computed again, so that there are two, by its name."""
-    return Path(name).name in (*DOCUMENTS, REPORT, MARKER, Path(_SEEDS).name)
+    kept = (Path(_SEEDS).name, Path(_OWNERS).name)
+    return Path(name).name in (*DOCUMENTS, REPORT, MARKER, *kept)
 
 
 def list_trees(out: Path, root: Path, *, in_place: bool) -> list[Tree]:
@@ -145,6 +120,11 @@ def seeds_path(out: Path) -> Path:
     return out / _SEEDS
 
 
+def owners_path(out: Path) -> Path:
+    """The cell that each nucleus belongs to, uint32, 0 for none; where nuclei are known."""
+    return out / _OWNERS
+
+
 def scratch_path(out: Path) -> Path:
     """Where files are made again before they replace damaged ones."""
     return out / _KEPT / "repair"
@@ -177,6 +157,7 @@ def keep(
     known: Mapping[str, str],
     seeds: bytes,
     report: bytes,
+    owners: bytes | None = None,
 ) -> None:
     """Write the lists and the second copies, when all but `run.json` is there.
 
@@ -195,8 +176,12 @@ def keep(
         Content of the file of all seeds.
     report
         Content that `run.json` will have.
+    owners
+        Content of the file of the nuclei's cells, where nuclei are known.
     """
     write_atomic(seeds_path(trees[0].out), seeds)
+    if owners is not None:
+        write_atomic(owners_path(trees[0].out), owners)
     for tree in trees:
         listed = {}
         if tree == trees[-1]:
@@ -246,6 +231,8 @@ def _list_results(tree: Tree, root: Path, table: Path) -> Iterator[str]:
     """Names of the files of a tree, but for `run.json`."""
     if tree.base != root:
         yield from (MARKER, table.name, _SEEDS)
+        if owners_path(tree.out).exists():
+            yield _OWNERS
         if root.parent == tree.base:
             yield from (f"{root.name}/{name}" for name in list_files(root) if "\n" not in name)
         return
@@ -343,108 +330,3 @@ def _count_misfits(tree: Tree, listed: Mapping[str, str]) -> tuple[int, int]:
     lost = [n for n in listed if not fits_checksum(tree.base / n, listed[n])]
     copies = [(copy, listed[n]) for n in lost if (copy := tree.copy_of(n)) is not None]
     return sum(not fits_checksum(copy, told) for copy, told in copies), len(lost)
-
-
-def find_faults(
-    tree: Tree, listed: Mapping[str, str], threads: int, *, copies: bool = True
-) -> Iterator[Fault | str]:
-    """Compare every file of a tree with its checksum.
-
-    Parameters
-    ----------
-    tree
-        Which files.
-    listed
-        Their checksums.
-    threads
-        That read at once.
-    copies
-        Whether second copies are compared too.
-
-    Yields
-    ------
-    Fault or str
-        A file that is damaged, missing, or one too many; or a note of a document that somebody
-        has added to.
-    """
-    wanted = [(name, False) for name in listed]
-    if copies:
-        wanted += [(name, True) for name in listed if tree.copy_of(name) is not None]
-
-    def look(item: tuple[str, bool]) -> Fault | str | None:
-        name, is_copy = item
-        fault = Fault(tree, name, "", is_copy)
-        try:
-            found = checksum_file(fault.path)
-        except OSError as error:
-            return Fault(tree, name, f"cannot be read ({error.strerror})", is_copy)
-        if found == listed[name]:
-            return None
-        if found == ABSENT:
-            return Fault(tree, name, "is missing", is_copy)
-        if not is_copy and _was_added_to(tree, name, listed[name]):
-            return f"{tree.shown(name)}: has more in it than the run wrote, and all of that"
-        return Fault(tree, name, "is damaged: it does not fit its checksum", is_copy)
-
-    for _, fault in map_in_threads(look, wanted, threads):
-        if fault is not None:
-            yield fault
-    yield from _find_extra(tree, listed)
-
-
-def _find_extra(tree: Tree, listed: Mapping[str, str]) -> Iterator[Fault]:
-    """Files that zarr would read of the result's groups and arrays, and that are not the run's."""
-    folders = {name.rpartition("/")[0] for name in listed if Path(name).name in DOCUMENTS}
-    tops = {folder.partition("/")[0] for folder in folders if folder}
-    for top in sorted(tops):
-        for inside in list_files(tree.base / top):
-            name = f"{top}/{inside}"
-            if name in listed:
-                continue
-            folder, _, last = name.rpartition("/")
-            if last in DOCUMENTS:
-                if folder in folders:
-                    yield Fault(tree, name, "is not a file of the run, and changes what is read")
-            elif _CHUNK.fullmatch(name) and any(
-                name.startswith(f"{array}/") and _is_array(listed, array) for array in folders
-            ):
-                yield Fault(tree, name, "is not a file of the run: there is background here")
-
-
-def _is_array(listed: Mapping[str, str], folder: str) -> bool:
-    """Whether a folder is an array of the result: its name is that of a level."""
-    return folder.rpartition("/")[2].isdigit() and (
-        f"{folder}/zarr.json" in listed or f"{folder}/.zarray" in listed
-    )
-
-
-def _was_added_to(tree: Tree, name: str, checksum: str) -> bool:
-    """Whether the document of a group says all that it said, and more: somebody's own metadata."""
-    copy = tree.copy_of(name)
-    try:
-        if copy is None or not fits_checksum(copy, checksum):
-            return False
-        now, before = (json.loads(path.read_bytes()) for path in (tree.base / name, copy))
-    except (OSError, ValueError):
-        return False
-    return has_more(now, before)
-
-
-def find_fault(trees: Sequence[Tree], threads: int) -> str | None:
-    """The first file of a finished result that is not as it was written; None if all are.
-
-    Parameters
-    ----------
-    trees
-        Of the result.
-    threads
-        That read at once.
-    """
-    for tree in trees:
-        listed, faults = read_list(tree)
-        if listed is None:
-            return faults[0]
-        for fault in find_faults(tree, listed, threads, copies=False):
-            if isinstance(fault, Fault):
-                return f"{tree.shown(fault.name)}: {fault.what}"
-    return None

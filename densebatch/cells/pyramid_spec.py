@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LABEL_NAME = "cells"
 MISSING_NAME = "missing"
 """Of the label image that marks the area without a result, where there is such an area."""
+COMPARTMENT_LABELS = {"nucleus": "nuclei", "cytoplasm": "cytoplasm", "membrane": "membrane"}
+"""Of the label images of what lies within cells, by the name of the compartment."""
 OWNER = "densebatch"
 """Our own key in a group's attributes tells our groups from others', and one run from another."""
 SHARD_PX = 2048  # side of the unit of writing: enough tasks for a few processors on a small slide

@@ -32,6 +32,7 @@ from densebatch.ngff.metadata import (
     list_labels,
     list_level_paths,
     ome_attributes,
+    version_of,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def read_spec(root: Path, *, in_place: bool) -> PyramidSpec:
         If there is none, or it cannot be read.
     """
     label = root / "labels" / LABEL_NAME
-    ngff = "0.4" if find_format(label) == 2 else "0.5"
+    ngff = version_of(2 if find_format(label) == 2 else 3)
     multiscale = find_multiscale(ome_attributes(read_attributes(label)))
     if multiscale is None:
         raise InputError(f"{label} is not a label image: it has no multiscales")
@@ -98,7 +99,7 @@ def read_spec(root: Path, *, in_place: bool) -> PyramidSpec:
         }
     return PyramidSpec(
         root=str(root),
-        ngff=ngff,  # type: ignore[arg-type]
+        ngff=ngff,
         height=shapes[0][0],
         width=shapes[0][1],
         n_levels=len(shapes),
@@ -156,17 +157,18 @@ def _are_same(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def compare_seeds(
-    seeds: NDArray[np.int64], boxes: NDArray[np.int64], width: int, reach_px: int
+    seeds: NDArray[np.int64], boxes: NDArray[np.int64], shape: tuple[int, int], reach_px: int
 ) -> str | None:
     """What speaks against the cells 1..N being numbered in raster order of these seeds.
 
     Parameters
     ----------
     seeds
-        `(N,)` linear index of each cell's seed in the image.
+        `(N,)` linear index of each cell's seed in the image; of a cell that comes after all others
+        as if below the image there was a second one.
     boxes
         `(N, 4)` of the cells: y0, x0, y1, x1; empty for a cell without a pixel.
-    width
+    shape
         Of the image.
     reach_px
         No pixel of a cell is further from its seed.
@@ -176,12 +178,40 @@ def compare_seeds(
     wrong = np.flatnonzero(np.diff(seeds) <= 0)
     if wrong.size:
         return f"cells are not numbered in raster order: cell {wrong[0] + 2} comes too late"
-    y, x = np.divmod(seeds, width)
+    y, x = np.divmod(seeds % (shape[0] * shape[1]), shape[1])
     near = (y >= boxes[:, 0] - reach_px) & (y < boxes[:, 2] + reach_px)
     near &= (x >= boxes[:, 1] - reach_px) & (x < boxes[:, 3] + reach_px)
     far = np.flatnonzero(~near & (boxes[:, 2] > boxes[:, 0]))
     if far.size:
         return f"{far.size} cells lie far from their seeds, the first is {far[0] + 1}"
+    return None
+
+
+def compare_schema(path: Path, expected: pa.Schema) -> str | None:
+    """How the columns of the table differ from those that were to be; None if they do not.
+
+    Parameters
+    ----------
+    path
+        The table.
+    expected
+        Names and types, in order.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
+        return f"cannot be read ({describe_cause(error)})"
+    for name in expected.names:
+        if name not in found.names:
+            return f"has no column {name!r}"
+        if found.field(name).type != expected.field(name).type:
+            return f"has {name!r} as {found.field(name).type}, not {expected.field(name).type}"
+    if found.names != expected.names:
+        more = sorted(set(found.names) - set(expected.names))
+        return f"has columns that nobody asked for: {more[0]!r}" if more else (
+            "has its columns in another order"
+        )  # fmt: skip
     return None
 
 
@@ -199,13 +229,9 @@ def compare_column(path: Path, name: str, expected: pa.Array) -> str | None:
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if name not in file.schema_arrow.names:
-                return f"has no column {name!r}"
             column = file.read([name]).column(0).combine_chunks()
     except Exception as error:  # whatever a damaged file makes pyarrow raise
         return f"cannot be read ({describe_cause(error)})"
-    if column.type != expected.type:
-        return f"has {name!r} as {column.type}, not {expected.type}"
     if len(column) != len(expected):
         return f"has {len(column)} rows for {len(expected)} cells"
     if column.null_count or expected.null_count:

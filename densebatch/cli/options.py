@@ -40,6 +40,25 @@ scheduler_options = [
 ]
 
 
+def _or_none(
+    _: click.Context, __: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    return value or None  # so that what is not given may stand in a file
+
+
+# What makes cells positive; the names are those of the settings.
+positivity_options = [
+    click.option("--fraction", multiple=True, callback=_or_none, metavar="CHANNEL=VALUE",
+                 help="Measure the share of each cell's pixels over a value. Repeatable."),
+    click.option("--positive", multiple=True, callback=_or_none,
+                 metavar="CHANNEL[:STATISTIC]=CUT",
+                 help="Tell positive cells: by a value, otsu, mixture, or labels:PATH of other "
+                 "cells; mean if no statistic is named. Repeatable (docs/positivity.md)."),
+    click.option("--phenotype", multiple=True, callback=_or_none, metavar="[NAME=]A+ B-",
+                 help='Tell cells by several --positive, such as "CD3+ CD8-". Repeatable.'),
+]  # fmt: skip
+
+
 def add_options(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     """Decorate a command with several options, in their order."""
 

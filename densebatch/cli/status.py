@@ -14,6 +14,7 @@ from densebatch.cli.logs import LoggedCommand
 from densebatch.cli.options import check_writable, write_text
 
 if TYPE_CHECKING:
+    from densebatch.cohorts.status import CohortStatus
     from densebatch.run.status import RunStatus
 
 _WATCH_S = 2.0
@@ -41,17 +42,19 @@ _STATES = {
 def status(out: Path, watch: bool, as_json: Path | None) -> None:
     """Say how the run in OUT stands: stages, tasks, rate, time left, and who drives it.
 
+    Of several slides in OUT it says what became of each, and how those stand that are under way.
     Reads files and writes none in OUT; works on any machine that sees them.
     """
+    from densebatch.cohorts.status import read_cohort
     from densebatch.run.folder import OutputFolder
     from densebatch.run.status import read_status
 
     check_writable(as_json)
     folder = OutputFolder(out.absolute())
     while True:
-        found = read_status(folder)
+        found = read_cohort(folder.path) or read_status(folder)
         if as_json is None:
-            click.echo("\n".join(_describe(found)))
+            _print(found)
         else:
             is_line = watch and as_json == Path("-")
             write_text(as_json, json.dumps(found.to_dict(), indent=None if is_line else 1) + "\n")
@@ -60,6 +63,23 @@ def status(out: Path, watch: bool, as_json: Path | None) -> None:
         time.sleep(_WATCH_S)
         if as_json is None:
             click.echo()
+
+
+def _print(found: RunStatus | CohortStatus) -> None:
+    from densebatch.cli.terminal import print_cohort
+    from densebatch.run.status import RunStatus
+
+    if isinstance(found, RunStatus):
+        click.echo("\n".join(_describe(found)))
+        return
+    click.echo(f"out        {found.out}")
+    click.echo(f"run        {_STATES[found.state]}")
+    if found.driver is not None:
+        click.echo(f"driver     {found.driver_state}: {found.driver}")
+    print_cohort(found.entries, list(found.running))
+    for sample, run in found.running.items():
+        for stage in run.stages:
+            click.echo(f"{sample}: {_describe_stage(stage)}")
 
 
 def _describe(found: RunStatus) -> list[str]:

@@ -12,12 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from densebatch.base.names import count_of
+from densebatch.measuring.positivity import tell_positivity
 from densebatch.run.segment import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.progress import TaskID
 
+    from densebatch.cohorts.record import Entry
     from densebatch.run.segment import SegmentResult
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -92,6 +96,13 @@ class TerminalProgress(Progress):
             counter.shown = now
             self._print(f"{name}: {counter.done}/{count_of(counter.total, 'task')}, {rate}")
 
+    def drop(self, name: str) -> None:
+        """Take the bar of a stage away."""
+        self._counters.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if self._bars is not None and task is not None:
+            self._bars.remove_task(task)
+
     def note(self, text: str) -> None:
         """Print a remark."""
         self._print(text, plain=True)
@@ -112,6 +123,12 @@ def print_summary(result: SegmentResult) -> None:
             f"merged, {merging['resolved_px']} pixels settled"
         )
         click.echo(f"made by segmenter {report['segmenter']['name']}")
+    elif "compartments" in report:
+        within = report["compartments"]
+        click.echo(
+            f"{found}{within['nuclei']} nuclei, {within['orphans']} of them outside of cells, "
+            f"{within['cells_without_nucleus']} cells without"
+        )
     else:
         click.echo(
             f"{found}network on {report['network_patches']} patches, "
@@ -119,9 +136,39 @@ def print_summary(result: SegmentResult) -> None:
         )
         engine = report["engine"]
         click.echo(f"engine  {engine['backend']} on {engine['device']} ({engine['reason']})")
+    for line in tell_positivity(report["positivity"]):
+        click.echo(line)
     click.echo(f"labels  {result.labels}")
     click.echo(f"cells   {result.table}")
     click.echo(f"record  {result.out / 'run.json'}")
     paths = [path for path in (report["view_image"], report["view"]) if path is not None]
     click.echo(f"look    {shlex.join(['napari', '--plugin', 'napari-ome-zarr', *paths])}")
     click.echo("        (labels open hidden: click their eye)")
+
+
+def print_cohort(entries: Sequence[Entry], running: Sequence[str] = ()) -> None:
+    """Say what became of each slide of a cohort: a line each, and a sum.
+
+    Parameters
+    ----------
+    entries
+        Of the slides.
+    running
+        Samples that are worked on now.
+    """
+    width = max((len(entry.sample) for entry in entries), default=0)
+    width = max(width, len("sample"))
+    click.echo(f"{'sample':<{width}}  state    {'cells':>9}  {'seconds':>9}  failed tiles")
+    for entry in entries:
+        cells = "" if entry.cells is None else str(entry.cells)
+        seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
+        failed = "" if entry.failed_tiles is None else str(entry.failed_tiles)
+        state = "running" if entry.sample in running else entry.state
+        line = f"{entry.sample:<{width}}  {state:<7}  {cells:>9}  {seconds:>9}  {failed:>12}"
+        click.echo(f"{line}  {entry.reason or ''}".rstrip())
+    states = [entry.state for entry in entries]
+    counted = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
+    total = sum(entry.cells or 0 for entry in entries)
+    click.echo(
+        f"{count_of(len(entries), 'slide')}: {', '.join(counted)}; {count_of(total, 'cell')}"
+    )

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from densebatch.base.errors import InputError, IntegrityError, PartialRunError
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import check_writable, write_text
+from densebatch.cli.options import (
+    add_options,
+    check_writable,
+    positivity_options,
+    write_text,
+)
 
 if TYPE_CHECKING:
+    from densebatch.cohorts.check import CohortVerification
     from densebatch.upkeep.verify import Verification
 
 _N_SHOWN = 50
@@ -39,21 +45,30 @@ def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None)
     """Check every file of OUT, and that labels, pyramid, table and metadata fit together.
 
     Works from OUT alone; without the slide, mean intensities are left out unless OUT has its image.
-    Exit code 0 if all is right, 4 if not.
+    Of several slides in OUT all are looked at. Exit code 0 if all is right, 4 if not.
     """
     from densebatch.cli.terminal import TerminalProgress
+    from densebatch.cohorts.check import CohortVerification, verify_cohort
+    from densebatch.cohorts.record import read_record
     from densebatch.upkeep.repair import repair as run_repair
     from densebatch.upkeep.verify import verify as run_verify
 
     check_writable(json_path)
+    entries = read_record(out)
+    result: Verification | CohortVerification
     with TerminalProgress(get_console()) as progress:
-        if repair:
+        if entries is not None:
+            result = verify_cohort(out, entries, progress, mend=repair, workers=workers)
+        elif repair:
             result = run_repair(out, workers=workers, progress=progress)
         else:
             result = run_verify(out, threads=workers or None, progress=progress)
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     if json_path != Path("-"):
-        _print(result)
+        if isinstance(result, CohortVerification):
+            _print_cohort(result)
+        else:
+            _print(result)
     try:
         if json_path is not None:
             write_text(json_path, text)
@@ -62,7 +77,29 @@ def verify(out: Path, repair: bool, json_path: Path | None, workers: int | None)
             raise
         click.echo(f"note: {error}", err=True)
     if not result.is_right:
+        if isinstance(result, CohortVerification):
+            raise IntegrityError(_sum_up_cohort(result))
         raise IntegrityError(_sum_up(result, repaired=repair))
+
+
+def _print_cohort(result: CohortVerification) -> None:
+    for found in result.looked_at.values():
+        if not found.is_right:
+            click.echo(f"{found.out}:")
+        _print(found)
+    for sample, reason in result.unread.items():
+        click.echo(f"{result.out / sample}: {reason}")
+    if result.failed:
+        click.echo(f"note: without a result, as cohort.json says: {', '.join(result.failed)}")
+
+
+def _sum_up_cohort(result: CohortVerification) -> str:
+    wrong = [name for name, found in result.looked_at.items() if not found.is_right]
+    wrong += result.unread
+    told = [f"something is wrong with {', '.join(wrong)}"] if wrong else []
+    if result.unfinished:
+        told.append(f"{', '.join(result.unfinished)} yet to be done by the cohort's own command")
+    return f"{result.out}: {'; '.join(told)}"
 
 
 def _print(result: Verification) -> None:
@@ -123,6 +160,7 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
     metavar="UM",
     help="Within which cells are neighbours, by centroids.  [30]",
 )
+@add_options(positivity_options)
 @click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Threads.")
 def measure(
     out: Path,
@@ -133,6 +171,7 @@ def measure(
     quantiles: str,
     neighbour_radius: float | None,
     workers: int | None,
+    **positivity: Any,  # noqa: ANN401
 ) -> None:
     """Measure the cells in OUT again, without segmenting: its cells.parquet is written anew.
 
@@ -140,6 +179,7 @@ def measure(
     not at all, and what was measured is in run.json.
     """
     from densebatch.cli.terminal import TerminalProgress
+    from densebatch.measuring.positivity import tell_positivity
     from densebatch.measuring.schema import RADIUS_UM
     from densebatch.upkeep.measure import measure as run_measure
 
@@ -150,10 +190,12 @@ def measure(
         result = run_measure(
             out, source=source, scene=scene, axes=axes, channels=channels, quantiles=quantiles,
             neighbour_radius=RADIUS_UM if neighbour_radius is None else neighbour_radius,
-            threads=workers or None, progress=progress,
+            threads=workers or None, progress=progress, **positivity,
         )  # fmt: skip
     measured = count_of(len(result.measured["channels"]), "channel")
     click.echo(f"{result.n_cells} cells measured in {measured}")
+    for line in tell_positivity(result.positivity):
+        click.echo(line)
     click.echo(f"cells   {result.table}")
     told = result.tell_unread()
     if told is not None:

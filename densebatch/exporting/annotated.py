@@ -15,6 +15,7 @@ import pyarrow as pa
 import zarr
 
 from densebatch.exporting.columns import MEAN, Columns, as_matrix, as_numbers, sort_columns
+from densebatch.measuring.schema import may_be_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -158,10 +159,15 @@ def write_tree(
     index = tree.array("obs/_index", (n_cells,), str, _TEXTS)
     spatial = tree.array("obsm/spatial", (n_cells, 2), np.dtype(np.float64))
     matrices = _make_matrices(tree, columns, n_cells)
-    kept = {
-        name: tree.array(f"obs/{obs[name]}", (n_cells,), _find_type(source.schema, name))
-        for name in columns.others
-    }
+    masks: dict[str, Any] = {}
+    kept = {}
+    for name in columns.others:
+        path, kind = f"obs/{obs[name]}", _find_type(source.schema, name)
+        if may_be_unknown(name):
+            tree.group(path, ("nullable-boolean", "0.1.0"))
+            masks[name] = tree.array(f"{path}/mask", (n_cells,), kind)
+            path += "/values"
+        kept[name] = tree.array(path, (n_cells,), kind)
     if region:
         tree.group("obs/region", ("categorical", "0.2.0"), {"ordered": False})
         _write_text(tree, "obs/region/categories", [region])
@@ -175,7 +181,11 @@ def write_tree(
         for statistic, array in matrices.items():
             array[rows] = as_matrix(batch, columns.matrices[statistic])
         for name, array in kept.items():
-            array[rows] = as_numbers(batch, name).astype(array.dtype)
+            values = as_numbers(batch, name)
+            if name in masks:
+                masks[name][rows] = np.isnan(values.astype(np.float64))
+                values = np.nan_to_num(values.astype(np.float64))
+            array[rows] = values.astype(array.dtype)
 
 
 def _make_matrices(tree: Container, columns: Columns, n_cells: int) -> dict[str, Any]:

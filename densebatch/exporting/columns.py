@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+
+from densebatch.compartments.names import COMPARTMENTS
+from densebatch.measuring.schema import is_statistic, name_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pyarrow as pa
     from numpy.typing import NDArray
 
 MEAN = "mean"
-_STATISTIC = re.compile(r"mean|total|std|median|positive|q[0-9.]+")
-_COMPARTMENTS = ("nucleus", "cytoplasm", "membrane")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def sort_columns(names: Sequence[str]) -> Columns:
     channels = tuple(name for name in means if not _is_of_compartment(name, listed))
     matrices: dict[str, tuple[str, ...]] = {}
     statistics = [name.partition("_")[0] for name in names]
-    for statistic in dict.fromkeys(filter(_STATISTIC.fullmatch, statistics)):
-        for ending in ("", *(f"_{each}" for each in _COMPARTMENTS)):
-            columns = tuple(f"{statistic}_{channel}{ending}" for channel in channels)
+    for statistic in dict.fromkeys(filter(is_statistic, statistics)):
+        for ending in ("", *(f"_{each}" for each in COMPARTMENTS)):
+            columns = tuple(name_column(f"{statistic}{ending}", channel) for channel in channels)
             if columns and listed.issuperset(columns):
                 matrices[f"{statistic}{ending}"] = columns
     taken = {column for columns in matrices.values() for column in columns}
@@ -67,7 +67,7 @@ def sort_columns(names: Sequence[str]) -> Columns:
 
 def _is_of_compartment(name: str, listed: set[str]) -> bool:
     channel, _, last = name.rpartition("_")
-    return last in _COMPARTMENTS and f"{MEAN}_{channel}" in listed
+    return last in COMPARTMENTS and f"{MEAN}_{channel}" in listed
 
 
 def as_matrix(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.float32]:
@@ -80,5 +80,8 @@ def as_matrix(batch: pa.RecordBatch, columns: Sequence[str]) -> NDArray[np.float
 
 def as_numbers(batch: pa.RecordBatch, column: str) -> NDArray[np.generic]:
     """The values of a column; floats with NaN where some are unknown."""
-    values: NDArray[np.generic] = batch[column].to_numpy(zero_copy_only=False)
+    found = batch[column]
+    if pa.types.is_boolean(found.type) and found.null_count:
+        found = found.cast(pa.int8())
+    values: NDArray[np.generic] = found.to_numpy(zero_copy_only=False)
     return values

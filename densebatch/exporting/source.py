@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
-from densebatch.cells.kept import Fault, Tree, find_faults, read_list
+from densebatch.cells.faults import Fault, find_faults
+from densebatch.cells.kept import Tree, read_list
 from densebatch.cells.pyramid_spec import LABEL_NAME
 from densebatch.cells.read import open_labels
 from densebatch.run.folder import OutputFolder

@@ -47,6 +47,8 @@ class CellSums:
         `(c, k)` float64: standard deviations; of split cells nothing.
     quantiles
         `(c, q, k)` float64, as of `values.measure_values`; of split cells nothing.
+    counts
+        `(f, k)` int64: pixels over a value or under labels, of each channel that has a `Share`.
     values
         `(c, p)` of the image's type: pixels at `places`.
     """
@@ -61,10 +63,11 @@ class CellSums:
     missing: NDArray[np.int64]
     deviations: NDArray[np.float64]
     quantiles: NDArray[np.float64]
+    counts: NDArray[np.int64]
     values: NDArray[Any]
 
 
-_OF_VALUES = ("sums", "missing", "deviations", "quantiles", "values")
+_OF_VALUES = ("sums", "missing", "deviations", "quantiles", "counts", "values")
 
 
 class Parts:
@@ -121,7 +124,7 @@ class StoredParts(Parts):
                 yield CellSums(
                     **{name: stored[name] for name in names},
                     sums=none, missing=none.astype(np.int64), deviations=none,
-                    quantiles=none.reshape(0, 0, 0), values=none,
+                    quantiles=none.reshape(0, 0, 0), counts=none.astype(np.int64), values=none,
                 )  # fmt: skip
 
     def with_cells(self, rows: range) -> Iterator[CellSums]:

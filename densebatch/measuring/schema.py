@@ -6,8 +6,11 @@ belongs to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from densebatch.compartments.names import COMPARTMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,6 +74,17 @@ OF_LABELS = (
     Column("nearest_px", _FLOAT, "distance to the nearest other centroid, px; NaN if none"),
 )  # fmt: skip
 
+# Of cells whose nuclei are known.
+OF_NUCLEI = (
+    Column("n_nuclei", _INT, "with `--compartments`: nuclei that belong to the cell"),
+    Column("nucleus_area", _INT, "likewise: px that they have of the cell (label image `nuclei`)"),
+    Column(
+        "from_nucleus",
+        _BOOL,
+        "likewise: the cell has no outline of its own, it was grown from its nucleus",
+    ),
+)
+
 # Of each channel, whose name follows.
 OF_CHANNELS = (
     Column("mean_", _FLOAT, "mean of the cell's pixels"),
@@ -79,6 +93,66 @@ OF_CHANNELS = (
     Column("median_", _FLOAT, "their median"),
 )
 _QUANTILE = Column("q90_", _FLOAT, "a quantile, here of 0.9; a column for each of `--quantiles`")
+_FRACTION = Column(
+    "fraction_",
+    _FLOAT,
+    "share of the pixels over the value of `--fraction`, or under the labels of `--positive`",
+)
+_POSITIVE = Column(
+    "positive_", _BOOL, "at or over the cut of `--positive`", "what is compared is unknown"
+)  # fmt: skip
+# Behind those of the channels; the phenotype's name follows.
+_PHENOTYPE = Column(
+    "phenotype_", _BOOL, "all markers are as `--phenotype` has them", "that is undecided"
+)
+
+_STATISTIC = re.compile(r"mean|total|std|median|fraction|q[0-9.]+")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of each cell's pixels, of which a channel has at most one.
+
+    Attributes
+    ----------
+    channel : by index
+    over : counted are pixels with a larger value
+    under : else counted are pixels that have a label in this label image
+    """
+
+    channel: int
+    over: float | None = None
+    under: str | None = None
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What makes a cell positive in a channel: a statistic that is at or over a cut.
+
+    Attributes
+    ----------
+    channel : by index
+    statistic : such as `mean`, `q90`, or `mean_nucleus` of a compartment
+    cut : a value, or how it is found: `otsu`, `mixture`
+    """
+
+    channel: int
+    statistic: str
+    cut: float | str
+
+
+@dataclass(frozen=True)
+class Phenotype:
+    """Cells that are positive in some markers and negative in others.
+
+    Attributes
+    ----------
+    name : of its column
+    signs : channels, and whether a cell is positive there
+    """
+
+    name: str
+    signs: tuple[tuple[int, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -90,16 +164,29 @@ class Measures:
     channels : of the image, by index, ascending
     quantiles : from 0 to 1, in the order of their columns
     radius_um : within which neighbours are counted
+    shares : of pixels over a value or under labels, by channel, ascending
+    markers : in which cells are positive or not, by channel, ascending
+    phenotypes : in the order of their columns
+    compartments : in which channels are measured as well, by name
     """
 
     channels: tuple[int, ...]
     quantiles: tuple[float, ...] = ()
     radius_um: float = RADIUS_UM
+    shares: tuple[Share, ...] = ()
+    markers: tuple[Marker, ...] = ()
+    phenotypes: tuple[Phenotype, ...] = ()
+    compartments: tuple[str, ...] = ()
 
     @property
     def fractions(self) -> tuple[float, ...]:
         """What is ranked, ascending: the median and the quantiles."""
         return tuple(sorted({MEDIAN, *self.quantiles}))
+
+    @property
+    def shares_of(self) -> dict[int, Share]:
+        """Shares of pixels by channel, of the channels that are measured."""
+        return {share.channel: share for share in self.shares if share.channel in self.channels}
 
 
 def name_quantile(fraction: float) -> str:
@@ -111,6 +198,11 @@ def name_quantile(fraction: float) -> str:
     ['q90_', 'q2.5_', 'q7_', 'q100_']
     """
     return f"q{100 * fraction:.10g}_"
+
+
+def name_compartment(compartment: str) -> str:
+    """The part of a column's name after the channel's."""
+    return f"_{compartment}"
 
 
 def name_channels(channels: Sequence[str]) -> list[str]:
@@ -135,8 +227,37 @@ def name_channels(channels: Sequence[str]) -> list[str]:
     return names
 
 
+def name_column(statistic: str, channel: str) -> str:
+    """The column of a statistic, with its compartment, of a channel.
+
+    Examples
+    --------
+    >>> name_column("q90", "CD3"), name_column("mean_nucleus", "CD3")
+    ('q90_CD3', 'mean_CD3_nucleus')
+    """
+    what, _, compartment = statistic.partition("_")
+    return f"{what}_{channel}" + (f"_{compartment}" if compartment else "")
+
+
+def is_statistic(text: str) -> bool:
+    """Whether a text is a statistic of a channel, or one of a compartment.
+
+    Examples
+    --------
+    >>> [is_statistic(text) for text in ("mean", "q2.5", "mean_nucleus", "area", "CD3")]
+    [True, True, True, False, False]
+    """
+    what, _, compartment = text.partition("_")
+    return bool(_STATISTIC.fullmatch(what)) and compartment in ("", *COMPARTMENTS)
+
+
+def may_be_unknown(column: str) -> bool:
+    """Whether a column holds truth values of which some may be null."""
+    return column.startswith((_POSITIVE.name, _PHENOTYPE.name))
+
+
 def list_columns(measures: Measures, channels: Sequence[str]) -> list[Column]:
-    """The columns of a table, in their order.
+    """The columns of a table, in their order; nothing else says what that is.
 
     Parameters
     ----------
@@ -146,18 +267,22 @@ def list_columns(measures: Measures, channels: Sequence[str]) -> list[Column]:
         Names of all channels of the image.
     """
     names = name_channels(channels)
-    wanted = [
-        *OF_CHANNELS,
-        *(Column(name_quantile(q), _FLOAT, _QUANTILE.text) for q in measures.quantiles),
-    ]
-    return [
-        *OF_LABELS,
-        *(
-            Column(each.name + names[channel], each.dtype, each.text)
-            for channel in measures.channels
-            for each in wanted
-        ),
-    ]
+    positive = {marker.channel for marker in measures.markers}
+    columns = [*OF_LABELS, *(OF_NUCLEI if measures.compartments else ())]
+    for compartment in ("", *measures.compartments):
+        ending = name_compartment(compartment) if compartment else ""
+        for channel in measures.channels:
+            wanted = [
+                *OF_CHANNELS,
+                *(Column(name_quantile(q), _FLOAT, _QUANTILE.text) for q in measures.quantiles),
+                *([_FRACTION] if channel in measures.shares_of else []),
+                *([_POSITIVE] if channel in positive and not compartment else []),
+            ]
+            name = names[channel] + ending
+            columns += [replace(each, name=each.name + name) for each in wanted]
+    for phenotype in measures.phenotypes:
+        columns.append(replace(_PHENOTYPE, name=_PHENOTYPE.name + phenotype.name))
+    return columns
 
 
 def describe_schema() -> Iterator[str]:
@@ -165,8 +290,12 @@ def describe_schema() -> Iterator[str]:
     yield "| column | type | what | null |"
     yield "|---|---|---|---|"
     shown = [
-        *((each.name, each) for each in OF_LABELS),
-        *((f"{each.name}<channel>", each) for each in (*OF_CHANNELS, _QUANTILE)),
+        *((each.name, each) for each in (*OF_LABELS, *OF_NUCLEI)),
+        *(
+            (f"{each.name}<channel>", each)
+            for each in (*OF_CHANNELS, _QUANTILE, _FRACTION, _POSITIVE)
+        ),
+        (f"{_PHENOTYPE.name}<name>", _PHENOTYPE),
     ]
     for name, each in shown:
         yield f"| `{name}` | {each.dtype} | {each.text} | {each.nullable or 'never'} |"

@@ -16,8 +16,8 @@ from densebatch.measuring.kernels import (
     measure_shapes,
 )
 from densebatch.measuring.parts import CellSums
-from densebatch.measuring.shapes import measure_forms
-from densebatch.measuring.values import measure_values
+from densebatch.measuring.shapes import N_FORMS, measure_forms
+from densebatch.measuring.values import count_over, measure_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +44,8 @@ class Shard:
         In pixels.
     fractions
         Of the quantiles, ascending.
+    forms
+        Whether outlines and hulls are wanted; of compartments they are not.
     """
 
     def __init__(
@@ -54,20 +56,30 @@ class Shard:
         region: Region,
         slide_width: int,
         fractions: Sequence[float] = (),
+        *,
+        forms: bool = True,
     ) -> None:
         self._labels, self._ids, self._split, self._region = labels, ids, split, region
         self._shapes = measure_shapes(labels, ids.size, region.y0, region.x0)
         self._runs = find_runs(labels, self._shapes[:, AREA])
         boxes = self._shapes[:, [Y0, X0, Y1, X1]] - np.array([region.y0, region.x0] * 2)
-        self._forms = measure_forms(labels, boxes, self._runs)
-        self._forms[split] = 0
+        self._forms = np.zeros((ids.size, N_FORMS), np.int64)
+        if forms:
+            self._forms = measure_forms(labels, boxes, self._runs)
+            self._forms[split] = 0
         self._kept = self._runs.list_places(split)
         y, x = np.divmod(self._kept, labels.shape[1])
         self._slide_places = (y + region.y0) * slide_width + x + region.x0
         self._fractions = np.array(fractions, np.float64)
         self._channels: list[tuple[NDArray[Any], ...]] = []
+        self._counts: list[NDArray[np.int64]] = []
 
-    def add_channel(self, pixels: NDArray[np.generic], holes: Iterable[Region] = ()) -> None:
+    def add_channel(
+        self,
+        pixels: NDArray[np.generic],
+        holes: Iterable[Region] = (),
+        over: float | None = None,
+    ) -> None:
         """Measure the next channel.
 
         Parameters
@@ -76,6 +88,8 @@ class Shard:
             `(h, w)` of the shard.
         holes
             Regions of the slide that could not be read; cells with a pixel there have no result.
+        over
+            Pixels with a larger value are counted, unless it is None.
         """
         # Half precision is widened, because numba does not have it.
         exact = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
@@ -86,6 +100,13 @@ class Shard:
             touched = np.unique(self._labels[inside.slices])
             sums[touched[touched > 0] - 1] = np.nan
         self._channels.append((sums, missing, deviations, quantiles, flat[self._kept]))
+        if over is not None:
+            self._counts.append(count_over(flat, self._runs, over))
+
+    def add_cover(self, labels: NDArray[np.uint32]) -> None:
+        """Count the pixels that have a label in another label image, `(h, w)` of the shard."""
+        flat = (labels != 0).astype(np.uint8).reshape(-1)
+        self._counts.append(count_over(flat, self._runs, 0.0))
 
     def finish(self, touching: NDArray[np.uint32]) -> CellSums:
         """What was measured.
@@ -116,5 +137,6 @@ class Shard:
             missing=missing[:, present],
             deviations=deviations[:, present],
             quantiles=quantiles[:, :, present],
+            counts=np.array(self._counts, np.int64).reshape(len(self._counts), n_cells)[:, present],
             values=values,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from densebatch.measuring.kernels import AREA, X0, X1, Y0, Y1, measure_shapes
 from densebatch.measuring.shard import Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Grid, Region
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.measuring.parts import CellSums
+    from densebatch.measuring.schema import Share
 
     # Pixels of a channel in a region, and the regions in it that could not be read by the run.
     PixelReader = Callable[[int, Region], tuple[NDArray[Any], Sequence[Region]]]
@@ -96,6 +98,9 @@ def measure_unit(
     channels: Sequence[int],
     read_pixels: PixelReader,
     gaps: PyramidSpec | None,
+    shares: Mapping[int, Share],
+    *,
+    forms: bool = True,
 ) -> CellSums:
     """Measure the cells of one unit, as numbering does.
 
@@ -113,6 +118,10 @@ def measure_unit(
         Reads them.
     gaps
         The label image that marks pixels without a result; None if there is none.
+    shares
+        Of pixels that are counted, by channel.
+    forms
+        As of `Shard`.
 
     Raises
     ------
@@ -123,11 +132,43 @@ def measure_unit(
     known = ids <= split.size
     is_split = np.zeros(ids.size, np.bool_)
     is_split[known] = split[ids[known].astype(np.int64) - 1]
-    shard = Shard(local, ids, is_split, region, spec.width, fractions)
+    shard = Shard(local, ids, is_split, region, spec.width, fractions, forms=forms)
     for channel in channels if ids.size else ():
-        shard.add_channel(*read_pixels(channel, region))
+        measure_channel(shard, *read_pixels(channel, region), shares.get(channel), region)
     none = np.zeros(0, np.uint32)
     return shard.finish(none if gaps is None else _find_touching(gaps, region, local))
+
+
+def measure_channel(
+    shard: Shard,
+    pixels: NDArray[Any],
+    holes: Sequence[Region],
+    share: Share | None,
+    region: Region,
+) -> None:
+    """Measure a channel of a shard, and what share of pixels is asked for there.
+
+    Parameters
+    ----------
+    shard
+        Of `region`.
+    pixels, holes
+        As of `Shard.add_channel`.
+    share
+        Of this channel's pixels.
+    region
+        Pixels of the slide.
+
+    Raises
+    ------
+    InputError
+        If other labels cannot be read.
+    """
+    shard.add_channel(pixels, holes, None if share is None else share.over)
+    if share is not None and share.under is not None:
+        from densebatch.cells.read import open_labels  # and libraries for files that workers spare
+
+        shard.add_cover(open_labels(Path(share.under))[region.slices])
 
 
 def _find_touching(

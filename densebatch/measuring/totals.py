@@ -43,16 +43,20 @@ class CellValues:
 
     Attributes
     ----------
+    areas : `(n,)` int64 px of these cells, or of a compartment of theirs
     sums : `(c, n)` float64; NaN where a pixel could not be read
     missing : `(c, n)` int64: pixels that were left out
     deviations : `(c, n)` float64
     quantiles : `(c, q, n)` float64
+    counts : `(f, n)` int64: pixels over a value or under labels, of channels that have a `Share`
     """
 
+    areas: NDArray[np.int64]
     sums: NDArray[np.float64]
     missing: NDArray[np.int64]
     deviations: NDArray[np.float64]
     quantiles: NDArray[np.float64]
+    counts: NDArray[np.int64]
 
 
 def add_shapes(parts: Iterable[CellSums], n_cells: int, slide_width: int) -> CellShapes:
@@ -103,7 +107,11 @@ def _measure_whole(places: NDArray[np.int64], slide_width: int) -> NDArray[np.in
 
 
 def add_values(
-    parts: Iterable[CellSums], rows: range, n_channels: int, fractions: Sequence[float]
+    parts: Iterable[CellSums],
+    rows: range,
+    n_channels: int,
+    fractions: Sequence[float],
+    n_shares: int = 0,
 ) -> CellValues:
     """Intensities of some cells of a slide.
 
@@ -118,22 +126,28 @@ def add_values(
         That were measured.
     fractions
         Of the quantiles, ascending.
+    n_shares
+        Shares of pixels that were counted.
     """
     n_rows = len(rows)
+    areas = np.zeros(n_rows, np.int64)
     sums = np.zeros((n_channels, n_rows), np.float64)
     missing = np.zeros(sums.shape, np.int64)
     deviations = np.full(sums.shape, np.nan)
     quantiles = np.full((n_channels, len(fractions), n_rows), np.nan)
+    counts = np.zeros((n_shares, n_rows), np.int64)
     split = _SplitCells(rows)
     for part in parts:
         wanted = (part.ids > rows.start) & (part.ids <= rows.stop)
         if not wanted.any():
             continue
         at = part.ids[wanted].astype(np.int64) - 1 - rows.start
+        areas[at] += part.shapes[wanted, AREA]
         sums[:, at] += part.sums[:, wanted]
         missing[:, at] += part.missing[:, wanted]
         deviations[:, at] = part.deviations[:, wanted]
         quantiles[:, :, at] = part.quantiles[:, :, wanted]
+        counts[:, at] += part.counts[:, wanted]
         split.add(part, part.values)
     at, starts = split.order()
     # A run for each cell, because its pixels stand side by side.
@@ -149,7 +163,7 @@ def add_values(
     lost = np.isnan(sums)
     deviations[lost] = np.nan
     quantiles[np.broadcast_to(lost[:, None], quantiles.shape)] = np.nan
-    return CellValues(sums, missing, deviations, quantiles)
+    return CellValues(areas, sums, missing, deviations, quantiles, counts)
 
 
 class _SplitCells:

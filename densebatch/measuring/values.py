@@ -63,6 +63,44 @@ def measure_values(
     return found
 
 
+def count_over(pixels: NDArray[Any], runs: Runs, over: float) -> NDArray[np.int64]:
+    """Finite pixels of a channel with a larger value than one, cell by cell.
+
+    Parameters
+    ----------
+    pixels, runs
+        As of `measure_values`.
+    over
+        The value; pixels are compared with it as float64.
+
+    Returns
+    -------
+    ndarray
+        `(k,)` int64.
+    """
+    found: NDArray[np.int64] = _count_over(pixels, runs.firsts, runs.lengths, runs.starts, over)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_over(
+    pixels: NDArray[Any],
+    firsts: NDArray[np.uint32],
+    lengths: NDArray[np.uint32],
+    starts: NDArray[np.int64],
+    over: float,
+) -> NDArray[np.int64]:
+    counts = np.zeros(starts.size - 1, np.int64)
+    for cell in range(counts.size):
+        for run in range(starts[cell], starts[cell + 1]):
+            first, length = np.int64(firsts[run]), np.int64(lengths[run])
+            row = pixels[first : first + length]
+            for k in range(length):
+                value = float(row[k])
+                counts[cell] += value > over and value < np.inf
+    return counts
+
+
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _measure_small(
     pixels: NDArray[Any],

@@ -35,7 +35,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from densebatch.base.errors import InputError
 
@@ -44,13 +44,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Json = dict[str, Any]
+# What is read and written; what follows from a version is asked of this module.
 Version = Literal["0.4", "0.5"]
 ZarrFormat = Literal[2, 3]
 # One step: its kind and its numbers along y and x.
 Transform = tuple[Literal["scale", "translation"], float, float]
 
 _OLDER = ("0.1", "0.2", "0.3")
-ZARR_FORMATS: dict[str, ZarrFormat] = {"0.4": 2, "0.5": 3}
+VERSIONS: tuple[Version, ...] = get_args(Version)
+ZARR_FORMATS: dict[Version, ZarrFormat] = {"0.4": 2, "0.5": 3}
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,19 @@ def list_labels(ome: Json) -> list[Any]:
     return list(ome.get("labels") or ())
 
 
+def version_of(zarr_format: int) -> Version:
+    """The version that images of a Zarr format are of where they state none.
+
+    Format 3 is that of 0.6 too, which always states itself and is refused by `check_version`.
+
+    Examples
+    --------
+    >>> version_of(2), version_of(3)
+    ('0.4', '0.5')
+    """
+    return next(version for version in VERSIONS if ZARR_FORMATS[version] == zarr_format)
+
+
 def find_version(ome: Json, multiscale: Json, zarr_format: int) -> Any:  # noqa: ANN401
     """The version that an image states: with each image in 0.4, once per group from 0.5 on."""
     return (multiscale if zarr_format == 2 else ome).get("version")
@@ -124,7 +139,7 @@ def find_version(ome: Json, multiscale: Json, zarr_format: int) -> Any:  # noqa:
 
 def check_version(
     ome: Json, multiscale: Json, zarr_format: int, where: Path, *, older: bool = False
-) -> str:
+) -> Version:
     """Check that a version, where it is stated, belongs to the Zarr format; the version it is.
 
     Parameters
@@ -140,7 +155,7 @@ def check_version(
 
     Returns
     -------
-    str
+    Version
         The version that it is read as; that of the format where none is stated.
 
     Raises
@@ -148,7 +163,7 @@ def check_version(
     InputError
         If another version is stated.
     """
-    expected = "0.4" if zarr_format == 2 else "0.5"
+    expected = version_of(zarr_format)
     found = find_version(ome, multiscale, zarr_format)
     accepted = {expected, *(_OLDER if older and zarr_format == 2 else ())}
     if found is not None and str(found) not in accepted:

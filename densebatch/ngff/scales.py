@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from densebatch.base.errors import InputError
 from densebatch.ngff.metadata import (
+    VERSIONS,
     SlidePyramid,
     find_version,
     list_axis_names,
     ome_attributes,
+    version_of,
 )
 
 if TYPE_CHECKING:
@@ -228,9 +230,10 @@ def parse_pyramid(
     zarr_format = 3 if "ome" in attributes else 2
     version = find_version(ome_attributes(attributes), multiscale, zarr_format)
     if version is None:
-        version = "0.5" if zarr_format == 3 else "0.4"
-    if version not in ("0.4", "0.5"):
-        raise InputError(f"{where} is OME-Zarr {version}; labels go into 0.4 and 0.5 only.")
+        version = version_of(zarr_format)
+    if version not in VERSIONS:
+        accepted = " and ".join(VERSIONS)
+        raise InputError(f"{where} is OME-Zarr {version}; labels go into {accepted} only.")
     names = list(axes.lower()) if axes is not None else list_axis_names(multiscale)
     if not {"y", "x"} <= set(names) or any(len(shape) != len(names) for shape in shapes):
         raise InputError(f"{where} has axes {names} for shapes {list(shapes)}; y and x are needed.")

@@ -13,8 +13,10 @@ from densebatch.base.errors import CapacityError, InputError
 from densebatch.base.machine import count_cores, measure_memory
 from densebatch.base.process import may_start_processes
 from densebatch.cells.pyramid_spec import SHARD_PX
+from densebatch.compartments.growing import reach_of
+from densebatch.compartments.names import COMPARTMENTS
 from densebatch.models.flow_models import get_kind
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
@@ -42,6 +44,9 @@ TRACE_BYTES_PER_PX = 48
 _TILE_BYTES_PER_PX = 8 + 24 + 4
 _PAINT_BYTES_PER_PX = 40
 """What painting holds at once for each pixel: ranks, what sorting them takes, labels, claims."""
+
+_JOIN_BYTES_PER_PX = 48
+"""What joining holds at once for each pixel: labels of both runs, grown ones, sorting, names."""
 
 _PLANE_BYTES = 4  # float32
 _LABEL_BYTES = 4  # uint32
@@ -81,9 +86,11 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
     kept = 0
     if isinstance(plan, FlowPlan):
         by_task, kept = _estimate_flow_tasks(plan, tile, lanes), weight_bytes(plan)
-    else:
-        assert isinstance(plan, LabelPlan)
+    elif isinstance(plan, LabelPlan):
         by_task = _estimate_label_tasks(plan, tile)
+    else:
+        assert isinstance(plan, JoinPlan)
+        by_task = _estimate_join_tasks(plan, tile)
     by_task |= _estimate_number(plan)
     worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
@@ -147,11 +154,21 @@ def _estimate_label_tasks(plan: LabelPlan, tile: int) -> dict[str, int]:
     }
 
 
+def _estimate_join_tasks(plan: JoinPlan, tile: int) -> dict[str, int]:
+    """As `_estimate_flow_tasks`."""
+    side = tile + 2 * reach_of(plan.grow_px)
+    window_px = math.prod(min(side, n) for n in plan.shape)
+    return {f"join a window of {window_px} px": window_px * _JOIN_BYTES_PER_PX}
+
+
 def _estimate_number(plan: Plan) -> dict[str, int]:
     """As `_estimate_flow_tasks`, of the stage that both roads end with."""
     item = np.dtype(plan.slide.dtype).itemsize
     shard_px = min(plan.shape[0], SHARD_PX) * min(plan.shape[1], SHARD_PX)
     per_px = _LABEL_COPIES * _LABEL_BYTES + _PLACE_BYTES + _PIXEL_COPIES * item
+    if isinstance(plan, JoinPlan):
+        # Each compartment by the cells' ids and by the shard's, and where it has its pixels.
+        per_px += len(COMPARTMENTS) * (2 * _LABEL_BYTES + _PLACE_BYTES)
     number = shard_px * per_px + decoded_bytes(plan.slide, SHARD_PX, SHARD_PX)
     return {f"number a shard of {shard_px} px": number}
 
@@ -165,9 +182,10 @@ def _estimate_disk(plan: Plan) -> int:
     image = slide_px * item * len(plan.slide.channels) * 4 // 3 if plan.copy_image else 0
     if isinstance(plan, FlowPlan):
         left = math.prod(plan.network_shape) * FLOW_BYTES_PER_PX
-    else:
-        assert isinstance(plan, LabelPlan)
+    elif isinstance(plan, LabelPlan):
         left = labels * sum(each.area for each in plan.layout.regions) // slide_px
+    else:
+        left = len(COMPARTMENTS) * labels
     return left + 2 * labels + image
 
 
@@ -217,14 +235,30 @@ def choose_workers(settings: SegmentSettings, plan: Plan) -> int:
         return settings.workers
     if not may_start_processes():
         return 0
-    needed = estimate(plan, settings.tile).worker_mb
-    by_memory = int(measure_memory().available // 10**6 * _MEMORY_SHARE / needed)
+    return fit_workers(estimate(plan, settings.tile).worker_mb, count_first_tasks(plan))
+
+
+def count_first_tasks(plan: Plan) -> int:
+    """Tasks of the stage that a run begins with, for as many workers at most."""
     if isinstance(plan, FlowPlan):
-        by_tasks = len(plan.groups)
-    else:
-        assert isinstance(plan, LabelPlan)
-        by_tasks = len(plan.layout.regions)
-    return max(1, min(count_cores(), by_memory, by_tasks, _MAX_WORKERS))
+        return len(plan.groups)
+    if isinstance(plan, LabelPlan):
+        return len(plan.layout.regions)
+    return math.ceil(math.prod(plan.shape) / SHARD_PX**2)
+
+
+def fit_workers(worker_mb: int, n_tasks: int) -> int:
+    """Worker processes that memory and processors of this machine allow.
+
+    Parameters
+    ----------
+    worker_mb
+        That each needs.
+    n_tasks
+        That there are to be done at once.
+    """
+    by_memory = int(measure_memory().available // 10**6 * _MEMORY_SHARE / worker_mb)
+    return max(1, min(count_cores(), by_memory, n_tasks, _MAX_WORKERS))
 
 
 def check_capacity(needs: Estimate, workers: int, folder: Path, *, remote: bool = False) -> None:

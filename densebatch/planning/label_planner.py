@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from densebatch.survey.channel import ChannelSurvey
 
 _CELL_UM = 10.0  # of cells whose size nobody states
-_USUAL_UM = 0.5  # a pixel, where nobody tells
+USUAL_UM_PER_PX = 0.5  # a pixel, where nobody tells
 # Tiles share twice as many diameters as two tiles need to see every cell whole, because cells
 # differ in size.
 _OVERLAP_DIAMETERS = 4
@@ -52,7 +52,7 @@ def draft_labels(
     """
     um_per_px = common["um_per_px"]
     stated = settle_diameter(info.path, settings, um_per_px, None)
-    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
+    diameter = stated or _CELL_UM / (um_per_px or USUAL_UM_PER_PX)
     overlap = settings.overlap
     if overlap is None:
         overlap = _OVERLAP_STEP_PX * math.ceil(_OVERLAP_DIAMETERS * diameter / _OVERLAP_STEP_PX)
@@ -94,14 +94,16 @@ def _explain_tiles(
     elif um_per_px is not None:
         cells = f"cells of {_CELL_UM:g} um ({_CELL_UM / um_per_px:.3g} px)"
     else:
-        cells = f"cells of {_CELL_UM:g} um at {_USUAL_UM:g} um/px, as the pixel size is unknown"
+        cells = (
+            f"cells of {_CELL_UM:g} um at {USUAL_UM_PER_PX:g} um/px, as the pixel size is unknown"
+        )
     if settings.overlap is None:
         yield (
             f"tiles of {settings.tile} px share {overlap} px, {_OVERLAP_DIAMETERS} diameters of "
             f"{cells}: state theirs with --diameter, or the overlap with --overlap"
         )
         return
-    diameter = stated or _CELL_UM / (um_per_px or _USUAL_UM)
+    diameter = stated or _CELL_UM / (um_per_px or USUAL_UM_PER_PX)
     if overlap < _LEAST_DIAMETERS * diameter:
         yield (
             f"tiles share {overlap} px, less than {_LEAST_DIAMETERS} diameters of {cells}: cells "

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.measuring.schema import Measures
+from densebatch.base.errors import InputError
+from densebatch.compartments.names import COMPARTMENTS
+from densebatch.measuring.markers import (
+    Image,
+    read_markers,
+    read_phenotypes,
+    read_shares,
+    refuse_unmeasured,
+)
+from densebatch.measuring.schema import Marker, Measures, Phenotype, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,7 +24,7 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide
 
-_SETTINGS = ("channels", "quantiles", "neighbour_radius")
+_SETTINGS = ("channels", "quantiles", "neighbour_radius", "fraction", "positive", "phenotype")
 
 
 def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
@@ -28,15 +40,107 @@ def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
     Raises
     ------
     InputError
-        If it has no such channel.
+        If it has no such channel, or what makes cells positive there cannot be read.
     """
+    info = slide.info
     channels = {slide.channel_index(name) for name in settings.channels}
-    every = range(len(slide.source.layout.channels))
-    return Measures(
-        channels=tuple(sorted(channels or every)),
-        quantiles=tuple(settings.quantiles),
-        radius_um=settings.neighbour_radius,
+    return build_measures(
+        Image(info.path, info.channels),
+        tuple(sorted(channels or range(len(info.channels)))),
+        settings,
+        (info.height, info.width),
+        COMPARTMENTS if settings.is_joined else (),
     )
+
+
+def build_measures(
+    image: Image,
+    channels: tuple[int, ...],
+    settings: SegmentSettings,
+    shape: tuple[int, int],
+    compartments: tuple[str, ...],
+) -> Measures:
+    """What is measured of the cells in some channels.
+
+    Parameters
+    ----------
+    image
+        That is measured.
+    channels
+        By index, ascending.
+    settings
+        What the user asked for.
+    shape
+        Height and width of the labels.
+    compartments
+        In which channels are measured as well.
+
+    Raises
+    ------
+    InputError
+        If what makes cells positive cannot be read, or is not measured, or labels that they are
+        compared with cannot be opened or lie on another grid.
+    """
+    measures = Measures(
+        channels,
+        tuple(settings.quantiles),
+        settings.neighbour_radius,
+        compartments=compartments,
+    )
+    shares = read_shares(image, settings.fraction)
+    markers, shares = read_markers(image, settings.positive, shares)
+    measures = replace(
+        measures,
+        shares=shares,
+        markers=markers,
+        phenotypes=read_phenotypes(image, settings.phenotype, markers),
+    )
+    refuse_unmeasured(image, measures)
+    for path in list_covers(measures):
+        from densebatch.cells.read import open_labels  # and libraries for files that workers spare
+
+        found = open_labels(path)
+        if tuple(found.shape) != tuple(shape):
+            raise InputError(
+                f"{path}: has {found.shape[0]} x {found.shape[1]} px; accepted with --positive are "
+                f"labels on the grid of the cells, {shape[0]} x {shape[1]} px"
+            )
+    return measures
+
+
+def list_covers(measures: Measures) -> list[Path]:
+    """Label images that cells are compared with."""
+    return [Path(share.under) for share in measures.shares if share.under is not None]
+
+
+def identify_covers(measures: Measures) -> dict[str, str]:
+    """What tells whether label images that cells are compared with have changed, by path.
+
+    Names, sizes and times of their files, as of slides.
+    """
+    return {str(path): _identify(path) for path in list_covers(measures)}
+
+
+def find_changed_covers(report: Mapping[str, Any]) -> list[str]:
+    """Label images that cells were compared with and that have changed since, or are gone.
+
+    Parameters
+    ----------
+    report
+        Content of `run.json`.
+    """
+    told = report["measured"]["covers"]
+    return [path for path, identity in told.items() if _identify(Path(path)) != identity]
+
+
+def _identify(path: Path) -> str:
+    image = path / "segmentation.ome.zarr"
+    top = image if image.is_dir() else path
+    told = hashlib.blake2b(digest_size=16)
+    for file in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
+        stat = file.stat()
+        told.update(f"{file.relative_to(top)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return told.hexdigest()
 
 
 def is_measured(slide: Slide, settings: SegmentSettings, report: Mapping[str, Any]) -> bool:
@@ -83,6 +187,11 @@ def describe_measures(
         "channel_indices": list(measures.channels),
         "quantiles": list(measures.quantiles),
         "neighbour_radius_um": measures.radius_um,
+        "shares": [asdict(share) for share in measures.shares],
+        "markers": [asdict(marker) for marker in measures.markers],
+        "phenotypes": [asdict(phenotype) for phenotype in measures.phenotypes],
+        "covers": identify_covers(measures),
+        "compartments": list(measures.compartments),
         "unread": [],
     }
 
@@ -91,5 +200,14 @@ def read_measures(report: Mapping[str, Any]) -> Measures:
     """What was measured, from the content of `run.json`."""
     told = report["measured"]
     return Measures(
-        tuple(told["channel_indices"]), tuple(told["quantiles"]), told["neighbour_radius_um"]
+        tuple(told["channel_indices"]),
+        tuple(told["quantiles"]),
+        told["neighbour_radius_um"],
+        tuple(Share(**share) for share in told["shares"]),
+        tuple(Marker(**marker) for marker in told["markers"]),
+        tuple(
+            Phenotype(each["name"], tuple((channel, sign) for channel, sign in each["signs"]))
+            for each in told["phenotypes"]
+        ),
+        tuple(told.get("compartments", ())),
     )

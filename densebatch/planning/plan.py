@@ -41,7 +41,7 @@ _BACKGROUND_LOGIT = -20.0
 class Plan:
     """What every run decides: its slide, the channels that are seen, and the form of the output.
 
-    How labels are made is added by the plan of either road: `FlowPlan`, `LabelPlan`.
+    How labels are made is added by the plan of each road: `FlowPlan`, `LabelPlan`, `JoinPlan`.
 
     Attributes
     ----------
@@ -259,6 +259,32 @@ class LabelPlan(Plan):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class JoinPlan(Plan):
+    """Two finished runs, of cells and of nuclei, become cells with compartments.
+
+    Attributes
+    ----------
+    runs : fingerprints of the runs, by what they segment: `nuclei`, and `cells` unless cells are
+        grown from nuclei alone
+    made_by : model or segmenter of each run, for the record
+    grow_px : by which nuclei without a cell grow into one; 0 for not at all
+    ring_px : width of the membrane inside a cell's outline
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("match", "join", "number")
+
+    runs: dict[str, str]
+    made_by: dict[str, str]
+    grow_px: float
+    ring_px: float
+
+    def _list_decisive(self) -> dict[str, Any]:
+        # What the runs have decided is in their fingerprints.
+        return {"runs": self.runs, "grow_px": self.grow_px, "ring_px": self.ring_px,
+                "form": [self.ngff, self.copy_image, self.in_place]}  # fmt: skip
+
+
 def _place_tiles(length: int, side: int, overlap: int) -> list[int]:
     """Where tiles begin along an axis: the last one ends with it, and shares more if need be.
 
@@ -285,7 +311,9 @@ def _leave_out_notes(plan: Plan) -> dict[str, Any]:
 
 
 # Each has fields of its own that it cannot be without.
-_ADAPTER: TypeAdapter[FlowPlan | LabelPlan] = TypeAdapter(FlowPlan | LabelPlan)
+_ADAPTER: TypeAdapter[FlowPlan | LabelPlan | JoinPlan] = TypeAdapter(
+    FlowPlan | LabelPlan | JoinPlan
+)
 
 
 def parse_plan(text: str) -> Plan:
@@ -321,9 +349,17 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
         return f"model {plan.model.name} had the weights {old[:12]}… and now has {new[:12]}…"
     if name == "segmenter_identity" and isinstance(plan, LabelPlan):
         return f"the code of the segmenter {plan.segmenter} has changed since"
+    if name.startswith("runs.") and isinstance(plan, JoinPlan):
+        return f"the {name.removeprefix('runs.')} are segmented otherwise"
     if name == "active":
         return "active patches (those that hold signal) are others"
     return f"{name} was {old!r} and is now {new!r}"
+
+
+def _name_road(plan: Plan) -> str:
+    if isinstance(plan, JoinPlan):
+        return "of cells and nuclei together"
+    return f"by the segmenter {plan.segmenter}" if isinstance(plan, LabelPlan) else "by a model"
 
 
 def describe_difference(old: Plan, new: Plan) -> str:
@@ -355,10 +391,7 @@ def describe_difference(old: Plan, new: Plan) -> str:
         before["slide"].pop("identity")
         after["slide"].pop("identity")
     if type(old) is not type(new):
-        made = [
-            f"by the segmenter {plan.segmenter}" if isinstance(plan, LabelPlan) else "by a model"
-            for plan in (old, new)
-        ]
+        made = [_name_road(plan) for plan in (old, new)]
         return f"its labels were made {made[0]} and are now asked for {made[1]}"
     for key in (*first, *sorted(set(before) - set(first))):
         found = walk(before.get(key), after.get(key), key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, cast
 
 from densebatch.base.errors import InputError
@@ -16,28 +17,39 @@ from densebatch.engines.make import choose_device
 from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
-from densebatch.planning.label_planner import draft_labels, survey_labels
+from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.notes import explain_light, explain_pixels
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
-from densebatch.survey.channel import ChannelSurvey, signal_side, survey_channel
+from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from densebatch.base.geometry import Region
     from densebatch.models.model import Model
     from densebatch.ngff.metadata import Version
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.survey.channel import ChannelSurvey
 
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
 _LABEL_PERCENTILES = (1.0, 99.0)  # as of Cellpose, that become 0 and 1 for a segmenter
+
+_TOGETHER = "channels are normalised by the pixels of all slides of the cohort together"
+
+Limits = tuple[float, float]
+"""Pixel values of a channel that become 0 and 1."""
 
 
 def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
@@ -103,8 +115,7 @@ def draft_plan(
         "um_per_px": settings.pixel_size or info.um_per_px,
         "mask_debris": settings.mask_debris,
         "ngff": cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        "copy_image": settings.image == "copy"
-        or (settings.image == "auto" and info.kind != "ome-zarr"),
+        "copy_image": _copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
         "notes": notes,
@@ -132,17 +143,18 @@ def estimate_scale(
     began = earlier if isinstance(earlier, FlowPlan) else None
     if began is not None and began.estimate and began.model.sha256 == draft.model.sha256:
         return began.estimate
-    slide = reopen_slide(draft.slide)
-    surveys = _survey_channels(draft, slide, earlier)
+    surveys = survey_channels(draft, earlier)
     bounds = [survey.bounds for survey in surveys]
     return estimate_diameter(
-        slide, draft.model, bounds[: len(draft.membrane)],
+        reopen_slide(draft.slide), draft.model, bounds[: len(draft.membrane)],
         bounds[-1] if draft.nuclei is not None else None,
         choose_fields(surveys, draft.shape), choose_device(settings.device),
     )  # fmt: skip
 
 
-def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
+def survey_plan(
+    draft: Plan, earlier: Plan | None = None, limits: Sequence[Limits | None] | None = None
+) -> Plan:
     """Complete a draft with what one pass over the pixels tells.
 
     Parameters
@@ -152,16 +164,20 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
     earlier
         Of the run that is to go on, if there is one. What could not be read when it began is left
         out again, because it would move the normalisation a little, and a run must keep to one.
+    limits
+        Of each of `draft.seen_channels`, what becomes 0 and 1 in several slides together; None
+        for a channel without tissue.
     """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    surveys = _survey_channels(draft, slide, earlier)
+    surveys = survey_channels(draft, earlier, limits)
     bounds = [survey.bounds for survey in surveys]
+    together = () if limits is None else (_TOGETHER,)
     plan = replace(
         draft,
         membrane=tuple(bounds[:n_membrane]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
-        notes=(*draft.notes, *explain_light(slide), *explain_pixels(surveys)),
+        notes=(*draft.notes, *explain_light(slide), *explain_pixels(surveys), *together),
     )
     if isinstance(plan, FlowPlan):
         return survey_flows(plan, surveys)
@@ -169,19 +185,59 @@ def survey_plan(draft: Plan, earlier: Plan | None = None) -> Plan:
     return survey_labels(plan, surveys)
 
 
-def _survey_channels(draft: Plan, slide: Slide, earlier: Plan | None) -> list[ChannelSurvey]:
-    """Survey the channels that the network or the segmenter sees, at the draft's scale."""
-    percentiles, side = _LABEL_PERCENTILES, signal_side(1.0)
-    if isinstance(draft, FlowPlan):
-        percentiles, side = draft.model.percentiles, signal_side(draft.rescale)
-    left_out = {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
+def survey_channels(
+    draft: Plan, earlier: Plan | None, limits: Sequence[Limits | None] | None = None
+) -> list[ChannelSurvey]:
+    """Survey the channels that the network or the segmenter sees, at the draft's scale.
+
+    Parameters
+    ----------
+    draft, earlier, limits
+        As of `survey_plan`.
+    """
+    slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
     return [
         survey_channel(
-            slide, b.channel, percentiles, side, mask_debris=draft.mask_debris,
+            slide, b.channel, list_percentiles(draft), _find_side(draft),
+            mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
+        )
+        for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
+    ]  # fmt: skip
+
+
+def count_low_bits(
+    draft: Plan, earlier: Plan | None, wanted: Sequence[NDArray[np.uint32]]
+) -> list[NDArray[np.int64]]:
+    """Count the wide values of the channels once more, see `count_low_bits_again`.
+
+    Parameters
+    ----------
+    draft, earlier
+        As of `survey_plan`.
+    wanted
+        Of each of `draft.seen_channels`.
+    """
+    slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    return [
+        count_low_bits_again(
+            slide, b.channel, bins, _find_side(draft), mask_debris=draft.mask_debris,
             left_out=left_out.get(b.channel, ()),
         )
-        for b in draft.seen_channels
+        for b, bins in zip(draft.seen_channels, wanted, strict=True)
     ]  # fmt: skip
+
+
+def list_percentiles(draft: Plan) -> tuple[float, float]:
+    """Percentiles of a channel's tissue that become 0 and 1."""
+    return draft.model.percentiles if isinstance(draft, FlowPlan) else _LABEL_PERCENTILES
+
+
+def _find_side(draft: Plan) -> int:
+    return signal_side(draft.rescale if isinstance(draft, FlowPlan) else 1.0)
+
+
+def _list_left_out(earlier: Plan | None) -> dict[int, tuple[Region, ...]]:
+    return {} if earlier is None else {b.channel: b.unread for b in earlier.seen_channels}
 
 
 def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
@@ -207,6 +263,68 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
         as_begun = replace(kept, engine=earlier.engine)
     is_same = as_begun.to_json() == earlier.to_json()
     return kept if is_same and used[0] == used[1] else plan
+
+
+def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
+    """The plan by which runs of one slide, of nuclei and perhaps cells, are joined.
+
+    Parameters
+    ----------
+    runs
+        Complete plans by what they segment, see `SegmentSettings.split_runs`.
+    settings
+        Of the whole.
+
+    Raises
+    ------
+    InputError
+        If there is no such channel to measure, labels cannot be written in place, or a distance in
+        um is asked for and nobody tells the pixel size.
+    """
+    first, nuclei = next(iter(runs.values())), runs["nuclei"]
+    info, um_per_px = first.slide, first.um_per_px
+    _check_in_place(info, settings)
+    choose_measures(reopen_slide(info), settings)  # refuses channels that are none
+    if settings.expand is not None and um_per_px is None:
+        raise InputError(
+            f"{info.path}: tells no pixel size, which --expand {settings.expand:g} um needs; state "
+            "it with --pixel-size"
+        )
+    ring_px = max(1.0, settings.membrane_width / (um_per_px or USUAL_UM_PER_PX))
+    notes = []
+    if um_per_px is None:
+        notes.append(
+            f"pixel size unknown: the membrane of a cell is a ring of {ring_px:g} px, "
+            f"{settings.membrane_width:g} um at {USUAL_UM_PER_PX:g} um/px; state it with "
+            "--pixel-size"
+        )
+    return JoinPlan(
+        slide=info,
+        membrane=first.membrane if "cells" in runs else (),
+        nuclei=nuclei.membrane[0],
+        um_per_px=um_per_px,
+        mask_debris=settings.mask_debris,
+        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
+        copy_image=_copies_image(info, settings),
+        in_place=settings.in_place,
+        versions={name: found for plan in runs.values() for name, found in plan.versions.items()},
+        notes=tuple(notes),
+        runs={role: plan.fingerprint for role, plan in runs.items()},
+        made_by={role: _name_maker(plan) for role, plan in runs.items()},
+        grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
+        ring_px=ring_px,
+    )
+
+
+def _name_maker(plan: Plan) -> str:
+    if isinstance(plan, FlowPlan):
+        return f"model {plan.model.name} (sha256 {plan.model.sha256[:12]})"
+    assert isinstance(plan, LabelPlan)
+    return f"segmenter {plan.segmenter}"
+
+
+def _copies_image(info: SlideInfo, settings: SegmentSettings) -> bool:
+    return settings.image == "copy" or (settings.image == "auto" and info.kind != "ome-zarr")
 
 
 def _check_settings(path: str | Path, settings: SegmentSettings) -> None:

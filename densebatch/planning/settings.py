@@ -21,6 +21,7 @@ from densebatch.base.settings import (
     refuse_bool,
 )
 from densebatch.measuring.schema import RADIUS_UM, name_quantile
+from densebatch.ngff.metadata import Version  # noqa: TC001  as `Path`
 from densebatch.workers.scheduler import PATIENCE_S, Scheduler, read_certificates
 
 # The smallest bundled model within 0.01 mean AP of the best (benchmarks/model/README.md).
@@ -52,6 +53,10 @@ def _read_diameter(value: object) -> object:
     return number
 
 
+Diameter = Annotated[
+    Annotated[float, Field(gt=0)] | Literal["auto"] | None, BeforeValidator(_read_diameter)
+]
+
 BackendName = Literal[
     "auto", "torch", "torch-bf16", "compile", "compile-bf16",
     "openvino", "openvino-bf16", "openvino-int8",
@@ -64,6 +69,9 @@ _OF_FLOWS = frozenset({
     "device", "backend", "keep_flows",
 })  # fmt: skip
 _OF_SEGMENTERS = frozenset({"segmenter_options", "overlap"})
+# What only a run of nuclei and cells together looks at.
+_OF_NUCLEI = frozenset({"nuclei_model", "nuclei_diameter", "membrane_width"})
+NUCLEI_MODEL = "dense-nuclei"
 
 
 class SegmentSettings(BaseModel):
@@ -108,9 +116,7 @@ class SegmentSettings(BaseModel):
     pixel_size: Positive | None = Field(
         default=None, description="um per pixel, if not the metadata's"
     )
-    diameter: Annotated[
-        Annotated[float, Field(gt=0)] | Literal["auto"] | None, BeforeValidator(_read_diameter)
-    ] = Field(
+    diameter: Diameter = Field(
         default=None,
         description="cell diameter in px, or auto, an estimate from a few fields; sets the scale, "
         "or the overlap of a segmenter's tiles",
@@ -129,12 +135,34 @@ class SegmentSettings(BaseModel):
     skip_background: bool = Field(
         default=True, description="do not evaluate patches without signal"
     )
+    compartments: bool = Field(
+        default=False,
+        description="segment nuclei as well, and write nuclei, cytoplasm and membrane of each cell",
+    )
+    nuclei_model: str = Field(
+        default=NUCLEI_MODEL, description="of the nuclei: a model, or a label segmenter"
+    )
+    nuclei_diameter: Diameter = Field(
+        default=None, description="nuclear diameter in px; default: auto, an estimate, for a model"
+    )
+    expand: Positive | None = Field(
+        default=None,
+        description="um by which nuclei without a cell grow into one; without membrane all do",
+    )
+    membrane_width: Positive = Field(
+        default=1.0, description="um inside a cell's outline that are its membrane"
+    )
     mask_debris: bool = Field(
         default=True,
         description="leave out specks far brighter than the tissue, and dead pixels; show rare "
         "bright cells apart from the tissue",
     )
-    ngff: Annotated[Literal["0.4", "0.5"], BeforeValidator(_name_version)] = Field(
+    normalise: Literal["slide", "together"] = Field(
+        default="slide",
+        description="whose pixels decide what becomes 0 and 1: each slide's own, or those of all "
+        "slides of a cohort together",
+    )
+    ngff: Annotated[Version, BeforeValidator(_name_version)] = Field(
         default="0.5", description="OME-Zarr version of the output"
     )
     image: Literal["auto", "copy", "none"] = Field(
@@ -159,6 +187,19 @@ class SegmentSettings(BaseModel):
     )
     neighbour_radius: Positive = Field(
         default=RADIUS_UM, description="um between centroids within which cells are neighbours"
+    )
+
+    fraction: Names = Field(
+        default=(),
+        description="channels of whose pixels the share over a value is measured, such as CD3=400",
+    )
+    positive: Names = Field(
+        default=(),
+        description="what makes cells positive: CHANNEL[:STATISTIC]=CUT, where the cut is a value, "
+        "otsu, mixture or labels:PATH, and the statistic mean",
+    )
+    phenotype: Names = Field(
+        default=(), description="cells positive in some markers, negative in others: [NAME=]A+ B-"
     )
 
     tile: Integer = Field(
@@ -201,6 +242,7 @@ class SegmentSettings(BaseModel):
                 f"the quantiles {', '.join(map(str, self.quantiles))} are not distinct"
             )
         self._refuse_other_road()
+        self._refuse_half_compartments()
         read_certificates(
             self.tls_ca_file, self.tls_cert, self.tls_key, has_scheduler=self.is_remote
         )
@@ -223,6 +265,59 @@ class SegmentSettings(BaseModel):
                 f"{option} is for models, whose flows become cells here; the segmenter "
                 f"{self.segmenter} makes cells itself and takes --segmenter-options"
             )
+
+    def _refuse_half_compartments(self) -> None:
+        """Refuse nuclei that nobody can find, and what is said of nuclei that nobody looks for."""
+        if self.is_joined and self.nuclei is None:
+            asked = "compartments" if self.compartments else "expand"
+            raise ValueError(f"--{asked} needs the nuclear channel: name it with --nuclei")
+        if self.is_joined and self.normalise == "together":
+            raise ValueError(
+                "--normalise together is for runs of one kind; with --compartments or --expand "
+                "each slide has bounds of its own"
+            )
+        if not self.is_joined:
+            for name in sorted(self.model_fields_set & _OF_NUCLEI):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    option = "--" + name.replace("_", "-")
+                    raise ValueError(f"{option} is accepted with --compartments or --expand only")
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether nuclei are segmented beside the cells, or instead of them, and joined."""
+        return self.compartments or self.expand is not None
+
+    def split_runs(self) -> dict[str, SegmentSettings]:
+        """Settings of the runs that are joined: of cells, if they have a channel, and of nuclei.
+
+        Neither copies the image, and what they measure is of no use to anybody: one channel.
+        """
+        from densebatch.segmenters.find import BUILT_IN  # which `--help` need not wait for
+
+        common: dict[str, Any] = {
+            "compartments": False, "expand": None, "nuclei_model": NUCLEI_MODEL,
+            "nuclei_diameter": None, "membrane_width": 1.0, "image": "none", "in_place": False,
+            "channels": (self.nuclei,), "quantiles": (),
+        }  # fmt: skip
+        runs = {}
+        if self.membrane or self.expand is None:
+            runs["cells"] = self.model_copy(update=common)
+        is_segmenter = ":" in self.nuclei_model or self.nuclei_model in BUILT_IN
+        runs["nuclei"] = self.model_copy(
+            update={
+                **common,
+                "membrane": (self.nuclei,),
+                "nuclei": None,
+                "model": DEFAULT_MODEL if is_segmenter else self.nuclei_model,
+                "segmenter": self.nuclei_model if is_segmenter else None,
+                "segmenter_options": {},
+                "overlap": None,
+                "diameter": self.nuclei_diameter or (None if is_segmenter else "auto"),
+                "diameter_um": None,
+                "max_size": None,
+            }
+        )
+        return runs
 
     @property
     def scheduler(self) -> Scheduler | None:

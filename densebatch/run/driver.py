@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from densebatch.run.folder import OutputFolder
     from densebatch.run.report import Progress
-    from densebatch.workers.executors import Executor
+    from densebatch.workers.executors import Stoppable
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Driver:
         self._folders: list[OutputFolder] = []
         self._writing = threading.Lock()
         self._states: list[tuple[OutputFolder, RunState]] = []
-        self._executor: Executor | None = None
+        self._executor: Stoppable | None = None
         self._asked: str | None = None
         self._handlers: dict[int, Any] = {}
         # A simple queue may be put to in a signal handler; an event may lock up there.
@@ -94,6 +94,23 @@ class Driver:
                 folder.remove_empty()
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
+
+    def stop(self, reason: str) -> None:
+        """Have the tasks under way end and no more handed out, as the first signal does.
+
+        Parameters
+        ----------
+        reason
+            Why, for `InterruptedRunError`.
+
+        Notes
+        -----
+        May be called in any thread, and in a signal handler.
+        """
+        self._asked = reason
+        executor = self._executor
+        if executor is not None:
+            executor.stopping = True
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         """Handle a signal: ask for a stop, or stop now."""
@@ -203,7 +220,7 @@ class Driver:
                 folder.state.unlink(missing_ok=True)
 
     @contextmanager
-    def drive(self, executor: Executor) -> Iterator[None]:
+    def drive(self, executor: Stoppable) -> Iterator[None]:
         """Within, a signal asks for a stop instead of stopping.
 
         Raises
@@ -214,6 +231,8 @@ class Driver:
             At the end, if an output has got another owner.
         """
         self._executor = executor
+        if self._asked is not None:  # by `stop`, when no task was under way
+            executor.stopping = True
         try:
             yield
         finally:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _ACCEPTED = "accepted is a folder that can be created or written"
 _SEGMENTATION = "segmentation.ome.zarr"
+_RUNS = "runs"
 
 
 @dataclass
@@ -74,6 +75,10 @@ class OutputFolder:
     def marker(self) -> Path:
         """Tells that the folder is ours, and which run's."""
         return self.path / ".densebatch.json"
+
+    def inner(self, role: str) -> OutputFolder:
+        """The folder of a run whose result is joined with another's to be this one."""
+        return OutputFolder(self.path / _RUNS / role)
 
     @property
     def _markers(self) -> tuple[Path, Path]:
@@ -332,7 +337,7 @@ class OutputFolder:
         """Remove what a run writes and nothing else."""
         self.report.unlink(missing_ok=True)
         forget(self.path)
-        for folder in (self.path / _SEGMENTATION, self.work):
+        for folder in (self.path / _SEGMENTATION, self.work, self.path / _RUNS):
             remove_folder(folder)
         for path in (self.table, self.marker):
             path.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from densebatch.planning.capacity import (
@@ -13,20 +13,27 @@ from densebatch.planning.capacity import (
     estimate,
 )
 from densebatch.planning.plan import FlowPlan
-from densebatch.planning.planner import draft_plan, estimate_scale, keep_survey, survey_plan
+from densebatch.planning.planner import (
+    draft_plan,
+    estimate_scale,
+    join_plans,
+    keep_survey,
+    survey_plan,
+)
 from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.workers.cluster import check_workers
 from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
-    from densebatch.run.start import ExecutorStart
+    from densebatch.run.start import Starting
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Prepared:
     choice : what evaluates its network, and why; None with a segmenter
     workers : processes of this machine that do it; 0 if this one does, or a cluster
     needs : memory and disk
+    settings : of the run
+    inner : runs that it joins, by what they segment, if it does
     """
 
     folder: OutputFolder
@@ -47,6 +56,13 @@ class Prepared:
     choice: EngineChoice | None
     workers: int
     needs: Estimate
+    settings: SegmentSettings
+    inner: Mapping[str, Prepared] = field(default_factory=dict)
+
+    @property
+    def own_plans(self) -> list[Plan]:
+        """Plans of the runs that evaluate something."""
+        return [run.plan for run in self.inner.values()] or [self.plan]
 
 
 def prepare(
@@ -54,7 +70,8 @@ def prepare(
     settings: SegmentSettings,
     *,
     restart: bool = False,
-    starting: ExecutorStart | None = None,
+    starting: Starting | None = None,
+    limits: Sequence[Limits | None] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
@@ -73,6 +90,8 @@ def prepare(
     starting
         Is begun beside the survey, which leaves a processor idle for most of the time that starting
         workers takes; unless an earlier session may have left them nothing to do.
+    limits
+        As of `survey_plan`, of all slides.
     note
         Is told what the user should know of a running scheduler and its workers.
 
@@ -92,6 +111,11 @@ def prepare(
     """
     for _, folder in slides:
         folder.check()
+    if settings.is_joined:
+        return [
+            _prepare_joined(slide, folder, settings, restart=restart, starting=starting, note=note)
+            for slide, folder in slides
+        ]
     finished = not restart and all(
         folder.marker.exists() and folder.report.exists() for _, folder in slides
     )
@@ -114,7 +138,7 @@ def prepare(
         check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
-    surveyed = [survey_plan(*each) for each in zip(drafts, earlier, strict=True)]
+    surveyed = [survey_plan(*each, limits) for each in zip(drafts, earlier, strict=True)]
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
@@ -125,8 +149,33 @@ def prepare(
             complete, choice = add_engine(plan, settings, folder, restart=restart, note=note)
         if folder.report.exists() and not restart and folder.read_complete(complete) is None:
             check_capacity(need, workers, folder.path, remote=settings.is_remote)
-        prepared.append(Prepared(folder, complete, choice, workers, need))
+        prepared.append(Prepared(folder, complete, choice, workers, need, settings))
     return prepared
+
+
+def _prepare_joined(
+    slide: str | Path,
+    folder: OutputFolder,
+    settings: SegmentSettings,
+    *,
+    restart: bool,
+    starting: Starting | None,
+    note: Callable[[str], None],
+) -> Prepared:
+    """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""
+    inner: dict[str, Prepared] = {}
+    for role, own in settings.split_runs().items():
+        [inner[role]] = prepare(
+            [(slide, folder.inner(role))], own, restart=restart,
+            # Workers are started beside one survey, the last.
+            starting=starting if role == "nuclei" else None, note=note,
+        )  # fmt: skip
+    plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
+    workers = max(run.workers for run in inner.values())
+    needs = estimate(plan, settings.tile)
+    if restart or folder.read_complete(plan) is None:
+        check_capacity(needs, workers, folder.path, remote=settings.is_remote)
+    return Prepared(folder, plan, None, workers, needs, settings, inner)
 
 
 def _size_runs(

@@ -13,7 +13,7 @@ from densebatch.base.checksums import ABSENT, fits_checksum
 from densebatch.base.files import write_atomic
 from densebatch.base.names import count_of
 from densebatch.cells.kept import REPORT, list_trees, read_list
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.stages.predict import PredictGroup
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 _MISSING = ("failed_tiles", "failed_groups", "unread", "missing_px")
 # What reports are read for, so that one without is none.
-_READ = (*_MISSING, "cells", "fingerprint", "measured", "settings", "stages", "workers")
+_READ = (
+    *_MISSING, "cells", "fingerprint", "measured", "positivity", "settings", "stages", "workers",
+)  # fmt: skip
 _LIBRARIES = ("dask", "distributed", "zarr", "ome-zarr-models", "tifffile", "imagecodecs", "scipy")
 
 
@@ -42,8 +44,62 @@ class Progress:
     def advance(self, name: str, pixels: int) -> None:
         """One task of a stage is done; it covered `pixels` of the slide."""
 
+    def drop(self, name: str) -> None:
+        """A stage is of no interest any more, because its slide has come to an end among others."""
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What a run produced.
+
+    Attributes
+    ----------
+    out : output folder
+    labels : path of the multiscale label image
+    table : path of the cell table
+    report : the content of `run.json`
+    """
+
+    out: Path
+    labels: Path
+    table: Path
+    report: dict[str, Any]
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return int(self.report["cells"])
+
+    @property
+    def failed_tiles(self) -> list[dict[str, Any]]:
+        """Tiles without labels: region, reason."""
+        return list(self.report["failed_tiles"])
+
+    @property
+    def unread(self) -> list[dict[str, Any]]:
+        """Pieces of the slide that cannot be read: channel, region, reason.
+
+        Cells there have no mean intensity in that channel, and a copied image is 0 there. If the
+        network sees the channel, pixels whose cells depend on them are missing.
+        """
+        return list(self.report["unread"])
+
+    @property
+    def missing_px(self) -> int:
+        """Pixels without a result, which are 1 in the label image `missing` beside the cells."""
+        return int(self.report["missing_px"])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything is missing; the same command tries it again."""
+        return is_partial(self.report)
+
+    def tell_missing(self) -> str:
+        """One sentence on what is missing."""
+        return tell_missing(self.report)
 
 
 def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:
@@ -60,7 +116,10 @@ def describe_lost(grid: Grid, failed: Mapping[tuple[int, int], str]) -> list[dic
 
 
 def describe_gaps(
-    plan: Plan, facts: Mapping[Task, Mapping[str, Any]], lost: Mapping[Task, str]
+    plan: Plan,
+    facts: Mapping[Task, Mapping[str, Any]],
+    lost: Mapping[Task, str],
+    before: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, Any]:
     """What has no result, beside the tiles that failed.
 
@@ -72,6 +131,8 @@ def describe_gaps(
         By task, from the records in the journal, of this session and of earlier ones.
     lost
         Tasks that failed for good, with the reason.
+    before
+        The same of the runs that are joined, if this run joins some.
 
     Returns
     -------
@@ -81,7 +142,7 @@ def describe_gaps(
         read (channel, region, reason), each once, whoever met them. `missing_px`: pixels that the
         label image `missing` marks.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for task, reason in lost.items():
         if isinstance(task, PredictGroup) and isinstance(plan, FlowPlan):
             scale_y, scale_x = (n / m for n, m in zip(plan.shape, plan.network_shape, strict=True))
@@ -98,13 +159,13 @@ def describe_gaps(
                     "reason": reason,
                 }
             )
-    holes = {
-        (hole["channel"], *hole["region"]): hole
-        for task in sorted(facts, key=lambda task: task.name)
-        for hole in facts[task].get("unread", ())
-    }
+    found = [h for t in sorted(facts, key=lambda t: t.name) for h in facts[t].get("unread", ())]
+    holes = {(h["channel"], *h["region"]): h for h in (*before.get("unread", ()), *found)}
     return {
-        "failed_groups": sorted(groups, key=lambda group: group["group"]),
+        "failed_groups": [
+            *before.get("failed_groups", ()),
+            *sorted(groups, key=lambda group: group["group"]),
+        ],
         "unread": [holes[key] for key in sorted(holes)],
         "missing_px": sum(f.get("missing_px", 0) for t, f in facts.items() if t.stage == "number"),
     }
@@ -255,6 +316,8 @@ def _describe_road(
     plan: Plan, choice: EngineChoice | None, by_stage: Mapping[str, list[Mapping[str, Any]]]
 ) -> dict[str, Any]:
     """What a report has of one road to labels only."""
+    if isinstance(plan, JoinPlan):
+        return {}
     if isinstance(plan, LabelPlan):
         return {
             "segmenter": {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.process import Meter
 from densebatch.cells import labels
-from densebatch.cells.kept import find_fault, forget, keep, keep_work
+from densebatch.cells.faults import find_fault
+from densebatch.cells.kept import forget, keep, keep_work
+from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.measured import describe_measures, is_measured
 from densebatch.planning.plan import FlowPlan, LabelPlan
@@ -23,85 +26,39 @@ from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
 from densebatch.run.flow_steps import predict_and_trace
 from densebatch.run.folder import OutputFolder
+from densebatch.run.join_steps import InnerProgress, match_and_join
 from densebatch.run.label_steps import label_and_merge
 from densebatch.run.prepare import Prepared, prepare
 from densebatch.run.report import (
     Progress,
+    SegmentResult,
     describe_costs,
     describe_gaps,
     describe_run,
-    is_partial,
     keep_tracebacks,
-    tell_missing,
 )
 from densebatch.run.session import Session
 from densebatch.run.start import ExecutorStart
 from densebatch.run.steps import number_cells
 from densebatch.slides.slide import check_unchanged, reopen_slide
 from densebatch.stages.number import NumberShard, find_changed_pixels, list_channels_read
-from densebatch.stages.output import describe_origin, output_spec
+from densebatch.stages.output import describe_origin, label_specs
 from densebatch.stages.predict import create_flows
 from densebatch.stages.tile_labels import create_tile_labels
 
 if TYPE_CHECKING:
-    from densebatch.planning.plan import Plan
-    from densebatch.planning.settings import SegmentSettings
-    from densebatch.run.steps import Labelled
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Progress", "SegmentResult", "segment"]
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
+    from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.start import Starting
+    from densebatch.run.steps import Labelled
+    from densebatch.workers.executors import Executor
+
+__all__ = ["Progress", "SegmentResult", "run_slide", "segment"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SegmentResult:
-    """What a run produced.
-
-    Attributes
-    ----------
-    out : output folder
-    labels : path of the multiscale label image
-    table : path of the cell table
-    report : the content of `run.json`
-    """
-
-    out: Path
-    labels: Path
-    table: Path
-    report: dict[str, Any]
-
-    @property
-    def cells(self) -> int:
-        """Number of cells."""
-        return int(self.report["cells"])
-
-    @property
-    def failed_tiles(self) -> list[dict[str, Any]]:
-        """Tiles without labels: region, reason."""
-        return list(self.report["failed_tiles"])
-
-    @property
-    def unread(self) -> list[dict[str, Any]]:
-        """Pieces of the slide that cannot be read: channel, region, reason.
-
-        Cells there have no mean intensity in that channel, and a copied image is 0 there. If the
-        network sees the channel, pixels whose cells depend on them are missing.
-        """
-        return list(self.report["unread"])
-
-    @property
-    def missing_px(self) -> int:
-        """Pixels without a result, which are 1 in the label image `missing` beside the cells."""
-        return int(self.report["missing_px"])
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether anything is missing; the same command tries it again."""
-        return is_partial(self.report)
-
-    def tell_missing(self) -> str:
-        """One sentence on what is missing."""
-        return tell_missing(self.report)
 
 
 def segment(
@@ -156,52 +113,130 @@ def segment(
     progress = progress or Progress()
     refuse_address(Path(out))
     folder = OutputFolder(Path(out).absolute())
-    started, meter = time.monotonic(), Meter()
     # The output is owned until no worker is left that could write to it.
     with Driver(progress) as driver, ExecutorStart(settings, progress.note) as starting:
-        driver.refuse_living(folder)
-        [prepared] = prepare(
-            [(slide, folder)], settings, restart=restart, starting=starting, note=progress.note
+        return run_slide(
+            slide, folder, settings, driver, starting, progress, restart=restart, shuffle=shuffle
         )
-        planned_s = time.monotonic() - started - starting.waited_s
-        _tell_plan(prepared, progress)
-        if not restart:
-            folder.compare(prepared.plan)
-            folder.mend_marker()
-            report = folder.read_complete(prepared.plan)
-            if report is not None and _is_intact(prepared, progress):
-                _check_slide(folder, prepared.plan, report)
-                _check_measures(folder, prepared.plan, settings, report)
-                progress.note(f"{folder.path}: this run is already complete")
-                driver.remove_dead(folder)  # killed as it ended
-                if not settings.keep_flows:
-                    folder.remove_work()
-                return _result(folder, prepared.plan, report)
-        session = Session(
-            prepared.plan,
-            settings,
-            prepared.choice,
-            folder,
-            driver,
-            lambda: starting.finish(prepared.workers, [prepared.plan], folder.work),
-            prepared.workers,
-            progress,
-            shuffle,
-        )
-        session.seconds |= {"plan": round(planned_s, 3)}
-        with sentences_for_disk(folder.path):
-            _open_output(session, restart=restart)
-            make_labels = label_and_merge
-            if isinstance(prepared.plan, FlowPlan):
-                make_labels = predict_and_trace
-            labelled = make_labels(session)
-            n_cells = number_cells(session, labelled.gaps)
-            session.seconds["start"] = round(starting.waited_s, 3)
-            result = _finish(session, n_cells, labelled, started, meter)
-        driver.check()
-        driver.unwatch(folder)
-        if not settings.keep_flows and not result.is_partial:
-            folder.remove_work()
+
+
+def run_slide(
+    slide: str | Path,
+    folder: OutputFolder,
+    settings: SegmentSettings,
+    driver: Driver,
+    starting: Starting,
+    progress: Progress,
+    *,
+    limits: Sequence[Limits | None] | None = None,
+    restart: bool = False,
+    shuffle: int | None = None,
+) -> SegmentResult:
+    """Do what `segment` does, with a driver and workers that its caller has.
+
+    Parameters
+    ----------
+    slide, settings, progress, restart, shuffle
+        As of `segment`.
+    folder
+        Where the output goes.
+    driver
+        Owns it from now on.
+    starting
+        The way to the workers.
+    limits
+        As of `survey_plan`.
+
+    Returns and errors as for `segment`.
+    """
+    started, meter = time.monotonic(), Meter()
+    driver.refuse_living(folder)
+    [prepared] = prepare(
+        [(slide, folder)], settings, restart=restart, starting=starting, limits=limits,
+        note=progress.note,
+    )  # fmt: skip
+    planned_s = time.monotonic() - started - starting.waited_s
+    start = cache(lambda: starting.finish(prepared.workers, prepared.own_plans, folder.work))
+    conduct = _Conduct(driver, start, lambda: starting.waited_s, restart=restart, shuffle=shuffle)
+    return _carry_out(prepared, conduct, progress, started, planned_s, meter)
+
+
+@dataclass(frozen=True)
+class _Conduct:
+    """How a run is carried out, and the runs that it joins.
+
+    Attributes
+    ----------
+    driver : owns folders and hears signals
+    start : starts the executor that all of them share
+    waited : tells how many seconds were waited for it
+    restart, shuffle : as of `segment`
+    """
+
+    driver: Driver
+    start: Callable[[], Executor]
+    waited: Callable[[], float]
+    restart: bool
+    shuffle: int | None
+
+
+def _carry_out(
+    prepared: Prepared,
+    conduct: _Conduct,
+    progress: Progress,
+    started: float,
+    planned_s: float,
+    meter: Meter,
+) -> SegmentResult:
+    """Do what is prepared, or what an earlier session has left of it."""
+    folder, settings, driver = prepared.folder, prepared.settings, conduct.driver
+    _tell_plan(prepared, progress)
+    if not conduct.restart:
+        for run in (*prepared.inner.values(), prepared):
+            run.folder.compare(run.plan)
+        folder.mend_marker()
+        report = folder.read_complete(prepared.plan)
+        if report is not None and _is_intact(prepared, progress):
+            _check_slide(folder, prepared.plan, report)
+            _check_measures(folder, prepared.plan, settings, report)
+            progress.note(f"{folder.path}: this run is already complete")
+            driver.remove_dead(folder)  # killed as it ended
+            if not settings.keep_flows:
+                folder.remove_work()
+            return _result(folder, prepared.plan, report)
+    session = Session(
+        prepared.plan,
+        settings,
+        prepared.choice,
+        folder,
+        driver,
+        conduct.start,
+        prepared.workers,
+        progress,
+        conduct.shuffle,
+    )
+    session.seconds |= {"plan": round(planned_s, 3)}
+    with sentences_for_disk(folder.path):
+        _open_output(session, restart=conduct.restart)
+        if isinstance(prepared.plan, FlowPlan):
+            labelled = predict_and_trace(session)
+        elif isinstance(prepared.plan, LabelPlan):
+            labelled = label_and_merge(session)
+        else:
+            reports = {
+                role: _carry_out(
+                    run, conduct, InnerProgress(progress, role), time.monotonic(), 0.0, Meter()
+                ).report
+                for role, run in prepared.inner.items()
+            }
+            labelled = match_and_join(session, reports)
+        n_cells = number_cells(session, labelled)
+        session.seconds["start"] = round(conduct.waited(), 3)
+        result = _finish(session, n_cells, labelled, started, meter)
+    driver.check()
+    driver.unwatch(folder)
+    if not settings.keep_flows and not result.is_partial:
+        folder.remove_work()
     return result
 
 
@@ -236,9 +271,9 @@ def _check_measures(
     """
     if not is_measured(reopen_slide(plan.slide), settings, report):
         raise InputError(
-            f"{folder.path}: this run is complete, and measured other channels, quantiles or "
-            "neighbours than are asked for; `densebatch measure OUT` measures again without "
-            "segmenting"
+            f"{folder.path}: this run is complete, and measured other channels, quantiles, "
+            "neighbours or markers than are asked for; `densebatch measure OUT` measures again "
+            "without segmenting"
         )
 
 
@@ -284,9 +319,10 @@ def _tell_plan(prepared: Prepared, progress: Progress) -> None:
 def _open_output(session: Session, *, restart: bool) -> None:
     """Make the output folder this run's and create all arrays; or leave nothing behind."""
     session.driver.own(session.folder, Path(session.root) if session.plan.in_place else None)
-    spec = output_spec(session.plan, session.root)
+    specs = label_specs(session.plan, session.root)
     identity = {"fingerprint": session.plan.fingerprint}
-    labels.check_place(spec, label_attrs=identity, restart=restart)
+    for spec in specs:
+        labels.check_place(spec, label_attrs=identity, restart=restart)
     session.folder.claim(session.plan, restart=restart)
     try:
         if session.folder.is_fresh:  # workers that cannot work leave nothing behind
@@ -294,8 +330,12 @@ def _open_output(session: Session, *, restart: bool) -> None:
         # What says that all is there goes before anything changes.
         session.folder.report.unlink(missing_ok=True)
         forget(session.folder.path)
-        _remove_unfinished(session, spec)
-        labels.create(spec, label_attrs=identity, restart=restart)
+        _remove_unfinished(session, specs)
+        if session.plan.in_place and restart:  # of a run of cells and nuclei together
+            for name in COMPARTMENT_LABELS.values():
+                labels.remove(replace(specs[0], label_name=name))
+        for spec in specs:
+            labels.create(spec, label_attrs=identity, restart=restart and spec is specs[0])
         if session.choice is not None and session.choice.packed is not None:
             write_quantised(session.work.folder, session.choice.packed)
         if isinstance(session.plan, FlowPlan):
@@ -306,30 +346,30 @@ def _open_output(session: Session, *, restart: bool) -> None:
         raise
 
 
-def _remove_unfinished(session: Session, spec: labels.PyramidSpec) -> None:
+def _remove_unfinished(session: Session, specs: Sequence[labels.PyramidSpec]) -> None:
     """Remove the files that killed writers had not yet given their names."""
-    ours = Path(session.root) / "labels" / spec.label_name if spec.in_place else Path(session.root)
-    for unfinished in ours.rglob("*.partial"):
-        unfinished.unlink(missing_ok=True)
+    places = [Path(session.root)]
+    if session.plan.in_place:
+        places = [labels.label_path(spec) for spec in specs]
+    for ours in places:
+        for unfinished in ours.rglob("*.partial"):
+            unfinished.unlink(missing_ok=True)
 
 
 def _finish(
-    session: Session,
-    n_cells: int,
-    labelled: Labelled,
-    started: float,
-    meter: Meter,
+    session: Session, n_cells: int, labelled: Labelled, started: float, meter: Meter
 ) -> SegmentResult:
     """Write metadata and run.json; they come last, so their presence means the run is whole."""
     plan, executor = session.plan, session.executor
     check_unchanged(plan.slide)
     session.driver.check()
-    spec = output_spec(plan, session.root)
+    spec, *within = label_specs(plan, session.root)
     origin = describe_origin(plan, labelled.failed)
     labels.finalize(spec, n_cells=n_cells, provenance=origin, table=session.folder.table)
-    _remove_unfinished(session, spec)
-    total = time.monotonic() - started
-    session.seconds["total"] = round(total, 3)
+    for each in within:
+        labels.finalize(each, n_cells=n_cells, provenance=origin)
+    _remove_unfinished(session, [spec, *within])
+    session.seconds["total"] = total = round(time.monotonic() - started, 3)
     workers, device_workers = session.workers, 0
     if executor is not None:
         workers, device_workers = executor.workers, executor.device_workers
@@ -344,11 +384,12 @@ def _finish(
         "device_workers": device_workers,
         "tasks": len(session.facts),
         "tasks_kept": len(session.kept),
-        **labelled.told,
+        **labelled.tell(),
         "failed_tiles": labelled.failed,
-        **describe_gaps(plan, session.facts, session.lost),
+        **describe_gaps(plan, session.facts, session.lost, labelled.gaps_before),
         "tracebacks": keep_tracebacks(session.lost),
         "measured": describe_measures(session.measures, plan.slide.channels),
+        "positivity": session.positivity,
         "slide_channels": list(list_channels_read(plan, session.measures)),
         "slide_pixels": {
             f"{task.row}-{task.col}": facts["pixels"]
@@ -365,7 +406,8 @@ def _finish(
         for name, checksum in facts.get("files", {}).items()
     }  # fmt: skip
     trees, seeds = session.folder.trees(plan), session.work.all_keys.read_bytes()
-    keep(trees, Path(session.root), session.folder.table, known, seeds, content)
+    owners = None if labelled.nuclei is None else labelled.nuclei().pack_owners()
+    keep(trees, Path(session.root), session.folder.table, known, seeds, content, owners)
     result = _result(session.folder, plan, report)
     if session.settings.keep_flows or result.is_partial:
         keep_work(session.folder.work_tree(plan), session.work.journal.list_files())

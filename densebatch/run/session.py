@@ -79,6 +79,7 @@ class Session:
         done again, so how it was done last is told by its facts alone
     kept : tasks that an earlier session had finished
     lost : tasks of this session that failed for good and leave a gap, with the reason
+    positivity : which cells are positive, as the report has it
     """
 
     plan: Plan
@@ -94,6 +95,7 @@ class Session:
     facts: dict[Task, dict[str, Any]] = field(default_factory=dict)
     kept: set[Task] = field(default_factory=set)
     lost: dict[Task, str] = field(default_factory=dict)
+    positivity: dict[str, Any] = field(default_factory=dict)
     executor: Executor | None = field(default=None, init=False)
 
     @cached_property

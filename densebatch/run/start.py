@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from densebatch.engines.make import wake_device
 from densebatch.planning.plan import FlowPlan
@@ -24,6 +24,29 @@ if TYPE_CHECKING:
 
 def _tell_nobody(text: str) -> None:
     del text
+
+
+class Starting(Protocol):
+    """The way to an executor, as `ExecutorStart` has it; another's workers may be shared by runs.
+
+    Attributes
+    ----------
+    waited_s : seconds that this thread has waited for it
+    """
+
+    waited_s: float
+
+    def begin(self, workers: int, plans: Sequence[Plan]) -> None:
+        """Start workers of this machine beside what comes now."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for what has begun."""
+        ...
+
+    def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> Executor:
+        """The executor, which starts now if that was not begun."""
+        ...
 
 
 class ExecutorStart:

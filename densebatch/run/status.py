@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.run.owner import Holder, look_for_driver
 from densebatch.run.report import is_partial, read_report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from densebatch.planning.plan import Plan
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _NAMED = 20  # running tasks that are told by name
 _RECORD = re.compile(
-    r"(?P<kind>predict|trace|label|compare|paint|number)(?:-(?P<tile>\d+))?(?P<place>(?:-\d+)+)\.json"
+    r"(?P<kind>predict|trace|label|compare|paint|match|join|number)(?:-(?P<tile>\d+))?(?P<place>(?:-\d+)+)\.json"
 )
 _OF_ANY_TILE = ("predict", "label", "compare")  # whose names do not tell a size of tiles
 
@@ -234,6 +235,8 @@ def read_status(folder: OutputFolder) -> RunStatus:
         except (LookupError, TypeError, AttributeError):  # nothing is left that tells its checksum
             return replace(found, state="damaged")
     stages = tuple(_list_stages(folder, plan, told, live=found.state == "running"))
+    if isinstance(plan, JoinPlan):
+        stages = (*_list_inner(folder, plan, live=found.state == "running"), *stages)
     left = [stage.seconds_left for stage in stages if stage.seconds_left is not None]
     return replace(
         found,
@@ -272,6 +275,21 @@ def _read_finished(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _list_inner(folder: OutputFolder, plan: JoinPlan, *, live: bool) -> Iterator[StageStatus]:
+    """Stages of the runs that are joined, as far as they have begun or are done."""
+    for role in plan.runs:
+        inner = folder.inner(role)
+        try:
+            inner_plan = inner.require_marker()
+        except FileNotFoundError:
+            continue
+        report = read_report(inner.path)
+        stages = report and _read_finished(report)["stages"]
+        if not stages:
+            stages = _list_stages(inner, inner_plan, _read_json(inner.state), live=live)
+        yield from (replace(stage, stage=f"{role}: {stage.stage}") for stage in stages)
+
+
 def _list_stages(
     folder: OutputFolder, plan: Plan, told: dict[str, Any], *, live: bool
 ) -> list[StageStatus]:
@@ -284,7 +302,9 @@ def _list_stages(
     elif isinstance(plan, LabelPlan):
         totals["label"] = totals["compare"] = len(plan.layout.regions)
     if tile_px is not None:
-        totals["trace" if "trace" in totals else "paint"] = len(plan.tiles(tile_px))
+        for name in ("trace", "paint", "match", "join"):
+            if name in totals:
+                totals[name] = len(plan.tiles(tile_px))
     counted = told.get("stages", {})
     totals |= {name: stage["tasks"] for name, stage in counted.items()}
     stages = []

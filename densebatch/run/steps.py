@@ -15,6 +15,7 @@ from densebatch.base.geometry import Region
 from densebatch.base.machine import count_cores
 from densebatch.cells import labels
 from densebatch.measuring.table import write_table
+from densebatch.planning.measured import identify_covers
 from densebatch.run.session import Session, Step
 from densebatch.stages.missing import MarkShard, missing_spec
 from densebatch.stages.number import (
@@ -27,8 +28,10 @@ from densebatch.stages.number import (
 from densebatch.stages.output import group_levels, output_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from densebatch.measuring.table import Nuclei
+    from densebatch.stages.join import CompartmentFinder
     from densebatch.stages.missing import Gaps
     from densebatch.stages.work import Task
 
@@ -46,23 +49,39 @@ class Labelled:
     gaps : tiles of the output that have no labels, or not everywhere
     failed : tiles that failed, as the report has them
     told : what else the report has of how labels were made
+    gaps_before : what has no result in the runs that are joined, as their reports have it
+    compartments : finds what lies within cells, where nuclei are known
+    nuclei : tells of them when cells are numbered
     """
 
     gaps: Gaps
     failed: list[dict[str, Any]]
     told: dict[str, Any] = field(default_factory=dict)
+    gaps_before: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    compartments: CompartmentFinder | None = None
+    nuclei: Callable[[], Nuclei] | None = None
+
+    def tell(self) -> dict[str, Any]:
+        """What the report has of how labels were made; cells are numbered."""
+        if self.nuclei is None:
+            return self.told
+        within = self.told["compartments"] | self.nuclei().describe()
+        return {**self.told, "compartments": within}
 
 
-def number_cells(session: Session, gaps: Gaps) -> int:
+def number_cells(session: Session, labelled: Labelled) -> int:
     """Last stage: ids, label shards, pyramid, cell table; returns the number of cells."""
-    plan = session.plan
+    plan, gaps, compartments = session.plan, labelled.gaps, labelled.compartments
     with session.timed("number"):
         n_cells, edition = collect_keys(session.work, gaps)
         measures = session.measures
-        edition = digest_texts([edition, repr((measures.channels, measures.fractions))])
+        measured = (measures.channels, measures.fractions, measures.shares)
+        edition = digest_texts([edition, repr((measured, identify_covers(measures)))])
+        if compartments is not None:
+            edition = digest_texts([edition, compartments.match])
         spec = output_spec(plan, session.root)
         first, *above = group_levels(spec)
-        written = drive_all(session, list_number_steps(session, spec, edition))
+        written = drive_all(session, list_number_steps(session, spec, edition, compartments))
         with ThreadPoolExecutor(1) as pool:  # the table is written beside the pyramid
             table = pool.submit(
                 write_table,
@@ -73,12 +92,13 @@ def number_cells(session: Session, gaps: Gaps) -> int:
                 plan.um_per_px,
                 plan.slide.channels,
                 measures,
+                nuclei=None if labelled.nuclei is None else labelled.nuclei(),
             )
             for levels in above:
                 written += drive_all(session, list_reduce_steps(session, spec, levels[0]))
                 if table.done():
                     table.result()  # a table that failed leaves nothing worth waiting for
-            table.result()
+            session.positivity = table.result()
         written += _mark_missing(session, gaps)
         _refuse_late_writes(session, written)
     return n_cells
@@ -131,7 +151,12 @@ def _mark_missing(session: Session, gaps: Gaps) -> list[Task]:
     return written
 
 
-def list_number_steps(session: Session, spec: labels.PyramidSpec, edition: str) -> Iterator[Step]:
+def list_number_steps(
+    session: Session,
+    spec: labels.PyramidSpec,
+    edition: str,
+    compartments: CompartmentFinder | None = None,
+) -> Iterator[Step]:
     """Stage 3, full resolution: a task for each shard.
 
     Parameters
@@ -142,10 +167,14 @@ def list_number_steps(session: Session, spec: labels.PyramidSpec, edition: str) 
         Of the output.
     edition
         Digest of what cells are numbered by.
+    compartments
+        Finds what lies within cells, if that is to be written and measured as well.
     """
     grid = labels.shard_grid(spec, 0)
     for index in grid:
-        task = NumberShard(session.work, 0, *index, session.root, edition, session.measures)
+        task = NumberShard(
+            session.work, 0, *index, session.root, edition, session.measures, compartments
+        )
         yield Step(task, "number", grid[index].area)
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.ngff.metadata import Version
+
 _RANGE = (0, 4095)  # values of the simulated camera
 
 
@@ -42,7 +44,7 @@ def write_slide(
     nuclei: bool = False,
     chunk: int = 512,
     shard: int = 4096,
-    ngff: Literal["0.4", "0.5"] = "0.5",
+    ngff: Version = "0.5",
     tile: int = 1024,
     threads: int = 1,
 ) -> None:

@@ -20,10 +20,19 @@ import zarr
 from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.process import Meter
 from densebatch.cells import labels
+from densebatch.compartments.growing import reach_of
+from densebatch.compartments.masks import find_ring, split_cells
 from densebatch.measuring.parts import StoredParts, pack_part
 from densebatch.measuring.shard import Shard
+from densebatch.measuring.stored import measure_channel
 from densebatch.stages.missing import Gaps, find_touching, read_gaps, write_gaps
-from densebatch.stages.output import checksum_shard, levels_with, list_planes, output_spec
+from densebatch.stages.output import (
+    checksum_shard,
+    label_specs,
+    levels_with,
+    list_planes,
+    output_spec,
+)
 from densebatch.stages.unread import read_pieces, read_pixels
 from densebatch.stages.work import Task
 from densebatch.stages.writing import write_patiently
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Grid, Region
     from densebatch.measuring.schema import Measures
     from densebatch.planning.plan import Plan
+    from densebatch.stages.join import CompartmentFinder
     from densebatch.stages.work import Work
 
 _T = TypeVar("_T")
@@ -139,9 +149,11 @@ class NumberShard(_Shard):
     Attributes
     ----------
     measures : what is measured of the cells; None for nothing
+    compartments : finds what lies within cells, if that is to be written as well
     """
 
     measures: Measures | None = field(default=None, compare=False)
+    compartments: CompartmentFinder | None = field(default=None, compare=False)
 
     def run(self) -> dict[str, Any]:
         """Facts: cells with a pixel in the shard, checksums, what could not be read, costs.
@@ -155,10 +167,15 @@ class NumberShard(_Shard):
         with meter.timed("read"):
             gaps = read_gaps(work)
             local, ids, split = _read_shard_labels(work, gaps, region)
+            numbered = _apply_ids(local, ids)
+            within = self._find_compartments(gaps, region, numbered)
         measured = self.measures.channels if self.measures is not None and ids.size else ()
         with meter.timed("table"):
             fractions = self.measures.fractions if self.measures is not None else ()
-            shard = Shard(local, ids, split, region, plan.shape[1], fractions)
+            form = (ids, split, region, plan.shape[1], fractions)
+            shards = {"cells": Shard(local, *form)}
+            for name, mask in within.items():
+                shards[name] = Shard(np.where(mask > 0, local, np.uint32(0)), *form, forms=False)
         unread = []
         # Pixels are read only where there is a cell to measure or a copy to write.
         wanted = range(len(plan.slide.channels)) if spec.image else measured
@@ -168,30 +185,49 @@ class NumberShard(_Shard):
                 pixels, holes = read_pieces(work, channel, region)
             seen.update(np.ascontiguousarray(pixels).data)
             unread += [hole.describe(plan.slide.channels) for hole in holes]
-            if channel in measured:
+            if self.measures is not None and channel in measured:
+                share, lost = self.measures.shares_of.get(channel), [hole.region for hole in holes]
                 with meter.timed("table"):
-                    shard.add_channel(pixels, [hole.region for hole in holes])
+                    for shard in shards.values():
+                        measure_channel(shard, pixels, lost, share, region)
             if spec.image:
                 with meter.timed("write"):
                     self._write(partial(labels.write_image_shard, spec, channel, 0, region, pixels))
         with meter.timed("table"):
-            found = shard.finish(find_touching(work, gaps, region, local))
+            touching = find_touching(work, gaps, region, local)
+            found = {name: shard.finish(touching) for name, shard in shards.items()}
         with meter.timed("write"):
-            numbered = _apply_ids(local, ids)
-            self._write(partial(labels.write_label_shard, spec, 0, region, numbered))
+            images = [numbered, *within.values()]
+            # A repair makes the cells alone.
+            for each, pixels in zip(label_specs(plan, self.root), images, strict=False):
+                self._write(partial(labels.write_label_shard, each, 0, region, pixels))
             files = self.list_files()
-            part, content = work.shard_cells(self.row, self.col), pack_part(found)
-            write_patiently(part, lambda: write_atomic(part, content))
+            parts = [work.shard_cells(self.row, self.col, name) for name in found]
+            for part, sums in zip(parts, found.values(), strict=True):
+                write_patiently(part, partial(write_atomic, part, pack_part(sums)))
         facts = {
             "inputs": self.inputs,
             "files": files,
-            "cells": found.ids.size,
+            "cells": found["cells"].ids.size,
             "unread": unread,
             "slide": plan.slide.identity,
             "pixels": seen.hexdigest() if wanted else "",
             **meter.read(),
         }
-        return work.record(self.name, [part], facts)
+        return work.record(self.name, parts, facts)
+
+    def _find_compartments(
+        self, gaps: Gaps, region: Region, numbered: NDArray[np.uint32]
+    ) -> dict[str, NDArray[np.uint32]]:
+        """Label images of what lies within the cells of a region, by name."""
+        if self.compartments is None:
+            return {}
+        work = self.work
+        around = region.expand(reach_of(work.join_plan.ring_px)).clip(*work.plan.shape)
+        cells = numbered if around == region else number_region(work, gaps, around)
+        ring = find_ring(cells, work.join_plan.ring_px)[region.slices_in(around)]
+        nuclei = self.compartments.read_nuclei(region, _map_array(work.all_keys))
+        return split_cells(numbered, nuclei, ring)
 
 
 def list_channels_read(plan: Plan, measures: Measures) -> Sequence[int]:
@@ -245,10 +281,10 @@ class ReduceShard(_Shard):
 
     def run(self) -> dict[str, Any]:
         """Facts: checksums of what was written, seconds and peak memory."""
-        meter = Meter()
-        spec = output_spec(self.work.plan, self.root)
+        meter, plan = Meter(), self.work.plan
         with meter.timed("pyramid"):
-            for channel in list_planes(spec):
+            planes = [(s, c) for s in label_specs(plan, self.root) for c in list_planes(s)]
+            for spec, channel in planes:
                 pixels = None
                 for level in levels_with(spec, self.level):
                     region = labels.shard_grid(spec, level)[self.row, self.col]
@@ -347,6 +383,6 @@ def number_region(work: Work, gaps: Gaps, region: Region) -> NDArray[np.uint32]:
     return _apply_ids(local, ids)
 
 
-def read_parts(work: Work, grid: Grid) -> StoredParts:
+def read_parts(work: Work, grid: Grid, compartment: str = "cells") -> StoredParts:
     """What was measured in every shard of a grid, in raster order of the shards."""
-    return StoredParts([work.shard_cells(*index) for index in grid])
+    return StoredParts([work.shard_cells(*index, compartment) for index in grid])

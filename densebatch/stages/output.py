@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.cells import labels
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS, LABEL_NAME
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 
 if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
@@ -53,9 +55,21 @@ def _display_windows(plan: Plan) -> tuple[tuple[float, float], ...] | None:
     return tuple(known[c] for c in channels) if all(c in known for c in channels) else None
 
 
+def label_specs(plan: Plan, root: str) -> list[labels.PyramidSpec]:
+    """Arrays and metadata of each label image of a run: the cells, then what lies within them.
+
+    Parameters as for `output_spec`.
+    """
+    spec = output_spec(plan, root)
+    if not isinstance(plan, JoinPlan):
+        return [spec]
+    return [spec, *(replace(spec, label_name=name) for name in COMPARTMENT_LABELS.values())]
+
+
 def list_planes(spec: labels.PyramidSpec) -> list[int | None]:
-    """What there is of a shard: its labels (None), and each channel of a copied image."""
-    return [None, *(range(len(spec.channels)) if spec.image else ())]
+    """What there is of a shard: its labels (None), and beside cells each channel of an image."""
+    has_image = spec.image and spec.label_name == LABEL_NAME
+    return [None, *(range(len(spec.channels)) if has_image else ())]
 
 
 def group_levels(spec: labels.PyramidSpec) -> list[range]:
@@ -92,9 +106,9 @@ def checksum_shard(plan: Plan, root: str, level: int, row: int, col: int) -> dic
     dict
         A shard of background has no file, and is not in it.
     """
-    spec = output_spec(plan, root)
     return {
         name: checksum
+        for spec in label_specs(plan, root)
         for channel in list_planes(spec)
         for each in levels_with(spec, level)
         for name, checksum in labels.checksum_unit(
@@ -113,6 +127,8 @@ def describe_origin(plan: Plan, failed: list[dict[str, Any]]) -> dict[str, Any]:
             "segmenter": plan.segmenter, "segmenter_options": plan.options,
             "tile_px": plan.tile_px, "overlap_px": plan.overlap_px,
         }  # fmt: skip
+    elif isinstance(plan, JoinPlan):
+        made_by = {"runs": plan.made_by, "grow_px": plan.grow_px, "ring_px": plan.ring_px}
     return {
         **made_by,
         "fingerprint": plan.fingerprint,

@@ -52,19 +52,23 @@ What was never written is NaN: a chunk that got lost must not pass for one that 
 
 model_loads = 0  # of this process; tests check that it stays at one
 
+# Of a cohort's slides those that share workers may have two models; one alone is used on a GPU,
+# whose memory is shared out so.
+_N_LOADED = 2
 _loaded: dict[tuple[str, Engine, PatchShape, int, int], Backend] = {}
 _loading = threading.Lock()  # a Dask worker may run several tasks at once
 
 
 def get_backend(plan: FlowPlan, work: Path, lanes: int) -> Backend:
-    """The plan's network, ready in this process; loaded once, keyed by the weights' content."""
+    """The plan's network, ready in this process; kept for later tasks by the weights' content."""
     global model_loads
     shape = patch_shape(plan.lattice)
     key = (plan.model.sha256, plan.engine, shape, plan.network_batch, lanes)
     with _loading:
         if key not in _loaded:
             choose_device(plan.engine.device)  # a worker may lack what the planner has
-            _loaded.clear()
+            while len(_loaded) >= (1 if plan.engine.device == "cuda" else _N_LOADED):
+                del _loaded[next(iter(_loaded))]
             model_loads += 1
             quantised = None
             if plan.engine.quantised is not None:
@@ -73,6 +77,7 @@ def get_backend(plan: FlowPlan, work: Path, lanes: int) -> Backend:
                 plan.engine.backend, plan.engine.device, load_network(plan.model), shape,
                 batch=plan.network_batch, lanes=lanes, quantised=quantised,
             )  # fmt: skip
+        _loaded[key] = _loaded.pop(key)  # the one that was used last goes last
         return _loaded[key]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from densebatch.base.errors import DensebatchError, SlideChangedError, WriteError
 from densebatch.base.files import write_atomic
-from densebatch.planning.plan import FlowPlan, LabelPlan, load_plan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan, load_plan
 from densebatch.slides.watch import read_watched
 from densebatch.stages.journal import Journal
 from densebatch.stages.writing import write_patiently
@@ -68,6 +68,13 @@ class Work:
         return plan
 
     @property
+    def join_plan(self) -> JoinPlan:
+        """The plan of a run that joins two others."""
+        plan = self.plan
+        assert isinstance(plan, JoinPlan)
+        return plan
+
+    @property
     def folder(self) -> Path:
         """The work folder."""
         return Path(self.plan_path).parent
@@ -96,6 +103,11 @@ class Work:
     def decision(self) -> Path:
         """Which labels of a segmenter's tiles are one cell, as `stages.merge` has it."""
         return self.segmented / "decision.npz"
+
+    @property
+    def match(self) -> Path:
+        """The key of the cell that each nucleus belongs to, -1 where it has none."""
+        return self.folder / "match.npy"
 
     @property
     def traces(self) -> Path:
@@ -164,9 +176,13 @@ class Work:
         """File of the cells that merging has painted in a tile, in the order of its labels."""
         return self.traces / f"painted-{row}-{col}.npz"
 
-    def shard_cells(self, row: int, col: int) -> Path:
-        """File of the sums over the cells that have pixels in a shard of the output."""
-        return self.traces / f"cells-{row}-{col}.npz"
+    def tile_match(self, row: int, col: int) -> Path:
+        """File of how many pixels nuclei and cells share in a tile."""
+        return self.traces / f"match-{row}-{col}.npz"
+
+    def shard_cells(self, row: int, col: int, compartment: str = "cells") -> Path:
+        """File of what was measured of the cells that have pixels in a shard of the output."""
+        return self.traces / f"{compartment}-{row}-{col}.npz"
 
     def read_keys(self, row: int, col: int) -> NDArray[np.int64]:
         """Keys of a traced tile's cells, in the order of its local labels."""

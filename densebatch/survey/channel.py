@@ -47,6 +47,7 @@ from densebatch.survey.passes import (
     count_wanted,
     open_reader,
 )
+from densebatch.survey.percentiles import find_bins, find_values, interpolate, list_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,6 +144,7 @@ def survey_channel(
     *,
     mask_debris: bool = True,
     left_out: Sequence[Region] = (),
+    limits: tuple[float, float] | None = None,
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
@@ -163,6 +165,9 @@ def survey_channel(
         Whether to look for debris and rare bright cells.
     left_out
         Pieces that count as if they could not be read.
+    limits
+        Pixel values that become 0 and 1 in place of the percentiles, as those of several slides
+        together.
 
     Returns
     -------
@@ -180,7 +185,7 @@ def survey_channel(
     while len(reader.unread) > n_unread:
         # All passes must leave out the same pieces, so once more if one was found on the way.
         n_unread = len(reader.unread)
-        found = _survey(reader, percentiles, side, mask_debris=mask_debris)
+        found = _survey(reader, percentiles, side, mask_debris=mask_debris, limits=limits)
     bounds = found.bounds
     log_event(
         log, "channel surveyed", channel=bounds.name, low=bounds.low, high=bounds.high,
@@ -196,12 +201,28 @@ def survey_channel(
     return replace(found, bounds=replace(bounds, unread=tuple(unread)), unread=unread)
 
 
-def _survey(
-    reader: Reader, percentiles: tuple[float, float], side: int, *, mask_debris: bool
-) -> ChannelSurvey:
-    """Take all passes over a channel; see `survey_channel`."""
-    channel = reader.channel
-    name = reader.slide.info.channels[channel]
+@dataclass(frozen=True)
+class _Tissue:
+    """Where tissue is, and its pixels.
+
+    Attributes
+    ----------
+    counts : of the first pass
+    looks : of blocks; those with debris have the class 0
+    debris : what was found
+    threshold : lowest contrast class of tissue
+    histogram : `(bins,)` of its pixels
+    """
+
+    counts: Counts
+    looks: BlockLooks
+    debris: Debris
+    threshold: int
+    histogram: NDArray[np.int64]
+
+
+def _find_tissue(reader: Reader, side: int, *, mask_debris: bool) -> _Tissue:
+    """Take the first pass, and another one without debris if there is any."""
     counts = count_blocks(reader, side)
     looks, debris = counts.looks, Debris(None, None, np.zeros_like(counts.looks.classes, bool))
     if mask_debris:
@@ -215,6 +236,56 @@ def _survey(
         tissue = counts.histogram[threshold:].sum(axis=0)
     else:
         tissue = count_tissue_again(reader, looks.classes, threshold)
+    return _Tissue(counts, looks, debris, threshold, tissue)
+
+
+def count_low_bits_again(
+    slide: Slide,
+    channel: int,
+    wanted: NDArray[np.uint32],
+    side: int = _SIGNAL_PX,
+    *,
+    mask_debris: bool = True,
+    left_out: Sequence[Region] = (),
+) -> NDArray[np.int64]:
+    """Count pixels of tissue, of wide values, by the lower bits of their keys.
+
+    Parameters
+    ----------
+    slide, channel, side, mask_debris, left_out
+        As of `survey_channel`, which finds the same tissue.
+    wanted
+        `(n,)` upper bits of the keys that are counted.
+
+    Returns
+    -------
+    ndarray
+        `(n, 65536)`.
+    """
+    reader = open_reader(slide, channel)
+    reader.unread.update(dict.fromkeys(left_out, "could not be read when the run began"))
+    n_unread = -1
+    while len(reader.unread) > n_unread:
+        n_unread = len(reader.unread)
+        found = _find_tissue(reader, side, mask_debris=mask_debris)
+        low_bits = count_wanted(reader, found.looks.classes, found.threshold, wanted)
+    return low_bits
+
+
+def _survey(
+    reader: Reader,
+    percentiles: tuple[float, float],
+    side: int,
+    *,
+    mask_debris: bool,
+    limits: tuple[float, float] | None,
+) -> ChannelSurvey:
+    """Take all passes over a channel; see `survey_channel`."""
+    channel = reader.channel
+    name = reader.slide.info.channels[channel]
+    found_tissue = _find_tissue(reader, side, mask_debris=mask_debris)
+    counts, looks, debris = found_tissue.counts, found_tissue.looks, found_tissue.debris
+    threshold, tissue = found_tissue.threshold, found_tissue.histogram
     n_px = int(tissue.sum())
     if n_px == 0:
         bounds = ChannelBounds(
@@ -223,20 +294,15 @@ def _survey(
         flat = np.zeros_like(counts.lowest)
         found = ChannelSurvey(bounds, flat, flat.copy())
     else:
-        # numpy.percentile interpolates between the two pixels that a percentile lies between.
-        places = [percentile / 100.0 * (n_px - 1) for percentile in percentiles]
         near_top = int(_SATURATED * (n_px - 1))
-        ranks = sorted(
-            {near_top, *(int(near(place)) for place in places for near in (np.floor, np.ceil))}
-        )
+        ranks = sorted({near_top, *list_ranks(percentiles, n_px)})
         values = _select_values(reader, looks.classes, threshold, tissue, ranks)
-        low, high = (
-            _interpolate(values[int(np.floor(at))], values[int(np.ceil(at))], at - np.floor(at))
-            for at in places
-        )
+        low, high = interpolate(values, percentiles, n_px)
+        if limits is not None and low < high:  # what is constant stays so
+            low, high = limits
         where = looks.classes >= threshold
         bounds = ChannelBounds(
-            channel, name, float(low), float(high), float(where.mean()), counts.nonfinite_px,
+            channel, name, low, high, float(where.mean()), counts.nonfinite_px,
             content=counts.content,
         )  # fmt: skip
         bounds = replace(
@@ -259,7 +325,7 @@ def _survey(
             bounds,
             *_normalize_extremes(counts, bounds),
             saturated_px=_find_plateau(values[near_top], looks, where),
-            strewn=not left_out.any()
+            strewn=not debris.left_out.any()
             and bool(where.mean() < _STREWN_FRACTION)
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
@@ -309,24 +375,10 @@ def _select_values(
     dict
         Value by rank.
     """
-    cumulative = np.cumsum(tissue)
-    keys = {rank: int(np.searchsorted(cumulative, rank, side="right")) for rank in ranks}
+    low_bits = None
     if not is_narrow(reader.dtype):
-        upper = keys
-        wanted = np.array(sorted(set(upper.values())), np.uint32)
-        low_bits = count_wanted(reader, classes, threshold, wanted)
-        keys = {}
-        for rank, high_bits in upper.items():
-            before = int(cumulative[high_bits - 1]) if high_bits else 0
-            within = np.cumsum(low_bits[int(np.searchsorted(wanted, high_bits))])
-            keys[rank] = (high_bits << 16) + int(np.searchsorted(within, rank - before, "right"))
-    return {rank: value_of_key(key, reader.dtype) for rank, key in keys.items()}
-
-
-def _interpolate(low: float, high: float, fraction: float) -> float:
-    """Between two values, rounded as `numpy.percentile` rounds."""
-    step = high - low
-    return high - step * (1 - fraction) if fraction >= 0.5 else low + step * fraction
+        low_bits = count_wanted(reader, classes, threshold, find_bins(tissue, ranks))
+    return find_values(tissue, low_bits, ranks, reader.dtype)
 
 
 def _normalize_extremes(

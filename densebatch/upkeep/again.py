@@ -7,36 +7,44 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from densebatch.base.errors import InputError, IntegrityError
-from densebatch.base.files import write_atomic
+from densebatch.base.files import digest_file, write_atomic
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
-from densebatch.cells.kept import seeds_path
+from densebatch.cells.kept import owners_path, seeds_path
+from densebatch.compartments.masks import split_cells
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.capacity import choose_workers, count_lanes
-from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.engine import recall_engine
 from densebatch.run.flow_steps import list_steps_again
+from densebatch.run.folder import OutputFolder
+from densebatch.run.join_steps import digest_runs, find_runs
 from densebatch.run.label_steps import list_label_steps, merge_labelled
 from densebatch.run.session import Step
 from densebatch.run.start import ExecutorStart
+from densebatch.stages.join import NUCLEI, JoinTile, MatchTile
 from densebatch.stages.label import LabelTile, require_segmenter
 from densebatch.stages.missing import Gaps, write_gaps
 from densebatch.stages.number import NumberShard
 from densebatch.stages.predict import PredictGroup, create_flows
-from densebatch.stages.tile_labels import create_tile_labels
+from densebatch.stages.tile_labels import create_tile_labels, write_values
 from densebatch.stages.trace import TraceTile
 from densebatch.stages.work import Halt, Work
+from densebatch.upkeep.content import read_ring
 from densebatch.upkeep.pixels import find_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from densebatch.planning.plan import Plan
-    from densebatch.run.folder import OutputFolder
     from densebatch.run.report import Progress
-    from densebatch.upkeep.consistency import Content
+    from densebatch.upkeep.content import Content
     from densebatch.workers.executors import Executor
 
 
@@ -63,8 +71,9 @@ class Again:
     def __init__(
         self, content: Content, folder: OutputFolder, workers: int | None, *, is_own: bool
     ) -> None:
-        require_slide(content, "flows and traces" if is_own else "labels")
         plan: Plan = content.plan
+        if not isinstance(plan, JoinPlan):  # which looks at labels alone
+            require_slide(content, "flows and traces" if is_own else "labels")
         packed, engine = None, {}
         try:
             if isinstance(plan, FlowPlan):
@@ -95,6 +104,25 @@ class Again:
             create_tile_labels(self.work)
             write_atomic(self.work.all_keys, seeds_path(content.tree.out).read_bytes())
             write_gaps(self.work, Gaps())
+        if isinstance(plan, JoinPlan):
+            self._prepare_join(plan, is_own=is_own)
+
+    def _prepare_join(self, plan: JoinPlan, *, is_own: bool) -> None:
+        """Find the runs that were joined, and write which cell each nucleus has."""
+        self._runs = find_runs(OutputFolder(self.content.tree.out), plan.runs)
+        for role, run in self._runs.items():
+            if not run.labels.is_dir():
+                raise IntegrityError(f"labels cannot be made again without the run of the {role}")
+        if not is_own:
+            seeds = np.load(seeds_path(self.content.tree.out))
+            owners = np.load(owners_path(self.content.tree.out)).astype(np.int64)
+            keys = np.concatenate([np.full(1, -1, np.int64), seeds])[owners]
+            write_values(self.work.match, keys)
+
+    def _list_join_steps(self, tiles: Iterable[tuple[int, int]]) -> list[Step]:
+        inputs, match = digest_runs(self._runs), digest_file(self.work.match)
+        tasks = [JoinTile(self.work, *tile, self._runs, match, inputs) for tile in tiles]
+        return [Step(task, "join again", task.region.area) for task in tasks]
 
     @property
     def travel_px(self) -> int:
@@ -111,6 +139,9 @@ class Again:
             executor = self._start(starting)
             if isinstance(self.plan, FlowPlan):
                 _drive(executor, self._list_steps(regions, executor), progress)
+            elif isinstance(self.plan, JoinPlan):
+                tiles = {tile for region in regions for tile in self.work.grid.overlapping(region)}
+                _drive(executor, self._list_join_steps(sorted(tiles)), progress)
             else:
                 self._label(executor, list_label_steps(self.work), progress)
             grid = labels.shard_grid(self.content.spec, 0)
@@ -132,6 +163,13 @@ class Again:
         """
         with ExecutorStart(self.settings) as starting:
             executor = self._start(starting)
+            if isinstance(self.plan, JoinPlan):
+                inputs = digest_runs(self._runs)
+                counted = [MatchTile(self.work, *i, self._runs, inputs) for i in self.work.grid]
+                steps = [Step(task, "match again", task.region.area) for task in counted]
+                steps += self._list_join_steps(self.work.grid)
+                _drive(executor, [s for s in steps if s.task.name in names], progress)
+                return
             if isinstance(self.plan, LabelPlan):
                 journal = self.work.journal
                 steps = [
@@ -200,6 +238,26 @@ def _drive(
         done[outcome.job.name] = outcome.result
         progress.advance(step.shown_as, step.pixels)
     return done
+
+
+def split_again(content: Content, region: Region) -> dict[str, NDArray[np.uint32]]:
+    """Nuclei, cytoplasm and membrane of a unit, by compartment, from cells and the run of nuclei.
+
+    Raises
+    ------
+    IntegrityError
+        If either is not there, or cells are damaged.
+    """
+    assert isinstance(content.plan, JoinPlan)
+    out = content.tree.out
+    if any(content.is_damaged(0, unit, None) for unit in content.units(0)):
+        raise IntegrityError("what lies within cells cannot be made while these are damaged")
+    run = find_runs(OutputFolder(out), content.plan.runs)[NUCLEI]
+    if not run.labels.is_dir():
+        raise IntegrityError("nuclei cannot be made again without the run of the nuclei")
+    owners = np.concatenate([np.zeros(1, np.uint32), np.load(owners_path(out))])
+    cells, ring = read_ring(content, region)
+    return split_cells(cells, owners[run.read(region)], ring)
 
 
 def require_slide(content: Content, what: str) -> None:

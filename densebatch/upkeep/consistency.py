@@ -6,9 +6,9 @@ The second half of `verify`. What is damaged is left out, for that has been told
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,115 +17,41 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.names import count_of
 from densebatch.cells import verify as stored
-from densebatch.cells.kept import seeds_path
+from densebatch.cells.kept import REPORT, seeds_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.pyramid import read_unit, source_region, unit_files
-from densebatch.cells.pyramid_spec import MISSING_NAME
 from densebatch.cells.verify import Finding
-from densebatch.measuring.kernels import AREA, N_SHAPES, X0, Y0, Y1
-from densebatch.measuring.stored import find_split, list_cells, measure_unit
-from densebatch.measuring.table import shape_columns, value_columns
+from densebatch.compartments.growing import reach_of
+from densebatch.compartments.masks import split_cells
+from densebatch.compartments.names import NUCLEUS
+from densebatch.measuring.kernels import AREA, Y0
+from densebatch.measuring.parts import Parts
+from densebatch.measuring.positivity import decide
+from densebatch.measuring.stored import find_split
+from densebatch.measuring.table import (
+    make_schema,
+    nucleus_columns,
+    read_numbers,
+    shape_columns,
+    value_columns,
+)
 from densebatch.measuring.totals import add_shapes, add_values
 from densebatch.ngff.folders import DOCUMENTS
-from densebatch.planning.measured import read_measures
-from densebatch.planning.plan import FlowPlan
+from densebatch.planning.measured import find_changed_covers, read_measures
+from densebatch.planning.plan import JoinPlan
 from densebatch.stages.unread import read_pixels
-from densebatch.upkeep.pixels import PixelSource
+from densebatch.upkeep.content import list_some, measure_units, read_nuclei, read_ring, sum_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator
 
     from numpy.typing import NDArray
 
-    from densebatch.cells.kept import Tree
-    from densebatch.cells.pyramid_spec import PyramidSpec
-    from densebatch.measuring.parts import CellSums
-    from densebatch.measuring.schema import Measures
-    from densebatch.planning.plan import Plan
+    from densebatch.upkeep.content import Content
+    from densebatch.upkeep.pixels import PixelSource
 
 _SUMS_BYTES = 512 * 10**6  # of intensities that are summed in one pass over the labels
 _SEED_REACH_PX = 6  # beyond a pixel's travel, see `tracing.tile`
-
-
-class Watch(Protocol):
-    """Is told what is looked at; `run.session.Progress` is one."""
-
-    def stage(self, name: str, total: int, done: int) -> None:
-        """Begin a stage of `total` units."""
-
-    def advance(self, name: str, pixels: int) -> None:
-        """One unit of so many pixels is done."""
-
-
-@dataclass(frozen=True)
-class Content:
-    """A result and how it is looked at.
-
-    Attributes
-    ----------
-    plan : of the run
-    tree : the files that the labels are among
-    table : the cell table
-    spec : layout of its labels and image
-    report : content of `run.json`
-    damaged : names of files that do not fit their checksums, in the tree that has the labels
-    threads : that work at once
-    progress : receives stages and units
-    """
-
-    plan: Plan
-    tree: Tree
-    table: Path
-    spec: PyramidSpec
-    report: Mapping[str, Any]
-    damaged: Collection[str]
-    threads: int
-    progress: Watch
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells, as the run reported it."""
-        return int(self.report["cells"])
-
-    @property
-    def missing(self) -> PyramidSpec | None:
-        """The label image that marks where there is no result; None without, or if damaged."""
-        folder = f"{self.name(f'labels/{MISSING_NAME}')}/"
-        if not self.report["missing_px"] or any(n.startswith(folder) for n in self.damaged):
-            return None
-        return replace(self.spec, label_name=MISSING_NAME)
-
-    def name(self, path: Path | str) -> str:
-        """Name in the tree of a path relative to the root."""
-        return (Path(self.spec.root) / path).relative_to(self.tree.base).as_posix()
-
-    def is_damaged(self, level: int, region: Region, channel: int | None) -> bool:
-        """Whether a file of a unit does not fit its checksum."""
-        names = unit_files(self.spec, level, region, channel)
-        return any(self.name(name) in self.damaged for name in names)
-
-    def units(self, level: int) -> Iterator[Region]:
-        """Units of a level."""
-        grid = shard_grid(self.spec, level)
-        return (grid[index] for index in grid)
-
-    @property
-    def channels(self) -> range:
-        """Channels of the copied image; none if there is none."""
-        return range(len(self.spec.channels) if self.spec.image else 0)
-
-    def open_pixels(self) -> PixelSource:
-        """The pixels that were measured."""
-        has_copy = self.spec.image and not any(
-            self.is_damaged(0, region, channel)
-            for region in self.units(0)
-            for channel in self.channels
-        )
-        return PixelSource(self.plan, self.spec, self.report, has_copy=has_copy)
-
-    def find(self, path: Path | str, what: str, place: Region | None = None) -> Finding:
-        """Something that is wrong with a file or folder below the root."""
-        return Finding(self.tree.shown(self.name(path)), what, place)
 
 
 def check_content(content: Content) -> Iterator[Finding | str]:
@@ -153,8 +79,12 @@ def check_content(content: Content) -> Iterator[Finding | str]:
             f"{count_of(len(unread), 'piece')} of the slide that could not be read, "
             f"{content.report['missing_px']} px without a result"
         )
-    yield from _check_metadata(content)
-    yield from _check_levels(content)
+    images = [content, *content.within.values()]
+    for image in images:
+        yield from _check_metadata(image)
+        yield from _check_levels(image)
+    if content.within:
+        yield from _check_within(content)
     if any(content.is_damaged(0, region, None) for region in content.units(0)):
         yield "ids and table were not compared with the labels, because some of these are damaged"
         return
@@ -209,6 +139,37 @@ def _check_levels(content: Content) -> Iterator[Finding]:
                 yield content.find(name, what, region)
 
 
+def _check_within(content: Content) -> Iterator[Finding]:
+    """Nucleus, cytoplasm and membrane against the cells."""
+    assert isinstance(content.plan, JoinPlan)
+    reach = reach_of(content.plan.ring_px)
+    units, nuclei = shard_grid(content.spec, 0), content.within[NUCLEUS]
+
+    def look(region: Region) -> list[str]:
+        near = units.overlapping(region.expand(reach))
+        if nuclei.is_damaged(0, region, None) or any(
+            content.is_damaged(0, units[index], None) for index in near
+        ):
+            return []
+        cells, ring = read_ring(content, region)
+        expected = split_cells(cells, read_unit(nuclei.spec, 0, region), ring)
+        return [
+            name
+            for name, image in content.within.items()
+            if not image.is_damaged(0, region, None)
+            and not np.array_equal(read_unit(image.spec, 0, region), expected[name])
+        ]
+
+    shown = "compare compartments"
+    content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
+    for region, wrong in map_in_threads(look, content.units(0), content.threads):
+        content.progress.advance(shown, region.area)
+        for name in wrong:
+            image = content.within[name]
+            what = "is not what cells and nuclei make of it"
+            yield image.find(unit_files(image.spec, 0, region)[0], what, region)
+
+
 def _check_ids(content: Content) -> Generator[Finding, None, NDArray[np.bool_] | None]:
     """Ids 1..N complete and in raster order; returns which cells lie in several units."""
     labels = f"labels/{content.spec.label_name}/0"
@@ -221,7 +182,7 @@ def _check_ids(content: Content) -> Generator[Finding, None, NDArray[np.bool_] |
     yield from found
     lost = np.flatnonzero(shapes[:, AREA] == 0) + 1
     if lost.size:
-        yield content.find(labels, f"has no pixel of the ids {_list_some(lost)}")
+        yield content.find(labels, f"has no pixel of the ids {list_some(lost)}")
     split = find_split(shapes, shard_grid(content.spec, 0))
     path = seeds_path(content.tree.out)
     try:
@@ -229,90 +190,13 @@ def _check_ids(content: Content) -> Generator[Finding, None, NDArray[np.bool_] |
     except (OSError, ValueError, EOFError):
         return split  # which is told where files are compared
     reach = 0  # a segmenter's cells are keyed by their first pixels
-    if isinstance(content.plan, FlowPlan):
+    if "max_travel_px" in content.report:
         reach = math.ceil(float(content.report["max_travel_px"])) + _SEED_REACH_PX
     boxes = shapes[:, Y0:]
-    what = stored.compare_seeds(seeds, boxes, content.plan.shape[1], reach)
+    what = stored.compare_seeds(seeds, boxes, content.plan.shape, reach)
     if what is not None:
         yield Finding(path.relative_to(content.tree.out).as_posix(), what)
     return split
-
-
-def sum_cells(content: Content, found: list[Finding] | None = None) -> NDArray[np.int64]:
-    """Area, coordinate sums and box of each cell, as of `kernels.measure_shapes`.
-
-    Parameters
-    ----------
-    content
-        Of the result.
-    found
-        Is told of ids beyond N.
-
-    Raises
-    ------
-    InputError
-        If labels cannot be read.
-    """
-    shapes = np.zeros((content.n_cells, N_SHAPES), np.int64)
-    shapes[:, [Y0, X0]] = np.iinfo(np.int64).max
-    shown = "list cells"
-    content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
-
-    def look(region: Region) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        return list_cells(content.spec, region)
-
-    for region, (ids, part) in map_in_threads(look, content.units(0), content.threads):
-        content.progress.advance(shown, region.area)
-        known = ids <= content.n_cells
-        rows = ids[known].astype(np.int64) - 1
-        shapes[rows, :Y0] += part[known, :Y0]
-        shapes[rows, Y0:Y1] = np.minimum(shapes[rows, Y0:Y1], part[known, Y0:Y1])
-        shapes[rows, Y1:] = np.maximum(shapes[rows, Y1:], part[known, Y1:])
-        if not known.all() and found is not None:
-            name = unit_files(content.spec, 0, region)[0]
-            strange = _list_some(ids[~known])
-            what = f"has the ids {strange}, and there are {content.n_cells} cells"
-            found.append(content.find(name, what, region))
-    return shapes
-
-
-def measure_units(
-    content: Content, split: NDArray[np.bool_], measures: Measures, source: PixelSource
-) -> Iterator[tuple[Region, CellSums]]:
-    """Measure the cells of every unit, in raster order.
-
-    Parameters
-    ----------
-    content
-        Of the result.
-    split
-        Which cells lie in several units.
-    measures
-        What is measured.
-    source
-        Of the pixels.
-
-    Raises
-    ------
-    InputError
-        If labels or pixels cannot be read.
-    """
-    channels = measures.channels
-    shown = f"measure channels {channels[0]} to {channels[-1]}" if channels else "measure cells"
-    content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
-
-    def measure(region: Region) -> CellSums:
-        return measure_unit(
-            content.spec, region, split, measures.fractions, channels, source.read, content.missing
-        )
-
-    for region, part in map_in_threads(measure, content.units(0), content.threads):
-        content.progress.advance(shown, region.area)
-        yield region, part
-
-
-def _list_some(ids: Any) -> str:  # noqa: ANN401
-    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def list_columns(
@@ -328,7 +212,7 @@ def list_columns(
         Which cells lie in several units.
     source
         Of the pixels; columns that need them are left out without. So is what a damaged label
-        image `missing` decides.
+        image `missing` decides, and shares under labels that have changed.
 
     Raises
     ------
@@ -336,6 +220,9 @@ def list_columns(
         If labels or pixels cannot be read.
     """
     plan, measures = content.plan, read_measures(content.report)
+    lost = find_changed_covers(content.report)
+    kept = tuple(share for share in measures.shares if share.under not in lost)
+    measures = replace(measures, shares=kept)
     parts = (
         part for _, part in measure_units(content, split, replace(measures, channels=()), source)
     )
@@ -344,28 +231,67 @@ def list_columns(
     if content.report["missing_px"] and content.missing is None:
         del columns["touches_missing"]
     yield from columns.items()
-    n_columns = 3 + len(measures.fractions)
+    within = list(content.within)
+    if within:
+        parts = (p for _, p in measure_units(
+            content, split, replace(measures, channels=()), source, NUCLEUS
+        ))  # fmt: skip
+        nuclei = read_nuclei(content, {NUCLEUS: Parts(parts)})
+        yield from nucleus_columns(nuclei, content.n_cells).items()
+    n_columns = 4 + len(measures.fractions)
     step = max(1, _SUMS_BYTES // max(1, 8 * n_columns * content.n_cells))
     for first in range(0, len(measures.channels) if source.is_there else 0, step):
         some = replace(measures, channels=measures.channels[first : first + step])
-        parts = (part for _, part in measure_units(content, split, some, source))
-        values = add_values(parts, range(content.n_cells), len(some.channels), some.fractions)
-        area = columns["area_px"].to_numpy()
-        yield from value_columns(values, area, source.channels, some)
+        for compartment in ("", *within):
+            parts = (part for _, part in measure_units(content, split, some, source, compartment))
+            values = add_values(
+                parts, range(content.n_cells), len(some.channels), some.fractions,
+                len(some.shares_of),
+            )  # fmt: skip
+            yield from value_columns(values, source.channels, some, compartment)
 
 
 def _check_table(
     content: Content, split: NDArray[np.bool_], source: PixelSource
-) -> Iterator[Finding]:
-    """The table against labels and pixels."""
-    table = content.table
+) -> Iterator[Finding | str]:
+    """The table against labels and pixels, and what makes cells positive against the table."""
+    table, measures = content.table, read_measures(content.report)
+    what = stored.compare_schema(table, make_schema(measures, source.channels))
+    if what is not None:
+        yield Finding(table.name, what)
+        return
+    for path in find_changed_covers(content.report):
+        yield (
+            f"what lies under the labels of {path} was not compared: they have changed, or are gone"
+        )
     try:
         for name, column in list_columns(content, split, source):
             what = stored.compare_column(table, name, column)
             if what is not None:
                 yield Finding(table.name, what)
+        told = content.report["positivity"]
+        found, columns = decide(partial(read_numbers, table), source.channels, measures, told)
+        for name, column in columns.items():
+            what = stored.compare_column(table, name, column)
+            if what is not None:
+                yield Finding(table.name, what)
+        if found != told:
+            yield Finding(REPORT, "tells of other numbers of positive cells than the table has")
+        again, _ = decide(partial(read_numbers, table), source.channels, measures)
+        for marker, other in zip(told["markers"], again["markers"], strict=True):
+            if not _is_near(marker["cut"], other["cut"]):
+                yield Finding(
+                    REPORT,
+                    f"tells of the cut {marker['cut']} for {marker['marker']}, and the table of "
+                    f"{other['cut']}",
+                )
     except InputError as error:
         yield Finding(table.name, f"cannot be compared: {describe_cause(error)}")
+
+
+def _is_near(a: float | None, b: float | None) -> bool:
+    """Whether two cuts are one; another processor's logarithms may differ in their last bits."""
+    return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6))
 
 
 def _check_copy(content: Content, source: PixelSource) -> Iterator[Finding]:

@@ -23,19 +23,21 @@ from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.names import count_of
-from densebatch.cells.kept import REPORT, Fault, find_faults, list_lists, read_list, scratch_path
+from densebatch.cells.faults import Fault, find_faults
+from densebatch.cells.kept import REPORT, list_lists, read_list, scratch_path
 from densebatch.cells.labels import shard_grid
 from densebatch.cells.verify import read_spec
+from densebatch.measuring.markers import Image
 from densebatch.measuring.parts import StoredParts, pack_part
-from densebatch.measuring.schema import RADIUS_UM, Measures
+from densebatch.measuring.schema import RADIUS_UM
 from densebatch.measuring.stored import find_split
 from densebatch.measuring.table import write_table
-from densebatch.planning.measured import describe_measures, read_measures
+from densebatch.planning.measured import build_measures, describe_measures, read_measures
 from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
-from densebatch.upkeep.consistency import Content, measure_units, sum_cells
+from densebatch.upkeep.content import Content, measure_units, read_nuclei, sum_cells
 from densebatch.upkeep.pixels import describe_other, find_channels, open_other
 
 if TYPE_CHECKING:
@@ -56,13 +58,14 @@ class Measurement:
     out : output folder
     table : path of the cell table
     n_cells : its rows
-    measured : as `run.json` has it
+    measured, positivity : as `run.json` has them
     """
 
     out: Path
     table: Path
     n_cells: int
     measured: Mapping[str, Any]
+    positivity: Mapping[str, Any]
 
     def tell_unread(self) -> str | None:
         """One sentence on what could not be measured; None if all was."""
@@ -85,6 +88,9 @@ def measure(
     channels: Sequence[str] = (),
     quantiles: Sequence[float] | str = (),
     neighbour_radius: float = RADIUS_UM,
+    fraction: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    phenotype: Sequence[str] = (),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
@@ -101,7 +107,7 @@ def measure(
     channels
         That are measured, by name or index, each text several with commas between them; all if
         none is named.
-    quantiles, neighbour_radius
+    quantiles, neighbour_radius, fraction, positive, phenotype
         As of `SegmentSettings`.
     threads
         That read and compute at once; by default one for each processor.
@@ -121,19 +127,24 @@ def measure(
         If it cannot be written, or another process writes it.
     """
     progress, threads = progress or Progress(), threads or count_cores()
-    settings = load_settings(None, quantiles=quantiles, neighbour_radius=neighbour_radius)
+    settings = load_settings(
+        None, quantiles=quantiles, neighbour_radius=neighbour_radius, fraction=fraction,
+        positive=positive, phenotype=phenotype,
+    )  # fmt: skip
     folder = OutputFolder(Path(out).absolute())
     plan, report = _read_finished(folder)
     info = None if source is None else open_other(Path(source), scene, axes, plan, folder.path)
     measured = plan.slide if info is None else info
-    measures = Measures(
+    measures = build_measures(
+        Image(measured.path, measured.channels),
         find_channels(measured.path, measured.channels, channels),
-        settings.quantiles,
-        settings.neighbour_radius,
+        settings,
+        plan.shape,
+        read_measures(report).compartments,
     )
     other = None if info is None else describe_other(info)
     told = describe_measures(measures, measured.channels, other)
-    report = {**report, "measured": told}
+    report = {**report, "measured": told, "positivity": None}
     with Driver(progress) as driver, sentences_for_disk(folder.path):
         driver.refuse_living(folder)
         _refuse_damaged(folder, plan, threads)
@@ -145,7 +156,7 @@ def measure(
             raise InputError(f"{folder.path}: cannot be measured again: {pixels.reason}")
         made = scratch_path(folder.path) / folder.table.name
         try:
-            make_table(content, pixels, made)
+            report["positivity"] = make_table(content, pixels, made)
             told["unread"] = pixels.describe_unread()
             driver.check()
             _put(folder, plan, made, report)
@@ -155,7 +166,7 @@ def measure(
         log, "result measured", out=str(folder.path), cells=content.n_cells,
         channels=told["channels"], source=measured.path,
     )  # fmt: skip
-    return Measurement(folder.path, folder.table, content.n_cells, told)
+    return Measurement(folder.path, folder.table, content.n_cells, told, report["positivity"])
 
 
 def _read_finished(folder: OutputFolder) -> tuple[Plan, dict[str, Any]]:
@@ -214,13 +225,13 @@ def _put(folder: OutputFolder, plan: Plan, made: Path, report: Mapping[str, Any]
     write_atomic(first, text)
 
 
-def make_table(content: Content, source: PixelSource, path: Path) -> None:
-    """Write the cell table of a result anew.
+def make_table(content: Content, source: PixelSource, path: Path) -> dict[str, Any]:
+    """Write the cell table of a result anew; returns which cells are positive.
 
     Parameters
     ----------
     content
-        Of the result; its report says what is measured.
+        Of the result; its report says what is measured, and the cuts that were found, if any.
     source
         Of the pixels.
     path
@@ -236,11 +247,18 @@ def make_table(content: Content, source: PixelSource, path: Path) -> None:
     folder = path.with_name(f"{path.stem}-parts")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    paths = []
-    for region, part in measure_units(content, split, measures, source):
-        paths.append(folder / f"{region.y0}-{region.x0}.npz")
-        write_atomic(paths[-1], pack_part(part))
-    slide = Region(0, 0, *plan.shape)
-    parts = StoredParts(paths)
-    write_table(path, parts, content.n_cells, slide, plan.um_per_px, source.channels, measures)
+    parts = {}
+    for compartment in ("", *content.within):
+        paths = []
+        for region, part in measure_units(content, split, measures, source, compartment):
+            paths.append(folder / f"{compartment}-{region.y0}-{region.x0}.npz")
+            write_atomic(paths[-1], pack_part(part))
+        parts[compartment] = StoredParts(paths)
+    slide, cells = Region(0, 0, *plan.shape), parts.pop("")
+    nuclei = read_nuclei(content, parts) if parts else None
+    told = write_table(
+        path, cells, content.n_cells, slide, plan.um_per_px, source.channels, measures,
+        content.report["positivity"], nuclei,
+    )  # fmt: skip
     shutil.rmtree(folder)
+    return told

@@ -8,6 +8,8 @@ next. What is made from what:
 |---|---|
 | `run.json`, metadata, seeds, lists | their second copies |
 | labels at full resolution | the slide: all tiles that damaged shards touch; ids by the seeds |
+| those of cells and nuclei together | the runs that were joined, each mended before |
+| nuclei, cytoplasm, membrane | the cells, and the run of the nuclei |
 | those of a partial run, label image `missing` | traces in the work folder, which stays |
 | flows and traces that stay | the slide, but for what no record covers, of which there are two |
 | further levels | the level below |
@@ -39,10 +41,8 @@ from densebatch.cells.kept import (
     scratch_path,
     write_list,
 )
-from densebatch.cells.pyramid import level_path, reduce_image, reduce_labels, unit_files
-from densebatch.cells.pyramid_spec import MISSING_NAME
+from densebatch.cells.pyramid import reduce_image, reduce_labels, unit_files
 from densebatch.cells.verify import read_spec
-from densebatch.ngff.folders import DOCUMENTS
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
@@ -51,11 +51,12 @@ from densebatch.stages.missing import mark_missing, read_gaps
 from densebatch.stages.number import number_region
 from densebatch.stages.unread import read_pixels
 from densebatch.stages.work import Work
-from densebatch.upkeep.again import Again, require_slide, tell_other
-from densebatch.upkeep.consistency import Content
+from densebatch.upkeep.again import Again, require_slide, split_again, tell_other
+from densebatch.upkeep.content import Content
 from densebatch.upkeep.measure import make_table
 from densebatch.upkeep.pixels import find_slide
-from densebatch.upkeep.verify import Verification, check_files, verify
+from densebatch.upkeep.scratch import is_partial, list_missing, open_scratch
+from densebatch.upkeep.verify import Verification, check_files, list_inner, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -100,8 +101,14 @@ def repair(
     """
     progress = progress or Progress()
     found, folder = check_files(out, workers or count_cores())
+    repaired = []
+    for inner in [] if found.plan is None else list_inner(folder, found.plan).values():
+        before = repair(inner.path, workers=workers, progress=progress).repaired
+        repaired += [f"{inner.path.relative_to(folder.path)}/{name}" for name in before]
     if not (found.finished and found.findings):
-        return verify(out, threads=workers, progress=progress)
+        result = verify(out, threads=workers, progress=progress)
+        result.repaired = repaired
+        return result
     mender = _Mender(found, folder, workers, progress)
     try:
         with Driver(progress) as driver:
@@ -121,7 +128,7 @@ def repair(
     for name in mender.repaired:
         log_event(log, "file repaired", file=name)
     result = verify(out, threads=workers, progress=progress)
-    result.repaired = mender.repaired
+    result.repaired = [*repaired, *mender.repaired]
     result.notes += mender.problems
     return result
 
@@ -163,14 +170,16 @@ class _Mender:
             refresh_consolidated(root / "labels" if plan.in_place else root)
             self.repaired += map(str, self.found.stale)
         for step in (
-            self._mend_work, self._mend_labels, self._mend_image, self._mend_levels,
+            self._mend_work, self._mend_labels, self._mend_within, self._mend_image,
+            self._mend_levels, self._mend_levels_within,
             self._mend_missing, self._mend_missing_levels, self._mend_table,
         ):  # fmt: skip
             try:
                 step(content)
             except (InputError, IntegrityError) as error:
                 self.problems.append(describe_cause(error))
-        for top in {self.folder.path, labels.label_path(spec)}:
+        images = [content, *content.within.values()]
+        for top in {self.folder.path, *(labels.label_path(each.spec) for each in images)}:
             for unfinished in top.rglob("*.partial"):
                 unfinished.unlink(missing_ok=True)
         shutil.rmtree(scratch_path(self.folder.path), ignore_errors=True)
@@ -262,23 +271,37 @@ class _Mender:
         regions = [r for r, channel in self._compare_units(content, 0) if channel is None]
         if not regions:
             return
-        if _is_partial(content):
+        if is_partial(content):
             self._number_kept(content, regions, number_region)
             return
-        scratch = _open_scratch(content, 0, image=False)
+        scratch = open_scratch(content, 0, image=False)
         again = Again(content, OutputFolder(scratch.parent), self.workers, is_own=False)
         again.number(regions, scratch, self.progress)
         for region in regions:
             self._take_unit(content, scratch, 0, region, None)
 
+    def _mend_within(self, content: Content) -> None:
+        """Nuclei, cytoplasm and membrane, from the cells and the run of the nuclei."""
+        whole = replace(content, damaged=self._still_damaged(content))
+        for name, image in content.within.items():
+            for region, _ in self._compare_units(image, 0):
+                made = split_again(whole, region)[name]
+                scratch = open_scratch(image, 0, image=False)
+                labels.write_label_shard(replace(image.spec, root=str(scratch)), 0, region, made)
+                self._take_unit(image, scratch, 0, region, None)
+
+    def _mend_levels_within(self, content: Content) -> None:
+        for image in content.within.values():
+            self._mend_levels(image)
+
     def _mend_missing(self, content: Content) -> None:
-        for marked in _list_missing(content):
+        for marked in list_missing(content):
             regions = [region for region, _ in self._compare_units(marked, 0)]
             if regions:
                 self._number_kept(marked, regions, mark_missing)
 
     def _mend_missing_levels(self, content: Content) -> None:
-        for marked in _list_missing(content):
+        for marked in list_missing(content):
             self._mend_levels(marked)
 
     def _number_kept(
@@ -302,7 +325,7 @@ class _Mender:
                 f"labels/{content.spec.label_name} of a partial run cannot be made again without "
                 "the traces in its work folder; the run's own command makes them anew"
             )
-        scratch = _open_scratch(content, 0, image=False)
+        scratch = open_scratch(content, 0, image=False)
         spec, gaps = replace(content.spec, root=str(scratch)), read_gaps(work)
         for region in regions:
             labels.write_label_shard(spec, 0, region, make(work, gaps, region))
@@ -313,7 +336,7 @@ class _Mender:
         if not found:
             return
         require_slide(content, "the copied image")
-        scratch = _open_scratch(content, 0, image=True)
+        scratch = open_scratch(content, 0, image=True)
         for region, channel in found:
             pixels, _ = read_pixels(content.plan.slide, channel, region)
             spec = replace(content.spec, root=str(scratch))
@@ -326,7 +349,7 @@ class _Mender:
             for region, channel in self._compare_units(left, level):
                 if not self._has_below(left, level, region, channel):
                     continue
-                scratch = _open_scratch(content, level, image=channel is not None)
+                scratch = open_scratch(content, level, image=channel is not None)
                 spec = replace(content.spec, root=str(scratch))
                 if channel is None:
                     made = reduce_labels(content.spec, level, region)
@@ -367,7 +390,8 @@ class _Mender:
         if fits_checksum(table, wanted):
             return
         whole = replace(content, damaged=self._still_damaged(content))
-        if any(whole.is_damaged(0, region, None) for region in whole.units(0)):
+        images = [whole, *whole.within.values()]
+        if any(image.is_damaged(0, region, None) for image in images for region in image.units(0)):
             raise IntegrityError(f"{table.name} cannot be made again while labels are damaged")
         source = whole.open_pixels()
         if not source.is_there:
@@ -391,7 +415,10 @@ class _Mender:
         if not lost:
             return
         side = content.report["settings"]["tile"]
-        predicted = ("predict-", f"trace-{side}-", "label-", "compare-", f"paint-{side}-")
+        predicted = (
+            "predict-", f"trace-{side}-", "label-", "compare-", f"paint-{side}-",
+            f"match-{side}-", f"join-{side}-",
+        )  # fmt: skip
         repeated = {name for name in lost if name.startswith(predicted)}
         if repeated:
             again = Again(content, self.folder, self.workers, is_own=True)
@@ -416,27 +443,3 @@ class _Mender:
     def _still_damaged(self, content: Content) -> set[str]:
         base = content.tree.base
         return {n for n in content.damaged if not fits_checksum(base / n, self._wanted(n))}
-
-
-def _open_scratch(content: Content, level: int, *, image: bool) -> Path:
-    """A root with an array as the result has it, to write units to."""
-    scratch = scratch_path(content.tree.out) / "segmentation.ome.zarr"
-    folder = level_path(content.spec, level, image=image)
-    inside = scratch / folder.relative_to(content.spec.root)
-    inside.mkdir(parents=True, exist_ok=True)
-    for name in DOCUMENTS:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, inside / name)
-    return scratch
-
-
-def _list_missing(content: Content) -> list[Content]:
-    """The label image `missing` of a result as if it were its cells; nothing if it has none."""
-    if not content.report.get("missing_px"):
-        return []
-    spec = replace(content.spec, label_name=MISSING_NAME, image=False, channels=())
-    return [replace(content, spec=spec)]
-
-
-def _is_partial(content: Content) -> bool:
-    return bool(content.report["failed_tiles"] or content.report.get("missing_px"))

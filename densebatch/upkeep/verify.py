@@ -19,22 +19,18 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
+from densebatch.cells.faults import Fault, find_faults
 from densebatch.cells.groups import find_stale
-from densebatch.cells.kept import (
-    RECORDS,
-    Fault,
-    find_faults,
-    list_lists,
-    list_trees,
-    read_list,
-)
+from densebatch.cells.kept import RECORDS, list_lists, list_trees, read_list
 from densebatch.cells.pyramid_spec import LABEL_NAME, MISSING_NAME
 from densebatch.cells.verify import Finding, read_spec
+from densebatch.planning.plan import JoinPlan
 from densebatch.run.folder import OutputFolder
 from densebatch.run.owner import look_for_driver
 from densebatch.run.report import Progress, is_partial, read_report
 from densebatch.stages.journal import Journal
-from densebatch.upkeep.consistency import Content, check_content
+from densebatch.upkeep.consistency import check_content
+from densebatch.upkeep.content import Content
 
 if TYPE_CHECKING:
     from densebatch.cells.pyramid_spec import PyramidSpec
@@ -134,11 +130,46 @@ def verify(
     result, folder = check_files(out, threads)
     if result.finished and result.plan is not None:
         _check_content(result, folder, result.plan, threads, progress or Progress())
+        _check_inner(result, folder, result.plan, threads, progress)
     log_event(
         log, "result verified", out=str(folder.path), files=result.n_files, cells=result.n_cells,
         findings=len(result.findings),
     )  # fmt: skip
     return result
+
+
+def list_inner(folder: OutputFolder, plan: Plan) -> dict[str, OutputFolder]:
+    """Folders of the runs that a result was joined from, as far as they are there."""
+    roles = plan.runs if isinstance(plan, JoinPlan) else ()
+    inner = {role: folder.inner(role) for role in roles}
+    return {role: each for role, each in inner.items() if each.path.is_dir()}
+
+
+def _check_inner(
+    result: Verification,
+    folder: OutputFolder,
+    plan: Plan,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """The results that this one was joined from."""
+    found = list_inner(folder, plan)
+    for role in plan.runs if isinstance(plan, JoinPlan) else ():
+        inner = folder.inner(role)
+        shown = inner.path.relative_to(folder.path).as_posix()
+        if role not in found:
+            result.notes.append(f"{shown} is gone: damaged labels could not be made again")
+            continue
+        try:
+            other = verify(inner.path, threads=threads, progress=progress)
+        except InputError as error:
+            result.findings.append(Finding(shown, describe_cause(error)))
+            continue
+        if not other.finished:
+            result.findings.append(Finding(shown, "is no finished result any more"))
+        result.findings += [f._replace(file=f"{shown}/{f.file}") for f in other.findings]
+        result.notes += [f"{shown}: {note}" for note in other.notes]
+        result.n_files += other.n_files
 
 
 def check_files(out: str | Path, threads: int) -> tuple[Verification, OutputFolder]:

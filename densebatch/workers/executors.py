@@ -32,18 +32,14 @@ DEVICE = "device"
 """Dask resource of the workers that may use the GPU, if only some of them may."""
 
 
-class Executor(Protocol):
-    """Runs jobs somewhere; what a run knows of it.
+class Stoppable(Protocol):
+    """Has jobs under way, and can be asked to begin no more.
 
     Attributes
     ----------
-    workers : processes that do jobs; 0 if this one does
-    device_workers : how many of them may use a GPU, where these are some of all; else 0
-    stopping : set it to have no more jobs handed out; `run` ends once those handed out are done
+    stopping : set it to have no more jobs handed out
     """
 
-    workers: int
-    device_workers: int
     stopping: bool
 
     @property
@@ -51,10 +47,49 @@ class Executor(Protocol):
         """Jobs that are handed out now."""
         ...
 
+
+class Executor(Stoppable, Protocol):
+    """Runs jobs somewhere; what a run knows of it. Stopping, `run` ends with those under way."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that do jobs; 0 if this one does."""
+        ...
+
+    @property
+    def device_workers(self) -> int:
+        """How many of them may use a GPU, where these are some of all; else 0."""
+        ...
+
     def run(
         self, jobs: Sequence[Job], done: frozenset[str] = frozenset(), shuffle: int | None = None
     ) -> Iterator[Outcome]:
         """Run jobs, see `SerialExecutor.run`."""
+        ...
+
+
+class Waiting(Protocol):
+    """Jobs that wait to be handed out: of one run, see `Schedule`, or of several."""
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs without an outcome; above 0 as long as more may come."""
+        ...
+
+    def next(self, on_device: bool | None = None) -> Job | None:
+        """Hand out a job, see `Schedule.next`."""
+        ...
+
+    def put_back(self, job: Job) -> None:
+        """Undo `next`."""
+        ...
+
+    def finish(self, job: Job) -> None:
+        """Note that a job is done."""
+        ...
+
+    def fail(self, job: Job, error: str) -> list[Outcome]:
+        """Note that a job failed, see `Schedule.fail`."""
         ...
 
 
@@ -175,7 +210,31 @@ class DaskExecutor:
             As `WorkerPool.look`, of a running scheduler; the latter if all workers of this machine
             are lost for good.
         """
-        schedule = Schedule(jobs, done, shuffle, n_last=self.workers)
+        yield from self.run_waiting(Schedule(jobs, done, shuffle, n_last=self.workers))
+
+    def nudge(self) -> None:
+        """Have `run_waiting`, in another thread, look for jobs that have come to wait since."""
+        if self._flight is not None:
+            self._flight.nudge()
+
+    def run_waiting(self, schedule: Waiting) -> Iterator[Outcome]:
+        """Run what waits in a schedule, or comes to wait there meanwhile, see `run`.
+
+        Parameters
+        ----------
+        schedule
+            Called in this thread only.
+
+        Yields
+        ------
+        Outcome
+            Of each job that is done, and of those that `schedule.fail` returns.
+
+        Raises
+        ------
+        InputError, DensebatchError
+            As `run`.
+        """
         flight = self._flight = Flight(self.client, self.pool)
         suspects: set[str] = set()
         losses: Counter[str] = Counter()
@@ -191,7 +250,7 @@ class DaskExecutor:
             flight.close()  # those left when the caller stops listening
 
     def _judge(
-        self, landing: Landing, schedule: Schedule, suspects: set[str], losses: Counter[str]
+        self, landing: Landing, schedule: Waiting, suspects: set[str], losses: Counter[str]
     ) -> Iterator[Outcome]:
         """What follows from a job's coming back; `suspects` and `losses` may grow."""
         from distributed import KilledWorker
@@ -231,7 +290,7 @@ class DaskExecutor:
             schedule.finish(job)
             yield Outcome(job, landing.result)
 
-    def _refill(self, schedule: Schedule, flight: Flight, suspects: set[str]) -> None:
+    def _refill(self, schedule: Waiting, flight: Flight, suspects: set[str]) -> None:
         """Hand out as many jobs as the windows of all workers take."""
         if self.stopping:
             return
@@ -246,7 +305,7 @@ class DaskExecutor:
 
     def _hand_out(
         self,
-        schedule: Schedule,
+        schedule: Waiting,
         flight: Flight,
         suspects: set[str],
         threads: int,

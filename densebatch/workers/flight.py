@@ -109,6 +109,10 @@ class Flight:
         # Asking for each future by itself would cost a call to the scheduler's thread each time.
         future.add_done_callback(self._news.put)
 
+    def nudge(self) -> None:
+        """End the `wait` that is under way in another thread, as if something had come back."""
+        self._news.put(None)
+
     def wait(self, timeout_s: float) -> Iterator[Landing]:
         """Jobs that have come back.
 

@@ -158,6 +158,10 @@ class Schedule:
         self._left_of_top.discard(name)
         return self._jobs[name]
 
+    def count_ready(self, on_device: bool | None = None) -> int:
+        """How many jobs could be handed out now, of those that `next` would look at."""
+        return sum(len(ready) for key, ready in self._ready.items() if on_device in (None, key[1]))
+
     def put_back(self, job: Job) -> None:
         """Undo `next`."""
         if job.rank == self._top and job.name not in self._attempts:

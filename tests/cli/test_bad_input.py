@@ -210,7 +210,8 @@ def test_a_device_that_is_not_there(capsys, tmp_path, slide):
 
 
 def test_no_arguments(capsys, tmp_path):
-    assert "Missing argument 'SLIDE'" in refused(capsys, tmp_path, "segment")
+    assert "Missing argument 'OUT'" in refused(capsys, tmp_path, "segment")
+    assert "Missing argument 'SLIDE...'" in refused(capsys, tmp_path, "segment", "a.tif")
     assert "No such command 'segmet'" in refused(capsys, tmp_path, "segmet")
 
 

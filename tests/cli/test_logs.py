@@ -80,7 +80,7 @@ def test_a_run_s_events_are_lines_of_json(tmp_path, slide):
     assert first["event"] == "command started"
     assert first["command"].endswith("segment")
     assert first["options"] == {
-        "slide": str(slide), "out": str(tmp_path / "out"), "membrane": ["CD3"], "workers": 0,
+        "slides": [str(slide)], "out": str(tmp_path / "out"), "membrane": ["CD3"], "workers": 0,
     }  # fmt: skip
     assert last["event"] == "command ended"
     assert last["seconds"] > 0

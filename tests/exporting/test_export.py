@@ -20,7 +20,7 @@ from densebatch.exporting.options import DEFAULT_SIMPLIFY_PX
 from densebatch.run.segment import segment
 from densebatch.upkeep.verify import verify
 from tests.helpers.damage import make_result
-from tests.helpers.exports import make_odd_result
+from tests.helpers.exports import add_columns, make_odd_result
 from tests.helpers.run_files import Watcher, call_main, simulate, write_tiff
 from tests.helpers.slide_files import write_zarr
 
@@ -211,6 +211,28 @@ def test_columns_of_compartments_and_doubled_names():
         "q2.5": ("q2.5_A", "q2.5_A_1"),
     }
     assert found.others == ("id", "positive_A", "area_px")
+
+
+def test_truth_values_that_may_be_unknown(tmp_path):
+    out = make_odd_result(tmp_path)
+    add_columns(out, {
+        "mean_A": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "positive_A": [True, None, False, True, False],
+        "phenotype_T cell": [True, False, False, True, False],
+    })  # fmt: skip
+    with h5py.File(export(out, "anndata", tmp_path / "a.h5ad").path) as file:
+        assert list(file["layers"]) == []
+        flags, cells = file["obs/positive_A"], file["obs/phenotype_T_cell"]
+        assert flags.attrs["encoding-type"] == "nullable-boolean"
+        assert flags["mask"][:].tolist() == [False, True, False, False, False]
+        assert flags["values"][:].tolist() == [True, False, False, True, False]
+        assert not cells["mask"][:].any()
+    told = json.loads(export(out, "geojson", tmp_path / "a.geojson").path.read_text())
+    measured = [each["properties"]["measurements"] for each in told["features"]]
+    assert [each.get("positive_A") for each in measured] == [1, None, 0, 1, 0]
+    assert [each["phenotype_T cell"] for each in measured] == [1, 0, 0, 1, 0]
+    lines = export(out, "csv", tmp_path / "a.csv").path.read_text().splitlines()
+    assert [line.split(",")[-2:] for line in lines[1:3]] == [["true", "true"], ["", "false"]]
 
 
 OF_TABLES = ("csv", "mcmicro-csv", "anndata")

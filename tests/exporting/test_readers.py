@@ -195,6 +195,7 @@ def test_anndata_has_a_layer_for_each_statistic_of_all_channels(odd, tmp_path, p
     rng = np.random.default_rng(1)
     names = ["mean_CD3/e", "mean_A b", "total_CD3/e", "total_A b", "q2.5_A b", "mean_CD3/e_nucleus"]
     added = {name: rng.uniform(0, 9, n) for name in names}
+    added["positive_A b"] = [None, *(rng.uniform(0, 1, n - 1) > 0.5).tolist()]
     added["CD3/e+ A b-"] = rng.uniform(0, 1, n) > 0.5
     add_columns(out, added)
     path = export(out, "anndata", tmp_path / place).path
@@ -204,7 +205,11 @@ def test_anndata_has_a_layer_for_each_statistic_of_all_channels(odd, tmp_path, p
     for place, statistic in ((read.X, "mean"), (read.layers["total"], "total")):
         wanted = np.column_stack([added[f"{statistic}_CD3/e"], added[f"{statistic}_A b"]])
         assert np.array_equal(place, wanted.astype(np.float32))
-    assert read.obs.columns.tolist()[-3:] == ["q2.5_A_b", "mean_CD3_e_nucleus", "CD3_e__A_b-"]
+    assert read.obs.columns.tolist()[-4:] == [
+        *("q2.5_A_b", "mean_CD3_e_nucleus", "positive_A_b", "CD3_e__A_b-")
+    ]
+    assert read.obs["positive_A_b"].isna().tolist() == [True] + [False] * (n - 1)
+    assert read.obs["positive_A_b"].tolist()[1:] == added["positive_A b"][1:]
     assert np.array_equal(read.obs["q2.5_A_b"], added["q2.5_A b"])
     assert np.array_equal(read.obs["CD3_e__A_b-"], added["CD3/e+ A b-"])
 

@@ -8,8 +8,12 @@ from densebatch.base.geometry import Grid
 from densebatch.measuring.shard import Shard
 
 
-def measure_parts(labels, image, step, fractions=(0.5,)):
-    """What is measured in every shard of `step` pixels."""
+def measure_parts(labels, image, step, fractions=(0.5,), shares=None, covers=None):
+    """What is measured in every shard of `step` pixels.
+
+    Of some channels a share of the pixels is counted: over a value, or under other labels.
+    """
+    shares, covers = shares or {}, covers or {}
     grid = Grid(*labels.shape, step, step)
     areas = np.bincount(labels.ravel())
     for index in grid:
@@ -19,6 +23,8 @@ def measure_parts(labels, image, step, fractions=(0.5,)):
         ids = ids[ids > 0].astype(np.uint32)
         split = areas[ids] > np.bincount(local.ravel(), minlength=ids.size + 1)[1:]
         shard = Shard(local, ids, split, region, labels.shape[1], fractions)
-        for pixels in image:
-            shard.add_channel(pixels[region.slices])
+        for channel, pixels in enumerate(image):
+            shard.add_channel(pixels[region.slices], over=shares.get(channel))
+            if channel in covers:
+                shard.add_cover(covers[channel][region.slices])
         yield shard.finish(np.zeros(0, np.uint32))

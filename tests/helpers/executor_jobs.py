@@ -39,6 +39,14 @@ def wait_for_call(folder, name, number):
     return calls
 
 
+def wait_for_file(folder, name):
+    """Says that it is there, and comes back when it may go; returns how often it was called."""
+    (Path(folder) / f"{name}.there").touch()
+    while not (Path(folder) / f"{name}.go").exists():
+        time.sleep(0.01)
+    return 1
+
+
 def return_unsendable(folder, name):
     note_call(folder, name)
     return lambda: None

@@ -51,12 +51,20 @@ def test_file_sets_every_setting(path):
         max_size: 4000
         skip_background: no
         mask_debris: no
+        compartments: yes
+        nuclei_model: watershed
+        nuclei_diameter: 12
+        expand: 2.5
+        membrane_width: 0.75
         ngff: 0.4
         image: none
         in_place: true
         channels: CD3
         quantiles: [0.9, 0.025]
         neighbour_radius: 20
+        fraction: CD3=400
+        positive: [CD3:fraction=0.5, CD8=otsu]
+        phenotype: T=CD3+
         tile: 512
         workers: 0
         scheduler_address: tcp://10.0.0.1:8786
@@ -85,12 +93,20 @@ def test_file_sets_every_setting(path):
         max_size=4000,
         skip_background=False,
         mask_debris=False,
+        compartments=True,
+        nuclei_model="watershed",
+        nuclei_diameter=12.0,
+        expand=2.5,
+        membrane_width=0.75,
         ngff="0.4",
         image="none",
         in_place=True,
         channels=("CD3",),
         quantiles=(0.9, 0.025),
         neighbour_radius=20.0,
+        fraction=("CD3=400",),
+        positive=("CD3:fraction=0.5", "CD8=otsu"),
+        phenotype=("T=CD3+",),
         tile=512,
         workers=0,
         scheduler_address="tcp://10.0.0.1:8786",
@@ -108,7 +124,10 @@ def test_file_sets_every_setting(path):
     assert {name for name in told if told[name] == defaults[name]} == {
         *OF_SEGMENTERS,
         "diameter_um",
+        "normalise",
     }
+    path.write_text("normalise: together")
+    assert load_settings(path).normalise == "together"
     path.write_text("diameter_um: 8")
     assert load_settings(path) == SegmentSettings(diameter_um=8.0)
 

@@ -182,8 +182,13 @@ def test_table(done):
         "channel_indices": [0, 1],
         "quantiles": [],
         "neighbour_radius_um": 30.0,
+        "shares": [],
+        "markers": [],
+        "phenotypes": [],
+        "covers": {},
         "unread": [],
     }
+    assert result.report["positivity"] == {"markers": [], "phenotypes": []}
     assert table["id"].to_pylist() == list(range(1, result.cells + 1))
     assert all(column.null_count == 0 for column in table.columns)
 

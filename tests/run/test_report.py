@@ -94,7 +94,7 @@ def test_costs_are_those_of_stages_and_of_this_session(plan, facts):
 def test_a_piece_that_several_tasks_cannot_read_is_told_once(plan, facts):
     facts[PredictGroup(WORK, 0, 0, 1)]["unread"] = [PIECE, {**PIECE, "region": [0, 64, 64, 128]}]
     lost = {PredictGroup(WORK, 0, 0, 1): "RuntimeError: no"}
-    gaps = describe_gaps(plan, facts, lost)
+    gaps = describe_gaps(plan, facts, lost, {})
     assert gaps["unread"] == [PIECE, {**PIECE, "region": [0, 64, 64, 128]}]
     (group,) = gaps["failed_groups"]
     assert group == {"group": [0, 0], "region": [0, 0, *plan.shape], "reason": "RuntimeError: no"}

@@ -1,12 +1,15 @@
 """A finished result is measured again: other channels, quantiles, another image on its grid."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from skimage.io import imsave
 
 from densebatch.base.errors import InputError
 from densebatch.run.segment import segment
@@ -14,8 +17,8 @@ from densebatch.upkeep import measure as module
 from densebatch.upkeep.measure import measure
 from densebatch.upkeep.repair import repair
 from densebatch.upkeep.verify import verify
-from tests.helpers.damage import KINDS, SHAPE, flip, make_result, read_files
-from tests.helpers.run_files import Watcher, call_main, read_result, write_tiff
+from tests.helpers.damage import KINDS, SHAPE, flip, list_again, make_result, read_files
+from tests.helpers.run_files import Watcher, call_main, read_result, simulate, write_tiff
 from tests.helpers.slide_files import write_zarr
 
 
@@ -166,8 +169,8 @@ def test_the_runs_own_command_is_complete_whatever_was_measured_since(copied, ma
     with pytest.raises(InputError) as caught:
         segment(made[1], copied, channels=("DAPI",), **options)
     assert str(caught.value) == (
-        f"{copied}: this run is complete, and measured other channels, quantiles or neighbours "
-        "than are asked for; `densebatch measure OUT` measures again without segmenting"
+        f"{copied}: this run is complete, and measured other channels, quantiles, neighbours or "
+        "markers than are asked for; `densebatch measure OUT` measures again without segmenting"
     )
     assert read_files([copied]) == files
 
@@ -300,3 +303,146 @@ def test_a_piece_of_another_image_that_cannot_be_read(copied, tmp_path, capsys):
         assert lost.tolist() == cut[cut > 0].tolist()
     assert_right(copied)
     assert 0 < cut.size < table["id"].size
+
+
+POSITIVE = {
+    "fraction": ["CD3=900"],
+    "positive": ["CD3:fraction=0.3", "DAPI:median=mixture"],
+    "phenotype": ["CD3+ DAPI-", "T cell=CD3+"],
+}
+
+
+def test_positive_cells_are_measured_after_the_run_as_with_it(copied, made, tmp_path):
+    """And are verified, made again where the table is damaged, and gone when nobody asks."""
+    found = measure(copied, **POSITIVE)
+    labels, _ = read_result(copied)
+    pixels = simulate(*SHAPE, seed=3)
+    table = pq.read_table(copied / "cells.parquet")
+    inside = [labels == cell for cell in table["id"].to_pylist()]
+    share = np.array([(pixels[0][cell] > 900).mean() for cell in inside])
+    np.testing.assert_array_equal(table["fraction_CD3"], share)
+    is_bright = np.array([np.median(pixels[1][cell]) for cell in inside])
+    told = json.loads((copied / "run.json").read_bytes())["positivity"]
+    assert told == found.positivity
+    cut = told["markers"][1]["cut"]
+    assert table["positive_DAPI"].to_pylist() == (is_bright >= cut).tolist()
+    both = (share >= 0.3) & (is_bright < cut)
+    assert table["phenotype_CD3+ DAPI-"].to_pylist() == both.tolist()
+    assert [each["positive"] for each in told["phenotypes"]] == [both.sum(), (share >= 0.3).sum()]
+    options = {name: tuple(texts) for name, texts in POSITIVE.items()}
+    options |= {"membrane": ("CD3",), "workers": 0}
+    again = segment(made[1], tmp_path / "again", tile=640, image="none", **options)
+    watcher = Watcher()
+    segment(made[1], copied, tile=512, ngff="0.5", progress=watcher, **options)
+    assert watcher.notes[-1] == f"{copied}: this run is already complete"
+    assert again.table.read_bytes() == (copied / "cells.parquet").read_bytes()
+    assert again.report["positivity"] == told
+    assert_right(again.out)
+    assert_right(copied)
+    flip(copied / "cells.parquet", np.random.default_rng(0))
+    assert repair(copied, workers=0).repaired == ["cells.parquet"]
+    assert again.table.read_bytes() == (copied / "cells.parquet").read_bytes()
+    measure(copied)
+    assert (copied / "cells.parquet").read_bytes() == (made[0] / "cells.parquet").read_bytes()
+    assert json.loads((copied / "run.json").read_bytes())["positivity"]["markers"] == []
+
+
+def test_what_a_faulty_program_says_of_positive_cells_is_found(copied):
+    measure(copied, **POSITIVE)
+    path, report = copied / "cells.parquet", copied / "run.json"
+    table, told = pq.read_table(path), report.read_bytes()
+    flags = table["positive_CD3"].to_pylist()
+    column = table.column_names.index("positive_CD3")
+
+    def find(changed, document=told):
+        pq.write_table(changed, path, write_page_checksum=True)
+        report.write_bytes(document)
+        list_again(copied)
+        return "; ".join(str(each) for each in verify(copied).findings)
+
+    other = table.set_column(column, "positive_CD3", pa.array([not flags[0], *flags[1:]]))
+    assert "'positive_CD3' is not what the labels and pixels say in 1 rows, the first is cel" in (
+        find(other)
+    )
+    more = table.append_column("mean_CD9", table["mean_CD3"])
+    assert find(more) == "cells.parquet: has columns that nobody asked for: 'mean_CD9'"
+    turned = table.select(table.column_names[::-1])
+    assert find(turned) == "cells.parquet: has its columns in another order"
+    assert find(table.drop(["median_CD3"])) == "cells.parquet: has no column 'median_CD3'"
+    said = json.loads(told)
+    said["positivity"]["phenotypes"][0]["positive"] += 1
+    assert find(table, json.dumps(said).encode()) == (
+        "run.json: tells of other numbers of positive cells than the table has"
+    )
+    said = json.loads(told)
+    said["positivity"]["markers"][1]["cut"] *= 1.001
+    assert "run.json: tells of the cut" in find(table, json.dumps(said).encode())
+    assert find(table) == ""
+
+
+def test_cells_under_the_labels_of_another_run(copied, made, tmp_path):
+    other = shutil.copytree(made[0], tmp_path / "other")
+    labels, _ = read_result(copied)
+    cover = labels.copy()
+    cover[:, 900:] = 0
+    imsave(tmp_path / "cover.png", (cover > 0).astype(np.uint16), check_contrast=False)
+    measure(copied, positive=[f"CD3=labels:{other}", f"DAPI=labels:{tmp_path / 'cover.png'}"])
+    table = pq.read_table(copied / "cells.parquet")
+    assert set(table["fraction_CD3"].to_pylist()) == {1.0}
+    share = np.array([(cover[labels == cell] > 0).mean() for cell in table["id"].to_pylist()])
+    assert ((share > 0) & (share < 1)).any()
+    np.testing.assert_array_equal(table["fraction_DAPI"], share)
+    assert table["positive_DAPI"].to_pylist() == (share >= 0.5).tolist()
+    assert not assert_right(copied).notes
+    again = segment(
+        made[1], tmp_path / "again", workers=0, tile=640, membrane=("CD3",), image="none",
+        positive=(f"CD3=labels:{other}", f"DAPI=labels:{tmp_path / 'cover.png'}"),
+    )  # fmt: skip
+    assert again.table.read_bytes() == (copied / "cells.parquet").read_bytes()
+    (tmp_path / "cover.png").touch()
+    (note,) = assert_right(copied).notes
+    assert note == (
+        f"what lies under the labels of {tmp_path / 'cover.png'} was not compared: they have "
+        "changed, or are gone"
+    )
+    (tmp_path / "cover.png").unlink()
+    assert assert_right(copied).notes == [note]
+
+
+def test_bad_markers_are_one_sentence_and_change_nothing(copied, tmp_path, capsys):
+    narrow = tmp_path / "narrow.png"
+    imsave(narrow, np.ones((SHAPE[0], 9), np.uint16), check_contrast=False)
+    files = read_files([copied])
+    for arguments, sentence in [
+        (("--positive", "CD9=4"), "has no channel 'CD9'; accepted are 'CD3', 'DAPI', or an index"),
+        (("--positive", "CD3=4", "--positive", "cd3=5"), "the channel 'CD3' has one already"),
+        (("--positive", "CD3=high"), "'high' is no cut; accepted is a number, otsu, mixture, or"),
+        (("--positive", "CD3=4", "--channels", "DAPI"), "the channel 'CD3' is not measured"),
+        (("--positive", "CD3:q90=4"), "the q90 of 'CD3' is not measured; accepted are mean,"),
+        (("--positive", "CD3:fraction=4"), "the fraction of 'CD3' is not measured"),
+        (("--positive", f"CD3=labels:{narrow}"), f"{narrow}: has 70 x 9 px; accepted with --posi"),
+        (("--positive", "CD3=labels:nowhere"), "nowhere does not exist; accepted are"),
+        (("--fraction", "CD3=x"), "--fraction 'CD3=x': 'x' is no value; accepted is a number"),
+        (("--phenotype", "CD3+"), "'CD3+' is no combination of markers; accepted is [NAME=]A+ B-"),
+    ]:
+        code, out, err = call_main(capsys, "measure", copied, *arguments)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("error: "), err
+        assert err.count("\n") == 1
+        assert sentence in err
+    assert read_files([copied]) == files
+
+
+def test_the_command_tells_of_markers(copied, capsys):
+    code, out, _ = call_main(
+        capsys, "measure", copied, "--positive", "CD3=0", "--positive", "DAPI=otsu",
+        "--phenotype", "T=CD3+ DAPI+",
+    )  # fmt: skip
+    assert code == 0
+    lines = out.splitlines()
+    n_cells = pq.ParquetFile(copied / "cells.parquet").metadata.num_rows
+    assert lines[1] == f"CD3+  {n_cells} of {n_cells} cells (mean_CD3 from 0 on)"
+    assert re.fullmatch(r"DAPI\+  \d+ of \d+ cells \(mean_DAPI from [\d.]+ on, otsu\)", lines[2])
+    assert lines[3].startswith("note: DAPI: the cut is not to be trusted: the cells' values do not")
+    assert lines[4].startswith("T  ")
+    assert lines[4].endswith(" cells (CD3+ DAPI+)")

@@ -10,6 +10,7 @@ import pytest
 
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import SerialExecutor
+from densebatch.workers.sharing import SharedExecutor
 from tests.helpers.job_sets import N_WORKERS
 
 
@@ -26,9 +27,15 @@ def dask_executor():
     assert not scratch.exists()
 
 
-@pytest.fixture(params=["serial", "dask"])
+@pytest.fixture(params=["serial", "dask", pytest.param("lane", marks=pytest.mark.slow)])
 def executor(request):
     """Whatever passes these tests is an executor."""
-    return (
-        SerialExecutor() if request.param == "serial" else request.getfixturevalue("dask_executor")
-    )
+    if request.param == "serial":
+        yield SerialExecutor()
+        return
+    dask_executor = request.getfixturevalue("dask_executor")
+    if request.param == "dask":
+        yield dask_executor
+        return
+    with SharedExecutor(dask_executor) as shared, shared.open_lane("one") as lane:
+        yield lane

@@ -1,0 +1,1 @@
+"""Many slides by one command: sample sheet, shared workers, what became of each slide."""

@@ -1,0 +1,245 @@
+"""One normalisation for all slides of a cohort: `--normalise together`.
+
+The tissue of every slide is counted, by the survey that each has by itself, and the counts are
+added; the percentiles of the sums become 0 and 1 in all slides. Counts are integers, so the order
+of the slides does not matter. Slides are read one after the other and no pixels are kept. What is
+debris, and what is shown apart as rare bright cells, stays each slide's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densebatch.base.errors import InputError
+from densebatch.base.log import log_event
+from densebatch.base.names import count_of, quote_names
+from densebatch.planning.plan import FlowPlan
+from densebatch.planning.planner import (
+    count_low_bits,
+    draft_plan,
+    estimate_scale,
+    list_percentiles,
+    survey_channels,
+)
+from densebatch.run.folder import OutputFolder
+from densebatch.survey.percentiles import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from densebatch.cohorts.record import Record
+    from densebatch.cohorts.rows import Row
+    from densebatch.planning.plan import Plan
+    from densebatch.planning.planner import Limits
+    from densebatch.planning.settings import SegmentSettings
+    from densebatch.run.report import Progress
+
+log = logging.getLogger(__name__)
+
+_STAGE = "survey together"
+
+
+@dataclass(frozen=True)
+class Together:
+    """Bounds of several slides together.
+
+    Attributes
+    ----------
+    channels : names of those that the network or the segmenter sees
+    limits : pixel values of each that become 0 and 1; None for one without tissue
+    slides : how many slides they are of
+    digest : of all that they depend on
+    """
+
+    channels: tuple[str, ...]
+    limits: tuple[Limits | None, ...]
+    slides: int
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the cohort's record."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What slides of a batch must have in common."""
+
+    channels: tuple[str, ...]
+    dtype: str
+    percentiles: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"the channels {quote_names(self.channels)} of {self.dtype}"
+
+
+def find_limits(
+    rows: Sequence[Row],
+    record: Record,
+    out: Path,
+    settings: SegmentSettings,
+    progress: Progress,
+    *,
+    restart: bool = False,
+) -> tuple[Limits | None, ...] | None:
+    """What becomes 0 and 1 in all slides, if that is to be one for all.
+
+    Parameters
+    ----------
+    rows, out, progress, restart
+        As of `survey_together`.
+    record
+        Of the cohort, which is told.
+    settings
+        Of the command, which say whether.
+
+    Returns
+    -------
+    tuple or None
+        As of `survey_plan`; None if each slide has its own.
+    """
+    if settings.normalise == "slide":
+        record.normalise = None
+        return None
+    found = survey_together(rows, out, progress, record.normalise, restart=restart)
+    record.normalise = None if found is None else found.to_dict()
+    return None if found is None else found.limits
+
+
+def survey_together(
+    rows: Sequence[Row],
+    out: Path,
+    progress: Progress,
+    known: dict[str, Any] | None,
+    *,
+    restart: bool = False,
+) -> Together | None:
+    """Find the bounds of all slides of a cohort together.
+
+    Parameters
+    ----------
+    rows
+        Of the cohort. Those that cannot be opened, or not be surveyed, do not count.
+    out
+        Its output folder.
+    progress
+        Is told of each slide that was read.
+    known
+        What an earlier command has found, as `Together.to_dict` has it; taken as it is if all that
+        it depends on is the same.
+    restart
+        What folders hold does not count.
+
+    Returns
+    -------
+    Together or None
+        None if no slide could be surveyed.
+
+    Raises
+    ------
+    InputError
+        If slides differ in their channels, or the type of their pixels.
+    """
+    kind: _Kind | None = None
+    first = ""
+    identities = []
+    usable = []
+    for row, draft, earlier in _draft_all(rows, out, restart=restart):
+        own = _describe(draft)
+        kind, first = (own, row.sample) if kind is None else (kind, first)
+        if own != kind:
+            raise InputError(
+                f"--normalise together: {row.sample} has {own} and {first} has {kind}; accepted "
+                "are slides that have the same channels and type of pixels, and one model"
+            )
+        usable.append(row)
+        identities.append(_identify(draft, earlier))
+    if kind is None:
+        return None
+    digest = _digest(kind, identities)
+    if known is not None and known.get("digest") == digest:
+        limits = tuple(None if pair is None else (pair[0], pair[1]) for pair in known["limits"])
+        return Together(kind.channels, limits, len(usable), digest)
+    pools = [Pool(kind.percentiles, np.dtype(kind.dtype)) for _ in kind.channels]
+    progress.stage(_STAGE, len(usable), 0)
+    surveyed: dict[str, list[bool]] = {}
+    for row, draft, earlier in _draft_all(usable, out, restart=restart):
+        try:
+            surveys = survey_channels(draft, earlier)
+        except InputError:  # its row fails in its turn
+            continue
+        # A slide that is constant tells nothing of how bright tissue is.
+        counts = [survey.bounds.high > survey.bounds.low for survey in surveys]
+        for pool, survey, does_count in zip(pools, surveys, counts, strict=True):
+            if does_count:
+                pool.add(survey.tissue)
+        surveyed[row.sample] = counts
+        progress.advance(_STAGE, draft.shape[0] * draft.shape[1])
+    wanted = [pool.wanted for pool in pools]
+    if any(bins.size for bins in wanted):
+        again = [row for row in usable if row.sample in surveyed]
+        for row, draft, earlier in _draft_all(again, out, restart=restart):
+            found_low = count_low_bits(draft, earlier, wanted)
+            for pool, low_bits, does_count in zip(
+                pools, found_low, surveyed[row.sample], strict=True
+            ):
+                if does_count:
+                    pool.add_low_bits(low_bits)
+    found = Together(
+        kind.channels, tuple(pool.find_limits() for pool in pools), len(surveyed), digest
+    )
+    told = ", ".join(
+        f"{name} {pair[0]:g} to {pair[1]:g}"
+        for name, pair in zip(found.channels, found.limits, strict=True)
+        if pair is not None
+    )
+    progress.note(
+        f"normalised together: {told} becomes 0 to 1 in {count_of(found.slides, 'slide')}"
+    )
+    log_event(log, "slides surveyed together", **found.to_dict())
+    return found
+
+
+def _draft_all(
+    rows: Sequence[Row], out: Path, *, restart: bool
+) -> Iterator[tuple[Row, Plan, Plan | None]]:
+    """Drafts of the slides that can be opened, one after the other, with what their runs began."""
+    for row in rows:
+        earlier = None if restart else OutputFolder(out / row.sample).read_marker()
+        try:
+            settings = row.read_settings()
+            draft = draft_plan(row.slide, settings)
+            if settings.diameter == "auto" and isinstance(draft, FlowPlan):
+                draft = draft_plan(row.slide, settings, estimate_scale(draft, settings, earlier))
+        except (InputError, OSError):  # its row fails in its turn
+            continue
+        yield row, draft, earlier
+
+
+def _describe(draft: Plan) -> _Kind:
+    names = tuple(bounds.name for bounds in draft.seen_channels)
+    return _Kind(names, draft.slide.dtype, list_percentiles(draft))
+
+
+def _identify(draft: Plan, earlier: Plan | None) -> str:
+    """What a slide's counts depend on."""
+    rescale = draft.rescale if isinstance(draft, FlowPlan) else None
+    seen = () if earlier is None else earlier.seen_channels
+    left_out = [asdict(bounds)["unread"] for bounds in seen if bounds.unread]
+    channels = [bounds.channel for bounds in draft.seen_channels]
+    told = [draft.slide.identity, draft.slide.path, channels, rescale, draft.mask_debris, left_out]
+    return json.dumps(told)
+
+
+def _digest(kind: _Kind, identities: Sequence[str]) -> str:
+    versions = {name: version(name) for name in ("densebatch", "numpy")}
+    told = json.dumps([asdict(kind), sorted(identities), versions], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()

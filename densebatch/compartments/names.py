@@ -1,0 +1,3 @@
+"""What the compartments of a cell are called."""
+
+NUCLEUS, CYTOPLASM, MEMBRANE = COMPARTMENTS = ("nucleus", "cytoplasm", "membrane")

@@ -1,0 +1,295 @@
+"""A cohort: each slide as by itself, whatever becomes of the others; the same command goes on."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+
+import pytest
+
+from densebatch.cohorts.crew import size_crew
+from densebatch.cohorts.drive import segment_cohort
+from densebatch.cohorts.rows import Row
+from densebatch.cohorts.status import read_cohort
+from densebatch.planning.plan import FlowPlan
+from densebatch.planning.settings import load_settings
+from densebatch.run.segment import segment
+from densebatch.run.session import Session
+from tests.helpers.cohort_slides import (
+    OPTIONS,
+    read_samples,
+    states,
+    write_broken,
+    write_other,
+    write_sheet,
+    write_slides,
+)
+from tests.helpers.run_files import (
+    Watcher,
+    assert_same_output,
+    call_main,
+    output_bytes,
+    read_report,
+)
+
+SETTINGS = load_settings(None, membrane=("CD3",), model="dense-tiny", workers=0)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Two slides and the bytes of their single runs, one that is broken, one without CD3."""
+    folder = tmp_path_factory.mktemp("slides")
+    whole = write_slides(folder, 2)
+    for path in whole:
+        segment(path, folder / "single" / path.name, SETTINGS)
+    expected = [output_bytes(folder / "single" / path.name) for path in whole]
+    return folder, whole, expected, write_broken(folder, whole[0]), write_other(folder)
+
+
+def run(capsys, *arguments):
+    return call_main(capsys, "segment", *arguments, *OPTIONS, "--workers", 0)
+
+
+def test_a_sheet_from_beginning_to_end(slides, capsys, tmp_path):
+    """Failures are of their rows alone; what is done is skipped, what failed tried again."""
+    _, whole, expected, broken, other = slides
+    out = tmp_path / "out"
+    names = {"one": whole[0], "two": whole[1], "bad": broken, "none": other}
+    rows = [{"sample": name, "slide": str(slide)} for name, slide in names.items()]
+    sheet = write_sheet(tmp_path / "sheet.csv", *rows)
+
+    code, printed, err = run(capsys, "--sheet", sheet, out)
+    assert code == 3
+    assert err.rstrip().endswith("partial: of 4 slides 2 failed; the same command tries them again")
+    found = read_samples(out)
+    assert {name: row["state"] for name, row in found.items()} == {
+        "one": "done", "two": "done", "bad": "failed", "none": "failed",
+    }  # fmt: skip
+    for name, bytes_ in zip(("one", "two"), expected, strict=True):
+        assert_same_output(out / name, bytes_)
+        report = read_report(out / name)
+        assert found[name] == {
+            "slide": str(names[name]), "state": "done", "cells": report["cells"],
+            "seconds": report["seconds"]["total"], "failed_tiles": 0,
+        }  # fmt: skip
+    assert "is truncated" in found["bad"]["reason"]
+    assert "has no channel 'CD3'" in found["none"]["reason"]
+    assert {found[name]["cells"] for name in ("bad", "none")} == {None}
+    assert sorted(path.name for path in out.iterdir()) == ["cohort.json", "one", "two"]
+    table = printed.splitlines()
+    assert [line.split()[:2] for line in table[1:5]] == [
+        ["one", "done"], ["two", "done"], ["bad", "failed"], ["none", "failed"],
+    ]  # fmt: skip
+    assert table[5].startswith("4 slides: 2 done, 2 failed; ")
+
+    code, printed, _ = call_main(capsys, "status", out)
+    assert code == 0
+    assert "done except for what is missing" in printed
+    assert printed.splitlines()[2:7] == table[:5]
+    document = json.loads(call_main(capsys, "status", out, "--json", "-")[1])
+    assert document["state"] == "partial"
+    assert {row["sample"]: row["state"] for row in document["samples"]} == states(out)
+
+    code, printed, _ = call_main(capsys, "verify", out)
+    assert code == 0
+    assert "cohort.json says: bad, none" in printed
+    table_file = out / "two" / "cells.parquet"
+    table_file.write_bytes(table_file.read_bytes() + b"x")
+    code, printed, err = call_main(capsys, "verify", out)
+    assert code == 4
+    assert "something is wrong with two" in err
+    assert call_main(capsys, "verify", out, "--repair", "--workers", 0)[0] == 0
+    assert_same_output(out / "two", expected[1])
+
+    # The same sheet, with the broken slide mended; what was done is not done again.
+    written = (out / "one" / "run.json").stat().st_mtime_ns
+    healthy = tmp_path / "healthy.ome.tif"
+    healthy.write_bytes(whole[0].read_bytes())
+    rows[2]["slide"] = str(healthy)
+    write_sheet(sheet, *rows)
+    code, _, err = run(capsys, "--sheet", sheet, out)
+    assert code == 3
+    assert "one: done" in err
+    assert states(out) == {"one": "done", "two": "done", "bad": "done", "none": "failed"}
+    assert (out / "one" / "run.json").stat().st_mtime_ns == written
+    assert read_samples(out)["bad"]["cells"] == read_samples(out)["one"]["cells"]
+
+    # Another sheet: other settings are refused in their row, other samples left alone.
+    write_sheet(
+        sheet,
+        {"sample": "one", "slide": str(whole[0]), "pixel_size": "0.4"},
+        {"sample": "two", "slide": str(whole[1])},
+    )
+    code, _, err = run(capsys, "--sheet", sheet, out)
+    assert code == 3
+    assert "2 samples of earlier commands ('bad', 'none') are not among these" in err
+    found = read_samples(out)
+    assert "holds another run" in found["one"]["reason"]
+    assert states(out) == {"one": "failed", "two": "done", "bad": "done", "none": "failed"}
+    assert_same_output(out / "one", expected[0])
+
+    code, *_ = run(capsys, "--sheet", sheet, out, "--restart")
+    assert code == 0
+    assert states(out) == {"one": "done", "two": "done", "bad": "done", "none": "failed"}
+    assert read_report(out / "one")["settings"]["pixel_size"] == 0.4
+    assert read_report(out / "two")["tasks_kept"] == 0
+    assert_same_output(out / "two", expected[1])
+
+
+def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
+    """As above, on worker processes, which the two share."""
+    _, whole, expected, *_ = slides
+    out = tmp_path / "out"
+    caplog.set_level(logging.INFO, logger="densebatch")
+    code, _, err = call_main(capsys, "segment", *whole, out, *OPTIONS, "--workers", 2)
+    assert code == 0, err
+    for k in range(2):
+        assert_same_output(out / f"s{k}", expected[k])
+        assert read_report(out / f"s{k}")["workers"] == 2
+    events = [record for record in caplog.records if hasattr(record, "event")]
+    assert sum(record.event == "executor opened" for record in events) == 1
+    stages = {r.fields["sample"] for r in events if r.event == "stage begun"}
+    assert stages == {"s0", "s1"}
+    assert "s1: predict: 1/1 task" in err
+    assert not list(out.rglob(".densebatch-owner*"))
+
+
+def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):
+    folder, whole, _, broken, _ = slides
+    out = tmp_path / "out"
+    arguments = ("plan", *whole, broken, out, *OPTIONS, "--workers", 0)
+    code, printed, err = call_main(capsys, *arguments)
+    assert code == 3
+    assert err == "partial: of 3 slides 1 would fail\n"
+    lines = printed.splitlines()
+    assert [line.split()[0] for line in lines] == ["sample", "s0", "s1", "broken", "sum", "memory:"]
+    assert "fails: " in lines[3]
+    samples = json.loads(call_main(capsys, *arguments, "--json")[1])["samples"]
+    assert float(lines[4].split()[-1]) == sum(row["disk_mb"] or 0 for row in samples)
+    assert [row["mpx"] for row in samples] == [0.011, 0.011, None]
+    single = [read_report(folder / "single" / path.name)["fingerprint"] for path in whole]
+    assert [row["fingerprint"] for row in samples] == [*single, None]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_folders_that_are_no_cohort_s(slides, capsys, tmp_path, restart):
+    _, whole, *_ = slides
+    out = tmp_path / "out"
+    options = ["--restart"] if restart else []
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    code, _, err = run(capsys, *whole, out, *options)
+    assert code == 2
+    assert f"{out}: holds 'thesis.tex' and is no output of densebatch" in err
+    (out / "thesis.tex").unlink()
+    (out / ".densebatch.json").write_text("{}")
+    code, _, err = run(capsys, *whole, out, *options)
+    assert code == 2
+    assert f"{out}: is the output of one slide" in err
+    assert [path.name for path in out.iterdir()] == [".densebatch.json"]
+    (tmp_path / "file").touch()
+    assert run(capsys, *whole, tmp_path / "file" / "out", *options)[0] == 2
+
+
+def test_what_no_slide_can_do_is_refused_before_any(slides, capsys, tmp_path):
+    _, whole, *_ = slides
+    out = tmp_path / "out"
+    for wrong, words in [
+        (("--model", "nosuch"), "model 'nosuch' is neither bundled"),
+        (("--segmenter", "nosuch"), "nosuch"),
+        (("--backend", "openvino", "--device", "cuda"), "cuda"),
+    ]:
+        code, printed, err = call_main(capsys, "segment", *whole, out, "--membrane", "CD3", *wrong)
+        assert (code, printed) == (2, "")
+        assert words in err
+        assert not out.exists()
+
+
+def test_a_record_that_is_damaged(slides, capsys, tmp_path):
+    _, whole, *_ = slides
+    out = tmp_path / "out"
+    out.mkdir()
+    for content in ("{", "[]", '{"samples": [{"sample": "a", "slide": "b", "state": "odd"}]}'):
+        (out / "cohort.json").write_text(content)
+        for command in (("status", out), ("verify", out), ("segment", *whole, out)):
+            code, _, err = call_main(capsys, *command)
+            assert code == 2
+            assert f"{out / 'cohort.json'}: is damaged" in err
+
+
+class Stops(Watcher):
+    """Interrupts the process, as Ctrl-C does, when a stage of a slide begins."""
+
+    def __init__(self, stage):
+        super().__init__(**{stage: self.interrupt})
+
+    @staticmethod
+    def interrupt():
+        import signal
+
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_between_tasks_and_then_the_same_command(slides, tmp_path):
+    """Here the tasks are this process's own; `test_kills` has workers."""
+    _, whole, expected, *_ = slides
+    rows = [Row(f"r{k}", path, SETTINGS) for k, path in enumerate(whole)]
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        segment_cohort(rows, out, SETTINGS, progress=Stops("r0: predict"))
+    assert states(out) == {"r0": "waiting", "r1": "waiting"}
+    status = read_cohort(out)
+    assert (status.state, status.running, status.driver) == ("interrupted", {}, None)
+    assert (out / "r0" / "work").is_dir()
+    assert not (out / "r1").exists()
+    result = segment_cohort(rows, out, SETTINGS)
+    assert result.count("done") == 2
+    for k in range(2):
+        assert_same_output(out / f"r{k}", expected[k])
+
+
+def count_plans(*kinds):
+    """How many plans or sessions are alive."""
+    return sum(type(each) in kinds for each in gc.get_objects())
+
+
+class Rows(list):
+    """Rows that count, as they are walked through, what is alive."""
+
+    most = 0
+
+    def __iter__(self):
+        for k, row in enumerate(super().__iter__()):
+            if k % 50 == 49:
+                self.most = max(self.most, count_plans(FlowPlan))
+            yield row
+
+
+class Counts(Watcher):
+    """Counts, whenever a slide's first stage begins, the sessions that are alive."""
+
+    most = 0
+
+    def stage(self, name, total, done):
+        super().stage(name, total, done)
+        if name.endswith(": predict"):
+            gc.collect()
+            self.most = max(self.most, count_plans(Session))
+
+
+def test_what_is_held_does_not_grow_with_the_slides(slides, tmp_path):
+    """Five hundred slides are sized, and some of them segmented."""
+    _, whole, *_ = slides
+    gc.collect()
+    before = count_plans(FlowPlan)
+    rows = Rows(Row(f"r{k}", whole[k % 2], SETTINGS) for k in range(500))
+    size = size_crew(rows, SETTINGS)
+    assert size.workers == 0
+    assert len(size.largest) == 1
+    assert rows.most - before <= 24
+    progress = Counts()
+    result = segment_cohort(rows[:4], tmp_path / "out", SETTINGS, progress=progress)
+    assert result.count("done") == 4
+    assert progress.most == 1

@@ -132,7 +132,7 @@ def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(slurm, tmp_p
     # The walltime without a signal: workers end before it by their lifetime, and the run with them.
     silent = tmp_path / "without-signal.sbatch"
     silent.write_text(re.sub(r"#SBATCH --signal.*\n", "", script.read_text()))
-    job.submit(silent, "--time=1")
+    job.submit(silent, "--time=1", "--no-requeue")
     facts = job.wait_for("FAILED", "TIMEOUT", "COMPLETED")
     assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "130:0")
     assert "the same command continues" in job.log()

@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.dask_processes import dask_processes
 from tests.helpers.run_files import (
     assert_same_output,
     output_bytes,
@@ -44,6 +46,21 @@ pytestmark = [
         reason="needs root and Debian's packages slurm-wlm and munge",
     ),
 ]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    return write_tiff(folder / "a.ome.tif", simulate(512, 640, seed=3), ["CD3", "DAPI"])
+
+
+@pytest.fixture(scope="module")
+def alone(slide, tmp_path_factory):
+    """The bytes of a run in one process."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    code, _, err = run_command("segment", slide, out, *OPTIONS, "--workers", 0)
+    assert code == 0, err
+    return output_bytes(out)
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +139,9 @@ class Job:
         return len(list(self.out.glob("work/*/journal/trace-*")))
 
 
-def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(slurm, tmp_path):
-    slide = write_tiff(tmp_path / "a.ome.tif", simulate(512, 640, seed=3), ["CD3", "DAPI"])
-    code, _, err = run_command("segment", slide, tmp_path / "alone", *OPTIONS, "--workers", 0)
-    assert code == 0, err
+def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(
+    slurm, slide, alone, tmp_path
+):
     job = Job(slurm, tmp_path, slide)
     script = PROFILES / "segment.sbatch"
 
@@ -166,7 +182,44 @@ def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(slurm, tmp_p
         if job.wait_for("PENDING", "COMPLETED")["JobState"] == "COMPLETED":
             break
     assert job.ask()["JobState"] == "COMPLETED", job.log()
-    assert_same_output(job.out, output_bytes(tmp_path / "alone"))
+    assert_same_output(job.out, alone)
     assert read_report(job.out)["failed_tiles"] == []
     job.tell("labels and table have the bytes of a run in one process")
     (tmp_path / "story.txt").write_text("\n".join([*job.story, "", job.log()]))
+
+
+def test_workers_of_another_job_join_a_scheduler(slurm, slide, alone, tmp_path):
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, **slurm, "PYTHONPATH": paths}
+    with dask_processes(tmp_path) as processes:
+        processes.start_scheduler()
+        file = tmp_path / "scheduler.json"
+        subprocess.run(
+            ["sbatch", "--array=1-2", "--cpus-per-task=1", "--mem=0", "--time=10",
+             f"--output={tmp_path}/workers-%a.txt", PROFILES / "workers.sbatch", file],
+            check=True, env=env, capture_output=True,
+        )  # fmt: skip
+        code, _, err = run_command("segment", slide, tmp_path / "out", *OPTIONS,
+                                   "--scheduler-file", file)  # fmt: skip
+        assert code == 0, err
+    assert_same_output(tmp_path / "out", alone)
+    subprocess.run(["scancel", "--user", "root"], check=True, env=env)
+
+
+def test_workers_that_dask_jobqueue_asks_for(slurm, slide, alone, tmp_path):
+    pytest.importorskip("dask_jobqueue", reason="needs the extra cluster")
+    text = (ROOT / "configs" / "clusters" / "slurm-jobqueue" / "segment.py").read_text()
+    small = {'"cores": 8': '"cores": 1', '"processes": 8': '"processes": 1', '"32GB"': '"3GB"',
+             '"job_extra_directives": []': '"job_extra_directives": ["--mem=0"]',
+             "MOST_JOBS = 20": "MOST_JOBS = 2"}  # fmt: skip
+    for old, new in small.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "segment.py").write_text(text)
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "segment.py", slide, "out", *OPTIONS], cwd=tmp_path, timeout=300,
+        capture_output=True, text=True, env={**os.environ, **slurm, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert_same_output(tmp_path / "out", alone)

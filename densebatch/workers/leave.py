@@ -65,7 +65,8 @@ async def _leave(worker: Any) -> None:  # noqa: ANN401
 
     worker.status = Status.closing_gracefully  # the scheduler hears it and sends no more tasks
     deadline = time.monotonic() + _FINISH_S
-    while worker.state.executing_count and time.monotonic() < deadline:
+    # Results are fetched within moments, by whoever waits for them.
+    while (worker.state.executing_count or worker.data) and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_S)
     try:
         await worker.scheduler.retire_workers(

@@ -1,4 +1,4 @@
-"""The Nextflow module. Nextflow itself cannot be had from PyPI or Debian: its scripts run by hand."""
+"""The Nextflow module, whose scripts run by hand: PyPI and Debian do not have Nextflow."""
 
 from __future__ import annotations
 

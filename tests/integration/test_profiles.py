@@ -1,4 +1,4 @@
-"""The profiles of `configs/clusters` that need no queue, or a stand-in for a queue's one command."""
+"""Profiles of `configs/clusters` that need no queue, or a stand-in for its one command."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from tests.helpers.run_files import (
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "configs" / "clusters"
 OPTIONS = ("--membrane", "CD3", "--model", "dense-tiny", "--tile", "128")
-SCRIPTS = sorted(
-    path for path in CLUSTERS.glob("*/*") if path.suffix in (".sh", ".sbatch", ".lsf")
-)
+SCRIPTS = sorted(path for path in CLUSTERS.glob("*/*") if path.suffix in (".sh", ".sbatch", ".lsf"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.parent.name)
@@ -39,9 +37,7 @@ def test_the_manifests_of_kubernetes_fit_together():
     objects = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(text)}
     assert len(objects) == 5
     pods = {
-        name: o["spec"]["template"]
-        for (_, name), o in objects.items()
-        if "template" in o["spec"]
+        name: o["spec"]["template"] for (_, name), o in objects.items() if "template" in o["spec"]
     }
     for (kind, name), o in objects.items():
         selector = o["spec"].get("selector") or o["spec"].get("podSelector")

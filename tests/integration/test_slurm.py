@@ -1,4 +1,4 @@
-"""The shipped SLURM profile on a real SLURM of one node: walltime, pre-emption, the same bytes."""
+"""The shipped SLURM profile on a real SLURM of one node: walltime, preemption, the same bytes."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ class Job:
         return len(list(self.out.glob("work/*/journal/trace-*")))
 
 
-def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(
-    slurm, slide, alone, tmp_path
-):
+def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(slurm, slide, alone, tmp_path):
     job = Job(slurm, tmp_path, slide)
     script = PROFILES / "segment.sbatch"
 
@@ -165,7 +163,7 @@ def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(
     assert job.count_kept() >= kept
     kept = job.count_kept()
 
-    # Pre-empted by another job.
+    # Preempted by another job.
     job.start_now()
     job.wait_for("RUNNING")
     job.wait_for_tiles(kept + 4)
@@ -179,6 +177,7 @@ def test_jobs_that_end_at_their_walltime_and_are_preempted_continue(
 
     for _ in range(6):
         job.start_now()
+        job.wait_for("RUNNING", "COMPLETED")
         if job.wait_for("PENDING", "COMPLETED")["JobState"] == "COMPLETED":
             break
     assert job.ask()["JobState"] == "COMPLETED", job.log()

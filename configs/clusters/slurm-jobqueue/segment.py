@@ -3,8 +3,8 @@
     pip install "densebatch[cluster]"
     python segment.py slide.ome.zarr out --membrane CD3 --nuclei DAPI
 
-What follows the script's name is what `densebatch segment` takes. The script itself needs little: run
-it where it may stay for as long as the run takes, as in a small job of its own. Other queues:
+What follows the script's name is what `densebatch segment` takes. The script itself needs little:
+run it where it may stay for as long as the run takes, as in a small job of its own. Other queues:
 replace SLURMCluster by LSFCluster, PBSCluster or SGECluster.
 """
 

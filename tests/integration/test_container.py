@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.other_users import let_others_pass
 from tests.helpers.run_files import read_result, run_command, simulate, write_tiff
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ def run_in_root(root, work, environment, *command):
 def work(tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
+    let_others_pass(folder)
     write_tiff(folder / "a.ome.tif", simulate(300, 280, seed=3), ["CD3", "DAPI"])
     return folder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.dask_processes import dask_processes
+from tests.helpers.other_users import let_others_pass
 from tests.helpers.run_files import (
     assert_same_output,
     output_bytes,
@@ -67,9 +68,7 @@ def alone(slide, tmp_path_factory):
 def slurm(tmp_path_factory):
     """Settings of commands that reach it."""
     folder = tmp_path_factory.mktemp("slurm")
-    for parent in (folder, *folder.parents):  # munge's own user has to reach its socket
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    let_others_pass(folder)  # munge's own user has to reach its socket
     try:
         subprocess.run(["bash", NODE, "start", folder], check=True, timeout=120)
         yield {"SLURM_CONF": str(folder / "slurm.conf")}

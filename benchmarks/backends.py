@@ -30,13 +30,13 @@ from torch.nn import functional
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import BACKENDS, PatchShape
+from densebatch.engines.findings import identify_machine, list_versions
 from densebatch.engines.folding import EnlargingConv, fold_network
 from densebatch.engines.make import choose_device, make_backend
 from densebatch.engines.openvino import convert_network, pack_model
 from densebatch.engines.quantization import quantise_model
 from densebatch.models.model import find_model, list_bundled, load_network
 from densebatch.models.network import FULL_WIDTH, HALF_WIDTH, QUARTER_WIDTH, CPnet
-from densebatch.planning.findings import identify_machine, list_versions
 from densebatch.planning.gate import compare_flows, draw_sample, predict_sample
 from densebatch.planning.settings import DEFAULT_MODEL
 

@@ -49,8 +49,10 @@ def test_a_newcomer_finds_packages_and_nothing_else():
     # `upkeep` as parts of `planning` and `run` that had no room for it, `measuring` as that of
     # `cells`, `exporting` with a module for each program that results are for; `compartments` with
     # nuclei within cells; `cohorts` for many slides at once, which `run`, the story of one, has no
-    # room for and need not know.
-    assert len(packages) <= 26
+    # room for and need not know; `readers` with one for each format of a microscope that a library
+    # reads; `regions` for the part of a slide that counts, which plans and tables need;
+    # `converting` for slides that are written anew, a run without labels.
+    assert len(packages) <= 29
     for package in packages:
         assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())), package
         assert len(list(package.glob("*.py"))) - 1 <= 14, package

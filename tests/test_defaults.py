@@ -6,6 +6,7 @@ words that the program does not print any more all fail.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -196,12 +197,33 @@ def merged(folder, capsys):
     return call_main(capsys, "merge", folder / "a.ome.tif", folder / "b.ome.tif", folder / "out")
 
 
+def box(side):
+    return {"type": "Polygon", "coordinates": [[[0, 0], [side, 0], [side, side], [0, side]]]}
+
+
+def in_areas(document):
+    """Case: areas of a slide, by GeoJSON or a mask of another shape."""
+
+    def tell(folder, capsys):
+        path = folder / ("roi.png" if document is None else "roi.geojson")
+        if document is None:
+            imsave(path, np.ones((9, 90), np.uint8), check_contrast=False)
+        else:
+            path.write_text(json.dumps(document))
+        return plan(slide(), "--roi", path)(folder, capsys)
+
+    return tell
+
+
 NOTES = {
     "the pixel size counts as unknown, unless": plan(write_store(), "--membrane", "0"),
     "the last two are taken": plan(write_store(scale(1, 0.5, 0.5)), "--membrane", "0"),
     "that of the whole image": plan(
         write_store(of_image=[scale(1, 1, 0.5, 0.5)]), "--membrane", "0"
     ),
+    "(points, lines)": in_areas([{"type": "Point", "coordinates": [1, 1]}, box(9)]),
+    "that reach beyond": in_areas(box(5000)),
+    "is stretched to the slide": in_areas(None),
     "which are not square": plan(physical(PhysicalSizeX=0.5, PhysicalSizeY=0.7)),
     "taken for its height too": plan(physical(PhysicalSizeX=0.5)),
     "do not count and channels": plan(

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from densebatch.engines.backend import BACKENDS, Engine, patch_shape
+from densebatch.engines.findings import remember
 from densebatch.engines.make import wake_device
 from densebatch.planning.engine_trial import identify_parity, make_plan_backend, time_backends
-from densebatch.planning.findings import remember
 from densebatch.planning.gate import compare_flows, draw_sample, predict_sample
 from densebatch.planning.planner import draft_plan, survey_plan
 from densebatch.planning.settings import SegmentSettings

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 _CAUSE_LENGTH = 200
 
 
@@ -15,6 +20,32 @@ class InputError(DensebatchError):
     """Input or settings that cannot work: what was found, where, and what is accepted."""
 
     exit_code = 2
+
+
+class SceneError(InputError):
+    """Which of several images is meant was not said, or not so that it is one of them.
+
+    Attributes
+    ----------
+    scenes : a name and a description of each image that there is
+    """
+
+    def __init__(self, message: str, scenes: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.scenes = tuple(scenes)
+
+
+class StackError(InputError):
+    """Which of several focal planes or points in time is meant was not said.
+
+    Attributes
+    ----------
+    stacks : how many there are, by the option that chooses one (`z`, `t`)
+    """
+
+    def __init__(self, message: str, stacks: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.stacks = dict(stacks or {})
 
 
 class CapacityError(InputError):

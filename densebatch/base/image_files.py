@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -222,7 +223,8 @@ def _check_values(
 
 def _unpack(file: BinaryIO, number_format: str, offset: int) -> int | None:
     n_bytes = struct.calcsize(number_format)
-    if offset >= 2**63:
+    # File systems refuse to seek far beyond what they can hold.
+    if offset + n_bytes > os.fstat(file.fileno()).st_size:
         return None
     file.seek(offset)
     data = file.read(n_bytes)

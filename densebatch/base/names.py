@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import SceneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -211,10 +211,11 @@ def choose_scene(path: Path, scenes: Sequence[Scene], wanted: str | None) -> int
 
     Raises
     ------
-    InputError
+    SceneError
         If several images are there and none was chosen, or what was chosen is not there or bears
         the name of several. The images are listed.
     """
+    all_scenes = [(scene.name, scene.what) for scene in scenes]
     listed = "; ".join(
         f"{index}: {repr(scene.name) if scene.name else 'without a name'}, {scene.what}"
         for index, scene in enumerate(scenes[:_N_SHOWN])
@@ -224,16 +225,20 @@ def choose_scene(path: Path, scenes: Sequence[Scene], wanted: str | None) -> int
     if wanted is None:
         if len(scenes) == 1:
             return 0
-        raise InputError(
+        raise SceneError(
             f"{path} holds {len(scenes)} images and none was chosen; choose one with --scene, by "
-            f"its name or index ({listed})"
+            f"its name or index ({listed})",
+            all_scenes,
         )
     found = find_name([scene.name for scene in scenes], wanted)
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(
+        raise SceneError(
             f"{path} holds {len(found)} images named {wanted!r}; choose one with --scene by its "
-            f"index, such as '#{found[0]}' ({listed})"
+            f"index, such as '#{found[0]}' ({listed})",
+            all_scenes,
         )
-    raise InputError(f"{path} holds no image {wanted!r}; accepted with --scene are {listed}")
+    raise SceneError(
+        f"{path} holds no image {wanted!r}; accepted with --scene are {listed}", all_scenes
+    )

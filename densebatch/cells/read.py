@@ -246,7 +246,7 @@ def _read_tiff_layout(opened: OpenTiff, scene: str | None) -> Pixels:
             "is inside; save it with 0 as black, or with 8 bits"
         )
     unit = (1, 1)
-    if chosen.image.n_levels == 1 and first.is_memmappable and level.dataoffset is not None:
+    if len(chosen.image.levels) <= 1 and first.is_memmappable and level.dataoffset is not None:
         dtype = np.dtype(level.dtype).newbyteorder(opened.tif.byteorder)
         file = level.keyframe.parent.filehandle.path
         array: Any = np.memmap(file, dtype, "r", level.dataoffset, level.shape)

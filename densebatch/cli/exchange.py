@@ -1,4 +1,4 @@
-"""Labels of other tools, and for them: `densebatch merge` and `densebatch export`."""
+"""Slides and labels, of other tools and for them: `convert`, `merge` and `export`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
+from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
+from densebatch.cli.options import add_options, scheduler_options, slide_options
+from densebatch.ngff.metadata import VERSIONS
 
 _PATH = click.Path(path_type=Path)
 
@@ -53,6 +56,44 @@ def merge(tiles: tuple[Path, ...], out: Path, pixel_size: float | None, step: in
     click.echo(f"record  {result.out / 'merge.json'}")
     look = shlex.join(["napari", "--plugin", "napari-ome-zarr", str(result.labels)])
     click.echo(f"look    {look}")
+
+
+@click.command("convert", cls=LoggedCommand)
+@click.argument("slide", type=_PATH)
+@click.argument("out", type=_PATH, metavar="OUT.ome.zarr")
+@add_options([
+    click.option("--ngff", type=click.Choice(VERSIONS), help="OME-Zarr version.  [0.5]"),
+    *slide_options,
+    click.option("--pixel-size", type=float, metavar="UM", help="um per pixel of the slide."),
+    click.option("--roi", type=_PATH, metavar="FILE",
+                 help="Areas that count, as of segment; all else becomes 0."),
+    click.option("--exclude", type=_PATH, metavar="FILE", help="Areas that become 0."),
+    click.option("--workers", type=int, metavar="N", help="Dask workers; 0: in this process."),
+    *scheduler_options,
+    click.option("--restart", is_flag=True, help="Begin an unfinished conversion anew."),
+])  # fmt: skip
+def convert(slide: Path, out: Path, restart: bool, **options: Any) -> None:  # noqa: ANN401
+    """Write SLIDE as a pyramidal OME-Zarr with all channels, their names and the pixel size.
+
+    OUT.ome.zarr appears whole, when every pixel has been read back and compared with the slide. The
+    same command continues an interrupted conversion.
+    """
+    from densebatch.cli.terminal import TerminalProgress
+    from densebatch.converting.convert import convert as run_convert
+    from densebatch.planning.settings import load_settings
+
+    settings = load_settings(None, **options)
+    with TerminalProgress(get_console()) as progress:
+        made = run_convert(slide, out, settings, restart=restart, progress=progress)
+    plan = made.plan
+    size = f"{plan.um_per_px:g} um/px" if plan.um_per_px else "pixel size unknown"
+    click.echo(
+        f"{count_of(len(plan.slide.channels), 'channel')} of {plan.shape[0]} x {plan.shape[1]} px "
+        f"in {count_of(plan.n_levels, 'level')}, {size}, OME-Zarr {plan.ngff}"
+        + (" (was complete)" if made.was_there else "")
+    )
+    click.echo(f"image   {made.out}")
+    click.echo(f"pixels  equal to the slide's, digest {made.pixels}")
 
 
 # As `densebatch.exporting.export` has them, which `--help` does not wait for.

@@ -1,9 +1,8 @@
-"""`densebatch segment` and `densebatch plan`."""
+"""`densebatch segment`, and the options that `densebatch plan` has as well."""
 
 from __future__ import annotations
 
 import json
-import sys
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,19 +10,21 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from densebatch.base.errors import PartialRunError
-from densebatch.base.names import count_of, quote_names
+from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import add_options, positivity_options, scheduler_options
+from densebatch.cli.options import (
+    add_options,
+    positivity_options,
+    scheduler_options,
+    slide_options,
+)
 from densebatch.ngff.metadata import VERSIONS
 from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSettings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.cohorts.outlook import Outlook
     from densebatch.cohorts.rows import Row
-    from densebatch.planning.plan import FlowPlan, Plan
-    from densebatch.run.prepare import Prepared
 
 
 def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -50,8 +51,11 @@ _OPTIONS = [
                  help="Membrane or cytoplasm channels, by name or index; several are combined. "
                  "Repeatable."),
     click.option("--nuclei", metavar="NAME", help="Nuclear channel, by name or index."),
-    click.option("--scene", metavar="NAME|INDEX", help="Image of a file that holds several."),
-    click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
+    *slide_options,
+    click.option("--roi", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Areas that count: GeoJSON of QuPath, ImageJ ROIs, or a mask image."),
+    click.option("--exclude", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Areas that do not count, of the same kinds."),
     click.option("--model", metavar="MODEL",
                  help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
     click.option("--segmenter", metavar="NAME",
@@ -108,7 +112,7 @@ _OPTIONS = [
 ]  # fmt: skip
 
 
-def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the settings, and which of them have commas between names of channels."""
 
     @wraps(command)
@@ -123,7 +127,7 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _slides_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
+def slides_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command slides, as arguments or in a sheet, and where their output goes."""
     path = click.Path(path_type=Path)
     decorated: Callable[..., Any] = add_options([
@@ -137,8 +141,8 @@ def _slides_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=LoggedCommand)
-@_slides_arguments
-@_settings_options
+@slides_arguments
+@settings_options
 @click.option("--keep-flows", is_flag=True, default=None, help="Leave the flow field in OUT/work.")
 @click.option("--restart", is_flag=True, help="Remove an earlier run's results from OUT first.")
 @click.option("--allow-partial", is_flag=True, help="Exit with 0 also where tiles failed.")
@@ -152,7 +156,7 @@ def segment(
     allow_partial: bool,
     **kept: Any,  # noqa: ANN401
 ) -> None:
-    """Segment SLIDE (OME-Zarr, OME-TIFF, TIFF or PNG) and write results to OUT.
+    """Segment SLIDE (OME-Zarr, TIFF, PNG or a microscope's file) and write results to OUT.
 
     Several slides, or those of a sample sheet, share the workers, and each gets a folder in OUT
     by its name; OUT/cohort.json tells what became of them.
@@ -162,14 +166,14 @@ def segment(
     """
     if kept.get("keep_flows"):
         settings = settings.model_copy(update={"keep_flows": True})
-    rows = _list_rows(slides, sheet, settings, listed)
+    rows = list_rows(slides, sheet, settings, listed)
     if rows is None:
         _segment_slide(slides[0], out, settings, listed, restart, allow_partial)
     else:
         _segment_cohort(rows, out, settings, restart, allow_partial)
 
 
-def _list_rows(
+def list_rows(
     slides: tuple[Path, ...],
     sheet: Path | None,
     settings: SegmentSettings,
@@ -235,213 +239,3 @@ def _segment_cohort(
             f"of {count_of(len(rows), 'slide')} {' and '.join(told)}; the same command tries them "
             "again"
         )
-
-
-@click.command(cls=LoggedCommand)
-@_slides_arguments
-@_settings_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(
-    slides: tuple[Path, ...],
-    out: Path,
-    sheet: Path | None,
-    settings: SegmentSettings,
-    listed: frozenset[str],
-    as_json: bool,
-) -> None:
-    """Show what `densebatch segment SLIDE OUT` would do, without doing it.
-
-    Of several slides, or those of a sample sheet, it is a table with their sums.
-    """
-    rows = _list_rows(slides, sheet, settings, listed)
-    if rows is None:
-        _plan_slide(slides[0], out, settings, listed, as_json)
-    else:
-        _plan_cohort(rows, out, settings, as_json)
-
-
-def _plan_cohort(rows: list[Row], out: Path, settings: SegmentSettings, as_json: bool) -> None:
-    from densebatch.cli.terminal import TerminalProgress
-    from densebatch.cohorts.outlook import look_ahead
-
-    with TerminalProgress(get_console()) as progress:
-        found = list(look_ahead(rows, out, settings, progress))
-    if as_json:
-        click.echo(json.dumps({"samples": [each.to_dict() for each in found]}, indent=1))
-    else:
-        width = max(len("sample"), *(len(each.sample) for each in found))
-        click.echo(f"{'sample':<{width}}        Mpx  network Mpx  seconds  disk MB")
-        can_be = [each for each in found if each.reason is None]
-        for each in found:
-            told = _tell_columns([each]) if each.reason is None else f"  fails: {each.reason}"
-            click.echo(f"{each.sample:<{width}}{told}")
-        click.echo(f"{'sum':<{width}}{_tell_columns(can_be)}")
-        worker_mb = max((each.worker_mb or 0 for each in found), default=0)
-        click.echo(f"memory: {worker_mb} MB a worker")
-    n_failed = sum(each.reason is not None for each in found)
-    if n_failed:
-        sys.stdout.flush()
-        raise PartialRunError(f"of {count_of(len(rows), 'slide')} {n_failed} would fail")
-
-
-def _tell_columns(some: list[Outlook]) -> str:
-    """Sums of columns; nothing for one that is not known of all."""
-    cells = []
-    for name, width, form in (
-        ("mpx", 11, ".1f"), ("network_mpx", 13, ".1f"), ("network_seconds", 9, ".0f"),
-        ("disk_mb", 9, "d"),
-    ):  # fmt: skip
-        values = [getattr(each, name) for each in some]
-        cells.append(" " * width if None in values else f"{format(sum(values), form):>{width}}")
-    return "".join(cells)
-
-
-def _plan_slide(
-    slide: Path, out: Path, settings: SegmentSettings, listed: frozenset[str], as_json: bool
-) -> None:
-    from densebatch.cohorts.rows import split_names
-    from densebatch.run.folder import OutputFolder
-    from densebatch.run.prepare import prepare
-
-    folder = OutputFolder(out.absolute())
-    settings = split_names(slide, settings, listed)
-    [run] = prepare([(slide, folder)], settings, note=lambda text: click.echo(text, err=True))
-    if as_json:
-        document = _tell_json(run)
-        if run.inner:
-            document["runs"] = {role: _tell_json(inner) for role, inner in run.inner.items()}
-        click.echo(json.dumps(document, indent=1))
-    else:
-        for role, inner in run.inner.items():
-            click.echo(f"-- {role}")
-            for line in _describe(inner.plan, _collect_facts(inner)):
-                click.echo(line)
-        if run.inner:
-            click.echo("-- together")
-        for line in _describe(run.plan, _collect_facts(run)):
-            click.echo(line)
-    sys.stdout.flush()
-    # What would be refused is refused here too, with the same words.
-    for each in (*run.inner.values(), run):
-        each.folder.compare(each.plan)
-
-
-def _tell_json(run: Prepared) -> dict[str, Any]:
-    document = json.loads(run.plan.to_json())
-    document.pop("active", None)
-    return {**_collect_facts(run), "plan": document}
-
-
-def _collect_facts(run: Prepared) -> dict[str, Any]:
-    """What a run would do, in numbers."""
-    from densebatch.planning.engine_trial import count_flop, estimate_seconds
-    from densebatch.planning.plan import FlowPlan, LabelPlan
-
-    built, settings = run.plan, run.settings
-    facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
-    if isinstance(built, FlowPlan):
-        assert run.choice is not None
-        facts |= {
-            "network_patches": built.network_patches,
-            "network_px": built.network_px,
-            "network_covered_px": built.covered_px,
-            "network_flop": count_flop(built),
-            "network_seconds": estimate_seconds(built, settings, run.workers),
-            "predict_tasks": len(built.groups),
-            "trace_tiles": len(built.tiles(settings.tile)),
-            "engine": run.choice.to_dict(),
-        }
-    elif isinstance(built, LabelPlan):
-        facts |= {
-            "segmenter_tiles": len(built.layout.regions),
-            "segmenter_px": sum(region.area for region in built.layout.regions),
-        }
-    return facts | {
-        "workers": run.workers,
-        "worker_mb": run.needs.worker_mb,
-        "worst_task": run.needs.worst_task,
-        "disk_mb": run.needs.disk_mb,
-        "fingerprint": built.fingerprint,
-    }
-
-
-def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
-    from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
-
-    info = built.slide
-    size = f"{built.um_per_px:g} um/px" if built.um_per_px else "pixel size unknown"
-    lines = [
-        f"slide      {info.path}",
-        f"           {info.kind}, {info.height} x {info.width} px, {info.dtype}, {size}, "
-        f"channels {quote_names(info.channels)}",
-    ]
-    if isinstance(built, FlowPlan):
-        lines += [
-            f"model      {built.model.name} (sha256 {built.model.sha256[:12]})",
-            f"scale      {built.rescale:.4g} ({built.rescale_reason})",
-        ]
-    elif isinstance(built, LabelPlan):
-        lines += [
-            f"segmenter  {built.segmenter} (code {built.segmenter_identity[:12]})",
-            f"options    {json.dumps(built.options)}",
-        ]
-    elif isinstance(built, JoinPlan):
-        lines += [
-            f"joined     {' and '.join(built.runs)}; the membrane of a cell is "
-            f"{built.ring_px:.3g} px wide",
-        ]
-        if built.grow_px:
-            lines.append(
-                f"           nuclei without a cell grow into one by {built.grow_px:.3g} px"
-            )
-    named = [("membrane", b) for b in built.membrane]
-    named += [("nuclei", built.nuclei)] if built.nuclei else []
-    lines += [
-        f"{role:<10} {b.name}: {b.low:g} to {b.high:g} becomes 0 to 1 "
-        f"(tissue is {b.tissue_fraction:.0%} of the slide)"
-        for role, b in named
-    ]
-    if isinstance(built, FlowPlan):
-        lines += _describe_network(built, facts)
-    elif isinstance(built, LabelPlan):
-        lines += [
-            f"tiles      {facts['segmenter_tiles']} of up to {built.tile_px} px share "
-            f"{built.overlap_px} px: {facts['segmenter_px'] / 1e6:.1f} Mpx, "
-            f"{facts['segmenter_px'] / facts['slide_px']:.3f} x the slide's",
-            f"tasks      {facts['segmenter_tiles']} label, {facts['workers']} workers",
-        ]
-    lines += [
-        f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
-        f"disk       up to {facts['disk_mb']} MB",
-        *(f"note       {note}" for note in built.notes),
-    ]
-    return lines
-
-
-def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:
-    return [
-        f"network    {facts['network_patches']} of {len(built.lattice.cores)} patches of "
-        f"{built.lattice.y.patch} x {built.lattice.x.patch} px hold signal: "
-        f"{facts['network_px'] / 1e6:.1f} Mpx, "
-        f"{facts['network_px'] / max(1, facts['network_covered_px']):.3f} x the slide's",
-        *_describe_cost(facts),
-        f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
-        f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
-        f"{facts['workers']} workers",
-    ]
-
-
-def _describe_cost(facts: dict[str, Any]) -> list[str]:
-    """What evaluating the network takes, of a kind that can be told before."""
-    if facts["network_flop"] is None:
-        return []
-    seconds = facts["network_seconds"]
-    taken = "" if seconds is None else f", about {_tell_duration(seconds)} on this machine"
-    return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
-
-
-def _tell_duration(seconds: float) -> str:
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 
 from densebatch.base.names import count_of
 from densebatch.measuring.positivity import tell_positivity
+from densebatch.planning.pace import tell_duration
 from densebatch.run.segment import Progress
 
 if TYPE_CHECKING:
@@ -30,10 +31,17 @@ _SECONDS_BETWEEN_LINES = 10.0
 class _Counter:
     def __init__(self, total: int, done: int) -> None:
         self.total = total
-        self.done = done
+        self.done = self.before = done
         self.pixels = 0
         self.start = time.monotonic()
         self.shown = self.start
+
+    @property
+    def seconds_left(self) -> float:
+        """At the rate of this session."""
+        passed = time.monotonic() - self.start
+        new = self.done - self.before
+        return passed / new * (self.total - self.done) if new else 0.0
 
     @property
     def mpx_per_second(self) -> float:
@@ -94,7 +102,9 @@ class TerminalProgress(Progress):
         now = time.monotonic()
         if counter.done == counter.total or now - counter.shown > _SECONDS_BETWEEN_LINES:
             counter.shown = now
-            self._print(f"{name}: {counter.done}/{count_of(counter.total, 'task')}, {rate}")
+            left = counter.seconds_left
+            told = f", {tell_duration(left)} left" if left else ""
+            self._print(f"{name}: {counter.done}/{count_of(counter.total, 'task')}, {rate}{told}")
 
     def drop(self, name: str) -> None:
         """Take the bar of a stage away."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,7 @@ from densebatch.cli.options import (
     add_options,
     check_writable,
     positivity_options,
+    slide_options,
     write_text,
 )
 
@@ -140,8 +141,7 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
     metavar="OTHER",
     help="Measure this image, on the grid of the labels, and not the slide of the run.",
 )
-@click.option("--scene", metavar="NAME|INDEX", help="Image of OTHER, if it holds several.")
-@click.option("--axes", metavar="CYX", help="Dimensions of OTHER, if misnamed.")
+@add_options(slide_options)
 @click.option(
     "--channels",
     multiple=True,
@@ -165,13 +165,14 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
 def measure(
     out: Path,
     source: Path | None,
-    scene: str | None,
-    axes: str | None,
     channels: tuple[str, ...],
     quantiles: str,
     neighbour_radius: float | None,
     workers: int | None,
-    **positivity: Any,  # noqa: ANN401
+    fraction: tuple[str, ...],
+    positive: tuple[str, ...],
+    phenotype: tuple[str, ...],
+    **chosen: str | None,
 ) -> None:
     """Measure the cells in OUT again, without segmenting: its cells.parquet is written anew.
 
@@ -183,14 +184,15 @@ def measure(
     from densebatch.measuring.schema import RADIUS_UM
     from densebatch.upkeep.measure import measure as run_measure
 
-    for name, value in (("--scene", scene), ("--axes", axes)):
+    for name, value in chosen.items():
         if value is not None and source is None:
-            raise click.UsageError(f"{name} is of the image of --from, which is not given")
+            raise click.UsageError(f"--{name} is of the image of --from, which is not given")
     with TerminalProgress(get_console()) as progress:
         result = run_measure(
-            out, source=source, scene=scene, axes=axes, channels=channels, quantiles=quantiles,
+            out, source=source, chosen=chosen, channels=channels, quantiles=quantiles,
             neighbour_radius=RADIUS_UM if neighbour_radius is None else neighbour_radius,
-            threads=workers or None, progress=progress, **positivity,
+            threads=workers or None, progress=progress, fraction=fraction,
+            positive=positive, phenotype=phenotype,
         )  # fmt: skip
     measured = count_of(len(result.measured["channels"]), "channel")
     click.echo(f"{result.n_cells} cells measured in {measured}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -244,6 +244,11 @@ class Place:
         before = time.monotonic()
         self._crew.wait()
         self.waited_s += time.monotonic() - before
+
+    def for_survey(self, drafts: Sequence[Plan]) -> AbstractContextManager[Executor | None]:
+        """Nobody: workers have tasks of other slides, beside which this process reads."""
+        del drafts
+        return nullcontext()
 
     def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> Executor:
         """The slide's share of the crew; errors as `Crew.open_executor`."""

@@ -71,7 +71,10 @@ def split_names(path: Path, settings: SegmentSettings, listed: Collection[str]) 
     """
     for option in sorted(listed):
         if any("," in text for text in getattr(settings, option)):
-            slide = open_slide(path, settings.scene, settings.axes)
+            slide = open_slide(
+                path, settings.scene, settings.axes, z=settings.z, t=settings.t,
+                panel=settings.panel,
+            )  # fmt: skip
             names = [
                 name for text in getattr(settings, option) for name in slide.split_channels(text)
             ]

@@ -211,7 +211,7 @@ class _Reader:
     def _find_file(self, text: str) -> str:
         """The path of a file beside the sheet, if the text looks like one's; else the text."""
         looks_so = "/" in text or Path(text).suffix
-        return str(self._folder / text) if looks_so and (self._folder / text).is_file() else text
+        return str(self._folder / text) if looks_so and (self._folder / text).exists() else text
 
     def _find_model_fault(self, settings: SegmentSettings) -> str | None:
         """Why a model cannot be used; each is looked at once."""

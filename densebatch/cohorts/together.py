@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from densebatch.cohorts.rows import Row
     from densebatch.planning.plan import Plan
     from densebatch.planning.planner import Limits
+    from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.report import Progress
 
@@ -152,7 +153,8 @@ def survey_together(
     first = ""
     identities = []
     usable = []
-    for row, draft, earlier in _draft_all(rows, out, restart=restart):
+    scales: dict[str, DiameterEstimate] = {}
+    for row, draft, earlier in _draft_all(rows, out, scales, restart=restart):
         own = _describe(draft)
         kind, first = (own, row.sample) if kind is None else (kind, first)
         if own != kind:
@@ -171,7 +173,7 @@ def survey_together(
     pools = [Pool(kind.percentiles, np.dtype(kind.dtype)) for _ in kind.channels]
     progress.stage(_STAGE, len(usable), 0)
     surveyed: dict[str, list[bool]] = {}
-    for row, draft, earlier in _draft_all(usable, out, restart=restart):
+    for row, draft, earlier in _draft_all(usable, out, scales, restart=restart):
         try:
             surveys = survey_channels(draft, earlier)
         except InputError:  # its row fails in its turn
@@ -186,7 +188,7 @@ def survey_together(
     wanted = [pool.wanted for pool in pools]
     if any(bins.size for bins in wanted):
         again = [row for row in usable if row.sample in surveyed]
-        for row, draft, earlier in _draft_all(again, out, restart=restart):
+        for row, draft, earlier in _draft_all(again, out, scales, restart=restart):
             found_low = count_low_bits(draft, earlier, wanted)
             for pool, low_bits, does_count in zip(
                 pools, found_low, surveyed[row.sample], strict=True
@@ -209,16 +211,21 @@ def survey_together(
 
 
 def _draft_all(
-    rows: Sequence[Row], out: Path, *, restart: bool
+    rows: Sequence[Row], out: Path, scales: dict[str, DiameterEstimate], *, restart: bool
 ) -> Iterator[tuple[Row, Plan, Plan | None]]:
-    """Drafts of the slides that can be opened, one after the other, with what their runs began."""
+    """Drafts of the slides that can be opened, one after the other, with what their runs began.
+
+    `scales` keeps the diameters that are estimated.
+    """
     for row in rows:
         earlier = None if restart else OutputFolder(out / row.sample).read_marker()
         try:
             settings = row.read_settings()
             draft = draft_plan(row.slide, settings)
             if settings.diameter == "auto" and isinstance(draft, FlowPlan):
-                draft = draft_plan(row.slide, settings, estimate_scale(draft, settings, earlier))
+                if row.sample not in scales:
+                    scales[row.sample] = estimate_scale(draft, settings, earlier)
+                draft = draft_plan(row.slide, settings, scales[row.sample])
         except (InputError, OSError):  # its row fails in its turn
             continue
         yield row, draft, earlier

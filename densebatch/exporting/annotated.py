@@ -150,8 +150,11 @@ def write_tree(
     tree.group("/", ("anndata", "0.1.0"))
     for group in ("layers", "obsm", "obsp", "varm", "varp"):
         tree.group(group, _DICT)
-    obs = dict(zip(columns.others, sanitize_names(columns.others), strict=True))
-    order = [*obs.values(), *(["region"] if region else [])]
+    own = ["region"] if region else []
+    obs = dict(
+        zip(columns.others, sanitize_names([*own, *columns.others])[len(own) :], strict=True)
+    )
+    order = [*obs.values(), *own]
     tree.group("obs", _FRAME, {"_index": "_index", "column-order": order})
     tree.group("var", _FRAME, {"_index": "_index", "column-order": []})
     _write_text(tree, "var/_index", columns.channels)
@@ -160,8 +163,11 @@ def write_tree(
     spatial = tree.array("obsm/spatial", (n_cells, 2), np.dtype(np.float64))
     matrices = _make_matrices(tree, columns, n_cells)
     masks: dict[str, Any] = {}
-    kept = {}
+    kept, texts = {}, {}
     for name in columns.others:
+        if pa.types.is_string(source.schema.field(name).type):
+            texts[name] = _Categories(tree, f"obs/{obs[name]}", n_cells)
+            continue
         path, kind = f"obs/{obs[name]}", _find_type(source.schema, name)
         if may_be_unknown(name):
             tree.group(path, ("nullable-boolean", "0.1.0"))
@@ -186,6 +192,41 @@ def write_tree(
                 masks[name][rows] = np.isnan(values.astype(np.float64))
                 values = np.nan_to_num(values.astype(np.float64))
             array[rows] = values.astype(array.dtype)
+        for name, column in texts.items():
+            column.write(rows, batch[name].to_pylist())
+    for column in texts.values():
+        column.finish()
+
+
+class _Categories:
+    """A column of a few texts, some of which may be unknown; they are known when all is written.
+
+    Parameters
+    ----------
+    tree
+        Where to write.
+    path
+        Of the column.
+    n_cells
+        Its length.
+    """
+
+    def __init__(self, tree: Container, path: str, n_cells: int) -> None:
+        self._tree, self._path = tree, path
+        self._known: dict[str | None, int] = {None: -1}
+        tree.group(path, ("categorical", "0.2.0"), {"ordered": False})
+        self._codes = tree.array(f"{path}/codes", (n_cells,), np.dtype(np.int32))
+
+    def write(self, rows: slice, texts: Sequence[str | None]) -> None:
+        """Write some rows."""
+        codes = [self._known.setdefault(text, len(self._known) - 1) for text in texts]
+        self._codes[rows] = np.array(codes, np.int32)
+
+    def finish(self) -> None:
+        """Write the texts; all rows are written."""
+        _write_text(
+            self._tree, f"{self._path}/categories", [t for t in self._known if t is not None]
+        )
 
 
 def _make_matrices(tree: Container, columns: Columns, n_cells: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
+import pyarrow as pa
 import shapely
 
 from densebatch.exporting.columns import as_numbers
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from densebatch.exporting.options import Options
@@ -58,12 +58,15 @@ def _write_lines(
     """A feature for each row."""
     outlines = _draw(cells)
     inner = [""] * len(outlines) if nuclei is None else _draw(nuclei)
-    rows = zip(batch["id"].to_pylist(), outlines, inner, _read_measurements(batch), strict=True)
-    for cell, outline, nucleus, measured in rows:
+    rows = zip(
+        batch["id"].to_pylist(), outlines, inner, _read_measurements(batch), _read_texts(batch),
+        strict=True,
+    )  # fmt: skip
+    for cell, outline, nucleus, measured, texts in rows:
         beside = f'"nucleusGeometry": {nucleus}, ' if nucleus else ""
         yield (
             f'{{"type": "Feature", "id": "{uuid.uuid5(run, str(cell))}", "geometry": {outline}, '
-            f'{beside}"properties": {{"objectType": "cell", "name": "{cell}", '
+            f'{beside}"properties": {{"objectType": "cell", "name": "{cell}", {texts}'
             f'"measurements": {{{measured}}}}}}}'
         )
 
@@ -90,6 +93,14 @@ def _read_measurements(batch: pa.RecordBatch) -> Iterator[str]:
             columns.append([f"{key}: {v:.9g}" if isfinite(v) else "" for v in values.tolist()])
     for row in zip(*columns, strict=True):
         yield ", ".join(filter(None, row))
+
+
+def _read_texts(batch: pa.RecordBatch) -> Iterator[str]:
+    """What QuPath calls metadata: the columns of text of each row, where they are known."""
+    names = [f.name for f in batch.schema if pa.types.is_string(f.type)]
+    for row in batch.select(names).to_pylist() if names else [{}] * batch.num_rows:
+        told = {name: text for name, text in row.items() if text is not None}
+        yield f'"metadata": {json.dumps(told)}, ' if told else ""
 
 
 @contextmanager

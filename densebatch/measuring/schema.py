@@ -66,13 +66,23 @@ OF_LABELS = (
     Column("y1", _INT, "bounding box: row after the last"),
     Column("x1", _INT, "bounding box: column after the last"),
     Column("touches_border", _BOOL, "a pixel lies at the slide's border"),
-    Column("touches_missing", _BOOL, "a pixel lies beside one without a result: it may be cut"),
+    Column(
+        "touches_missing", _BOOL,
+        "a pixel lies beside one without a result, or at the edge of `--roi`: it may be cut",
+    ),
     Column(
         "neighbours", _INT, "other cells whose centroid is within the radius "
         f"(`--neighbour-radius`, {RADIUS_UM:g} µm)", _NO_SIZE,
     ),
     Column("nearest_px", _FLOAT, "distance to the nearest other centroid, px; NaN if none"),
 )  # fmt: skip
+
+# Of cells of a part of the slide, where areas have names.
+OF_REGIONS = (
+    Column(
+        "region", "string", "with `--roi`: name of the area that the centroid lies in", "in none"
+    ),
+)
 
 # Of cells whose nuclei are known.
 OF_NUCLEI = (
@@ -168,6 +178,7 @@ class Measures:
     markers : in which cells are positive or not, by channel, ascending
     phenotypes : in the order of their columns
     compartments : in which channels are measured as well, by name
+    has_regions : whether areas with names count, one of which each cell may lie in
     """
 
     channels: tuple[int, ...]
@@ -177,6 +188,7 @@ class Measures:
     markers: tuple[Marker, ...] = ()
     phenotypes: tuple[Phenotype, ...] = ()
     compartments: tuple[str, ...] = ()
+    has_regions: bool = False
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -268,7 +280,11 @@ def list_columns(measures: Measures, channels: Sequence[str]) -> list[Column]:
     """
     names = name_channels(channels)
     positive = {marker.channel for marker in measures.markers}
-    columns = [*OF_LABELS, *(OF_NUCLEI if measures.compartments else ())]
+    columns = [
+        *OF_LABELS,
+        *(OF_REGIONS if measures.has_regions else ()),
+        *(OF_NUCLEI if measures.compartments else ()),
+    ]
     for compartment in ("", *measures.compartments):
         ending = name_compartment(compartment) if compartment else ""
         for channel in measures.channels:
@@ -290,7 +306,7 @@ def describe_schema() -> Iterator[str]:
     yield "| column | type | what | null |"
     yield "|---|---|---|---|"
     shown = [
-        *((each.name, each) for each in (*OF_LABELS, *OF_NUCLEI)),
+        *((each.name, each) for each in (*OF_LABELS, *OF_REGIONS, *OF_NUCLEI)),
         *(
             (f"{each.name}<channel>", each)
             for each in (*OF_CHANNELS, _QUANTILE, _FRACTION, _POSITIVE)

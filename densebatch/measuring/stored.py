@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.measuring.parts import CellSums
     from densebatch.measuring.schema import Share
+    from densebatch.regions.areas import Areas
 
     # Pixels of a channel in a region, and the regions in it that could not be read by the run.
     PixelReader = Callable[[int, Region], tuple[NDArray[Any], Sequence[Region]]]
@@ -99,6 +100,7 @@ def measure_unit(
     read_pixels: PixelReader,
     gaps: PyramidSpec | None,
     shares: Mapping[int, Share],
+    areas: Areas | None = None,
     *,
     forms: bool = True,
 ) -> CellSums:
@@ -120,6 +122,8 @@ def measure_unit(
         The label image that marks pixels without a result; None if there is none.
     shares
         Of pixels that are counted, by channel.
+    areas
+        Of the slide that count; None for all.
     forms
         As of `Shard`.
 
@@ -135,8 +139,7 @@ def measure_unit(
     shard = Shard(local, ids, is_split, region, spec.width, fractions, forms=forms)
     for channel in channels if ids.size else ():
         measure_channel(shard, *read_pixels(channel, region), shares.get(channel), region)
-    none = np.zeros(0, np.uint32)
-    return shard.finish(none if gaps is None else _find_touching(gaps, region, local))
+    return shard.finish(_find_touching(spec, gaps, areas, region, local))
 
 
 def measure_channel(
@@ -172,16 +175,42 @@ def measure_channel(
 
 
 def _find_touching(
-    gaps: PyramidSpec, region: Region, local: NDArray[np.uint32]
+    spec: PyramidSpec,
+    gaps: PyramidSpec | None,
+    areas: Areas | None,
+    region: Region,
+    local: NDArray[np.uint32],
 ) -> NDArray[np.uint32]:
-    """Labels beside a pixel without a result, diagonally or not."""
-    around = region.expand(1).clip(gaps.height, gaps.width)
-    array = open_array(level_path(gaps, 0))
-    try:
-        marked = np.asarray(array[around.slices]) != 0
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{label_path(gaps)} is damaged at {around}: {error}.") from error
+    """Labels beside a pixel without a result or one that does not count, diagonally or not."""
+    around = region.expand(1).clip(spec.height, spec.width)
+    marked = np.zeros(around.shape, np.bool_) if areas is None else ~areas.find_inside(around)
+    if gaps is not None:
+        array = open_array(level_path(gaps, 0))
+        try:
+            marked |= np.asarray(array[around.slices]) != 0
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{label_path(gaps)} is damaged at {around}: {error}.") from error
+    return find_beside(marked, around, region, local)
+
+
+def find_beside(
+    marked: NDArray[np.bool_], around: Region, region: Region, local: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """The labels of a region that lie beside a marked pixel, diagonally or not.
+
+    Parameters
+    ----------
+    marked
+        `(h, w)` of `around`.
+    around
+        The region and a pixel around it, inside the slide.
+    region
+        Pixels of the slide.
+    local
+        `(h, w)` of the region, 0 for background.
+    """
+    if not marked.any():
+        return np.zeros(0, np.uint32)
     beside = ndimage.maximum_filter(marked, 3, mode="constant")
-    inside = region.shift(-around.y0, -around.x0).slices
-    found: NDArray[np.uint32] = np.unique(local[beside[inside]])
+    found: NDArray[np.uint32] = np.unique(local[beside[region.slices_in(around)]])
     return found[found > 0]

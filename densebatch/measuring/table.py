@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from densebatch.compartments.names import NUCLEUS
@@ -20,6 +21,7 @@ from densebatch.measuring.schema import (
     MEDIAN,
     OF_LABELS,
     OF_NUCLEI,
+    OF_REGIONS,
     Measures,
     list_columns,
     name_channels,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.measuring.parts import Parts
+    from densebatch.regions.areas import Areas
 
 # Rows whose intensities are in memory at once, 0.3 GB of forty channels, and kept pixels of split
 # cells; they are a group in the file as well.
@@ -54,6 +57,7 @@ def write_table(
     measures: Measures,
     known: Mapping[str, Any] | None = None,
     nuclei: Nuclei | None = None,
+    areas: Areas | None = None,
 ) -> dict[str, Any]:
     """Add the shards and write the table as Parquet, whose pages carry checksums.
 
@@ -79,6 +83,8 @@ def write_table(
         Cuts that were found in this table before, see `positivity.decide`.
     nuclei
         Of the cells, where compartments are measured.
+    areas
+        Of the slide that count; None for all.
 
     Returns
     -------
@@ -87,7 +93,7 @@ def write_table(
     """
     bare = replace(measures, markers=(), phenotypes=())
     partial = path.with_name(f".{path.name}.partial")
-    _write_rows(partial, parts, n_cells, slide, um_per_px, channels, bare, nuclei)
+    _write_rows(partial, parts, n_cells, slide, um_per_px, channels, bare, nuclei, areas)
 
     def read(name: str) -> NDArray[np.float64]:
         return read_numbers(partial, name)
@@ -151,11 +157,15 @@ def _write_rows(
     channels: Sequence[str],
     measures: Measures,
     nuclei: Nuclei | None,
+    areas: Areas | None,
 ) -> None:
     """Write what is measured of each cell, as for `write_table`, group by group of rows."""
     schema = make_schema(measures, channels)
     total = add_shapes(parts.with_shapes(), n_cells, slide.width)
     fixed = shape_columns(total, slide, um_per_px, measures.radius_um)
+    if measures.has_regions:
+        assert areas is not None
+        fixed |= region_columns(areas, fixed)
     within = {} if nuclei is None else nuclei.parts
     if nuclei is not None:
         fixed |= nucleus_columns(nuclei, n_cells)
@@ -241,6 +251,23 @@ def shape_columns(
         else pa.nulls(n_cells, pa.type_for_alias(each.dtype))
         for each in OF_LABELS
     }
+
+
+def region_columns(areas: Areas, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+    """Columns of `schema.OF_REGIONS`.
+
+    Parameters
+    ----------
+    areas
+        Of the slide that count.
+    columns
+        As of `shape_columns`.
+    """
+    at = areas.find_at(*(columns[name].to_numpy() for name in ("y_px", "x_px")))
+    names = pa.array(["", *areas.names], pa.string())
+    names = pa.compute.if_else(pa.compute.equal(names, ""), None, names)
+    [column] = OF_REGIONS
+    return {column.name: names.take(pa.array(at))}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from densebatch.compartments.names import COMPARTMENTS
 from densebatch.models.flow_models import get_kind
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
-from densebatch.slides.slide import decoded_bytes
+from densebatch.slides.source import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 from densebatch.workers.local import KEPT_BYTES, check_may_start
 
@@ -88,9 +88,10 @@ def estimate(plan: Plan, tile: int, lanes: int = 1) -> Estimate:
         by_task, kept = _estimate_flow_tasks(plan, tile, lanes), weight_bytes(plan)
     elif isinstance(plan, LabelPlan):
         by_task = _estimate_label_tasks(plan, tile)
-    else:
-        assert isinstance(plan, JoinPlan)
+    elif isinstance(plan, JoinPlan):
         by_task = _estimate_join_tasks(plan, tile)
+    else:  # a slide is copied, by tasks that hold less than those that number cells
+        by_task = {}
     by_task |= _estimate_number(plan)
     worst = max(by_task, key=lambda task: by_task[task])
     return Estimate(
@@ -126,8 +127,8 @@ def _estimate_flow_tasks(plan: FlowPlan, tile: int, lanes: int) -> dict[str, int
 
     window_px = trace_window_px(plan, tile)
     kept = min(patches, KEPT_BYTES)
-    # A PNG is one chunk, which stays decoded.
-    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind == "png" else 0
+    # One chunk, which stays decoded.
+    held = decoded_bytes(plan.slide, 0, 0) if plan.slide.kind in ("png", "imc-txt") else 0
     trace = window_px * TRACE_BYTES_PER_PX + kept + held
     return {
         f"predict a group of {group_px} px": predict,
@@ -184,8 +185,10 @@ def _estimate_disk(plan: Plan) -> int:
         left = math.prod(plan.network_shape) * FLOW_BYTES_PER_PX
     elif isinstance(plan, LabelPlan):
         left = labels * sum(each.area for each in plan.layout.regions) // slide_px
-    else:
+    elif isinstance(plan, JoinPlan):
         left = len(COMPARTMENTS) * labels
+    else:
+        return image
     return left + 2 * labels + image
 
 

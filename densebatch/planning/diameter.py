@@ -34,7 +34,7 @@ from densebatch.models.model import load_network
 from densebatch.planning.scale import DiameterEstimate
 from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import normalize
-from densebatch.survey.passes import blocks_of
+from densebatch.survey.reader import blocks_of
 from densebatch.tracing.tile import TraceSettings, trace_tile
 
 if TYPE_CHECKING:

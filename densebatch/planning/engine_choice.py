@@ -21,11 +21,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.engines.backend import BACKENDS, REFERENCE, Engine, patch_shape
+from densebatch.engines.findings import recall, remember
 from densebatch.engines.make import check_backend, check_kind, choose_device, name_device
 from densebatch.engines.quantization import QUANTISED_BY, digest_quantised, quantise_model
 from densebatch.models.model import load_network
 from densebatch.planning.engine_trial import check_parity, identify_sample, run_trial
-from densebatch.planning.findings import recall, remember
 from densebatch.planning.gate import draw_sample
 
 if TYPE_CHECKING:

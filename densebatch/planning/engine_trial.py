@@ -1,7 +1,7 @@
 """What a backend does on this machine: whether it passes the gate, and how fast it is.
 
 Both are found out by evaluating simulated tissue (`planning.gate`). Verdicts are remembered for the
-machine (`planning.findings`), because a sample takes seconds to simulate, evaluate and trace.
+machine (`engines.findings`), because a sample takes seconds to simulate, evaluate and trace.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.engines.backend import BACKENDS, REFERENCE, Engine, evaluate_patches, patch_shape
+from densebatch.engines.findings import recall, remember
 from densebatch.engines.make import (
     check_backend,
     check_kind,
@@ -27,7 +28,6 @@ from densebatch.engines.make import (
 from densebatch.models.flow_models import get_kind
 from densebatch.models.model import load_network
 from densebatch.planning.capacity import count_lanes
-from densebatch.planning.findings import recall, remember
 from densebatch.planning.gate import Parity, compare_flows, draw_sample, predict_sample
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import SlideInfo
+    from densebatch.regions.areas import Areas
+    from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
 
 # Lattice cores of a predict task make up about this many pixels along each axis: large enough that
@@ -110,7 +111,7 @@ def draft_flows(
         lattice=lattice,
         group_y=max(1, round(_GROUP_PX / lattice.y.step)),
         group_x=max(1, round(_GROUP_PX / lattice.x.step)),
-        active=_pack(np.ones((lattice.cores.rows, lattice.cores.cols), bool)),
+        active=_pack(_find_counted_cores(lattice, info, common["region"])),
         skip_contrast=SKIP_CONTRAST if settings.skip_background else -1.0,
         trace=trace,
         travel_px=16 * math.ceil(2 * diameter / 16),
@@ -133,7 +134,7 @@ def survey_flows(plan: FlowPlan, surveys: Sequence[ChannelSurvey]) -> FlowPlan:
         # A slide without any contrast has nothing to evaluate, whatever is asked for.
         threshold = np.inf
     scale = (plan.shape[0] / plan.network_shape[0], plan.shape[1] / plan.network_shape[1])
-    active = find_active_cores(plan.lattice, surveys, scale, threshold)
+    active = find_active_cores(plan.lattice, surveys, scale, threshold, plan.active_cores)
     return replace(plan, active=_pack(active))
 
 
@@ -149,7 +150,11 @@ def _explain_cost(model: Model) -> Iterator[str]:
 
 
 def find_active_cores(
-    lattice: Lattice, surveys: Sequence[ChannelSurvey], scale: tuple[float, float], threshold: float
+    lattice: Lattice,
+    surveys: Sequence[ChannelSurvey],
+    scale: tuple[float, float],
+    threshold: float,
+    counted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """Choose the lattice cores whose patch holds signal.
 
@@ -166,6 +171,8 @@ def find_active_cores(
         Slide pixels in a network pixel, along y and x.
     threshold
         A core is chosen if the contrast of its patch is above it; -1 chooses all.
+    counted
+        `(rows, cols)`: cores of which one may be chosen; None for all.
 
     Returns
     -------
@@ -175,17 +182,36 @@ def find_active_cores(
     cores = lattice.cores
     active = np.zeros((cores.rows, cores.cols), bool)
     for row, col in cores:
-        patch = lattice.patch(row, col)
-        region = Region(
-            math.floor(max(patch.y0, 0) * scale[0]),
-            math.floor(max(patch.x0, 0) * scale[1]),
-            math.ceil(patch.y1 * scale[0]),
-            math.ceil(patch.x1 * scale[1]),
-        )
-        contrast = contrast_in(surveys, region)
+        if counted is not None and not counted[row, col]:
+            continue
+        contrast = contrast_in(surveys, _find_source(lattice, row, col, scale))
         # Where a piece could not be read there may be anything, so that it must be tried.
         active[row, col] = contrast > threshold or contrast == np.inf
     return active
+
+
+def _find_counted_cores(
+    lattice: Lattice, info: SlideInfo, region: Areas | None
+) -> NDArray[np.bool_]:
+    """The cores in whose patch a pixel counts: `(rows, cols)` of the lattice."""
+    cores = lattice.cores
+    counted = np.ones((cores.rows, cores.cols), bool)
+    if region is not None:
+        scale = (info.height / lattice.y.length, info.width / lattice.x.length)
+        for row, col in cores:
+            counted[row, col] = region.touches(_find_source(lattice, row, col, scale))
+    return counted
+
+
+def _find_source(lattice: Lattice, row: int, col: int, scale: tuple[float, float]) -> Region:
+    """Pixels of the slide that a patch sees."""
+    patch = lattice.patch(row, col)
+    return Region(
+        math.floor(max(patch.y0, 0) * scale[0]),
+        math.floor(max(patch.x0, 0) * scale[1]),
+        math.ceil(patch.y1 * scale[0]),
+        math.ceil(patch.x1 * scale[1]),
+    )
 
 
 def _pack(active: NDArray[np.bool_]) -> str:

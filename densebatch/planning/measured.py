@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.regions.areas import Areas
     from densebatch.slides.slide import Slide
 
 _SETTINGS = ("channels", "quantiles", "neighbour_radius", "fraction", "positive", "phenotype")
 
 
-def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
+def choose_measures(
+    slide: Slide, settings: SegmentSettings, areas: Areas | None = None
+) -> Measures:
     """What is measured of the cells.
 
     Parameters
@@ -36,6 +39,8 @@ def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
         That is measured.
     settings
         What the user asked for.
+    areas
+        Of the slide that count; None for all.
 
     Raises
     ------
@@ -50,6 +55,7 @@ def choose_measures(slide: Slide, settings: SegmentSettings) -> Measures:
         settings,
         (info.height, info.width),
         COMPARTMENTS if settings.is_joined else (),
+        has_regions=areas is not None and areas.has_names,
     )
 
 
@@ -59,6 +65,8 @@ def build_measures(
     settings: SegmentSettings,
     shape: tuple[int, int],
     compartments: tuple[str, ...],
+    *,
+    has_regions: bool,
 ) -> Measures:
     """What is measured of the cells in some channels.
 
@@ -74,6 +82,8 @@ def build_measures(
         Height and width of the labels.
     compartments
         In which channels are measured as well.
+    has_regions
+        As of `Measures`.
 
     Raises
     ------
@@ -86,6 +96,7 @@ def build_measures(
         tuple(settings.quantiles),
         settings.neighbour_radius,
         compartments=compartments,
+        has_regions=has_regions,
     )
     shares = read_shares(image, settings.fraction)
     markers, shares = read_markers(image, settings.positive, shares)
@@ -143,7 +154,12 @@ def _identify(path: Path) -> str:
     return told.hexdigest()
 
 
-def is_measured(slide: Slide, settings: SegmentSettings, report: Mapping[str, Any]) -> bool:
+def is_measured(
+    slide: Slide,
+    settings: SegmentSettings,
+    report: Mapping[str, Any],
+    areas: Areas | None = None,
+) -> bool:
     """Whether a finished run measured what is asked for now, or it was measured since.
 
     Parameters
@@ -154,10 +170,12 @@ def is_measured(slide: Slide, settings: SegmentSettings, report: Mapping[str, An
         What is asked for.
     report
         Content of `run.json`.
+    areas
+        Of the slide that count; None for all.
     """
     told = {name: report["settings"][name] for name in _SETTINGS}
-    asked = choose_measures(slide, settings)
-    then = choose_measures(slide, settings.model_copy(update=told))
+    asked = choose_measures(slide, settings, areas)
+    then = choose_measures(slide, settings.model_copy(update=told), areas)
     return asked == then or (report["measured"]["from"] is None and asked == read_measures(report))
 
 
@@ -192,6 +210,7 @@ def describe_measures(
         "phenotypes": [asdict(phenotype) for phenotype in measures.phenotypes],
         "covers": identify_covers(measures),
         "compartments": list(measures.compartments),
+        "regions": measures.has_regions,
         "unread": [],
     }
 
@@ -210,4 +229,5 @@ def read_measures(report: Mapping[str, Any]) -> Measures:
             for each in told["phenotypes"]
         ),
         tuple(told.get("compartments", ())),
+        bool(told.get("regions", False)),
     )

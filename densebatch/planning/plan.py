@@ -27,7 +27,8 @@ from densebatch.models.flow_models import get_kind
 from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
-from densebatch.slides.slide import SlideInfo  # noqa: TC001
+from densebatch.regions.areas import Areas  # noqa: TC001
+from densebatch.slides.source import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 
@@ -54,6 +55,7 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
+    region : the part of the slide that counts; None for all of it
     """
 
     stages: ClassVar[tuple[str, ...]]
@@ -68,6 +70,7 @@ class Plan:
     in_place: bool
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    region: Areas | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,6 +86,14 @@ class Plan:
     def hole_px(self) -> int:
         """Side of the largest hole of a cell, which is missing with a cell that is in doubt."""
         return 0
+
+    def counts_in(self, part: Region) -> bool:
+        """Whether any pixel there counts; the part may reach outside the slide."""
+        return self.region is None or self.region.touches(part)
+
+    def count_px(self, part: Region) -> int:
+        """Pixels of a part of the slide that count."""
+        return part.area if self.region is None else self.region.count(part)
 
     def tiles(self, side_px: int) -> Grid:
         """Tiles of a size in slide pixels, each of which gets its labels from one task."""
@@ -102,6 +113,15 @@ class Plan:
         document = _leave_out_notes(self)
         if all(b.content for b in self.seen_channels):
             document["slide"]["identity"] = ""
+        # What the panel says is among the channels; where it lies decides nothing. And a run that
+        # began before planes could be chosen goes on.
+        del document["slide"]["panel"]
+        for name in ("z", "t"):
+            if document["slide"][name] is None:
+                del document["slide"][name]
+        # So that a run that began before there were regions goes on.
+        if self.region is None:
+            del document["region"]
         return document
 
     @property
@@ -248,13 +268,16 @@ class LabelPlan(Plan):
 
     @cached_property
     def layout(self) -> Layout:
-        """Tiles that the segmenter sees, all that there are, in raster order."""
+        """Tiles that the segmenter sees, all in which a pixel counts, in raster order."""
         rows, cols = (_place_tiles(n, self.tile_px, self.overlap_px) for n in self.shape)
         return Layout(
             tuple(
-                Region(y, x, y + self.tile_px, x + self.tile_px).clip(*self.shape)
+                tile
                 for y in rows
                 for x in cols
+                if self.counts_in(
+                    tile := Region(y, x, y + self.tile_px, x + self.tile_px).clip(*self.shape)
+                )
             )
         )
 
@@ -285,6 +308,24 @@ class JoinPlan(Plan):
                 "form": [self.ngff, self.copy_image, self.in_place]}  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertPlan(Plan):
+    """A slide is copied, and nothing is segmented.
+
+    Attributes
+    ----------
+    n_levels : of the copy
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("copy",)
+
+    n_levels: int
+
+    def _list_decisive(self) -> dict[str, Any]:
+        document = _leave_out_notes(self)
+        return {name: document[name] for name in ("slide", "um_per_px", "ngff", "region")}
+
+
 def _place_tiles(length: int, side: int, overlap: int) -> list[int]:
     """Where tiles begin along an axis: the last one ends with it, and shares more if need be.
 
@@ -305,14 +346,19 @@ def _leave_out_notes(plan: Plan) -> dict[str, Any]:
     """The plan as plain data without what is told of it, which depends on how it was asked for."""
     document = asdict(plan)
     document.pop("estimate", None)
+    if plan.region is not None:  # packed runs are told by their digest
+        document["region"].pop("runs")
+        document["region"].pop("files")
     for holder in (document, document["slide"], document.get("model", {})):
         holder.pop("notes", None)
+    for name in ("um_per_px_from", "levels", "compression"):
+        document["slide"].pop(name, None)
     return document
 
 
 # Each has fields of its own that it cannot be without.
-_ADAPTER: TypeAdapter[FlowPlan | LabelPlan | JoinPlan] = TypeAdapter(
-    FlowPlan | LabelPlan | JoinPlan
+_ADAPTER: TypeAdapter[FlowPlan | LabelPlan | JoinPlan | ConvertPlan] = TypeAdapter(
+    FlowPlan | LabelPlan | JoinPlan | ConvertPlan
 )
 
 
@@ -351,6 +397,8 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
         return f"the code of the segmenter {plan.segmenter} has changed since"
     if name.startswith("runs.") and isinstance(plan, JoinPlan):
         return f"the {name.removeprefix('runs.')} are segmented otherwise"
+    if name.split(".")[0] == "region":
+        return "the region that counts (--roi, --exclude) is another"
     if name == "active":
         return "active patches (those that hold signal) are others"
     return f"{name} was {old!r} and is now {new!r}"
@@ -384,7 +432,7 @@ def describe_difference(old: Plan, new: Plan) -> str:
     # what the user can see comes before what follows from it
     first = (
         "slide", "segmenter", "segmenter_identity", "model", "engine", "trace", "tile_px",
-        "overlap_px", "options", "membrane", "nuclei", "um_per_px", "rescale",
+        "overlap_px", "options", "region", "membrane", "nuclei", "um_per_px", "rescale",
         "versions",
     )  # fmt: skip
     if old.slide.identity != new.slide.identity and _have_equal_content(old, new):

@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import explain_choice, quote_names
-from densebatch.cells.labels import in_place_spec
 from densebatch.engines.make import choose_device
 from densebatch.models.model import CPNET, find_model
 from densebatch.planning.diameter import choose_fields, estimate_diameter
 from densebatch.planning.flow_planner import draft_flows, survey_flows
-from densebatch.planning.label_planner import USUAL_UM_PER_PX, draft_labels, survey_labels
+from densebatch.planning.join_planner import check_in_place, copies_image
+from densebatch.planning.label_planner import draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
-from densebatch.planning.notes import explain_light, explain_pixels
-from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
+from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.regions.read import RegionFiles, read_areas
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
+from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import ChannelBounds
+from densebatch.survey.notes import explain_light, explain_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.regions.areas import Areas
+    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
+    from densebatch.survey.reader import BandMap
 
 LARGEST_SIZE_PX = 2**31 - 1  # areas of cells are counted in int32
 
@@ -95,7 +100,9 @@ def draft_plan(
     Returns and errors as for `build_plan`.
     """
     _check_settings(path, settings)
-    slide = open_slide(path, settings.scene, settings.axes)
+    slide = open_slide(
+        path, settings.scene, settings.axes, z=settings.z, t=settings.t, panel=settings.panel
+    )
     slide.source.renew()  # the tasks of this run compare with the slide as it is now
     info = slide.info
     libraries = ["densebatch", "numpy"]
@@ -106,8 +113,9 @@ def draft_plan(
     else:
         segmenter = find_segmenter(settings.segmenter)
         membrane, nuclei, notes = _choose_channels(slide, settings, None)
-    _check_in_place(info, settings)
+    check_in_place(info, settings)
     choose_measures(slide, settings)  # refuses channels that are none
+    region, region_notes = read_region(info, settings)
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
@@ -115,10 +123,11 @@ def draft_plan(
         "um_per_px": settings.pixel_size or info.um_per_px,
         "mask_debris": settings.mask_debris,
         "ngff": cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        "copy_image": _copies_image(info, settings),
+        "copy_image": copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
-        "notes": notes,
+        "notes": (*notes, *region_notes),
+        "region": region,
     }
     if settings.segmenter is None:
         return draft_flows(info, settings, model, common, estimate)
@@ -153,7 +162,10 @@ def estimate_scale(
 
 
 def survey_plan(
-    draft: Plan, earlier: Plan | None = None, limits: Sequence[Limits | None] | None = None
+    draft: Plan,
+    earlier: Plan | None = None,
+    limits: Sequence[Limits | None] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> Plan:
     """Complete a draft with what one pass over the pixels tells.
 
@@ -167,10 +179,12 @@ def survey_plan(
     limits
         Of each of `draft.seen_channels`, what becomes 0 and 1 in several slides together; None
         for a channel without tissue.
+    elsewhere
+        Has others do bands of the passes over the pixels; None where this process does all.
     """
     slide = reopen_slide(draft.slide)
     n_membrane = len(draft.membrane)
-    surveys = survey_channels(draft, earlier, limits)
+    surveys = survey_channels(draft, earlier, limits, elsewhere)
     bounds = [survey.bounds for survey in surveys]
     together = () if limits is None else (_TOGETHER,)
     plan = replace(
@@ -186,20 +200,26 @@ def survey_plan(
 
 
 def survey_channels(
-    draft: Plan, earlier: Plan | None, limits: Sequence[Limits | None] | None = None
+    draft: Plan,
+    earlier: Plan | None,
+    limits: Sequence[Limits | None] | None = None,
+    elsewhere: BandMap | None = None,
 ) -> list[ChannelSurvey]:
     """Survey the channels that the network or the segmenter sees, at the draft's scale.
 
     Parameters
     ----------
-    draft, earlier, limits
+    draft, earlier, limits, elsewhere
         As of `survey_plan`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    counted = _choose_blocks(draft)
     return [
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
+            elsewhere=elsewhere,
+            counted=counted,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip
@@ -218,10 +238,11 @@ def count_low_bits(
         Of each of `draft.seen_channels`.
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
+    counted = _choose_blocks(draft)
     return [
         count_low_bits_again(
             slide, b.channel, bins, _find_side(draft), mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()),
+            left_out=left_out.get(b.channel, ()), counted=counted,
         )
         for b, bins in zip(draft.seen_channels, wanted, strict=True)
     ]  # fmt: skip
@@ -234,6 +255,11 @@ def list_percentiles(draft: Plan) -> tuple[float, float]:
 
 def _find_side(draft: Plan) -> int:
     return signal_side(draft.rescale if isinstance(draft, FlowPlan) else 1.0)
+
+
+def _choose_blocks(draft: Plan) -> NDArray[np.bool_] | None:
+    """The blocks of a survey that count; None for all."""
+    return None if draft.region is None else draft.region.choose_blocks(BLOCK_PX)
 
 
 def _list_left_out(earlier: Plan | None) -> dict[int, tuple[Region, ...]]:
@@ -265,66 +291,16 @@ def keep_survey(plan: Plan, earlier: Plan | None) -> Plan:
     return kept if is_same and used[0] == used[1] else plan
 
 
-def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
-    """The plan by which runs of one slide, of nuclei and perhaps cells, are joined.
-
-    Parameters
-    ----------
-    runs
-        Complete plans by what they segment, see `SegmentSettings.split_runs`.
-    settings
-        Of the whole.
+def read_region(info: SlideInfo, settings: SegmentSettings) -> tuple[Areas | None, tuple[str, ...]]:
+    """The part of the slide that counts, None for all, and notes on how it was told.
 
     Raises
     ------
     InputError
-        If there is no such channel to measure, labels cannot be written in place, or a distance in
-        um is asked for and nobody tells the pixel size.
+        If a file that tells it cannot be used.
     """
-    first, nuclei = next(iter(runs.values())), runs["nuclei"]
-    info, um_per_px = first.slide, first.um_per_px
-    _check_in_place(info, settings)
-    choose_measures(reopen_slide(info), settings)  # refuses channels that are none
-    if settings.expand is not None and um_per_px is None:
-        raise InputError(
-            f"{info.path}: tells no pixel size, which --expand {settings.expand:g} um needs; state "
-            "it with --pixel-size"
-        )
-    ring_px = max(1.0, settings.membrane_width / (um_per_px or USUAL_UM_PER_PX))
-    notes = []
-    if um_per_px is None:
-        notes.append(
-            f"pixel size unknown: the membrane of a cell is a ring of {ring_px:g} px, "
-            f"{settings.membrane_width:g} um at {USUAL_UM_PER_PX:g} um/px; state it with "
-            "--pixel-size"
-        )
-    return JoinPlan(
-        slide=info,
-        membrane=first.membrane if "cells" in runs else (),
-        nuclei=nuclei.membrane[0],
-        um_per_px=um_per_px,
-        mask_debris=settings.mask_debris,
-        ngff=cast("Version", info.ngff) if settings.in_place else settings.ngff,
-        copy_image=_copies_image(info, settings),
-        in_place=settings.in_place,
-        versions={name: found for plan in runs.values() for name, found in plan.versions.items()},
-        notes=tuple(notes),
-        runs={role: plan.fingerprint for role, plan in runs.items()},
-        made_by={role: _name_maker(plan) for role, plan in runs.items()},
-        grow_px=0.0 if settings.expand is None else settings.expand / cast("float", um_per_px),
-        ring_px=ring_px,
-    )
-
-
-def _name_maker(plan: Plan) -> str:
-    if isinstance(plan, FlowPlan):
-        return f"model {plan.model.name} (sha256 {plan.model.sha256[:12]})"
-    assert isinstance(plan, LabelPlan)
-    return f"segmenter {plan.segmenter}"
-
-
-def _copies_image(info: SlideInfo, settings: SegmentSettings) -> bool:
-    return settings.image == "copy" or (settings.image == "auto" and info.kind != "ome-zarr")
+    files = RegionFiles(settings.roi, settings.exclude)
+    return read_areas(files, (info.height, info.width)) if files.any else (None, ())
 
 
 def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
@@ -342,21 +318,6 @@ def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
         ) from error
 
 
-def _check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
-    """Refuse to write labels into what is no OME-Zarr, or in another version than the slide's."""
-    if settings.in_place and info.kind != "ome-zarr":
-        raise InputError(
-            f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"
-        )
-    if settings.in_place and "ngff" in settings.model_fields_set and settings.ngff != info.ngff:
-        raise InputError(
-            f"{info.path}: is OME-Zarr {info.ngff}, and labels written into it are too; "
-            f"--ngff {settings.ngff} is not accepted with --in-place"
-        )
-    if settings.in_place:
-        in_place_spec(info.path, info.scene, info.axes)  # refuses scales that labels cannot copy
-
-
 def _choose_channels(
     slide: Slide, settings: SegmentSettings, model: Model | None
 ) -> tuple[list[int], int | None, tuple[str, ...]]:
@@ -364,16 +325,19 @@ def _choose_channels(
 
     A segmenter, which has no model, gets all that are named.
     """
+    panel_membrane, panel_nuclei = slide.panel_channels
     if settings.membrane:
         membrane = [slide.channel_index(name) for name in settings.membrane]
     else:
-        membrane = [slide.default_channel()]
+        membrane = list(panel_membrane) or [slide.default_channel()]
     if len(set(membrane)) != len(membrane):
         raise InputError(
             f"{slide.info.path}: membrane channels {quote_names(settings.membrane)} name one "
             "channel twice; each is accepted once"
         )
-    nuclei = slide.channel_index(settings.nuclei) if settings.nuclei is not None else None
+    nuclei = panel_nuclei[0] if panel_nuclei else None
+    if settings.nuclei is not None:
+        nuclei = slide.channel_index(settings.nuclei)
     channels = slide.info.channels
     named = [("membrane", name) for name in settings.membrane]
     named += [("nuclei", settings.nuclei)] if settings.nuclei is not None else []
@@ -382,6 +346,7 @@ def _choose_channels(
         for role, name in named
         if (remark := explain_choice(channels, name)) is not None
     ]
+    notes += _tell_panel(slide, settings)
     if model is None:
         return membrane, nuclei, tuple(notes)
     is_told = model.kind != CPNET or model.card.keys() & {"use", "source"}
@@ -398,6 +363,21 @@ def _choose_channels(
         f"{channels[nuclei]!r} is measured in the cell table but not given to the network"
     )
     return membrane, None, tuple(notes)
+
+
+def _tell_panel(slide: Slide, settings: SegmentSettings) -> list[str]:
+    """Which channels were not named by the user but by the panel."""
+    channels, (membrane, nuclei) = slide.info.channels, slide.panel_channels
+    notes = []
+    if membrane and not settings.membrane:
+        notes.append(
+            f"the panel's membrane channels are {quote_names([channels[c] for c in membrane])}"
+        )
+    if nuclei and settings.nuclei is None:
+        names = [channels[c] for c in nuclei]
+        several = f": {names[0]!r} is used, since one is accepted" if len(names) > 1 else ""
+        notes.append(f"the panel's nuclear channels are {quote_names(names)}{several}")
+    return notes
 
 
 def _unknown_bounds(info: SlideInfo, channel: int) -> ChannelBounds:

@@ -100,6 +100,23 @@ class SegmentSettings(BaseModel):
         default=None,
         description="a letter per dimension of the pixels, such as CYX, if not the metadata's",
     )
+    z: str | None = Field(
+        default=None,
+        description="focal plane of several, by index, or max: the largest value of all",
+    )
+    t: str | None = Field(default=None, description="point in time of several, by index")
+    panel: str | None = Field(
+        default=None,
+        description="CSV file with the columns channel, name, keep and deepcell, which names the "
+        "channels of imaging mass cytometry",
+    )
+    roi: Path | None = Field(
+        default=None,
+        description="file of the areas that count: GeoJSON of QuPath, ImageJ ROIs, or a mask image",
+    )
+    exclude: Path | None = Field(
+        default=None, description="likewise, of the areas that do not count"
+    )
     model: str = Field(
         default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
     )

@@ -78,8 +78,7 @@ def list_requirements(
         if isinstance(plan, FlowPlan):
             # its content is compared when it is loaded
             needed.append(("the model", plan.model.path, False))
-        else:
-            assert isinstance(plan, LabelPlan)
+        elif isinstance(plan, LabelPlan):
             questions.append((require_segmenter, (plan.segmenter, plan.segmenter_identity)))
         for what, path, dated in needed:
             try:

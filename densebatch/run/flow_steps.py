@@ -90,7 +90,8 @@ def _refuse_nothing(
 ) -> None:
     """A slide of which nothing could be segmented has no result."""
     grid = session.work.grid
-    if all(index in failed or missing_px[index] == grid[index].area for index in grid):
+    counted = {index: session.plan.count_px(grid[index]) for index in grid}
+    if all(i in failed or missing_px[i] == px for i, px in counted.items() if px):
         reasons = [
             *(reason for task, reason in session.lost.items() if isinstance(task, PredictGroup)),
             *(piece["reason"] for facts in session.facts.values()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import DensebatchError
+from densebatch.base.geometry import Region
 from densebatch.base.names import count_of
 from densebatch.run.session import Step
 from densebatch.run.steps import Labelled, drive_all
@@ -119,7 +120,7 @@ def label_and_merge(session: Session) -> Labelled:
 
 def _collect_gaps(session: Session, missing_px: Mapping[tuple[int, int], int]) -> Gaps:
     """Tiles of the output with a gap; if there is nothing but gaps, there is no result."""
-    if sum(missing_px.values()) == session.plan.shape[0] * session.plan.shape[1]:
+    if sum(missing_px.values()) == session.plan.count_px(Region(0, 0, *session.plan.shape)):
         holes = (p for facts in session.facts.values() for p in facts.get("unread", ()))
         reason = next((piece["reason"] for piece in holes), next(iter(session.lost.values()), ""))
         raise DensebatchError(f"{session.plan.slide.path}: no tile could be segmented: {reason}")

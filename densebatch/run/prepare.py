@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from densebatch.base.errors import DensebatchError
 from densebatch.planning.capacity import (
     Estimate,
     check_capacity,
@@ -12,16 +14,19 @@ from densebatch.planning.capacity import (
     count_lanes,
     estimate,
 )
+from densebatch.planning.join_planner import join_plans
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import (
     draft_plan,
     estimate_scale,
-    join_plans,
     keep_survey,
     survey_plan,
 )
 from densebatch.run.engine import add_engine, check_engine, list_requirements
+from densebatch.run.report import Progress
+from densebatch.survey.reader import count_regions
 from densebatch.workers.cluster import check_workers
+from densebatch.workers.schedule import Job
 from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
@@ -34,6 +39,12 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.folder import OutputFolder
     from densebatch.run.start import Starting
+    from densebatch.survey.reader import BandMap
+    from densebatch.workers.executors import Executor
+
+
+_SURVEY = "survey"
+_MANY = 32  # regions that a survey reads, from which workers do it
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ def prepare(
     starting: Starting | None = None,
     limits: Sequence[Limits | None] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
 
@@ -94,6 +106,8 @@ def prepare(
         As of `survey_plan`, of all slides.
     note
         Is told what the user should know of a running scheduler and its workers.
+    progress
+        Receives the survey, where workers do it.
 
     Returns
     -------
@@ -113,7 +127,15 @@ def prepare(
         folder.check()
     if settings.is_joined:
         return [
-            _prepare_joined(slide, folder, settings, restart=restart, starting=starting, note=note)
+            _prepare_joined(
+                slide,
+                folder,
+                settings,
+                restart=restart,
+                starting=starting,
+                note=note,
+                progress=progress,
+            )
             for slide, folder in slides
         ]
     finished = not restart and all(
@@ -138,7 +160,14 @@ def prepare(
         check_workers(settings.scheduler, list_requirements(drafts, settings), note)
     if starting is not None and (restart or any(f.may_need_workers() for _, f in slides)):
         starting.begin(workers, drafts)
-    surveyed = [survey_plan(*each, limits) for each in zip(drafts, earlier, strict=True)]
+    with ExitStack() as stack:
+        elsewhere = None
+        if starting is not None and not finished and sum(map(_count_regions, drafts)) >= _MANY:
+            executor = stack.enter_context(starting.for_survey(drafts))
+            if executor is not None:
+                elsewhere = _map_bands(executor, progress or Progress())
+        each = zip(drafts, earlier, strict=True)
+        surveyed = [survey_plan(draft, old, limits, elsewhere) for draft, old in each]
     if starting is not None:
         starting.wait()  # so that a trial of backends has the machine to itself
     prepared = []
@@ -161,6 +190,7 @@ def _prepare_joined(
     restart: bool,
     starting: Starting | None,
     note: Callable[[str], None],
+    progress: Progress | None,
 ) -> Prepared:
     """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""
     inner: dict[str, Prepared] = {}
@@ -168,7 +198,7 @@ def _prepare_joined(
         [inner[role]] = prepare(
             [(slide, folder.inner(role))], own, restart=restart,
             # Workers are started beside one survey, the last.
-            starting=starting if role == "nuclei" else None, note=note,
+            starting=starting if role == "nuclei" else None, note=note, progress=progress,
         )  # fmt: skip
     plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
     workers = max(run.workers for run in inner.values())
@@ -176,6 +206,30 @@ def _prepare_joined(
     if restart or folder.read_complete(plan) is None:
         check_capacity(needs, workers, folder.path, remote=settings.is_remote)
     return Prepared(folder, plan, None, workers, needs, settings, inner)
+
+
+def _count_regions(draft: Plan) -> int:
+    """Regions that a survey reads, of all channels."""
+    return count_regions(draft.slide) * len(draft.seen_channels)
+
+
+def _map_bands(executor: Executor, progress: Progress) -> BandMap:
+    """Have workers do the bands of a pass over a channel."""
+
+    def do_all(function: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> list[Any]:
+        progress.stage(_SURVEY, len(items), 0)
+        jobs = [Job(f"survey-{k}", function, item) for k, item in enumerate(items)]
+        found = {}
+        for outcome in executor.run(jobs):
+            if outcome.error is not None:
+                raise DensebatchError(
+                    f"the slide could not be surveyed by the workers: {outcome.error}"
+                )
+            found[outcome.job.name] = outcome.result
+            progress.advance(_SURVEY, 1)
+        return [found[job.name] for job in jobs]
+
+    return do_all
 
 
 def _size_runs(

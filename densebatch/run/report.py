@@ -14,6 +14,7 @@ from densebatch.base.files import write_atomic
 from densebatch.base.names import count_of
 from densebatch.cells.kept import REPORT, list_trees, read_list
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
+from densebatch.regions.read import describe_areas
 from densebatch.stages.predict import PredictGroup
 
 if TYPE_CHECKING:
@@ -293,10 +294,12 @@ def describe_run(
     height, width = plan.shape
     document = json.loads(plan.to_json())
     document.pop("active", None)
+    (document["region"] or {}).pop("runs", None)
     return {
         "cells": n_cells,
         "notes": list(plan.notes),
         "slide_px": height * width,
+        "region": None if plan.region is None else describe_areas(plan.region),
         **_describe_road(plan, choice, _by_stage(plan, facts)),
         "seconds": dict(seconds),
         "mpx_per_second": round(height * width / 1e6 / seconds["total"], 4),

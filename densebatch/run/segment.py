@@ -21,6 +21,7 @@ from densebatch.cells.kept import forget, keep, keep_work
 from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS
 from densebatch.engines.quantization import write_quantised
 from densebatch.planning.measured import describe_measures, is_measured
+from densebatch.planning.pace import recall_pace, remember_pace
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.planning.settings import load_settings
 from densebatch.run.driver import Driver
@@ -153,7 +154,7 @@ def run_slide(
     driver.refuse_living(folder)
     [prepared] = prepare(
         [(slide, folder)], settings, restart=restart, starting=starting, limits=limits,
-        note=progress.note,
+        note=progress.note, progress=progress,
     )  # fmt: skip
     planned_s = time.monotonic() - started - starting.waited_s
     start = cache(lambda: starting.finish(prepared.workers, prepared.own_plans, folder.work))
@@ -216,6 +217,10 @@ def _carry_out(
         conduct.shuffle,
     )
     session.seconds |= {"plan": round(planned_s, 3)}
+    if isinstance(prepared.plan, FlowPlan):
+        pace = recall_pace(prepared.plan, settings, prepared.workers)
+        if pace is not None:
+            progress.note(f"expected: {pace.tell(prepared.plan, settings)}")
     with sentences_for_disk(folder.path):
         _open_output(session, restart=conduct.restart)
         if isinstance(prepared.plan, FlowPlan):
@@ -233,6 +238,8 @@ def _carry_out(
         n_cells = number_cells(session, labelled)
         session.seconds["start"] = round(conduct.waited(), 3)
         result = _finish(session, n_cells, labelled, started, meter)
+    if isinstance(prepared.plan, FlowPlan) and not result.is_partial:
+        remember_pace(prepared.plan, settings, prepared.workers, result.report)
     driver.check()
     driver.unwatch(folder)
     if not settings.keep_flows and not result.is_partial:
@@ -269,7 +276,7 @@ def _check_measures(
     InputError
         With the command that does it.
     """
-    if not is_measured(reopen_slide(plan.slide), settings, report):
+    if not is_measured(reopen_slide(plan.slide), settings, report, plan.region):
         raise InputError(
             f"{folder.path}: this run is complete, and measured other channels, quantiles, "
             "neighbours or markers than are asked for; `densebatch measure OUT` measures again "

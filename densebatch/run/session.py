@@ -107,7 +107,7 @@ class Session:
     @cached_property
     def measures(self) -> Measures:
         """What is measured of the cells."""
-        return choose_measures(reopen_slide(self.plan.slide), self.settings)
+        return choose_measures(reopen_slide(self.plan.slide), self.settings, self.plan.region)
 
     @cached_property
     def state(self) -> RunState:

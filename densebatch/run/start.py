@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
 from densebatch.engines.make import wake_device
 from densebatch.planning.plan import FlowPlan
 from densebatch.run.engine import count_device_workers, list_requirements
+from densebatch.survey.reader import MAX_THREADS
 from densebatch.workers.cluster import open_executor
 from densebatch.workers.executors import DaskExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from densebatch.planning.plan import Plan
@@ -42,6 +43,10 @@ class Starting(Protocol):
 
     def wait(self) -> None:
         """Wait for what has begun."""
+        ...
+
+    def for_survey(self, drafts: Sequence[Plan]) -> AbstractContextManager[Executor | None]:
+        """Workers that read slides faster than this process does; None if there are none now."""
         ...
 
     def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> Executor:
@@ -94,6 +99,36 @@ class ExecutorStart:
         if self._begun is not None:
             self._begun.result()
         self.waited_s += time.monotonic() - before
+
+    @contextmanager
+    def for_survey(self, drafts: Sequence[Plan]) -> Iterator[Executor | None]:
+        """Workers that read slides faster than this process does; None if there are none now.
+
+        Those of a running scheduler are asked for the survey alone, because what a run needs of
+        them is known in full when its backend is chosen, after it.
+
+        Parameters
+        ----------
+        drafts
+            Of the slides.
+
+        Raises
+        ------
+        InputError, DensebatchError
+            As `open_executor`.
+        """
+        before = time.monotonic()
+        if self._settings.is_remote:
+            with open_executor(
+                0, self._settings.scheduler, list_requirements(drafts, self._settings),
+                note=self._note, returning=True,
+            ) as executor:  # fmt: skip
+                self.waited_s += time.monotonic() - before
+                yield executor
+            return
+        begun = None if self._begun is None else self._begun.result()
+        self.waited_s += time.monotonic() - before
+        yield begun if begun is not None and begun.workers > MAX_THREADS else None
 
     def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> Executor:
         """The executor, which starts now if that was not begun.

@@ -93,6 +93,7 @@ def number_cells(session: Session, labelled: Labelled) -> int:
                 plan.slide.channels,
                 measures,
                 nuclei=None if labelled.nuclei is None else labelled.nuclei(),
+                areas=plan.region,
             )
             for levels in above:
                 written += drive_all(session, list_reduce_steps(session, spec, levels[0]))

@@ -23,12 +23,11 @@ from densebatch.ngff.metadata import (
     list_channel_labels,
 )
 from densebatch.ngff.scales import find_pixel_lengths
+from densebatch.slides.axes import ArraySource, Axes, tell_stacks
 from densebatch.slides.omezarr_axes import find_omezarr_axes
 from densebatch.slides.omezarr_metadata import find_image, find_levels
 from densebatch.slides.source import (
     MAX_CHUNK_BYTES,
-    ArraySource,
-    Axes,
     Layout,
     Selection,
     Stamp,
@@ -145,12 +144,16 @@ class ZarrSource(ArraySource):
         wanted = {axes.y: (region.y0, region.y1), axes.x: (region.x0, region.x1)}
         if axes.channel is not None:
             wanted[axes.channel] = (first, stop)
-        ranges = [
-            range(start // step, -(-end // step))
-            for axis, step in enumerate(steps)
-            for start, end in [wanted.get(axis, (0, 1))]
-        ]
-        for place in itertools.product(*ranges):
+        seen: set[tuple[int, ...]] = set()
+        for stack in axes.list_places():
+            at = wanted | {axis: (index, index + 1) for axis, index in stack.items()}
+            ranges = [
+                range(start // step, -(-end // step))
+                for axis, step in enumerate(steps)
+                for start, end in [at.get(axis, (0, 1))]
+            ]
+            seen.update(itertools.product(*ranges))
+        for place in sorted(seen):
             yield self._level_0 / self._array.metadata.encode_chunk_key(place)
 
 
@@ -173,9 +176,9 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         path,
         older=selection.axes is not None,
     )
-    image, level_0, document = find_levels(found, stamps)
+    image, level_0, document, shapes = find_levels(found, stamps)
     array = _open_array(path, level_0, found.zarr_format, document)
-    axes, letters = find_omezarr_axes(path, image, array.shape, selection.axes)
+    axes, letters = find_omezarr_axes(path, image, array.shape, selection)
     height, width = array.shape[axes.y], array.shape[axes.x]
     n = 1 if axes.channel is None else array.shape[axes.channel]
     check_size(path, height, width, n)
@@ -192,9 +195,15 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         um_per_px=um_per_px,
         chunk_px=(min(array.chunks[axes.y], height), min(array.chunks[axes.x], width)),
         chunk_planes=math.prod(array.chunks) // (array.chunks[axes.y] * array.chunks[axes.x]),
-        n_levels=len(image["datasets"]),
+        levels=tuple((shape[axes.y], shape[axes.x]) for shape in shapes if len(shape) == axes.ndim),
+        um_from="scale of the OME-Zarr metadata" if um_per_px else None,
+        compression=_name_compression(document),
         ngff=ngff,
-        selection=Selection(found.scene, None if selection.axes is None else letters),
+        selection=Selection(
+            found.scene,
+            None if selection.axes is None else letters,
+            *tell_stacks(axes, letters, array.shape),
+        ),
         notes=(*size_notes, *channel_notes),
     )
     described = {
@@ -271,6 +280,22 @@ def _is_blosc(document: Json) -> bool:
     last = codecs[-1] if isinstance(codecs, list) and codecs else document.get("compressor")
     name = last.get("name", last.get("id")) if isinstance(last, dict) else None
     return name in ("blosc", "numcodecs.blosc")
+
+
+def _name_compression(document: Json) -> str | None:
+    """Names of the codecs of an array that are no serialiser, inside shards too."""
+    names: list[str] = []
+    pending = [document.get("codecs"), document.get("compressor")]
+    while pending:
+        match pending.pop():
+            case list(codecs):
+                pending += codecs
+            case {"name": "sharding_indexed", "configuration": {"codecs": inner}}:
+                pending.append(inner)
+            case {"name": str(name)} | {"id": str(name)}:
+                if name not in ("bytes", "transpose", "crc32c", "endian"):
+                    names.append(name)
+    return " and ".join(dict.fromkeys(names)) or "none"
 
 
 def _check_chunks(path: Path, array: zarr.Array[Any]) -> None:

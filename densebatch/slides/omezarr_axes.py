@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.ngff.metadata import Json, list_axis_letters
-from densebatch.slides.source import Axes, find_axes
-from densebatch.slides.stacks import refuse_stacks
+from densebatch.slides.axes import Axes, choose_stacks, find_axes, refuse_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from densebatch.slides.source import Selection
 
 _MAX_ONES = 12  # dimensions of length 1 of which a user may leave some out
 _WORDS = {"T": "time", "Z": "focal planes"}
@@ -21,7 +23,7 @@ _OTHER_AXES = "TZPSABDEFGHIJKLMNOQRUVWC"
 
 
 def find_omezarr_axes(
-    path: Path, image: Json, shape: Sequence[int], given: str | None
+    path: Path, image: Json, shape: Sequence[int], selection: Selection
 ) -> tuple[Axes, str]:
     """Find rows, columns and channels.
 
@@ -33,9 +35,9 @@ def find_omezarr_axes(
         Its metadata.
     shape
         Of its arrays.
-    given
-        `--axes`: a letter for each dimension, those of length one aside, instead of the axes of the
-        metadata.
+    selection
+        `--axes`, a letter for each dimension, those of length one aside, instead of the axes of the
+        metadata; and which of several images along z and t is meant.
 
     Returns
     -------
@@ -50,27 +52,31 @@ def find_omezarr_axes(
         If there is more than one image of all channels, with what may be done, or the letters that
         were given are none that the sizes allow.
     """
+    given = selection.axes
     if given is not None:
         letters, others = place_letters(path, given, shape), _OTHER_AXES
     else:
         letters, others = list_axis_letters(image, path), "TZ"
+    stacks = choose_stacks(path, letters, shape, selection)
+    left = [1 if place in stacks else n for place, n in enumerate(shape)]
     refuse_stacks(
         path,
         letters,
-        shape,
+        left,
         "C",
         describe=_describe,
         name=lambda _: "channels",
         between=(", ", ": "),
     )
-    if given is not None:
-        return find_axes(path, letters, shape, "C", others), "".join(letters)
     try:
-        return find_axes(path, letters, shape, "C", others), "".join(letters)
+        axes = find_axes(path, letters, left, "C", others)
     except InputError as error:
+        if given is not None:
+            raise
         raise InputError(
             f"{error}; if these are not the axes, give a letter for each with --axes, such as CYX"
         ) from error
+    return replace(axes, stacks=tuple(stacks.items())), "".join(letters)
 
 
 def _describe(axis: str) -> str:

@@ -111,11 +111,13 @@ class FoundLevels(NamedTuple):
     multiscale : the image, its levels listed from the largest on
     largest : folder of the largest
     document : metadata of the largest
+    shapes : of all, the largest first
     """
 
     multiscale: Json
     largest: Path
     document: Json
+    shapes: list[tuple[int, ...]]
 
 
 def find_levels(image: FoundImage, stamps: dict[Path, Stamp]) -> FoundLevels:
@@ -141,10 +143,13 @@ def find_levels(image: FoundImage, stamps: dict[Path, Stamp]) -> FoundLevels:
         read_node(path / name)  # refuses documents of the two formats that disagree
         about = read_json(path / name / document, _stamper(stamps))
         levels.append(Node(path / name, image.zarr_format, True, about))
-    multiscale = order_levels(image.multiscale, [read_shape(level) for level in levels])
+    shapes = [read_shape(level) for level in levels]
+    multiscale = order_levels(image.multiscale, shapes)
+    by_path = dict(zip(names, shapes, strict=True))
+    ordered = [tuple(by_path[dataset["path"]]) for dataset in multiscale["datasets"]]
     largest = levels[names.index(multiscale["datasets"][0]["path"])]
     _check_type(largest)
-    return FoundLevels(multiscale, largest.path, largest.document)
+    return FoundLevels(multiscale, largest.path, largest.document, ordered)
 
 
 def _stamper(stamps: dict[Path, Stamp]) -> Callable[[Path], None]:

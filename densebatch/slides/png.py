@@ -17,6 +17,7 @@ from densebatch.base.image_files import (
     read_png_header,
 )
 from densebatch.base.names import Scene, choose_scene
+from densebatch.slides.axes import choose_plane
 from densebatch.slides.source import (
     Layout,
     Selection,
@@ -91,6 +92,8 @@ def open_png(path: Path, selection: Selection) -> PngSource:
             f"{path} is a PNG, whose dimensions are always rows, columns and colours; --axes "
             f"{selection.axes} is not accepted"
         )
+    for axis, wanted in (("Z", selection.z), ("T", selection.t)):
+        choose_plane(path, axis, 1, wanted)
     stamps = {path: stamp_file(path)}
     header = read_png_header(path)
     height, width = header.height, header.width
@@ -117,6 +120,8 @@ def open_png(path: Path, selection: Selection) -> PngSource:
         um_per_px=None,  # a PNG's resolution is that of a screen or a printer
         chunk_px=(height, width),
         chunk_planes=n,
+        levels=((height, width),),
+        compression="deflate",
     )
     return PngSource(path, layout, stamps, header)
 

@@ -2,10 +2,10 @@
 
     open_slide("slide.ome.zarr").read(channel=0, region=Region(0, 0, 512, 512))
 
-A reader per format (`omezarr`, `tiff`, `png`) gives a `Source`: what the metadata tell, and
-thread-safe reads. This module chooses the reader, keeps the last ones open in each
-process, and applies the rules that hold for all: which channel is meant, and that whatever cannot
-be used is one `InputError` that names the file, what was found and what is accepted.
+A reader per format (`formats` chooses it) gives a `Source`: what the metadata tell, and
+thread-safe reads. This module keeps the last ones open in each process, and applies the rules that
+hold for all: which channel is meant, and that whatever cannot be used is one `InputError` that
+names the file, what was found and what is accepted.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import DensebatchError, InputError, describe_cause
+from densebatch.base.errors import DensebatchError, InputError, StackError, describe_cause
 from densebatch.base.files import refuse_address
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
-from densebatch.slides.source import Selection
+from densebatch.slides.formats import find_kind, list_scenes, open_source
+from densebatch.slides.source import Selection, SlideInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,59 +40,6 @@ log = logging.getLogger(__name__)
 
 _N_KEPT_OPEN = 8
 _SCAN_PX = 2**22
-
-
-@dataclass(frozen=True)
-class SlideInfo:
-    """What is known of a slide before its pixels are read; plain data.
-
-    Attributes
-    ----------
-    path
-        Absolute; of an OME-Zarr the image group itself.
-    kind
-        "ome-zarr", "tiff" or "png".
-    height, width
-        Pixels of the highest resolution.
-    channels
-        Names from the metadata, else "0", "1", and so on; "red", "green", "blue" and perhaps
-        "alpha" for a colour image.
-    dtype
-        NumPy name of the pixels' type.
-    um_per_px
-        From the metadata; None if they do not tell or pixels are not square.
-    chunk_px
-        Rows and columns that are cheapest to read together.
-    chunk_planes
-        Planes that are decoded with them, whichever is wanted.
-    n_levels
-        Resolutions in the file, the highest included.
-    ngff
-        "0.4" or "0.5" for OME-Zarr, else None.
-    scene, axes
-        With which `open_slide` opens the same image of `path` again.
-    notes
-        What a user should know of how the metadata were taken, a sentence each.
-    identity
-        Hex digest that changes when the content may have changed: layout, and size and
-        modification time of the file or of the highest resolution's chunk files.
-    """
-
-    path: str
-    kind: str
-    height: int
-    width: int
-    channels: tuple[str, ...]
-    dtype: str
-    um_per_px: float | None
-    chunk_px: tuple[int, int]
-    chunk_planes: int
-    n_levels: int
-    ngff: str | None
-    scene: str | None
-    axes: str | None
-    notes: tuple[str, ...]
-    identity: str
 
 
 class Slide:
@@ -109,6 +56,11 @@ class Slide:
         """The open files; for `watch`, which asks whether they have changed."""
         return self._source
 
+    @property
+    def panel_channels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Membrane and nuclear channels by the panel that the slide was opened with, by index."""
+        return self._source.layout.membrane, self._source.layout.nuclei
+
     @cached_property
     def info(self) -> SlideInfo:
         """What is known of the slide.
@@ -121,6 +73,8 @@ class Slide:
             *(layout.kind, layout.height, layout.width, layout.dtype.name, layout.channels),
             self._source.content(),
         ]
+        chosen = layout.selection
+        content += [chosen.z, chosen.t] if chosen.z or chosen.t else []
         return SlideInfo(
             path=str(self._source.path),
             kind=layout.kind,
@@ -131,10 +85,16 @@ class Slide:
             um_per_px=layout.um_per_px,
             chunk_px=layout.chunk_px,
             chunk_planes=layout.chunk_planes,
-            n_levels=layout.n_levels,
+            n_levels=len(layout.levels),
             ngff=layout.ngff,
-            scene=layout.selection.scene,
-            axes=layout.selection.axes,
+            scene=chosen.scene,
+            axes=chosen.axes,
+            z=chosen.z,
+            t=chosen.t,
+            panel=chosen.panel,
+            um_per_px_from=layout.um_from,
+            levels=layout.levels,
+            compression=layout.compression,
             notes=layout.notes,
             identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         )
@@ -305,14 +265,21 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
     return step_y, step_x
 
 
+_EMPTY = SlideInfo("", "", 0, 0, (), "uint8", None, (0, 0), 1, 0, None, None, None, (), "")
 _open: OrderedDict[tuple[int, Path, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
 
 
 def open_slide(
-    path: str | os.PathLike[str], scene: str | None = None, axes: str | None = None
+    path: str | os.PathLike[str],
+    scene: str | None = None,
+    axes: str | None = None,
+    *,
+    z: str | None = None,
+    t: str | None = None,
+    panel: str | os.PathLike[str] | None = None,
 ) -> Slide:
-    """Open an OME-Zarr image folder, a TIFF or OME-TIFF file, or a PNG file.
+    """Open an OME-Zarr image folder, a TIFF, a PNG or a microscope's own file.
 
     Cheap to call again and again in one process: the last few slides stay open as long as their
     files do not change.
@@ -326,6 +293,10 @@ def open_slide(
     axes
         A letter for each dimension of the pixels, such as "CYX", where the metadata call channels
         something else.
+    z, t
+        Index of a focal plane, or "max" for the largest value of all; index of a point in time.
+    panel
+        File that names the channels of imaging mass cytometry.
 
     Returns
     -------
@@ -344,12 +315,13 @@ def open_slide(
     place = place.absolute()
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.
-    selection = Selection(scene, axes)
+    sheet = None if panel is None else str(Path(panel).absolute())
+    selection = Selection(scene, axes, z, t, sheet)
     key = os.getpid(), place, selection
     with _open_lock:
         source = _open.pop(key, None)
         if source is None or not source.is_current():
-            source = _open_source(place, selection)
+            source = open_source(place, selection)
             layout = source.layout
             log_event(
                 log,
@@ -369,7 +341,48 @@ def open_slide(
 
 def reopen_slide(info: SlideInfo) -> Slide:
     """Open the slide that was described, as `open_slide` does."""
-    return open_slide(info.path, info.scene, info.axes)
+    return open_slide(info.path, info.scene, info.axes, z=info.z, t=info.t, panel=info.panel)
+
+
+def describe_slide(path: str | os.PathLike[str], **chosen: str | None) -> dict[str, Any]:
+    """What is understood of a slide, as plain data.
+
+    Parameters
+    ----------
+    path, chosen
+        As of `open_slide`.
+
+    Returns
+    -------
+    dict
+        As `SlideInfo.describe`; `stacks`, how many focal planes (z) and points in time (t) there
+        are, if none was chosen; and `scenes`, the images that the file or folder holds: index,
+        name, what it is. If there are several and none was chosen, all but these, `path` and
+        `format` is None.
+
+    Raises
+    ------
+    InputError
+        As `open_slide`, but not where a scene, a plane or a time was to be chosen.
+    """
+    place = Path(path).expanduser().absolute()
+    selection = Selection(**chosen)
+    scenes = [
+        {"index": index, "name": name, "what": what}
+        for index, (name, what) in enumerate(list_scenes(place, selection))
+    ]
+    if len(scenes) > 1 and selection.scene is None:
+        told = dict.fromkeys(_EMPTY.describe())
+        told |= {"path": str(place), "format": find_kind(place)}
+        return {"scenes": scenes, "stacks": None, **told}
+    stacks: dict[str, int] = {}
+    try:
+        told = open_slide(path, **chosen).info.describe()
+    except StackError as error:
+        stacks = error.stacks
+        told = open_slide(path, **(chosen | dict.fromkeys(stacks, "0"))).info.describe()
+        told |= dict.fromkeys(stacks)
+    return {"scenes": scenes, "stacks": stacks, **told}
 
 
 def check_unchanged(info: SlideInfo) -> None:
@@ -388,40 +401,3 @@ def check_unchanged(info: SlideInfo) -> None:
             "its result would be of two slides; bring the slide back and the same command "
             "continues, or begin again with --restart"
         )
-
-
-def _open_source(path: Path, selection: Selection) -> Source:
-    # Readers are imported here, because each brings in the libraries of its format, which a worker
-    # need not load for others.
-    if path.is_dir():
-        from densebatch.slides.omezarr import open_omezarr
-
-        return open_omezarr(path, selection)
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist; accepted are OME-Zarr folders, TIFF and PNG files"
-        ) from None
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
-    if start == b"\x89PNG\r\n\x1a\n":
-        from densebatch.slides.png import open_png
-
-        return open_png(path, selection)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from densebatch.slides.tiff import open_tiff
-
-        return open_tiff(path, selection)
-    found = f"begins with the bytes {start.hex(' ')}" if start else "is empty"
-    raise InputError(
-        f"{path} {found}, neither TIFF nor PNG; accepted are OME-Zarr folders, TIFF and PNG files"
-    )
-
-
-def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
-    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
-    chunk_y, chunk_x = slide.chunk_px
-    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
-    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    import zarr
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
@@ -59,10 +58,19 @@ class Selection:
         Which image of a file or folder that holds several, by name or index (`base.names`).
     axes
         A letter for each dimension of the pixels, such as "CYX", instead of those of the metadata.
+    z
+        Which focal plane of several, by index, or "max" for the largest value of all.
+    t
+        Which point in time of several, by index.
+    panel
+        Absolute path of a file that names the channels, for a format that is read with one.
     """
 
     scene: str | None = None
     axes: str | None = None
+    z: str | None = None
+    t: str | None = None
+    panel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Layout:
     Attributes
     ----------
     kind
-        "ome-zarr", "tiff" or "png".
+        "ome-zarr", "tiff", "png", or one of `readers.formats`.
     height, width
         Pixels of the highest resolution.
     channels
@@ -83,18 +91,24 @@ class Layout:
         Of the pixels, in native byte order.
     um_per_px
         Pixel size, or None where the metadata do not tell.
+    um_from
+        Where the metadata tell it, in words.
     chunk_px
         Rows and columns that are cheapest to read together.
     chunk_planes
         Planes that are decoded with them, whichever is wanted.
-    n_levels
-        Resolutions in the file, the highest included.
+    levels
+        Height and width of each resolution in the file, the highest first.
+    compression
+        In words, or None.
     ngff
         Version of OME-Zarr, or None.
     selection
         With which the source's path opens this image again.
     notes
         What a user should know of how the metadata were taken, a sentence each.
+    membrane, nuclei
+        Channels that a panel calls so, by index.
     """
 
     kind: str
@@ -106,10 +120,103 @@ class Layout:
     um_per_px: float | None
     chunk_px: tuple[int, int]
     chunk_planes: int = 1
-    n_levels: int = 1
+    levels: tuple[tuple[int, int], ...] = ()
+    um_from: str | None = None
+    compression: str | None = None
     ngff: str | None = None
     selection: Selection = Selection()
     notes: tuple[str, ...] = ()
+    membrane: tuple[int, ...] = ()
+    nuclei: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What is known of a slide before its pixels are read; plain data.
+
+    Attributes
+    ----------
+    path
+        Absolute; of an OME-Zarr the image group itself.
+    kind
+        "ome-zarr", "tiff", "png", or one of `readers.formats`.
+    height, width
+        Pixels of the highest resolution.
+    channels
+        Names from the metadata, else "0", "1", and so on; "red", "green", "blue" and perhaps
+        "alpha" for a colour image.
+    dtype
+        NumPy name of the pixels' type.
+    um_per_px
+        From the metadata; None if they do not tell or pixels are not square.
+    chunk_px
+        Rows and columns that are cheapest to read together.
+    chunk_planes
+        Planes that are decoded with them, whichever is wanted.
+    n_levels
+        Resolutions in the file, the highest included.
+    ngff
+        "0.4" or "0.5" for OME-Zarr, else None.
+    scene, axes
+        With which `open_slide` opens the same image of `path` again.
+    notes
+        What a user should know of how the metadata were taken, a sentence each.
+    z, t, panel
+        As `scene`.
+    um_per_px_from
+        Where the metadata tell the pixel size, in words.
+    levels
+        Height and width of each resolution, the highest first.
+    compression
+        In words, None if it is not known.
+    identity
+        Hex digest that changes when the content may have changed: layout, and size and
+        modification time of the file or of the highest resolution's chunk files.
+    """
+
+    path: str
+    kind: str
+    height: int
+    width: int
+    channels: tuple[str, ...]
+    dtype: str
+    um_per_px: float | None
+    chunk_px: tuple[int, int]
+    chunk_planes: int
+    n_levels: int
+    ngff: str | None
+    scene: str | None
+    axes: str | None
+    notes: tuple[str, ...]
+    identity: str
+    z: str | None = None
+    t: str | None = None
+    panel: str | None = None
+    um_per_px_from: str | None = None
+    levels: tuple[tuple[int, int], ...] = ()
+    compression: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The slide as `densebatch info` tells it: plain data, of metadata alone."""
+        n_bytes = self.height * self.width * len(self.channels) * np.dtype(self.dtype).itemsize
+        same = ("path", "dtype", "um_per_px", "um_per_px_from", "chunk_planes", "compression",
+                "ngff", "scene", "axes", "z", "t", "panel")  # fmt: skip
+        lists = ("channels", "chunk_px", "notes")
+        return {
+            "format": self.kind,
+            "shape": [self.height, self.width],
+            "levels": [list(level) for level in self.levels],
+            "bytes": n_bytes,
+            **{name: getattr(self, name) for name in same},
+            **{name: list(getattr(self, name)) for name in lists},
+        }
+
+
+def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
+    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
+    chunk_y, chunk_x = slide.chunk_px
+    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
+    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize
 
 
 Stamp = tuple[int, int, int]
@@ -195,114 +302,6 @@ class Source(ABC):
             return all(stamp_file(path) == stamp for path, stamp in self.stamps.items())
         except InputError:
             return False
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Where rows, columns and channels are among the dimensions of an array."""
-
-    y: int
-    x: int
-    channel: int | None
-    ndim: int
-
-    def pick(self, array: zarr.Array[Any], first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Read planes of a region.
-
-        Parameters
-        ----------
-        array
-            Of `ndim` dimensions.
-        first, stop
-            Channels, half-open.
-        region
-            Inside the slide.
-
-        Returns
-        -------
-        ndarray
-            `(stop - first, height, width)`.
-        """
-        index: list[int | slice] = [0] * self.ndim
-        index[self.y], index[self.x] = region.slices
-        if self.channel is not None:
-            index[self.channel] = slice(first, stop)
-        block = np.asarray(array[tuple(index)])
-        wanted = [axis for axis in (self.channel, self.y, self.x) if axis is not None]
-        kept = sorted(wanted)
-        block = block.transpose([kept.index(axis) for axis in wanted])
-        return block if self.channel is not None else block[np.newaxis]
-
-
-class ArraySource(Source):
-    """An open slide whose pixels are a Zarr array, in chunks that are decoded on demand.
-
-    Parameters
-    ----------
-    path, layout, stamps
-        As of `Source`.
-    array
-        All planes of the highest resolution.
-    axes
-        Of the array.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        layout: Layout,
-        stamps: Mapping[Path, Stamp],
-        array: zarr.Array[Any],
-        axes: Axes,
-    ) -> None:
-        super().__init__(path, layout, stamps)
-        self._array, self._axes = array, axes
-
-    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        block = self._axes.pick(self._array, first, stop, region)
-        return block.astype(self.layout.dtype, copy=False)
-
-
-def find_axes(
-    path: Path, names: Sequence[str], shape: Sequence[int], channel_names: str, other_names: str
-) -> Axes:
-    """Find rows, columns and channels, or say what was found and what is accepted.
-
-    Parameters
-    ----------
-    path
-        Named in the error.
-    names, shape
-        One upper-case letter and one size per dimension.
-    channel_names
-        Letters that may count channels; one of them may be longer than 1.
-    other_names
-        Letters that may stand there with size 1.
-
-    Raises
-    ------
-    InputError
-        If Y or X is missing or twice there, or another axis has more than one entry.
-    """
-    found = "".join(names)
-    channels = [i for i, name in enumerate(names) if name in set(channel_names)]
-    long_channels = [i for i in channels if shape[i] > 1]
-    others = [i for i in range(len(names)) if names[i] not in {*channel_names, "Y", "X"}]
-    if (
-        len(names) != len(shape)
-        or len(set(names)) != len(names)
-        or not {"Y", "X"} <= set(names)
-        or len(long_channels) > 1
-        or any(shape[i] > 1 or names[i] not in set(other_names) for i in others)
-    ):
-        raise InputError(
-            f"{path} has axes {found or 'without names'} of sizes "
-            f"{' x '.join(map(str, shape))}; accepted are Y and X, at most one axis of channels "
-            f"({', '.join(channel_names)}), and {', '.join(other_names)} of size 1"
-        )
-    channel = next(iter(long_channels or channels), None)
-    return Axes(names.index("Y"), names.index("X"), channel, len(names))
 
 
 def check_size(path: Path, height: int, width: int, channels: int) -> None:

@@ -13,9 +13,8 @@ import zarr
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.image_files import check_segments
+from densebatch.slides.axes import ArraySource, Axes, tell_stacks
 from densebatch.slides.source import (
-    ArraySource,
-    Axes,
     Layout,
     Selection,
     Source,
@@ -167,7 +166,7 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
             f"{path} has an image of {' x '.join(map(str, shape))} values; "
             "an image has at least one pixel and one channel"
         )
-    axes, letters = find_tiff_axes(path, series, selection.axes)
+    axes, letters = find_tiff_axes(path, series, selection)
     height, width = shape[axes.y], shape[axes.x]
     n = 1 if axes.channel is None else shape[axes.channel]
     check_size(path, height, width, n)
@@ -214,8 +213,10 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         um_per_px=metadata.um_per_px,
         chunk_px=(min(chunk[0], height), min(chunk[1], width)),
         chunk_planes=planes,
-        n_levels=chosen.image.n_levels,
-        selection=_canonical(opened, chosen, selection, letters),
+        levels=((height, width), *chosen.image.levels[1:]),
+        um_from=metadata.um_from,
+        compression=_name_compression(keyframe),
+        selection=_canonical(opened, chosen, selection, letters, axes),
         notes=(
             *chosen.notes,
             *tell_odd_shape(series, axes, letters),
@@ -244,14 +245,20 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
 
 
 def _canonical(
-    opened: OpenTiff, chosen: ChosenImage, selection: Selection, letters: str
+    opened: OpenTiff, chosen: ChosenImage, selection: Selection, letters: str, axes: Axes
 ) -> Selection:
     """One way to say what was chosen, whichever way it was said."""
     scene, real = selection.scene, opened.real
     if chosen.image in real:
         scene = f"#{real.index(chosen.image)}" if len(real) > 1 else None
-    return Selection(scene, None if selection.axes is None else letters)
+    told = tell_stacks(axes, letters, chosen.series.shape)
+    return Selection(scene, None if selection.axes is None else letters, *told)
 
 
 def _segment_name(keyframe: TiffPage) -> str:
     return "tiles" if keyframe.is_tiled else "strips"
+
+
+def _name_compression(keyframe: TiffPage) -> str:
+    name = getattr(keyframe.compression, "name", str(keyframe.compression))
+    return name.lower().replace("_", " ")

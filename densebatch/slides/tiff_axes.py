@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tifffile import TIFF
 
 from densebatch.base.errors import InputError
-from densebatch.slides.source import Axes, find_axes
-from densebatch.slides.stacks import refuse_stacks
+from densebatch.slides.axes import Axes, choose_stacks, find_axes, refuse_stacks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tifffile import TiffPageSeries
+
+    from densebatch.slides.source import Selection
 
 # C is named by a format, S is a sample, and Q and I count pages that no metadata explain.
 CHANNEL_AXES = "CSQI"
@@ -23,7 +25,7 @@ _MAX_NARROW_PX = 16
 _WORDS = {"T": "time", "Z": "focal planes", "R": "positions", "C": "channels", "S": "samples"}
 
 
-def find_tiff_axes(path: Path, series: TiffPageSeries, given: str | None) -> tuple[Axes, str]:
+def find_tiff_axes(path: Path, series: TiffPageSeries, selection: Selection) -> tuple[Axes, str]:
     """Find rows, columns and channels.
 
     Parameters
@@ -32,8 +34,9 @@ def find_tiff_axes(path: Path, series: TiffPageSeries, given: str | None) -> tup
         Named in the error.
     series
         Its letters and sizes.
-    given
-        `--axes`: a letter for each dimension, those of length one aside, instead of its letters.
+    selection
+        `--axes`, a letter for each dimension, those of length one aside, instead of its letters;
+        and which of several images along Z and T is meant.
 
     Returns
     -------
@@ -48,8 +51,12 @@ def find_tiff_axes(path: Path, series: TiffPageSeries, given: str | None) -> tup
         If there is more than one image of all channels, with what may be done, or the letters that
         were given are none that the sizes allow.
     """
-    shape = tuple(int(n) for n in series.shape)
+    shape = [int(n) for n in series.shape]
+    given = selection.axes
     letters = str(series.axes) if given is None else _place_letters(path, given, series)
+    stacks = choose_stacks(path, letters, shape, selection)
+    for place in stacks:
+        shape[place] = 1
     refuse_stacks(
         path,
         letters,
@@ -59,7 +66,8 @@ def find_tiff_axes(path: Path, series: TiffPageSeries, given: str | None) -> tup
         name=_word,
         between=("", ", "),
     )
-    return find_axes(path, list(letters), shape, CHANNEL_AXES, _OTHER_AXES), letters
+    axes = find_axes(path, list(letters), shape, CHANNEL_AXES, _OTHER_AXES)
+    return replace(axes, stacks=tuple(stacks.items())), letters
 
 
 def tell_odd_shape(series: TiffPageSeries, axes: Axes, letters: str) -> list[str]:

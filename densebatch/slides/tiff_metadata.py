@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _PLAUSIBLE_UM = (0.01, 10.0)
 _RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _JPEG = (6, 7, 33007, 34892)
+_OME_SIZE = "PhysicalSizeX of the OME-XML"
 _XRESOLUTION, _YRESOLUTION = 282, 283
 
 
@@ -40,12 +41,15 @@ class TiffMetadata:
         Of channels as far as they are told, in the order of planes.
     um_per_px
         None if the file does not tell, or tells of a screen or printer.
+    um_from
+        Where it tells it, in words.
     notes
         A sentence for each part that could not be read.
     """
 
     names: tuple[str | None, ...]
     um_per_px: float | None
+    um_from: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -116,7 +120,7 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
                 "which image of its OME-XML this is cannot be told: names of channels and pixel "
                 "size are unknown"
             )
-            return TiffMetadata((), None, tuple(notes))
+            return TiffMetadata((), None, None, tuple(notes))
         names = [e.get("Name") for e in children(ome.pixels, "Channel")]
         notes += _tell_misfit(names, n)
         if "PhysicalSizeX" in ome.pixels.attrib:
@@ -127,16 +131,19 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
                     "the metadata give the width of a pixel, which is taken for its height too"
                 )
             um = square_pixel(*lengths)
-            return TiffMetadata(_fit(names, n) or _page_names(series, n), um, tuple(notes))
+            names_told = _fit(names, n) or _page_names(series, n)
+            return TiffMetadata(names_told, um, _OME_SIZE if um else None, tuple(notes))
         told = Told(_fit(names, n)).or_else(told)
     notes += _tell_misfit(told.names, n)
     names_told = _fit(told.names, n) or _page_names(series, n)
     um = told.um_per_px
+    um_from = _OME_SIZE if chosen.number is None else f"the file's own metadata ({series.kind})"
     if um is None:
+        um_from = "the resolution tags of the TIFF"
         lengths = _read_resolution(tif, series)
         um = square_pixel(*lengths)
         notes += tell_oblong(*lengths)
-    return TiffMetadata(names_told, um, tuple(notes))
+    return TiffMetadata(names_told, um, um_from if um else None, tuple(notes))
 
 
 def tell_inverted(keyframe: TiffPage) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.slides.axes import largest_of
+
 if TYPE_CHECKING:
     from typing import BinaryIO
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPageSeries
 
     from densebatch.base.geometry import Region
-    from densebatch.slides.source import Axes
+    from densebatch.slides.axes import Axes
 
 _BAND_BYTES = 2**24
 
@@ -41,6 +43,8 @@ class RowReader:
         Values from one pixel to the next: down, right, and to the next plane.
     chunk_px
         Full rows of some megabytes.
+    origins
+        Values before the first pixel, of each image whose largest values are wanted.
     """
 
     pages: tuple[tuple[Path, int], ...]
@@ -48,6 +52,7 @@ class RowReader:
     stored: np.dtype[Any]
     strides: tuple[int, int, int]
     chunk_px: tuple[int, int]
+    origins: tuple[int, ...] = (0,)
 
     @classmethod
     def of(cls, series: TiffPageSeries, axes: Axes) -> RowReader | None:
@@ -77,17 +82,24 @@ class RowReader:
             stored=np.dtype(keyframe.parent.byteorder + series.dtype.char),
             strides=(steps[axes.y], steps[axes.x], across),
             chunk_px=(min(shape[axes.y], max(1, _BAND_BYTES // row_bytes)), shape[axes.x]),
+            origins=tuple(
+                sum(steps[axis] * index for axis, index in place.items())
+                for place in axes.list_places()
+            ),
         )
 
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the image, (planes, height, width)."""
+        return largest_of(self._read(at, first, stop, region) for at in self.origins)
+
+    def _read(self, origin: int, first: int, stop: int, region: Region) -> NDArray[Any]:
         down, right, across = self.strides
         out = np.empty((stop - first, *region.shape), self.stored)
         run = np.empty((region.width, right), self.stored)
         with contextlib.ExitStack() as stack:
             files: dict[Path, BinaryIO] = {}
             for row in range(region.height):
-                start = (region.y0 + row) * down + region.x0 * right
+                start = origin + (region.y0 + row) * down + region.x0 * right
                 if right > 1:
                     self._fill(run, start, files, stack)
                     out[:, row] = run[:, first:stop].T

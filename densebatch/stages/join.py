@@ -241,9 +241,13 @@ class JoinTile(Task):
             grown = self._grow(nuclei, cells, keys_of_nuclei)
             inside = region.slices_in(around)
             missing = self._find_missing(around, cells)
+            if work.plan.region is not None:  # cells are cut, and grow no further
+                grown[inside][~work.plan.region.find_inside(region)] = 0
             labels, keys = self._name(cells[inside], grown[inside], keys_of_nuclei)
             if missing is not None:
                 missing = missing[inside]
+                if work.plan.region is not None:
+                    missing &= work.plan.region.find_inside(region)
                 labels[missing] = 0
         with meter.timed("write"):
             files = write_tile_labels(work, self.row, self.col, labels, missing)

@@ -134,6 +134,8 @@ class PaintTile(Task):
             missing = ~painted.is_seen
             for area in doubtful:
                 missing[area.slices_in(region)] = True
+            if plan.region is not None:
+                missing &= plan.region.find_inside(region)
         with meter.timed("write"):
             files = write_tile_labels(work, self.row, self.col, painted.labels, missing)
             cells: dict[str, NDArray[Any]] = {
@@ -157,6 +159,9 @@ class PaintTile(Task):
         doubtful: Sequence[Region],
     ) -> Iterator[Part]:
         regions = self.work.label_plan.layout.regions
+        areas = self.work.plan.region
+        # Cut before they are painted, so that a cell's first pixel is one that it keeps.
+        counted = None if areas is None else areas.find_inside(self.region)
         for tile in reaching:
             inside = regions[tile].intersect(self.region)
             assert inside is not None
@@ -164,6 +169,8 @@ class PaintTile(Task):
             # A tile that does not reach to what could not be read has labels beside it.
             for area in doubtful:
                 labels[area.slices_in(inside)] = 0
+            if counted is not None:
+                labels = np.where(counted[inside.slices_in(self.region)], labels, np.uint32(0))
             yield Part(inside, labels, ranks[tile])
 
 

@@ -20,6 +20,7 @@ from densebatch.base.files import write_atomic
 from densebatch.base.process import Meter
 from densebatch.cells import labels
 from densebatch.cells.pyramid_spec import MISSING_NAME
+from densebatch.measuring.stored import find_beside
 from densebatch.stages.output import levels_with, output_spec
 from densebatch.stages.work import Task
 from densebatch.stages.writing import write_patiently
@@ -90,7 +91,7 @@ def find_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.bool_] | 
     Returns
     -------
     ndarray or None
-        `(h, w)` bool; None if no pixel is missing there or near.
+        `(h, w)` bool, False for what does not count; None if no pixel is missing there or near.
     """
     if not gaps.any:
         return None
@@ -114,6 +115,8 @@ def find_missing(work: Work, gaps: Gaps, region: Region) -> NDArray[np.bool_] | 
         found = np.asarray(zarr.open_array(work.tile_labels, mode="r")[region.slices])
         enclosed &= found == 0
     result: NDArray[np.bool_] = missing[at] | enclosed
+    if work.plan.region is not None:
+        result &= work.plan.region.find_inside(region)
     return result
 
 
@@ -148,7 +151,9 @@ def _find_enclosed(missing: NDArray[np.bool_], hole_px: int) -> NDArray[np.bool_
 def find_touching(
     work: Work, gaps: Gaps, region: Region, cells: NDArray[np.uint32]
 ) -> NDArray[np.uint32]:
-    """The labels of a region that lie beside a missing pixel, diagonally or not.
+    """The labels of a region that lie beside a pixel without a result, diagonally or not.
+
+    That is one that is missing, or one that does not count.
 
     Parameters
     ----------
@@ -159,13 +164,13 @@ def find_touching(
     """
     around = region.expand(1).clip(*work.plan.shape)
     missing = find_missing(work, gaps, around)
-    if missing is None:
+    areas = work.plan.region
+    if missing is None and areas is None:
         return np.zeros(0, np.uint32)
-    beside = ndimage.maximum_filter(missing, 3, mode="constant")
-    touching: NDArray[np.uint32] = np.unique(
-        cells[beside[region.shift(-around.y0, -around.x0).slices]]
-    )
-    return touching[touching > 0]
+    marked = np.zeros(around.shape, np.bool_) if missing is None else missing
+    if areas is not None:
+        marked |= ~areas.find_inside(around)
+    return find_beside(marked, around, region, cells)
 
 
 def missing_spec(plan: Plan, root: str) -> labels.PyramidSpec:

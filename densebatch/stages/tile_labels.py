@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.base.geometry import Region
     from densebatch.stages.work import Work
 
 
@@ -77,6 +78,45 @@ def write_tile_labels(
     if missing is None or not missing.any():
         return [chunk]
     return [chunk, write_values(work.tile_missing(row, col), np.packbits(missing))]
+
+
+def leave_inside(
+    work: Work, region: Region, labels: NDArray[np.uint32], missing: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Cut labels 1..k, and what is missing, to what counts of the slide.
+
+    Parameters
+    ----------
+    work
+        Of the run.
+    region
+        Pixels of the slide.
+    labels, missing
+        As of `write_tile_labels`.
+
+    Returns
+    -------
+    labels : ndarray
+        1..n of the cells that have a pixel that counts.
+    kept : ndarray
+        `(n,)`: which of the k these are, from 0.
+    missing : ndarray or None
+    """
+    inside = None if work.plan.region is None else work.plan.region.find_inside(region)
+    k = int(labels.max(initial=0))
+    if inside is None or inside.all():
+        return labels, np.arange(k), missing
+    labels = np.where(inside, labels, np.uint32(0))
+    is_there = np.zeros(k + 1, np.bool_)
+    is_there[labels.reshape(-1)] = True
+    is_there[0] = False
+    renamed = np.cumsum(is_there, dtype=np.uint32)
+    renamed[~is_there] = 0
+    return (
+        renamed[labels],
+        np.flatnonzero(is_there) - 1,
+        None if missing is None else missing & inside,
+    )
 
 
 def write_values(path: Path, values: NDArray[Any]) -> Path:

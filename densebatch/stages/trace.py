@@ -6,7 +6,7 @@ globally: `tracing.tile` says what a key means, `stages.number` what becomes of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from densebatch.base.geometry import Region
 from densebatch.base.process import Meter, has_gpu_context
 from densebatch.base.resampling import axis_weights, resample
 from densebatch.stages.predict import UNKNOWN, name_prediction
-from densebatch.stages.tile_labels import write_tile_labels, write_values
+from densebatch.stages.tile_labels import leave_inside, write_tile_labels, write_values
 from densebatch.stages.work import Task
 from densebatch.tracing.foreground import Unknown
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
@@ -157,13 +157,13 @@ class TraceTile(Task):
         work, plan, core = self.work, self.work.flow_plan, self.core
         window = _window(plan, core, self.travel_px)
         unknown = None
-        if _is_skipped(plan, flows_needed(plan, core, self.travel_px)):
+        if not plan.counts_in(core) or _is_skipped(plan, flows_needed(plan, core, self.travel_px)):
             traced = TracedTile(np.zeros(core.shape, np.uint32), np.zeros(0, np.int64), 0.0, 0, 0)
         else:
             with meter.timed("read"):
                 flows, holes = read_flows(plan, work.flows, window)
             unknown = None if holes is None else Unknown(holes, self.travel_px)
-            traced = _trace(plan, flows, window, core, unknown, meter)
+            traced = self._cut(_trace(plan, flows, window, core, unknown, meter))
         with meter.timed("write"):
             files = self._write(traced)
         facts = {
@@ -177,6 +177,11 @@ class TraceTile(Task):
             **meter.read(),
         }
         return work.record(self.name, files, facts)
+
+    def _cut(self, traced: TracedTile) -> TracedTile:
+        """What lies in the part of the slide that counts."""
+        labels, kept, missing = leave_inside(self.work, self.core, traced.labels, traced.missing)
+        return replace(traced, labels=labels, keys=traced.keys[kept], missing=missing)
 
     def _write(self, traced: TracedTile) -> list[Path]:
         """Write labels, keys and what is missing; returns the files."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.slides.slide import SlideInfo
+    from densebatch.slides.source import SlideInfo
     from densebatch.stages.work import Work
 
 

@@ -39,15 +39,13 @@ from densebatch.survey.kernels import (
 from densebatch.survey.normalization import ChannelBounds, normalize
 from densebatch.survey.passes import (
     Counts,
-    Reader,
-    blocks_of,
     count_blocks,
     count_shapes_in_blocks,
     count_tissue_again,
     count_wanted,
-    open_reader,
 )
 from densebatch.survey.percentiles import find_bins, find_values, interpolate, list_ranks
+from densebatch.survey.reader import Reader, blocks_of, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
 
     from densebatch.slides.slide import Slide
     from densebatch.survey.debris import BlockLooks
+    from densebatch.survey.reader import BandMap
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +144,8 @@ def survey_channel(
     mask_debris: bool = True,
     left_out: Sequence[Region] = (),
     limits: tuple[float, float] | None = None,
+    elsewhere: BandMap | None = None,
+    counted: NDArray[np.bool_] | None = None,
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
@@ -168,6 +169,11 @@ def survey_channel(
     limits
         Pixel values that become 0 and 1 in place of the percentiles, as those of several slides
         together.
+    elsewhere
+        As of `reader.Reader`.
+    counted
+        `(rows, cols)` of the slide's blocks: those that count. What lies in no other is not read,
+        and the extremes of the others are infinite, as of what cannot be read.
 
     Returns
     -------
@@ -179,7 +185,7 @@ def survey_channel(
     InputError
         If no block of the slide can be read.
     """
-    reader = open_reader(slide, channel)
+    reader = open_reader(slide, channel, elsewhere, counted)
     reader.unread.update(dict.fromkeys(left_out, "could not be read when the run began"))
     n_unread = -1
     while len(reader.unread) > n_unread:
@@ -247,12 +253,13 @@ def count_low_bits_again(
     *,
     mask_debris: bool = True,
     left_out: Sequence[Region] = (),
+    counted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Count pixels of tissue, of wide values, by the lower bits of their keys.
 
     Parameters
     ----------
-    slide, channel, side, mask_debris, left_out
+    slide, channel, side, mask_debris, left_out, counted
         As of `survey_channel`, which finds the same tissue.
     wanted
         `(n,)` upper bits of the keys that are counted.
@@ -262,7 +269,7 @@ def count_low_bits_again(
     ndarray
         `(n, 65536)`.
     """
-    reader = open_reader(slide, channel)
+    reader = open_reader(slide, channel, counted=counted)
     reader.unread.update(dict.fromkeys(left_out, "could not be read when the run began"))
     n_unread = -1
     while len(reader.unread) > n_unread:
@@ -302,14 +309,14 @@ def _survey(
             low, high = limits
         where = looks.classes >= threshold
         bounds = ChannelBounds(
-            channel, name, low, high, float(where.mean()), counts.nonfinite_px,
+            channel, name, low, high, _share(reader, where), counts.nonfinite_px,
             content=counts.content,
         )  # fmt: skip
         bounds = replace(
             bounds,
             above=debris.above,
             dead=debris.dead,
-            debris_fraction=float(debris.blocks.mean()),
+            debris_fraction=_share(reader, debris.blocks),
             debris_times=debris.times,
         )
         if debris.rare is not None:
@@ -318,7 +325,7 @@ def _survey(
                 bright=debris.rare.above,
                 bright_peak=debris.rare.peak,
                 bright_fill_px=side,
-                bright_fraction=float(debris.rare.blocks.mean()),
+                bright_fraction=_share(reader, debris.rare.blocks),
                 bright_times=debris.rare.times,
             )
         found = ChannelSurvey(
@@ -326,7 +333,7 @@ def _survey(
             *_normalize_extremes(counts, bounds),
             saturated_px=_find_plateau(values[near_top], looks, where),
             strewn=not debris.left_out.any()
-            and bool(where.mean() < _STREWN_FRACTION)
+            and _share(reader, where) < _STREWN_FRACTION
             and measure_density(where) < _STREWN_DENSITY,
             usual_px=_find_usual(counts, reader.dtype),
             uneven_times=debris.uneven_times,
@@ -334,6 +341,12 @@ def _survey(
             dtype=reader.dtype,
         )
     return found
+
+
+def _share(reader: Reader, blocks: NDArray[np.bool_]) -> float:
+    """Share of some blocks in those that count."""
+    n_counted = blocks.size if reader.counted is None else int(reader.counted.sum())
+    return int(blocks.sum()) / n_counted
 
 
 def _find_plateau(value: float, looks: BlockLooks, where: NDArray[np.bool_]) -> float | None:

@@ -1,23 +1,25 @@
-"""Passes over the pixels of one channel: read by threads, and counted.
+"""Passes over the pixels of one channel: read band by band, and counted.
 
-Each thread counts into a histogram of its own. A piece that cannot be read is left out, with the
-blocks that it lies in, and noted; all passes leave out the same.
+A pass is done by threads of this process, each of which counts into a histogram of its own, or, in
+bands of whole regions, by whoever a `BandMap` gives them to; counts are integers,
+so they add up to the same. A piece that cannot be read is left out, with the blocks that it lies
+in, and noted; all passes leave out the same.
 """
 
 from __future__ import annotations
 
+import math
 import queue
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
-from densebatch.base.errors import InputError
-from densebatch.base.geometry import Grid, Region
-from densebatch.base.machine import count_cores
-from densebatch.slides.slide import decoded_bytes
+from densebatch.base.geometry import Region
+from densebatch.slides.slide import reopen_slide
 from densebatch.survey.debris import BlockLooks, Shapes, count_shapes
 from densebatch.survey.kernels import (
     BLOCK_PX,
@@ -30,101 +32,19 @@ from densebatch.survey.kernels import (
     survey_blocks,
 )
 from densebatch.survey.normalization import to_float32
+from densebatch.survey.reader import Reader, blocks_of, open_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterable
 
     from numpy.typing import NDArray
 
-    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
     from densebatch.survey.debris import Gap
 
 _N_BINS = 1 << 16
-_READ_PX = 2048  # a multiple of BLOCK_PX; digests of pixels change with it
 _N_LOOKED_AT = 16  # regions that show whether something bright is debris
-_MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in
-_DECODED_BYTES = 10**9  # of all threads together, unless one alone needs more
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A channel of an open slide, read region by region in several threads.
-
-    Attributes
-    ----------
-    slide, channel : what is read
-    grid : regions
-    threads : that read at once
-    unread : pieces that cannot be read, with the reason
-    """
-
-    slide: Slide
-    channel: int
-    grid: Grid
-    threads: int
-    unread: dict[Region, str] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the slide's pixels."""
-        return np.dtype(self.slide.info.dtype)
-
-    def read(self, index: tuple[int, int]) -> NDArray[Any]:
-        """Pixels of a region; 0 where they cannot be read."""
-        region = self.grid[index]
-        if not any(region.intersect(piece) for piece in list(self.unread)):
-            try:
-                return self.slide.read(self.channel, region)
-            except (InputError, OSError):
-                pass
-        pixels = np.zeros(region.shape, self.dtype)
-        info = self.slide.info
-        pieces = Grid(info.height, info.width, *info.chunk_px)
-        for place in pieces.overlapping(region):
-            part = pieces[place].intersect(region)
-            if part is None or pieces[place] in self.unread:
-                continue
-            try:
-                read = self.slide.read(self.channel, part)
-            except (InputError, OSError) as error:
-                self.unread[pieces[place]] = " ".join(str(error).split())
-            else:
-                pixels[part.shift(-region.y0, -region.x0).slices] = read
-        return pixels
-
-    def read_blocks(
-        self, index: tuple[int, int]
-    ) -> Iterator[tuple[NDArray[Any], tuple[slice, slice]]]:
-        """Pixels of a region, as `split` divides them."""
-        return self.split(index, self.read(index))
-
-    def split(
-        self, index: tuple[int, int], pixels: NDArray[Any]
-    ) -> Iterator[tuple[NDArray[Any], tuple[slice, slice]]]:
-        """Pixels of a region, and where their blocks are among those of the slide.
-
-        In several parts, of whole blocks, if some cannot be read.
-        """
-        region = self.grid[index]
-        lost = self.find_lost(region)
-        if not lost.any():
-            yield pixels, blocks_of(region)
-            return
-        for row, col in zip(*np.nonzero(~lost), strict=True):
-            y0, x0 = region.y0 + int(row) * BLOCK_PX, region.x0 + int(col) * BLOCK_PX
-            block = Region(y0, x0, y0 + BLOCK_PX, x0 + BLOCK_PX).clip(region.y1, region.x1)
-            part = pixels[block.shift(-region.y0, -region.x0).slices]
-            yield part, blocks_of(block)
-
-    def find_lost(self, region: Region) -> NDArray[np.bool_]:
-        """`(rows, cols)` of a region's blocks: whether some of their pixels cannot be read."""
-        rows, cols = blocks_of(region)
-        lost = np.zeros((rows.stop - rows.start, cols.stop - cols.start), np.bool_)
-        for piece in list(self.unread):
-            part = piece.intersect(region)
-            if part is not None:
-                lost[blocks_of(part.shift(-region.y0, -region.x0))] = True
-        return lost
+_WORKER_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -138,7 +58,7 @@ class Counts:
     looks : contrast class of each block, and what tells debris from tissue
     histogram : `(N_CLASSES, bins)` int64, of the keys, or of their upper 16 bits
     nonfinite_px : pixels that are NaN or infinite
-    content : digest of all pixels; those that cannot be read count as 0
+    digests : of the pixels of each region; those that cannot be read count as 0
     """
 
     lowest: NDArray[np.float32]
@@ -146,43 +66,56 @@ class Counts:
     looks: BlockLooks
     histogram: NDArray[np.int64]
     nonfinite_px: int
-    content: str
+    digests: tuple[bytes, ...]
 
-
-def open_reader(slide: Slide, channel: int) -> Reader:
-    """Choose how many threads read: as many as the processors, the memory and the regions allow."""
-    info = slide.info
-    grid = Grid(info.height, info.width, _READ_PX, _READ_PX)
-    at_once = _DECODED_BYTES // decoded_bytes(info, _READ_PX, _READ_PX)
-    threads = max(1, min(count_cores(), _MAX_THREADS, grid.rows * grid.cols, at_once))
-    return Reader(slide, channel, grid, threads)
-
-
-def blocks_of(region: Region) -> tuple[slice, slice]:
-    """Rows and columns of the blocks that a region touches; it may begin before the slide."""
-    return (
-        slice(max(region.y0, 0) // BLOCK_PX, -(-max(region.y1, 0) // BLOCK_PX)),
-        slice(max(region.x0, 0) // BLOCK_PX, -(-max(region.x1, 0) // BLOCK_PX)),
-    )
+    @property
+    def content(self) -> str:
+        """Digest of all pixels."""
+        return xxhash.xxh3_128(b"".join(self.digests)).hexdigest()
 
 
 def count_blocks(reader: Reader, side: int) -> Counts:
     """Take the first pass."""
-    info, dtype = reader.slide.info, reader.dtype
-    shape = (-(-info.height // BLOCK_PX), -(-info.width // BLOCK_PX))
+    parts = _do_bands(reader, count_blocks_in_band, lambda rows: (side,))
+    looks = [part.looks for part in parts]
+    histogram = parts[0].histogram
+    for part in parts[1:]:
+        _add_rows(histogram, part.histogram)
+    return Counts(
+        np.concatenate([part.lowest for part in parts]),
+        np.concatenate([part.highest for part in parts]),
+        BlockLooks(
+            *(
+                np.concatenate([getattr(each, name) for each in looks])
+                for name in ("classes", "least", "most", "grain", "skew")
+            )
+        ),
+        histogram,
+        sum(part.nonfinite_px for part in parts),
+        tuple(digest for part in parts for digest in part.digests),
+    )
+
+
+def count_blocks_in_band(reader: Reader, rows: range, side: int) -> Counts:
+    """Take the first pass over some rows of regions."""
+    band = _Band(reader, rows)
     # What cannot be read looks like a block without finite pixels.
-    lowest, highest = np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32)
-    classes, marks = np.zeros(shape, np.uint8), np.zeros((*shape, 4), np.float32)
+    lowest = np.full(band.shape, np.inf, np.float32)
+    highest = np.full(band.shape, -np.inf, np.float32)
+    classes, marks = np.zeros(band.shape, np.uint8), np.zeros((*band.shape, 4), np.float32)
     marks[..., 0], marks[..., 1] = np.inf, -np.inf
-    n_bins, shift = _choose_bins(dtype)
+    n_bins, shift = _choose_bins(reader.dtype)
     digests: dict[tuple[int, int], bytes] = {}
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
+        if not reader.may_count(index):
+            return 0
         pixels = reader.read(index)
         digests[index] = xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest()
         nonfinite = 0
-        for part, at in reader.split(index, pixels):
+        for part, place in reader.split(index, pixels):
             values, keys = _take_values(part)
+            at = band.find(place)
             nonfinite += survey_blocks(
                 values, keys, shift, side, lowest[at], highest[at], classes[at], marks[at],
                 histogram,
@@ -190,11 +123,11 @@ def count_blocks(reader: Reader, side: int) -> Counts:
         return nonfinite
 
     histogram, nonfinite_px = count_in_threads(
-        count, reader.grid, reader.threads, (N_CLASSES, n_bins)
+        count, band.indices, reader.threads, (N_CLASSES, n_bins)
     )
     looks = BlockLooks(classes, *np.moveaxis(marks, -1, 0))
-    content = xxhash.xxh3_128(b"".join(digests[index] for index in reader.grid)).hexdigest()
-    return Counts(lowest, highest, looks, histogram, nonfinite_px, content)
+    ordered = tuple(digests[index] for index in band.indices if index in digests)
+    return Counts(lowest, highest, looks, histogram, nonfinite_px, ordered)
 
 
 def look_at_blocks(pixels: NDArray[Any]) -> BlockLooks:
@@ -234,14 +167,28 @@ def count_tissue_again(
     reader: Reader, classes: NDArray[np.uint8], threshold: int
 ) -> NDArray[np.int64]:
     """Count the tissue again, without the blocks whose class was set to 0: `(bins,)`."""
+
+    def choose(rows: range) -> tuple[Any, ...]:
+        return _Band(reader, rows).take(classes), threshold
+
+    counted: NDArray[np.int64] = sum(_do_bands(reader, count_tissue_in_band, choose))
+    return counted
+
+
+def count_tissue_in_band(
+    reader: Reader, rows: range, classes: NDArray[np.uint8], threshold: int
+) -> NDArray[np.int64]:
+    """As `count_tissue_again`, over some rows of regions and with the classes of their blocks."""
+    band = _Band(reader, rows)
     n_bins, shift = _choose_bins(reader.dtype)
 
     def count(index: tuple[int, int], histogram: NDArray[np.int64]) -> int:
-        for pixels, at in reader.read_blocks(index):
-            count_tissue(*_take_values(pixels), shift, classes[at], threshold, histogram)
+        for pixels, place in reader.read_blocks(index):
+            found = classes[band.find(place)]
+            count_tissue(*_take_values(pixels), shift, found, threshold, histogram)
         return 0
 
-    histogram, _ = count_in_threads(count, reader.grid, reader.threads, (1, n_bins))
+    histogram, _ = count_in_threads(count, band.indices, reader.threads, (1, n_bins))
     tissue: NDArray[np.int64] = histogram[0]
     return tissue
 
@@ -251,14 +198,175 @@ def count_wanted(
 ) -> NDArray[np.int64]:
     """Take the second pass: the lower 16 bits of keys with some upper bits, `(n, 65536)`."""
 
+    def choose(rows: range) -> tuple[Any, ...]:
+        return _Band(reader, rows).take(classes), threshold, wanted
+
+    counted: NDArray[np.int64] = sum(_do_bands(reader, count_wanted_in_band, choose))
+    return counted
+
+
+def count_wanted_in_band(
+    reader: Reader,
+    rows: range,
+    classes: NDArray[np.uint8],
+    threshold: int,
+    wanted: NDArray[np.uint32],
+) -> NDArray[np.int64]:
+    """As `count_wanted`, over some rows of regions and with the classes of their blocks."""
+    band = _Band(reader, rows)
+
     def count(index: tuple[int, int], histograms: NDArray[np.int64]) -> int:
-        for pixels, at in reader.read_blocks(index):
+        for pixels, place in reader.read_blocks(index):
             # No NaN and no infinity has the upper bits of a finite value, so none is counted here.
-            count_low_bits(make_keys(pixels), classes[at], threshold, wanted, histograms)
+            found = classes[band.find(place)]
+            count_low_bits(make_keys(pixels), found, threshold, wanted, histograms)
         return 0
 
-    histograms, _ = count_in_threads(count, reader.grid, reader.threads, (wanted.size, _N_BINS))
+    shape = (wanted.size, _N_BINS)
+    histograms, _ = count_in_threads(count, band.indices, reader.threads, shape)
     return histograms
+
+
+class _Band:
+    """Some rows of the regions of a channel, and the rows of blocks that lie in them.
+
+    Parameters
+    ----------
+    reader
+        Of the channel.
+    rows
+        Of its grid.
+    """
+
+    def __init__(self, reader: Reader, rows: range) -> None:
+        self.indices = [index for index in reader.grid if index[0] in rows]
+        whole = Region(0, 0, reader.grid.height, reader.grid.width)
+        first, last = reader.grid[rows.start, 0], reader.grid[rows.stop - 1, 0]
+        self._rows, cols = blocks_of(Region(first.y0, 0, last.y1, whole.x1))
+        self.shape = self._rows.stop - self._rows.start, cols.stop
+        self._n_rows = blocks_of(whole)[0].stop
+
+    def find(self, at: tuple[slice, slice]) -> tuple[slice, slice]:
+        """Where blocks of the slide lie among those of the band."""
+        start = self._rows.start
+        return slice(at[0].start - start, at[0].stop - start), at[1]
+
+    def take(self, blocks: NDArray[Any]) -> NDArray[Any]:
+        """Of the slide's blocks those of the band."""
+        return blocks[self._rows]
+
+    def spread(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The slide's blocks, of which those of the band are given and all others False."""
+        every = np.zeros((self._n_rows, self.shape[1]), np.bool_)
+        every[self._rows] = blocks
+        return every
+
+
+def _do_bands(
+    reader: Reader,
+    function: Callable[..., Any],
+    choose: Callable[[range], tuple[Any, ...]],
+) -> list[Any]:
+    """Call a function with a reader, rows of regions and what `choose` gives for these rows.
+
+    For all rows at once in this process, or for each row elsewhere.
+    """
+    every = range(reader.grid.rows)
+    if reader.elsewhere is None:
+        return [function(reader, every, *choose(every))]
+    known = tuple(reader.unread.items())
+    about = (function.__name__, reader.slide.info, reader.channel, known)
+
+    def describe(row: int) -> tuple[Any, ...]:
+        rows = range(row, row + 1)
+        counted = None if reader.counted is None else _Band(reader, rows).take(reader.counted)
+        return *about, row, counted, *choose(rows)
+
+    found = reader.elsewhere(do_band, [describe(row) for row in every])
+    for part in found:
+        reader.unread.update(part.unread)
+    return [part.unpack() for part in found]
+
+
+def do_band(
+    name: str,
+    info: SlideInfo,
+    channel: int,
+    known: Collection[tuple[Region, str]],
+    row: int,
+    counted: NDArray[np.bool_] | None,
+    *arguments: Any,  # noqa: ANN401
+) -> PackedPart:
+    """A row of regions of a pass, on a worker.
+
+    Parameters
+    ----------
+    name
+        Of the pass.
+    info
+        The slide.
+    channel
+        Of it.
+    known
+        Pieces that cannot be read, with the reason.
+    row
+        Of the grid of regions.
+    counted
+        Blocks of the row that count; None for all.
+    *arguments
+        Of the pass.
+    """
+    reader = open_reader(reopen_slide(info), channel)
+    reader.unread.update(known)
+    rows = range(row, row + 1)
+    if counted is not None:
+        counted = _Band(reader, rows).spread(counted)
+    threads = min(reader.threads, _WORKER_THREADS)
+    reader = replace(reader, threads=threads, counted=counted)
+    function = {each.__name__: each for each in _OF_BANDS}[name]
+    return pack_part(function(reader, rows, *arguments), reader.unread)
+
+
+_OF_BANDS = (count_blocks_in_band, count_tissue_in_band, count_wanted_in_band)
+
+
+@dataclass(frozen=True)
+class PackedPart:
+    """A part of a pass as it travels: few of many bins of a histogram are not 0.
+
+    Attributes
+    ----------
+    counts : of the first pass, without its histogram; None of another pass
+    shape : of the histogram
+    places, values : where it is not 0, and how much, compressed
+    unread : pieces that cannot be read
+    """
+
+    counts: Counts | None
+    shape: tuple[int, ...]
+    places: bytes
+    values: bytes
+    unread: dict[Region, str]
+
+    def unpack(self) -> Any:  # noqa: ANN401
+        """What `pack_part` was given."""
+        histogram = np.zeros(math.prod(self.shape), np.int64)
+        places = np.frombuffer(zlib.decompress(self.places), np.uint32)
+        histogram[places] = np.frombuffer(zlib.decompress(self.values), np.int64)
+        histogram = histogram.reshape(self.shape)
+        return histogram if self.counts is None else replace(self.counts, histogram=histogram)
+
+
+def pack_part(found: Counts | NDArray[np.int64], unread: dict[Region, str]) -> PackedPart:
+    """Pack what a pass has found in a band."""
+    histogram = found.histogram if isinstance(found, Counts) else found
+    places = np.flatnonzero(histogram)
+    values = histogram.reshape(-1)[places]
+    counts = None
+    if isinstance(found, Counts):
+        counts = replace(found, histogram=np.zeros((0, 0), np.int64))
+    packed = [zlib.compress(part.tobytes(), 1) for part in (places.astype(np.uint32), values)]
+    return PackedPart(counts, histogram.shape, packed[0], packed[1], unread)
 
 
 def _choose_bins(dtype: np.dtype[Any]) -> tuple[int, int]:
@@ -276,7 +384,7 @@ def _take_values(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def count_in_threads(
     function: Callable[[tuple[int, int], NDArray[np.int64]], int],
-    grid: Grid,
+    grid: Iterable[tuple[int, int]],
     threads: int,
     shape: tuple[int, int],
 ) -> tuple[NDArray[np.int64], int]:
@@ -285,9 +393,9 @@ def count_in_threads(
     Parameters
     ----------
     function
-        Takes an index of the grid and a histogram; what it returns is summed up too.
+        Takes an index of a region and a histogram; what it returns is summed up too.
     grid
-        Regions.
+        Indices of regions.
     threads
         Threads that work at once: one that reads waits for the disk, and one that counts in a
         numba kernel does not hold the interpreter's lock.
@@ -325,6 +433,11 @@ def count_in_threads(
         pool.shutdown(cancel_futures=True)
     whole, *others = histograms
     for histogram in others:
-        for row in np.flatnonzero(histogram.any(axis=1)):
-            whole[row] += histogram[row]
+        _add_rows(whole, histogram)
     return whole, total
+
+
+def _add_rows(whole: NDArray[np.int64], histogram: NDArray[np.int64]) -> None:
+    """Add a histogram to another, but for rows in which nothing is counted."""
+    for row in np.flatnonzero(histogram.any(axis=1)):
+        whole[row] += histogram[row]

@@ -59,13 +59,14 @@ def tell_beside(images: Sequence[TiffImage], *, for_cells: bool) -> list[TiffIma
             elif not beside and _is_copy(image, main):
                 beside = COPY if image.is_colour == main.is_colour else "smaller colour copy"
         result.append(replace(image, beside=beside))
-    n_levels = sum(
-        image.n_levels
+    levels = [
+        level
         for image in result
         if image.beside in (LEVEL, COPY) and _has_planes_of(image, main)
-    )
+        for level in image.levels
+    ]
     at = next(i for i, image in enumerate(images) if image is main)
-    result[at] = replace(main, n_levels=main.n_levels + n_levels)
+    result[at] = replace(main, levels=main.levels + tuple(sorted(levels, reverse=True)))
     return result
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tifffile import TiffPageSeries
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, SceneError
 from densebatch.base.names import Scene, choose_scene, quote_names
 from densebatch.tiff.beside import LEVEL
 from densebatch.tiff.image import UNNAMED_KINDS, TiffImage
@@ -79,11 +79,11 @@ def choose_image(
         scene = None
     try:
         image = real[choose_scene(path, [Scene(i.name, i.what) for i in real], scene)]
-    except InputError as exc:
+    except SceneError as exc:
         same = len(real) > 1 and len({_stacking(image) for image in real}) == 1
         if scene is None and same and real[0].series is not None and real[0].series.axes == "YX":
-            raise InputError(
-                f"{exc}; if they are the channels of one image, say so with --axes CYX"
+            raise SceneError(
+                f"{exc}; if they are the channels of one image, say so with --axes CYX", exc.scenes
             ) from exc
         raise
     notes = [*opened.notes, *_tell_left_out(opened), *_tell_levels(image)]

@@ -29,8 +29,8 @@ class TiffImage:
         As the file calls it, "" if it does not.
     beside
         What it is if it is no image of its own, such as "thumbnail"; "" if it is one.
-    n_levels
-        Resolutions, the highest included.
+    levels
+        Rows and columns of its resolutions, the highest first; () if nobody looked.
     ome
         Its `Image` of OME-XML.
     """
@@ -38,7 +38,7 @@ class TiffImage:
     series: TiffPageSeries | None
     name: str = ""
     beside: str = ""
-    n_levels: int = 1
+    levels: tuple[tuple[int, int], ...] = ()
     ome: OmeImage | None = None
 
     @property

@@ -117,7 +117,7 @@ def _list_images(path: Path, tif: TiffFile, ome: Ome | None, *, for_cells: bool)
             continue
         top = max(series.levels, key=lambda level: math.prod(level.shape))
         name = of_series.name if of_series else name_series(series)
-        images.append(TiffImage(top, name, "", len(series.levels), of_series))
+        images.append(TiffImage(top, name, "", _list_levels(series), of_series))
     if ome is not None and is_ome:
         images = _add_lost(images, ome)
     images = _set_others_aside(path, images)
@@ -133,7 +133,7 @@ def _add_lost(images: list[TiffImage], ome: Ome) -> list[TiffImage]:
     found = [image.ome for image in images]
     if len(images) >= len(ome.images) or None in found:
         return images
-    lost = [TiffImage(None, of.name, "", 1, of) for of in ome.images if of not in found]
+    lost = [TiffImage(None, of.name, "", (), of) for of in ome.images if of not in found]
     return sorted([*images, *lost], key=lambda image: ome.images.index(image.ome))
 
 
@@ -191,3 +191,9 @@ def _refuse_lost_metadata(
             f"{path} is truncated, damaged or one of several files: its {found} cannot be "
             f"followed with the {len(tif.pages)} pages that it has"
         )
+
+
+def _list_levels(series: TiffPageSeries) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of the resolutions of a series, the highest first."""
+    sizes = [TiffImage(level).size for level in series.levels]
+    return tuple(sorted(sizes, reverse=True))

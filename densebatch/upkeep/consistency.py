@@ -32,6 +32,7 @@ from densebatch.measuring.table import (
     make_schema,
     nucleus_columns,
     read_numbers,
+    region_columns,
     shape_columns,
     value_columns,
 )
@@ -231,6 +232,9 @@ def list_columns(
     if content.report["missing_px"] and content.missing is None:
         del columns["touches_missing"]
     yield from columns.items()
+    if measures.has_regions:
+        assert plan.region is not None
+        yield from region_columns(plan.region, columns).items()
     within = list(content.within)
     if within:
         parts = (p for _, p in measure_units(

@@ -203,7 +203,7 @@ def measure_units(
     def measure(region: Region) -> CellSums:
         return measure_unit(
             image.spec, region, split, measures.fractions, channels, source.read, content.missing,
-            measures.shares_of, forms=not compartment,
+            measures.shares_of, content.plan.region, forms=not compartment,
         )  # fmt: skip
 
     for region, part in map_in_threads(measure, content.units(0), content.threads):

@@ -83,8 +83,7 @@ def measure(
     out: str | Path,
     *,
     source: str | Path | None = None,
-    scene: str | None = None,
-    axes: str | None = None,
+    chosen: Mapping[str, str | None] | None = None,
     channels: Sequence[str] = (),
     quantiles: Sequence[float] | str = (),
     neighbour_radius: float = RADIUS_UM,
@@ -102,8 +101,8 @@ def measure(
         Output folder of a run.
     source
         Another image on the grid of the labels; None for what the run segmented.
-    scene, axes
-        Of that image, as of `open_slide`.
+    chosen
+        Which image of that file is meant: arguments of `open_slide`, by name.
     channels
         That are measured, by name or index, each text several with commas between them; all if
         none is named.
@@ -133,7 +132,7 @@ def measure(
     )  # fmt: skip
     folder = OutputFolder(Path(out).absolute())
     plan, report = _read_finished(folder)
-    info = None if source is None else open_other(Path(source), scene, axes, plan, folder.path)
+    info = None if source is None else open_other(Path(source), chosen or {}, plan, folder.path)
     measured = plan.slide if info is None else info
     measures = build_measures(
         Image(measured.path, measured.channels),
@@ -141,6 +140,7 @@ def measure(
         settings,
         plan.shape,
         read_measures(report).compartments,
+        has_regions=read_measures(report).has_regions,
     )
     other = None if info is None else describe_other(info)
     told = describe_measures(measures, measured.channels, other)
@@ -258,7 +258,7 @@ def make_table(content: Content, source: PixelSource, path: Path) -> dict[str, A
     nuclei = read_nuclei(content, parts) if parts else None
     told = write_table(
         path, cells, content.n_cells, slide, plan.um_per_px, source.channels, measures,
-        content.report["positivity"], nuclei,
+        content.report["positivity"], nuclei, plan.region,
     )  # fmt: skip
     shutil.rmtree(folder)
     return told

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
-    from densebatch.slides.slide import Slide, SlideInfo
+    from densebatch.slides.slide import Slide
+    from densebatch.slides.source import SlideInfo
     from densebatch.stages.unread import Unread
 
 
@@ -138,7 +139,8 @@ def find_other(told: Mapping[str, Any]) -> tuple[Slide | None, str]:
         `from` of what `run.json` says was measured.
     """
     try:
-        slide = open_slide(Path(told["path"]), told["scene"], told["axes"])
+        chosen = {name: told.get(name) for name in ("z", "t", "panel")}
+        slide = open_slide(Path(told["path"]), told["scene"], told["axes"], **chosen)
         if slide.info.identity != told["identity"]:
             return None, f"{told['path']}: has changed since it was measured"
     except (InputError, OSError) as error:
@@ -146,13 +148,13 @@ def find_other(told: Mapping[str, Any]) -> tuple[Slide | None, str]:
     return slide, ""
 
 
-def open_other(path: Path, scene: str | None, axes: str | None, plan: Plan, out: Path) -> SlideInfo:
+def open_other(path: Path, chosen: Mapping[str, str | None], plan: Plan, out: Path) -> SlideInfo:
     """Open another image, which must lie on the grid of a run's labels.
 
     Parameters
     ----------
-    path, scene, axes
-        As of `open_slide`.
+    path, chosen
+        As of `open_slide`, which image is meant by name of the argument.
     plan
         Of the run.
     out
@@ -163,7 +165,7 @@ def open_other(path: Path, scene: str | None, axes: str | None, plan: Plan, out:
     InputError
         If it cannot be used, or has another size, pixel size or offset.
     """
-    info = open_slide(path, scene, axes).info
+    info = open_slide(path, **chosen).info
     accepted = f"accepted is an image on the grid of the labels in {out}"
     if (info.height, info.width) != plan.shape:
         raise InputError(
@@ -213,6 +215,9 @@ def describe_other(info: SlideInfo) -> dict[str, Any]:
         "path": info.path,
         "scene": info.scene,
         "axes": info.axes,
+        "z": info.z,
+        "t": info.t,
+        "panel": info.panel,
         "identity": info.identity,
         "channels": list(info.channels),
     }

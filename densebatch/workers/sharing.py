@@ -105,7 +105,7 @@ class Lane:
                 left -= 1
                 yield found
         finally:
-            self._shared.leave(self)
+            self._shared.leave(self, schedule)
 
 
 class SharedExecutor:
@@ -172,12 +172,21 @@ class SharedExecutor:
             self._schedules[lane] = schedule
         self.executor.nudge()
 
-    def leave(self, lane: Lane) -> None:
+    def leave(self, lane: Lane, schedule: Schedule | None = None) -> None:
         """Hand out no more jobs of a lane, and wait for those that are under way.
 
         What they write would otherwise come after the run has let its output go.
+
+        Parameters
+        ----------
+        lane
+            Of the run.
+        schedule
+            That the lane has come to the end of; nothing happens if it has another one by now.
         """
         with self._changing:
+            if schedule is not None and self._schedules.get(lane) is not schedule:
+                return
             self._schedules.pop(lane, None)
             while self.error is None and any(of is lane for of, _ in self._given.values()):
                 self._changing.wait(_LOOK_S)

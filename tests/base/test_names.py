@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from densebatch.base.errors import SceneError, StackError
 from densebatch.base.names import explain_choice, find_name, split_names
 
 
@@ -98,3 +101,11 @@ def test_a_choice_that_could_be_another_is_explained(names, wanted, words):
 )
 def test_an_ordinary_choice_is_not(names, wanted):
     assert explain_choice(names, wanted) is None
+
+
+def test_what_was_to_be_chosen_travels_between_processes():
+    scene = SceneError("two images", [("a", "1 plane"), ("b", "1 plane")])
+    stack = StackError("three planes", {"z": 3})
+    for error, name in ((scene, "scenes"), (stack, "stacks")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), getattr(again, name)) == (str(error), getattr(error, name))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import logging
 
 import pytest
+from rich.console import Console
 
+from densebatch.cli.terminal import TerminalProgress
 from densebatch.cohorts.crew import size_crew
 from densebatch.cohorts.drive import segment_cohort
+from densebatch.cohorts.progress import RowProgress
 from densebatch.cohorts.rows import Row
 from densebatch.cohorts.status import read_cohort
 from densebatch.planning.plan import FlowPlan
@@ -137,6 +141,7 @@ def test_a_sheet_from_beginning_to_end(slides, capsys, tmp_path):
     assert_same_output(out / "two", expected[1])
 
 
+@pytest.mark.slow
 def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
     """As above, on worker processes, which the two share."""
     _, whole, expected, *_ = slides
@@ -171,6 +176,20 @@ def test_a_plan_is_a_table_with_sums(slides, capsys, tmp_path):
     single = [read_report(folder / "single" / path.name)["fingerprint"] for path in whole]
     assert [row["fingerprint"] for row in samples] == [*single, None]
     assert not out.exists()
+
+
+def test_bars_of_a_slide_go_with_it():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with TerminalProgress(console) as progress:
+        for sample in ("one", "two"):
+            with RowProgress(progress, sample) as told:
+                told.stage("trace", 2, 0)
+                told.advance("trace", 100)
+                told.note("pixel size unknown")
+                assert [bar.description for bar in progress._bars.tasks] == [f"{sample}: trace"]
+        assert progress._bars.tasks == []
+        assert progress._counters == {}
+    assert "two: pixel size unknown" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("restart", [False, True])

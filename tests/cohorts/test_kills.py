@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -146,6 +147,12 @@ def test_interrupts(cohort, tmp_path, times):
         wait_for_work(process, out)
         while process.poll() is None and not list(out.glob("*/work/*/journal/*.json")):
             time.sleep(0.01)
+        code, printed, _ = run_command("status", out, "--json", "-")
+        found = json.loads(printed)
+        assert code == 0
+        if process.poll() is None:
+            assert found["state"] == "running"
+            assert set(found["running"]) <= set(GOOD)
         time.sleep(chosen.uniform(0, 1))
         for _ in range(times):
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -166,3 +166,15 @@ def test_a_sheet_or_slides(capsys, folder):
     code, _, err = call_main(capsys, *arguments)
     assert code == 2
     assert f"--sheet {sheet} names the slides, and so does {folder / 'b.tif'}" in err
+
+
+def test_areas_beside_the_sheet(folder):
+    """A file, or the folder of a mask."""
+    (folder / "a.geojson").touch()
+    (folder / "mask.zarr").mkdir()
+    [row, other] = read(
+        folder, "sample,slide,roi,exclude\na,a.tif,a.geojson,mask.zarr\nb,b.tif,,none.roi\n"
+    )
+    assert row.settings.roi == folder / "a.geojson"
+    assert row.settings.exclude == folder / "mask.zarr"
+    assert (other.settings.roi, other.settings.exclude) == (None, Path("none.roi"))

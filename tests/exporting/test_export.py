@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.cli.exchange import export as command
@@ -233,6 +234,28 @@ def test_truth_values_that_may_be_unknown(tmp_path):
     assert [each["phenotype_T cell"] for each in measured] == [1, 0, 0, 1, 0]
     lines = export(out, "csv", tmp_path / "a.csv").path.read_text().splitlines()
     assert [line.split(",")[-2:] for line in lines[1:3]] == [["true", "true"], ["", "false"]]
+
+
+def test_names_of_regions(tmp_path):
+    """Of a few cells, which may be unknown; SpatialData has a column `region` of its own."""
+    out = make_odd_result(tmp_path)
+    names = ["Tumor", None, "Stroma", "Tumor", None]
+    add_columns(out, {"region": names})
+    with h5py.File(export(out, "anndata", tmp_path / "a.h5ad").path) as file:
+        column = file["obs/region"]
+        assert column.attrs["encoding-type"] == "categorical"
+        texts = [text.decode() for text in column["categories"][:]]
+        assert [None if k < 0 else texts[k] for k in column["codes"][:]] == names
+    table = zarr.open_group(export(out, "spatialdata", tmp_path / "a.zarr").path)["tables/table"]
+    assert table["obs/region/categories"][:].tolist() == ["cells"]
+    assert table["obs/region_1/codes"][:].tolist() == [0, -1, 1, 0, -1]
+    told = json.loads(export(out, "geojson", tmp_path / "a.geojson").path.read_text())
+    found = [each["properties"].get("metadata", {}) for each in told["features"]]
+    assert [each.get("region") for each in found] == names
+    lines = export(out, "csv", tmp_path / "a.csv").path.read_text().splitlines()
+    assert [line.rsplit(",", 1)[1] for line in lines[1:3]] == ['"Tumor"', ""]
+    shown = pq.read_table(export(out, "geoparquet", tmp_path / "a.parquet").path)
+    assert shown["region"].to_pylist() == names
 
 
 OF_TABLES = ("csv", "mcmicro-csv", "anndata")

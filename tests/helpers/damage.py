@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from densebatch.base.checksums import checksum_file, format_checksums
 from densebatch.cells.kept import read_list
@@ -15,7 +16,7 @@ from tests.helpers.run_files import simulate, write_tiff
 from tests.helpers.slide_files import write_zarr
 
 SHAPE = (70, 2200)  # two shards, of which one has two files of 0.4
-KINDS = ("0.5", "0.4", "in place")
+KINDS = ("0.5", pytest.param("0.4", marks=pytest.mark.slow), "in place")
 
 
 def make_result(folder, kind, **options):

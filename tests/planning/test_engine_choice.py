@@ -9,6 +9,7 @@ import pytest
 
 from densebatch.base.errors import InputError
 from densebatch.engines.backend import Engine, evaluate_patches, patch_shape
+from densebatch.engines.findings import recall, remember
 from densebatch.engines.openvino import unpack_model
 from densebatch.engines.quantization import digest_quantised, read_quantised, write_quantised
 from densebatch.models.model import save_model
@@ -21,7 +22,6 @@ from densebatch.planning.engine_choice import (
     read_trial,
 )
 from densebatch.planning.engine_trial import identify_parity, make_plan_backend
-from densebatch.planning.findings import recall, remember
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.run.segment import segment

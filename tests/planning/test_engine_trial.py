@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from densebatch.engines.backend import Engine
+from densebatch.engines.findings import recall, remember
 from densebatch.planning import engine_trial
 from densebatch.planning.engine_choice import identify_trial
 from densebatch.planning.engine_trial import check_parity, identify_parity
-from densebatch.planning.findings import recall, remember
 from densebatch.planning.gate import Parity
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings

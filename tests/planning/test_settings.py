@@ -42,6 +42,11 @@ def test_file_sets_every_setting(path):
         nuclei: 0
         scene: 1
         axes: CYX
+        roi: areas.geojson
+        exclude: folds.zip
+        z: max
+        t: 2
+        panel: panel.csv
         model: models/cyto3
         pixel_size: 0.25
         diameter: 15
@@ -84,6 +89,11 @@ def test_file_sets_every_setting(path):
         nuclei="0",
         scene="1",
         axes="CYX",
+        roi=Path("areas.geojson"),
+        exclude=Path("folds.zip"),
+        z="max",
+        t="2",
+        panel="panel.csv",
         model="models/cyto3",
         pixel_size=0.25,
         diameter=15.0,

@@ -327,7 +327,7 @@ def test_a_gap_of_either_run_is_missing_in_both(slide, tmp_path, monkeypatch, mo
     assert_same_output(out, modelled)
 
 
-@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+@pytest.mark.parametrize("ngff", ["0.4", pytest.param("0.5", marks=pytest.mark.slow)])
 def test_in_the_slide(tmp_path, pixels, ngff, joined):
     slide = tmp_path / "a.ome.zarr"
     write_zarr(slide, pixels, labels=["CD3", "DAPI"], n_levels=2, version=ngff)

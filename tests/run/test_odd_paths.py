@@ -57,6 +57,7 @@ def test_segment_and_score(plain, tmp_path, capsys, name):
     assert list_outside(tmp_path, name) == before
 
 
+@pytest.mark.slow
 def test_two_workers(plain, tmp_path):
     name = "a::b"
     slide = copy_slide(plain, tmp_path, name)

@@ -186,6 +186,7 @@ def test_table(done):
         "markers": [],
         "phenotypes": [],
         "covers": {},
+        "compartments": [],
         "unread": [],
     }
     assert result.report["positivity"] == {"markers": [], "phenotypes": []}

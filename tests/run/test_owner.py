@@ -337,6 +337,7 @@ def test_the_second_of_two_commands_is_refused(slide, tmp_path):
     assert not (out / NAME).exists()
 
 
+@pytest.mark.slow
 def test_a_suspended_command_stops_when_it_finds_another_in_its_place(slide, tmp_path):
     path, expected = slide
     out = tmp_path / "out"
@@ -385,6 +386,7 @@ def test_a_suspended_command_leaves_the_result_of_another_that_has_ended_alone(s
     assert not (out / NAME).exists()
 
 
+@pytest.mark.slow
 def test_two_outputs_of_labels_in_one_slide(tmp_path):
     slide = write_zarr(tmp_path / "a.zarr", simulate(200, 260), labels=["CD3", "DAPI"])
     first = start_command(*command(slide, tmp_path / "one", "--in-place"), before=slow_traces(0.3))

@@ -78,6 +78,7 @@ def command(slide, out, *options):
     return "segment", slide, out, "--membrane", "CD3", *options
 
 
+@pytest.mark.slow
 def test_sigkill_again_and_again(long_slide, tmp_path):
     slide, expected, clean = long_slide
     out = tmp_path / "out"

@@ -117,9 +117,13 @@ class TestZarrGroup:
             (
                 "tcyx",
                 (2, 3, 64, 96),
-                r"2 images along t \(time\) of 3 channels each .*save the one",
+                r"2 images along t \(time\) of 3 channels each .*--t INDEX, from 0 to 1",
             ),
-            ("tzyx", (2, 3, 64, 96), r"2 images along t .* and 3 images along z .*save the one"),
+            (
+                "tzyx",
+                (2, 3, 64, 96),
+                r"2 images along t .* and 3 images along z .*--t INDEX, from 0 to 1 and .*--z max",
+            ),
         ],
     )
     def test_several_images_of_all_channels(self, tmp_path, axes, shape, found):

@@ -10,7 +10,7 @@ from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.slides import omezarr
 from densebatch.slides.slide import open_slide
-from tests.helpers.slide_files import edit_json, write_zarr
+from tests.helpers.slide_files import edit_json, random_pixels, write_zarr
 from tests.helpers.slide_formats import CYX, read_all
 
 
@@ -174,3 +174,24 @@ class TestIdentity:
         assert capped != full
         next((path / "0" / "c" / "2").rglob("*")).touch()
         assert open_slide(path).info.identity == capped
+
+
+@pytest.mark.parametrize("shards", [None, (1, 1, 3, 32, 32)])
+def test_a_plane_of_several_or_their_maximum_is_taken_when_told(tmp_path, shards):
+    planes = random_pixels((2, 2, 3, 64, 64))  # t, c, z
+    path = write_zarr(tmp_path / "s.zarr", planes, "tczyx", chunks=(1, 1, 1, 32, 32), shards=shards)
+    with pytest.raises(InputError, match=r"--t INDEX, from 0 to 1 and .*--z max$"):
+        open_slide(path)
+    one = open_slide(path, z="2", t="1")
+    np.testing.assert_array_equal(read_all(one), planes[1, :, 2])
+    largest = open_slide(path, z="max", t="0")
+    np.testing.assert_array_equal(read_all(largest), planes[0].max(1))
+    assert (largest.info.z, largest.info.t) == ("max", "0")
+    assert largest.info.identity != one.info.identity
+    region = Region(0, 0, 32, 32)
+    for slide, n in ((one, 1), (largest, 3 if shards is None else 1)):
+        files = list(slide.source.list_files(1, 2, region))
+        assert len(files) == n
+        assert all(file.is_file() for file in files)
+    with pytest.raises(InputError, match="has 3 focal planes; --z 3 is not accepted"):
+        open_slide(path, z="3", t="0")

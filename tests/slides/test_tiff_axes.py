@@ -40,10 +40,11 @@ def test_a_stack_is_refused_in_plain_words_and_taken_for_channels_when_told(
 ):
     path = tmp_path / "a.tif"
     write(path, f"{axis}YX", **options)
+    remedy = f"choose one with --{axis.lower()} INDEX, from 0 to 2.*" if axis in "TZ" else ""
     with pytest.raises(
         InputError,
-        match=rf"holds 3 images along {axis} \([a-z ]+\).*if these are channels, say so with "
-        r"--axes CYX, else save",
+        match=rf"holds 3 images along {axis} \([a-z ]+\).*{remedy}if these are channels, say so "
+        r"with --axes CYX",
     ):
         open_slide(path)
     slide = open_slide(path, axes="cyx")
@@ -110,7 +111,8 @@ def test_of_two_stacks_none_can_be_called_channels(tmp_path):
     pixels = np.stack([PLANES, PLANES])
     tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "TCYX"})
     with pytest.raises(
-        InputError, match=r"2 images along T \(time\) of 3 channels each \(TCYX.*save the one"
+        InputError,
+        match=r"2 images along T \(time\) of 3 channels each \(TCYX.*--t INDEX, from 0 to 1$",
     ):
         open_slide(tmp_path / "a.tif")
 
@@ -134,3 +136,30 @@ def test_one_image_said_in_several_ways_is_one_selection(tmp_path):
     whole = open_slide(path, None, "cyx").info
     assert (whole.scene, whole.axes) == (None, "CYX")
     np.testing.assert_array_equal(read_all(reopen_slide(whole)), PLANES[:2])
+
+
+@pytest.mark.parametrize("write", [imagej, ome, shaped])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
+def test_a_plane_of_several_or_their_maximum_is_taken_when_told(tmp_path, write, options):
+    if write is imagej and options:
+        pytest.skip("ImageJ's files are not compressed")
+    write(tmp_path / "a.tif", "ZYX", **options)
+    for z, pixels in (("1", PLANES[1]), ("max", PLANES.max(0))):
+        slide = open_slide(tmp_path / "a.tif", z=z)
+        np.testing.assert_array_equal(read_all(slide), pixels[None])
+        again = reopen_slide(slide.info)
+        assert again.info == slide.info
+        assert again.info.z == z
+        np.testing.assert_array_equal(read_all(again), pixels[None])
+    identities = {open_slide(tmp_path / "a.tif", z=z).info.identity for z in ("0", "1", "max")}
+    assert len(identities) == 3
+    for wrong in ({"z": "3"}, {"z": "first"}, {"z": "1", "t": "1"}, {"z": "1", "t": "max"}):
+        with pytest.raises(InputError, match=r"is not accepted, but an index (of|from) 0"):
+            open_slide(tmp_path / "a.tif", **wrong)
+
+
+def test_a_plane_of_one_needs_no_word_and_changes_nothing(tmp_path):
+    shaped(tmp_path / "a.tif", "CYX")
+    assert (
+        open_slide(tmp_path / "a.tif", z="max", t="0").info == open_slide(tmp_path / "a.tif").info
+    )

@@ -8,7 +8,8 @@ import zarr
 
 from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import SegmentSettings
-from densebatch.stages.predict import create_flows, is_finite
+from densebatch.stages import predict
+from densebatch.stages.predict import create_flows, get_backend, is_finite
 from tests.helpers.run_files import write_tiff
 
 
@@ -38,3 +39,17 @@ def test_what_was_not_written_reads_as_nan(tmp_path):
     flows[:] = np.float16(1)
     create_flows(plan, tmp_path / "flows.zarr")  # what is there stays
     assert (zarr.open_array(tmp_path / "flows.zarr", mode="r")[:] == 1).all()
+
+
+def test_networks_of_two_models_are_kept(tmp_path):
+    """As slides of a cohort that share workers may have; a third takes the place of the older."""
+    slide = write_tiff(tmp_path / "a.ome.tif", np.zeros((2, 80, 90), np.uint16), ["CD3", "DAPI"])
+    tiny, small, nuclei = (
+        draft_plan(slide, SegmentSettings(membrane=("CD3",), model=f"dense-{name}"))
+        for name in ("tiny", "small", "nuclei")
+    )
+    before = predict.model_loads
+    for plan, loads in [(tiny, 1), (small, 2), (tiny, 2), (small, 2), (tiny, 2),
+                        (nuclei, 3), (tiny, 3), (small, 4), (nuclei, 5)]:  # fmt: skip
+        assert get_backend(plan, tmp_path, 1) is get_backend(plan, tmp_path, 1)
+        assert predict.model_loads - before == loads

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_scaling_over_the_first_number_of_workers(tmp_path, capsys):
     write_slide(Tissue(256, 256, seed=5), tmp_path / "own.ome.zarr")
     out = tmp_path / "new.json"

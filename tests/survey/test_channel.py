@@ -14,7 +14,7 @@ from skimage.io import imsave
 
 from densebatch.base.geometry import Region
 from densebatch.slides.slide import open_slide
-from densebatch.survey import passes
+from densebatch.survey import reader
 from densebatch.survey.channel import BLOCK_PX, contrast_in, signal_side, survey_channel
 from densebatch.survey.normalization import ChannelBounds, normalize
 from tests.helpers.slide_files import write_zarr
@@ -178,7 +178,7 @@ def test_survey_does_not_depend_on_how_the_slide_is_read(dtype, monkeypatch):
         pixels[::7, ::5] = np.nan
     expected = survey_array(pixels)
     for read_px in (32, 96, 160):
-        monkeypatch.setattr(passes, "_READ_PX", read_px)
+        monkeypatch.setattr(reader, "_READ_PX", read_px)
         found = survey_array(pixels)
         # The digest of the pixels is one over the regions that are read at once.
         assert replace(found.bounds, content=expected.bounds.content) == expected.bounds

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from densebatch.workers.executors import SerialExecutor
 from densebatch.workers.schedule import Job
+from densebatch.workers.sharing import Lane
 from tests.helpers import executor_jobs
 from tests.helpers.job_sets import (
     N_WORKERS,
@@ -167,7 +168,8 @@ def test_giving_up_early_stops_what_waits(executor, tmp_path):
     next(outcomes)
     outcomes.close()
     if executor.workers:
-        scheduler = executor.client.cluster.scheduler
+        dask = executor._shared.executor if isinstance(executor, Lane) else executor
+        scheduler = dask.client.cluster.scheduler
         deadline = time.monotonic() + 20
         while scheduler.tasks and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -6,7 +6,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from densebatch.base.names import count_of
-from densebatch.slides.brightfield import looks_brightfield
+from densebatch.survey.brightfield import looks_brightfield
 from densebatch.survey.kernels import BLOCK_PX
 
 if TYPE_CHECKING:

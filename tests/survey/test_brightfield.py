@@ -12,8 +12,8 @@ from densebatch.base.geometry import Region
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from densebatch.simulation.tissue import Tissue, render
-from densebatch.slides.brightfield import looks_brightfield
 from densebatch.slides.slide import open_slide
+from densebatch.survey.brightfield import looks_brightfield
 from tests.helpers.slide_files import write_zarr
 
 SIDE = 512

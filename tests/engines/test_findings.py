@@ -9,8 +9,8 @@ import os
 import pytest
 
 from densebatch.base.files import cache_folder
-from densebatch.planning import findings
-from densebatch.planning.findings import recall, remember
+from densebatch.engines import findings
+from densebatch.engines.findings import recall, remember
 
 
 def test_findings_are_remembered_and_nothing_else(tmp_path, monkeypatch):

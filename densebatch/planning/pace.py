@@ -1,0 +1,203 @@
+"""How long a run will take: from what one took on this machine before, or from a trial.
+
+A run that was done in one session leaves its pace: seconds of a worker for each patch of the
+network and each Mpx that is traced and numbered, what share of its time workers had work, and what
+came before. It is kept for the model, what evaluates it and the number of workers
+(`engines.findings`), or for a scheduler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from densebatch.base.machine import count_cores
+from densebatch.engines.backend import patch_shape
+from densebatch.engines.findings import recall, remember
+from densebatch.engines.make import name_device
+from densebatch.planning.capacity import count_lanes
+from densebatch.planning.engine_trial import make_plan_backend, time_backends
+from densebatch.planning.gate import draw_sample
+from densebatch.planning.measured import choose_measures
+from densebatch.slides.slide import reopen_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from densebatch.planning.plan import FlowPlan
+    from densebatch.planning.settings import SegmentSettings
+
+LEAST_PX = 10**6  # of a slide, from which its pace says something of others
+_ROUNDS = 1
+# Of a trial, which times the network alone: a worker's seconds for each Mpx of dense tissue, and
+# what comes before, on one core of 2019.
+_TRACE_S, _NUMBER_S, _SURVEY_S, _START_S = 0.4, 0.05, 0.05, 5.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What work took.
+
+    Attributes
+    ----------
+    patch_s : seconds of a worker for a patch of the network
+    trace_s : for a Mpx of the slide
+    number_s : for a Mpx and each plane: the labels, and each channel that is measured or copied
+    survey_s : of the main process, for a Mpx of each channel that is seen
+    other_s : of the session, whatever the slide's size
+    workers : that worked at once
+    busy : share of the time that they had work
+    slide_px : pixels of the slide that this is from; 0 for a trial
+    """
+
+    patch_s: float
+    trace_s: float
+    number_s: float
+    survey_s: float
+    other_s: float
+    workers: int
+    busy: float
+    slide_px: int
+
+    def estimate(self, plan: FlowPlan, settings: SegmentSettings) -> float:
+        """Seconds of a run.
+
+        Parameters
+        ----------
+        plan
+            Complete.
+        settings
+            Of the run, for what is measured.
+        """
+        measured = choose_measures(reopen_slide(plan.slide), settings).channels
+        n_planes = 1 + len(plan.slide.channels if plan.copy_image else measured)
+        mpx = plan.shape[0] * plan.shape[1] / 1e6
+        work = plan.network_patches * self.patch_s + mpx * (self.trace_s + n_planes * self.number_s)
+        before = self.other_s + mpx * len(plan.seen_channels) * self.survey_s
+        return before + work / (max(1, self.workers) * self.busy)
+
+    def tell(self, plan: FlowPlan, settings: SegmentSettings) -> str:
+        """How long a run will take, in words; as `estimate`."""
+        return f"about {tell_duration(self.estimate(plan, settings))}, {self.origin}"
+
+    @property
+    def origin(self) -> str:
+        """What it is from, in words."""
+        if not self.slide_px:
+            return "by a trial of some patches; tracing and the rest as on dense tissue elsewhere"
+        return f"at the pace of a run of {self.slide_px / 1e6:.3g} Mpx"
+
+
+_PACE = TypeAdapter(Pace)
+
+
+def tell_duration(seconds: float) -> str:
+    """A duration in words, to two digits.
+
+    Examples
+    --------
+    >>> [tell_duration(s) for s in (7.26, 100, 500, 10000)]
+    ['7.3 s', '100 s', '8.3 min', '2.8 h']
+    """
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _identify(plan: FlowPlan, settings: SegmentSettings, workers: int) -> dict[str, Any]:
+    where: dict[str, Any] = {"workers": workers, "lanes": count_lanes(plan, settings, workers)}
+    if settings.is_remote:
+        where = {"scheduler": [settings.scheduler_address, str(settings.scheduler_file)]}
+    return {
+        "finding": "pace", "model": plan.model.sha256, "engine": asdict(plan.engine),
+        "shape": asdict(patch_shape(plan.lattice)), "tile": settings.tile,
+        "gpu": name_device(plan.engine.device), **where,
+    }  # fmt: skip
+
+
+def recall_pace(plan: FlowPlan, settings: SegmentSettings, workers: int) -> Pace | None:
+    """The pace of runs like this one, None if nobody has made any here.
+
+    Parameters
+    ----------
+    plan
+        Complete, with its engine.
+    settings
+        Of the run.
+    workers
+        Processes of this machine that do it; 0 if this one does, or a cluster.
+    """
+    known = recall(_identify(plan, settings, workers))
+    try:
+        return _PACE.validate_python(known) if known is not None else None
+    except ValidationError:
+        return None
+
+
+def remember_pace(
+    plan: FlowPlan, settings: SegmentSettings, workers: int, report: Mapping[str, Any]
+) -> None:
+    """Keep the pace of a run for who plans the next.
+
+    Parameters
+    ----------
+    plan, settings, workers
+        As of `recall_pace`.
+    report
+        Content of `run.json`. Of a run that went on with an earlier session's work, and of a small
+        slide or one much smaller than one before, nothing is kept.
+    """
+    mpx, seconds, tasks = report["slide_px"] / 1e6, report["seconds"], report["task_seconds"]
+    before = recall_pace(plan, settings, workers)
+    if (
+        report["tasks_kept"]
+        or report["slide_px"] < LEAST_PX
+        or not plan.network_patches
+        or (before is not None and 2 * report["slide_px"] < before.slide_px)
+    ):
+        return
+    at_once = max(1, report["workers"])
+    in_stages = seconds["predict_and_trace"] + seconds["number"]
+    n_planes = 1 + len(report["slide_channels"])
+    work = tasks["predict"] + tasks["trace"] + tasks["number"]
+    survey_s = max(0.0, seconds["plan"] - 1.0)
+    pace = Pace(
+        patch_s=tasks["predict"] / plan.network_patches,
+        trace_s=tasks["trace"] / mpx,
+        number_s=tasks["number"] / mpx / n_planes,
+        survey_s=survey_s / mpx / max(1, len(plan.seen_channels)),
+        other_s=max(0.0, seconds["total"] - in_stages - survey_s),
+        workers=at_once,
+        busy=min(1.0, max(0.1, work / at_once / in_stages)),
+        slide_px=report["slide_px"],
+    )
+    remember(_identify(plan, settings, workers), asdict(pace))
+
+
+def measure_pace(
+    plan: FlowPlan, settings: SegmentSettings, workers: int, packed: bytes | None
+) -> Pace:
+    """Evaluate a few patches as a run would, on this machine.
+
+    Parameters
+    ----------
+    plan, settings, workers
+        As of `recall_pace`.
+    packed
+        The quantised network, for int8.
+
+    Raises
+    ------
+    InputError
+        If the backend cannot be used here.
+    """
+    at_once = max(1, workers)
+    lanes = min(count_cores(), at_once * count_lanes(plan, settings, workers))
+    backend = make_plan_backend(plan, plan.engine, packed, lanes)
+    sample = draw_sample(plan.model, patch_shape(plan.lattice))
+    s_per_mpx = time_backends({"it": backend}, sample, _ROUNDS)["it"]
+    patch_s = s_per_mpx * plan.lattice.patch_area / 1e6 * at_once
+    return Pace(patch_s, _TRACE_S, _NUMBER_S, _SURVEY_S, _START_S, at_once, 1.0, 0)

@@ -1,0 +1,106 @@
+"""How long a run will take is told from one before it, and from nothing that says little of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from densebatch.planning import pace
+from densebatch.planning.pace import Pace, measure_pace, recall_pace, remember_pace
+from densebatch.planning.planner import build_plan
+from densebatch.planning.settings import SegmentSettings
+from tests.helpers.run_files import call_main, simulate, write_tiff
+
+OPTIONS = ("--membrane", "CD3", "--model", "dense-tiny", "--workers", 0)
+SETTINGS = SegmentSettings(membrane=("CD3",), model="dense-tiny", workers=0)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    return write_tiff(folder / "a.ome.tif", simulate(220, 300, seed=1), ["CD3", "DAPI"])
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A cache folder in which nothing was found yet, and slides that count however small."""
+    monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pace, "LEAST_PX", 10_000)
+
+
+def report(slide_px=10**6, total=20.0, **changes):
+    return {
+        "slide_px": slide_px,
+        "tasks_kept": 0,
+        "workers": 2,
+        "seconds": {"plan": 3.0, "predict_and_trace": 12.0, "number": 2.0, "total": total},
+        "task_seconds": {"predict": 16.0, "trace": 6.0, "number": 3.0},
+        "slide_channels": [0, 1],
+        **changes,
+    }
+
+
+def test_a_run_of_the_same_kind_takes_as_long_as_the_one_before(slide):
+    plan = build_plan(slide, SETTINGS)
+    told = report(plan.shape[0] * plan.shape[1])
+    assert recall_pace(plan, SETTINGS, 2) is None
+    remember_pace(plan, SETTINGS, 2, told)
+    found = recall_pace(plan, SETTINGS, 2)
+    assert found.busy == pytest.approx(25 / 2 / 14)
+    assert found.estimate(plan, SETTINGS) == pytest.approx(20.0)
+    # Measuring one channel of two takes less, and so does what is not copied.
+    narrow = SegmentSettings(membrane=("CD3",), model="dense-tiny", channels=("CD3",), image="none")
+    assert found.estimate(build_plan(slide, narrow), narrow) == pytest.approx(
+        20 - 3 / 3 / (2 * found.busy)
+    )
+    for settings, workers in (
+        (SETTINGS, 1),
+        (SETTINGS.model_copy(update={"tile": 512}), 2),
+        (SETTINGS.model_copy(update={"scheduler_address": "tcp://127.0.0.1:1"}), 0),
+    ):
+        assert recall_pace(plan, settings, workers) is None
+
+
+def test_what_says_little_is_not_kept(slide):
+    plan = build_plan(slide, SETTINGS)
+    remember_pace(plan, SETTINGS, 2, report(9_999))
+    remember_pace(plan, SETTINGS, 2, report(tasks_kept=1))
+    assert recall_pace(plan, SETTINGS, 2) is None
+    remember_pace(plan, SETTINGS, 2, report(10**8))
+    remember_pace(plan, SETTINGS, 2, report(10**7))
+    assert recall_pace(plan, SETTINGS, 2).slide_px == 10**8
+    remember_pace(plan, SETTINGS, 2, report(6 * 10**7))
+    assert recall_pace(plan, SETTINGS, 2).slide_px == 6 * 10**7
+
+
+def test_commands_tell_it(slide, tmp_path, capsys):
+    _, told, _ = call_main(capsys, "plan", slide, tmp_path / "out", *OPTIONS)
+    assert "expected" not in told
+    code, _, err = call_main(capsys, "segment", slide, tmp_path / "out", *OPTIONS)
+    assert code == 0
+    assert "expected" not in err
+    total = json.loads((tmp_path / "out" / "run.json").read_text())["seconds"]["total"]
+    code, told, _ = call_main(capsys, "plan", slide, tmp_path / "other", *OPTIONS, "--json")
+    assert code == 0
+    facts = json.loads(told)
+    assert facts["expected_seconds"] == pytest.approx(total, abs=0.2)
+    assert facts["expected_from"] == "at the pace of a run of 0.066 Mpx"
+    _, told, _ = call_main(capsys, "plan", slide, tmp_path / "other", *OPTIONS)
+    assert "expected   about " in told
+    _, _, err = call_main(capsys, "segment", slide, tmp_path / "other", *OPTIONS)
+    assert "expected: about " in err
+
+
+def test_a_trial_evaluates_patches(slide, tmp_path, capsys):
+    code, told, _ = call_main(capsys, "plan", slide, tmp_path / "out", *OPTIONS, "--measure")
+    assert code == 0
+    assert "by a trial of some patches" in told
+    plan = build_plan(slide, SETTINGS)
+    found = measure_pace(plan, SETTINGS, 0, None)
+    assert found.patch_s > 0
+    assert found.slide_px == 0
+    more = Pace(2 * found.patch_s, 0.4, 0.05, 0.05, 5.0, 1, 1.0, 0)
+    assert more.estimate(plan, SETTINGS) - found.estimate(plan, SETTINGS) == pytest.approx(
+        plan.network_patches * found.patch_s
+    )

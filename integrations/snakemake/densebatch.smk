@@ -53,12 +53,20 @@ def _slide(wildcards):
 
 
 def _options(wildcards):
-    row = DENSEBATCH_SAMPLES[wildcards.sample]
-    own = {key: value for key, value in row.items() if key not in ("sample", "slide") and value}
-    options = []
-    for key, value in {**_SETTINGS.get("options", {}), **own}.items():
-        name = f"--{key.replace('_', '-')}"
-        options.append(name if value is True else f"{name}={value}")
+    """As `densebatch segment --sheet` takes a row: paths may be relative to the sheet's folder."""
+    options = dict(_SETTINGS.get("options", {}))
+    for key, value in DENSEBATCH_SAMPLES[wildcards.sample].items():
+        if key in ("sample", "slide") or not value:
+            continue
+        place = Path(_SETTINGS["sheet"]).parent / value
+        is_path = key in ("model", "roi", "exclude", "panel") and place.exists()
+        options[key] = place if is_path else value
+        if key == "diameter":
+            options.pop("diameter_um", None)
+    options = [
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in options.items()
+    ]
     if _SETTINGS.get("allow_partial"):
         options.append("--allow-partial")
     return shlex.join(options)

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -233,11 +234,18 @@ def digest(path: Path, name: str | None = None) -> str:
 
 
 def cache_folder() -> Path:
-    """`$DENSEBATCH_CACHE`, else `densebatch` in what the system uses for caches."""
+    """`$DENSEBATCH_CACHE`, else `densebatch` in what the system uses for caches.
+
+    An unknown user without a home, as in a container, has a folder of the temporary one instead.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("densebatch", appauthor=False))
+    with suppress(RuntimeError):  # "~" is nowhere
+        if chosen:
+            return Path(chosen).expanduser()
+        found = Path(platformdirs.user_cache_dir("densebatch", appauthor=False))
+        if found.is_absolute():  # some versions return a folder called "~"
+            return found
+    return Path(tempfile.gettempdir()) / f"densebatch-{os.getuid()}"
 
 
 def check_free(path: Path) -> None:

@@ -167,9 +167,12 @@ def choose_compile_cache(package: Path) -> None:
     package
         Folder of the source.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    folders = [*([Path(named)] if named else []), package / "__pycache__", Path(home) / "numba"]
+    folders = [package / "__pycache__"]
+    if named := os.environ.get("NUMBA_CACHE_DIR"):
+        folders.append(Path(named))
+    with suppress(RuntimeError):  # an unknown user has no home, if no variable tells it
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+        folders.append(Path(home) / "numba")
     if any(map(_can_hold_files, folders)):
         return
     try:

@@ -57,7 +57,7 @@ class _LazyGroup(LoggedGroup):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="densebatch")
+@click.version_option(package_name="densebatch", message="%(version)s")
 def cli() -> None:
     """Whole-slide cell segmentation of dense, multiplexed tissue.
 

@@ -206,7 +206,9 @@ class Flight:
                 keys = {key for names in waiting.values() for key in names}
                 lost += [f for f in self._jobs if f.key in keys and f not in lost]
         for future in lost:
-            if future.status == "cancelled":  # the scheduler went, and its workers with it
+            # A scheduler that went took its workers with it; those that were told to go gave back
+            # what they had.
+            if future.status == "cancelled" or self._allowed[future] <= self._pool.retired:
                 yield self._land(future, is_cut_off=True)
             else:
                 yield self._land(future, is_lost=True)

@@ -37,6 +37,7 @@ _UNABLE_YET_S = 40.0
 _PAUSED_S = 30.0  # until what waits at a paused worker is given to another
 _WAKE_S = 2.0  # an idle worker of such a cluster is ended within seconds
 _POLL_S, _POLL_NONE_S = 0.05, 0.3
+_CAST_OFF = "scheduler-remove-worker"  # is Dask's reason of a worker that was given up
 
 
 @dataclass
@@ -90,6 +91,8 @@ class WorkerPool:
     Attributes
     ----------
     generation : grows whenever workers have gone
+    retired : addresses of workers that have gone because they were told to, as at the end of their
+        time; what they had is not to blame
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class WorkerPool:
         self._gone_since: float | None = None  # not while workers are those of this machine
         self._wake: Any = None
         self.generation = 0
+        self.retired: set[str] = set()
 
     @property
     def is_checked(self) -> bool:
@@ -243,7 +247,12 @@ class WorkerPool:
         lost = sorted(self._members.keys() - infos.keys())
         for address in lost:
             del self._members[address]
-            log_event(log, "worker lost", worker=address, workers_left=len(infos))
+            if self._has_retired(address):
+                self.retired.add(address)
+            log_event(
+                log, "worker lost", worker=address, workers_left=len(infos),
+                retired=address in self.retired,
+            )  # fmt: skip
         self.generation += bool(lost)
         for address, info in infos.items():
             member = self._members.get(address)
@@ -267,6 +276,24 @@ class WorkerPool:
             elif member.paused_at is None:
                 member.paused_at = now
         self._had_workers = self._had_workers or bool(infos)
+
+    def _has_retired(self, address: str) -> bool:
+        """Whether a worker that is gone was told to go, as the scheduler has noted."""
+        if not self.is_checked:
+            return False
+        try:
+            events = self._client.sync(
+                self._client.scheduler.events, topic=address, callback_timeout=_ANSWER_S
+            )
+        except (OSError, TimeoutError):
+            return False
+        return any(
+            (event.get("action") == "remove-worker" and event.get("expected"))
+            # A worker that lost touch with its scheduler is told so, and closes too.
+            or (event.get("action") == "closing-worker" and event.get("reason") != _CAST_OFF)
+            for _, event in events
+            if isinstance(event, dict)
+        )
 
     def _begin_check(self, address: str, member: _Member, *, keep: bool = False) -> None:
         """Ask a worker what it lacks, in a thread: a worker that hangs keeps nobody else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from densebatch.base import machine
+from densebatch.base.files import cache_folder
 from densebatch.base.machine import count_cores, make_gpu_meter, measure_memory, name_gpu
 from densebatch.studies.benchmark_record import describe_machine
 from densebatch.studies.benchmark_segment import drop_channel_options
@@ -166,6 +168,26 @@ def test_compiled_code_goes_to_a_folder_of_the_process_where_nothing_can_be_writ
     folder, is_private = child.stdout.split()
     assert is_private == "True"
     assert not Path(folder).exists()
+
+
+def test_a_user_without_a_name_or_a_home_makes_no_folder_where_it_is(tmp_path, monkeypatch):
+    """As in a container that is run as any user: nobody knows what `~` stands for."""
+
+    def know_nobody(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", know_nobody)
+    for name in ("HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "DENSEBATCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/nowhere")
+    machine.choose_compile_cache(Path("/proc/nowhere"))
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).is_relative_to(tempfile.gettempdir())
+    own = Path(tempfile.gettempdir()) / f"densebatch-{os.getuid()}"
+    assert cache_folder() == own
+    monkeypatch.setenv("DENSEBATCH_CACHE", "~/here")
+    assert cache_folder() == own
+    assert not list(tmp_path.iterdir())
 
 
 def test_compiled_code_stays_beside_its_source_where_it_can(tmp_path, monkeypatch):

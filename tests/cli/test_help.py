@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import click
 import pytest
@@ -57,3 +58,10 @@ def test_help_imports_nothing_heavy(command):
     assert "--verbose " in text
     assert "--log-json FILE " in text
     assert not HEAVY & set(json.loads(modules))
+
+
+def test_the_version_is_one_bare_number():
+    """Pipelines take what is printed as it is."""
+    command = [sys.executable, "-m", "densebatch", "--version"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert printed.stdout == version("densebatch") + "\n"

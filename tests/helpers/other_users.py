@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 
-def let_others_pass(folder):
-    """Let all users go through a folder and those above it, as far as they are this user's."""
-    for place in (folder, *folder.parents[:-1]):
-        if place.stat().st_uid == os.geteuid():
-            place.chmod(place.stat().st_mode | 0o011)
+@contextmanager
+def open_folder():
+    """A temporary folder that all users may look into."""
+    with tempfile.TemporaryDirectory(prefix="densebatch-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.other_users import let_others_pass
+from tests.helpers.other_users import open_folder
 from tests.helpers.run_files import read_result, run_command, simulate, write_tiff
 
 ROOT = Path(__file__).parents[2]
@@ -42,22 +42,20 @@ def run_in_root(root, work, environment, *command):
 
 
 @pytest.fixture
-def work(tmp_path):
-    folder = tmp_path / "work"
-    folder.mkdir()
-    let_others_pass(folder)
-    write_tiff(folder / "a.ome.tif", simulate(300, 280, seed=3), ["CD3", "DAPI"])
-    return folder
+def work():
+    with open_folder() as folder:
+        write_tiff(folder / "a.ome.tif", simulate(300, 280, seed=3), ["CD3", "DAPI"])
+        yield folder
 
 
-def assert_same_result(work):
-    alone = work.parent / "alone"
+def assert_same_result(work, folder):
+    alone = folder / "alone"
     code, _, err = run_command("segment", work / "a.ome.tif", alone, *OPTIONS, "--workers", 0)
     assert code == 0, err
     np.testing.assert_array_equal(read_result(work / "out")[0], read_result(alone)[0])
 
 
-def test_an_unknown_user_without_a_home_writes_to_the_working_folder_alone(work):
+def test_an_unknown_user_without_a_home_writes_to_the_working_folder_alone(work, tmp_path):
     """All else is read-only, and what the user has left in memory's own file system is nothing."""
     (work / "tmp").mkdir()
     environment = (
@@ -72,7 +70,7 @@ def test_an_unknown_user_without_a_home_writes_to_the_working_folder_alone(work)
     assert sorted(path.name for path in work.iterdir()) == ["a.ome.tif", "out", "tmp"]
     shared = Path("/dev/shm")  # is not read-only there
     assert [path for path in shared.iterdir() if path.stat().st_uid == 12345] == []
-    assert_same_result(work)
+    assert_same_result(work, tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint")
@@ -117,4 +115,4 @@ def test_the_image_runs_read_only_without_network_as_any_user(work, tmp_path):
     finally:
         buildah("rm", container, check=False)
     assert sorted(path.name for path in work.iterdir()) == ["a.ome.tif", "out"]
-    assert_same_result(work)
+    assert_same_result(work, tmp_path)

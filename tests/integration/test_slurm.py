@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.dask_processes import dask_processes
-from tests.helpers.other_users import let_others_pass
+from tests.helpers.other_users import open_folder
 from tests.helpers.run_files import (
     assert_same_output,
     output_bytes,
@@ -65,15 +65,14 @@ def alone(slide, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm():
     """Settings of commands that reach it."""
-    folder = tmp_path_factory.mktemp("slurm")
-    let_others_pass(folder)  # munge's own user has to reach its socket
-    try:
-        subprocess.run(["bash", NODE, "start", folder], check=True, timeout=120)
-        yield {"SLURM_CONF": str(folder / "slurm.conf")}
-    finally:
-        subprocess.run(["bash", NODE, "stop", folder], check=False, timeout=60)
+    with open_folder() as folder:  # munge's own user has to reach its socket
+        try:
+            subprocess.run(["bash", NODE, "start", folder], check=True, timeout=120)
+            yield {"SLURM_CONF": str(folder / "slurm.conf")}
+        finally:
+            subprocess.run(["bash", NODE, "stop", folder], check=False, timeout=60)
 
 
 class Job:

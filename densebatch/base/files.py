@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import platformdirs
 import xxhash
 
@@ -113,6 +112,8 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> NDArray[Any
     mmap_mode
         `r` maps the file rather than reading it.
     """
+    import numpy as np  # which `--help` need not wait for
+
     with _PARSING:
         array: NDArray[Any] = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     return array
@@ -128,6 +129,8 @@ def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, NDA
     names
         Of the arrays that are read; None for all.
     """
+    import numpy as np
+
     with _PARSING, np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in (stored.files if names is None else names)}
 

@@ -119,6 +119,7 @@ def name_sample(slide: Path) -> str:
 
     Examples
     --------
+    >>> from pathlib import Path
     >>> name_sample(Path("a/s01.ome.tif")), name_sample(Path("b/s02_img.zarr/"))
     ('s01', 's02_img')
     """

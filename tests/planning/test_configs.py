@@ -11,7 +11,7 @@ from densebatch.studies.sweep_settings import load_sweep
 from densebatch.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted(p for p in CONFIGS.rglob("*.yaml") if "clusters" not in p.parts)
 SEGMENT = [path for path in FILES if path.parent.name in ("segment", "segmenters")]
 SWEEP = [path for path in FILES if path.name.startswith("sweep-")]
 TRAIN = [path for path in FILES if path not in SEGMENT and path not in SWEEP]

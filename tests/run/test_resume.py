@@ -222,8 +222,8 @@ def test_a_late_write_of_another_process_ends_the_run(small_slide, tmp_path, mon
     """A worker of an earlier session may write what was numbered otherwise then."""
     slide, expected, _ = small_slide
 
-    def write_late(*args):
-        write_table(*args)
+    def write_late(*args, **options):
+        told = write_table(*args, **options)
         task = tasks_folder(tmp_path)
         if what == "a shard":
             zarr.open_array(tmp_path / Path(LABELS).parents[2], mode="r+")[...] = 7
@@ -237,6 +237,7 @@ def test_a_late_write_of_another_process_ends_the_run(small_slide, tmp_path, mon
             Journal(task / "journal").record(
                 "number-100-0-0-0", [part], {**facts, "inputs": "of other tiles"}
             )
+        return told
 
     write_table = steps.write_table
     with monkeypatch.context() as patch:

@@ -5,10 +5,10 @@ The runs themselves are carried out before by `run.segment`, in folders of their
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.errors import DensebatchError
 from densebatch.base.files import digest_file, load_array
 from densebatch.cells.kept import list_trees
 from densebatch.cells.labels import shard_grid
@@ -18,7 +18,7 @@ from densebatch.measuring.table import Nuclei
 from densebatch.planning.join_planner import name_options
 from densebatch.run.report import Progress
 from densebatch.run.session import Step
-from densebatch.run.steps import Labelled
+from densebatch.run.steps import Labelled, drive_all
 from densebatch.stages.join import (
     CELLS,
     NUCLEI,
@@ -36,7 +36,6 @@ from densebatch.stages.output import output_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from densebatch.compartments.matching import Match
     from densebatch.run.folder import OutputFolder
@@ -78,12 +77,9 @@ def find_runs(folder: OutputFolder, roles: Mapping[str, object]) -> dict[str, Jo
 
 def digest_runs(runs: Mapping[str, JoinedRun]) -> str:
     """Digest of the results of runs; it changes with any file of theirs."""
-    lists = [list_trees(*_places(run), in_place=False)[0].lists[0] for run in runs.values()]
+    outs = [Path(run.out) for run in runs.values()]
+    lists = [list_trees(out, out, in_place=False)[0].lists[0] for out in outs]
     return digest_texts([digest_file(path) for path in lists])
-
-
-def _places(run: JoinedRun) -> tuple[Path, Path]:
-    return run.labels.parents[1], run.labels.parent
 
 
 def match_and_join(session: Session, reports: Mapping[str, Mapping[str, Any]]) -> Labelled:
@@ -107,12 +103,12 @@ def match_and_join(session: Session, reports: Mapping[str, Mapping[str, Any]]) -
     with session.timed("match"):
         if CELLS in runs:
             tasks = [MatchTile(work, *index, runs, inputs) for index in work.grid]
-            _drive_every(session, [Step(task, "match", task.region.area) for task in tasks])
+            drive_all(session, (Step(task, "match", task.region.area) for task in tasks))
         n_nuclei = int(reports[NUCLEI]["cells"])
         match, digest = decide_match(work, runs, n_nuclei)
     with session.timed("join"):
         joins = [JoinTile(work, *index, runs, digest, inputs) for index in work.grid]
-        _drive_every(session, [Step(task, "join", task.region.area) for task in joins])
+        drive_all(session, (Step(task, "join", task.region.area) for task in joins))
     missing_px = {(task.row, task.col): session.facts[task]["missing_px"] for task in joins}
     travel = max(float(report.get("max_travel_px", 0)) for report in reports.values())
     told = {
@@ -126,17 +122,8 @@ def match_and_join(session: Session, reports: Mapping[str, Mapping[str, Any]]) -
         told,
         {name: _gather(reports, name) for name in ("failed_groups", "unread")},
         CompartmentFinder(runs[NUCLEI], str(work.match), digest),
-        partial(_collect_nuclei, session),
+        cache(partial(_collect_nuclei, session)),
     )
-
-
-def _drive_every(session: Session, steps: list[Step]) -> None:
-    failures = session.drive(steps)
-    if failures:
-        task, reason = next(iter(failures.items()))
-        raise DensebatchError(
-            f"{session.root}: {task.name} failed ({reason}); the same command continues the run"
-        )
 
 
 def _gather(reports: Mapping[str, Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -172,8 +159,9 @@ def _collect_nuclei(session: Session) -> Nuclei:
     """What is known of the nuclei when cells are numbered."""
     work = session.work
     grid = shard_grid(output_spec(work.plan, session.root), 0)
+    all_keys = load_array(work.all_keys)
     return Nuclei(
-        number_nuclei(load_array(work.match), load_array(work.all_keys)),
-        find_grown(work.join_plan, load_array(work.all_keys)),
+        number_nuclei(load_array(work.match), all_keys),
+        find_grown(work.join_plan, all_keys),
         {name: read_parts(work, grid, name) for name in COMPARTMENTS},
     )

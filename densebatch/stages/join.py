@@ -10,8 +10,7 @@ there are others, so that these come first and keep their ids.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
-from operator import add
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -171,10 +170,10 @@ def decide_match(
     if CELLS not in runs:
         keys = seeds
     else:
-        tables = (load_arrays(work.tile_match(*index)) for index in work.grid)
-        table = reduce(
-            add, (Contingency.from_rows(t["nuclei"], t["cells"], t["count"]) for t in tables)
-        )
+        tables = [load_arrays(work.tile_match(*index)) for index in work.grid]
+        # All at once, because adding one after the other would sort what is there for each tile.
+        columns = (np.concatenate([t[n] for t in tables]) for n in ("nuclei", "cells", "count"))
+        table = Contingency.from_rows(*columns)
         match = match_nuclei(table.truth, table.pred, table.count, n_nuclei)
         keys = np.full(n_nuclei, -1, np.int64)
         has_cell = match.cells > 0

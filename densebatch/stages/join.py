@@ -327,9 +327,15 @@ class CompartmentFinder:
         all_keys
             The sorted keys by which cells are numbered.
         """
-        ids = number_nuclei(_load_match(self.keys, self.match), all_keys)
-        found: NDArray[np.uint32] = np.concatenate([np.zeros(1, np.uint32), ids])
-        return found[self.nuclei.read(region)]
+        keys = _load_match(self.keys, self.match)
+        nuclei = self.nuclei.read(region)
+        # Only nuclei of the region are looked up, because a slide has many more.
+        is_here = np.zeros(keys.size + 1, np.bool_)
+        is_here[nuclei] = True
+        is_here[0] = False
+        found = np.zeros(keys.size + 1, np.uint32)
+        found[is_here] = number_nuclei(keys[is_here[1:]], all_keys)
+        return found[nuclei]
 
 
 def number_nuclei(keys: NDArray[np.int64], all_keys: NDArray[np.int64]) -> NDArray[np.uint32]:

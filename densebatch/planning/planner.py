@@ -226,13 +226,16 @@ def survey_channels(
 
 
 def count_low_bits(
-    draft: Plan, earlier: Plan | None, wanted: Sequence[NDArray[np.uint32]]
+    draft: Plan,
+    earlier: Plan | None,
+    wanted: Sequence[NDArray[np.uint32]],
+    elsewhere: BandMap | None = None,
 ) -> list[NDArray[np.int64]]:
     """Count the wide values of the channels once more, see `count_low_bits_again`.
 
     Parameters
     ----------
-    draft, earlier
+    draft, earlier, elsewhere
         As of `survey_plan`.
     wanted
         Of each of `draft.seen_channels`.
@@ -242,7 +245,7 @@ def count_low_bits(
     return [
         count_low_bits_again(
             slide, b.channel, bins, _find_side(draft), mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()), counted=counted,
+            left_out=left_out.get(b.channel, ()), elsewhere=elsewhere, counted=counted,
         )
         for b, bins in zip(draft.seen_channels, wanted, strict=True)
     ]  # fmt: skip

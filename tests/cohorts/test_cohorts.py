@@ -153,7 +153,7 @@ def test_slides_by_their_names(slides, capsys, tmp_path, caplog, monkeypatch, ma
     _, whole, expected, *_ = slides
     out = tmp_path / "out"
     if many:
-        monkeypatch.setattr(prepare, "_MANY", 1)
+        monkeypatch.setattr(prepare, "MANY_READS", 1)
         for module in (start, crew):
             monkeypatch.setattr(module, "MAX_THREADS", 1)
     caplog.set_level(logging.INFO, logger="densebatch")

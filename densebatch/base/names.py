@@ -14,7 +14,6 @@ from densebatch.base.errors import SceneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 _N_SHOWN = 40
 _MAX_DIGITS = 9

@@ -9,6 +9,8 @@ import click
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
+from densebatch.remote.address import is_address
+from densebatch.remote.tree import RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +24,23 @@ label_components_option = click.option(
 )
 
 _PATH = click.Path(path_type=Path)
+
+
+class SlidePath(click.Path):
+    """A path, or the address of an OME-Zarr."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401
+        """A `Path` or a `RemotePath`."""
+        return RemotePath(value) if is_address(value) else super().convert(value, param, ctx)
+
 
 # Which image of a file is meant; the names are those of the settings.
 slide_options = [

@@ -17,6 +17,7 @@ from densebatch.ngff.metadata import Json, find_multiscale, is_inside, list_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from densebatch.remote.tree import Place
 
 _IN_STORE = "images/"

@@ -17,6 +17,7 @@ from densebatch.ngff.metadata import Json, ome_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
     from densebatch.remote.tree import Place
 
 DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")

@@ -41,6 +41,7 @@ from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from densebatch.remote.tree import Place
 
 Json = dict[str, Any]

@@ -14,7 +14,7 @@ from densebatch.remote.address import Address, is_address, parse_address
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from numpy.typing import NDArray
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
-
     from zarr.storage import LocalStore
 
     from densebatch.base.geometry import Region
@@ -210,7 +209,8 @@ class RemoteZarrSource(ZarrSource):
         self.look_again()
 
     def look_again(self) -> None:
-        """As `Source.look_again`: the list of a store is kept."""
+        """As `Source.look_again`."""
+        super().look_again()
         self._is_listed = False
 
     def find_newer(
@@ -362,9 +362,7 @@ def _name_channels(labels: Sequence[object], n: int) -> tuple[tuple[str, ...], t
     return name_channels(names, n), tuple(notes)
 
 
-def _open_array(
-    store: LocalStore | ChunkStore, level: Place, zarr_format: int
-) -> zarr.Array[Any]:
+def _open_array(store: LocalStore | ChunkStore, level: Place, zarr_format: int) -> zarr.Array[Any]:
     try:
         array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
         chunks = array.chunks

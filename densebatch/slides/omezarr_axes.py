@@ -12,8 +12,8 @@ from densebatch.slides.axes import Axes, choose_stacks, find_axes, refuse_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from densebatch.remote.tree import Place
 
+    from densebatch.remote.tree import Place
     from densebatch.slides.source import Selection
 
 _MAX_ONES = 12  # dimensions of length 1 of which a user may leave some out

@@ -28,6 +28,7 @@ from densebatch.slides.source import Stamp, check_dtype, stamp_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from densebatch.remote.tree import Place
 
 

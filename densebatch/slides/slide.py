@@ -361,7 +361,20 @@ def reopen_slide(info: SlideInfo) -> Slide:
     return open_slide(info.path, info.scene, info.axes, z=info.z, t=info.t, panel=info.panel)
 
 
-def describe_slide(path: str | os.PathLike[str] | RemotePath, **chosen: str | None) -> dict[str, Any]:
+def check_reach(info: SlideInfo) -> None:
+    """Refuse a process that does not get at a slide in a store; workers are asked so.
+
+    Raises
+    ------
+    InputError, UnreachableError
+        As `open_slide`.
+    """
+    reopen_slide(info)
+
+
+def describe_slide(
+    path: str | os.PathLike[str] | RemotePath, **chosen: str | None
+) -> dict[str, Any]:
     """What is understood of a slide, as plain data.
 
     Parameters

@@ -294,7 +294,8 @@ class Source(ABC):
             raise InputError(f"{self.path} cannot be read: {exc.strerror}") from exc
 
     def look_again(self) -> None:
-        """Have what is known of the pixels looked up anew, where that is kept."""
+        """Have the list of a store, which is kept, made anew at the next look at the content."""
+        self.listed = None
 
     def list_files(self, first: int, stop: int, region: Region) -> Iterable[Path]:
         """Files with the pixels of planes `first..stop` of a region; some may not exist."""

@@ -47,9 +47,9 @@ def refuse_address(path: Path) -> None:
     found = _ADDRESS.match(str(path))
     if found is not None and not path.exists():
         raise InputError(
-            f"{hide_secrets(path)}: is an address ({found['schemes']}://) and no path; accepted are files and "
-            "folders that this machine sees, such as a mounted share; only OME-Zarr slides are "
-            "read from s3://, gs:// and https:// too"
+            f"{hide_secrets(path)}: is an address ({found['schemes']}://) and no path; accepted "
+            "are files and folders that this machine sees, such as a mounted share; only OME-Zarr "
+            "slides are read from s3://, gs:// and https:// too"
         )
 
 

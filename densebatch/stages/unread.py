@@ -1,7 +1,9 @@
 """Pieces of a slide that cannot be read: which ones, and the rest of a region without them.
 
 A damaged piece must cost no more than what it holds, so a region that fails is read again piece by
-piece.
+piece. A piece that a store does not give, though it gives others, counts as one too: the same
+command asks for it again, as for all that could not be read. A store that gives nothing ends the
+session.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, SlideChangedError
+from densebatch.base.errors import InputError, SlideChangedError, StoreError, UnreachableError
 from densebatch.base.geometry import Grid, Region
 from densebatch.slides.slide import reopen_slide
 
@@ -70,6 +72,8 @@ def read_pieces(
     ------
     SlideChangedError
         If the slide is not the one that the session began with.
+    UnreachableError
+        If a store gives nothing of it.
     """
     return _read(work.plan.slide, work.read_slide, channel, region)
 
@@ -81,7 +85,7 @@ def read_pixels(
 
     Raises
     ------
-    InputError
+    InputError, UnreachableError
         If it cannot be opened.
     """
     return _read(info, reopen_slide(info).read, channel, region)
@@ -95,9 +99,9 @@ def _read(
 ) -> tuple[NDArray[np.generic], list[Unread]]:
     try:
         return read(channel, region), []
-    except SlideChangedError:
+    except (SlideChangedError, UnreachableError):
         raise
-    except (InputError, OSError):
+    except (InputError, StoreError, OSError):
         pass
     pixels = np.zeros(region.shape, info.dtype)
     unread = []
@@ -108,9 +112,9 @@ def _read(
             continue
         try:
             found = read(channel, part)
-        except SlideChangedError:
+        except (SlideChangedError, UnreachableError):
             raise
-        except (InputError, OSError) as error:
+        except (InputError, StoreError, OSError) as error:
             unread.append(Unread(channel, pieces[index], " ".join(str(error).split())))
         else:
             pixels[part.shift(-region.y0, -region.x0).slices] = found

@@ -147,11 +147,7 @@ def faulty(store, *faults):
 
 def find_secrets(*folders, text=""):
     """Files below folders that hold a secret, and whether a text does."""
-    found = []
-    for folder in folders:
-        for file in folder.rglob("*"):
-            if file.is_file() and any(
-                s.encode() in file.read_bytes() for s in (KEY, SECRET, TOKEN)
-            ):
-                found.append(str(file))
-    return found + [s for s in (KEY, SECRET, TOKEN) if s in text]
+    secrets = (KEY, SECRET, TOKEN)
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    found = [str(f) for f in files if any(s.encode() in f.read_bytes() for s in secrets)]
+    return found + [s for s in secrets if s in text]

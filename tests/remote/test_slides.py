@@ -167,7 +167,7 @@ def test_a_chunk_that_is_removed_does_not_become_background(store, tmp_path, mon
     store.put("sparse.zarr/zarr.json", document.replace(b"0.5", b"0.6"))
     read_watched(info, state, 0, WHOLE)
     monkeypatch.setattr(omezarr, "_LOOK_S", 0)
-    with pytest.raises(SlideChangedError, match="has changed under the run|cannot be opened"):
+    with pytest.raises(SlideChangedError, match=r"has changed under the run|cannot be opened"):
         read_watched(info, state, 0, WHOLE)
 
 
@@ -205,7 +205,7 @@ def test_a_bucket_that_may_be_read_and_not_listed(store, tmp_path):
         info, state = plan("s3://slides/hidden.zarr")
         assert state.listed is None
         np.testing.assert_array_equal(read_watched(info, state, 0, WHOLE), PIXELS[0])
-        with pytest.raises(UnreachableError, match="403 Forbidden.*may not list"):
+        with pytest.raises(UnreachableError, match=r"403 Forbidden.*may not list"):
             open_slide("s3://slides/hidden.zarr/nothing")
         store_keys.remove("/slides/hidden.zarr/0/0.0.0")
         with pytest.raises(StoreError, match="403 Forbidden"):

@@ -10,7 +10,6 @@ import click
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
 from densebatch.remote.address import is_address
-from densebatch.remote.tree import RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +38,11 @@ class SlidePath(click.Path):
         ctx: click.Context | None,
     ) -> Any:  # noqa: ANN401
         """A `Path` or a `RemotePath`."""
-        return RemotePath(value) if is_address(value) else super().convert(value, param, ctx)
+        if not is_address(value):
+            return super().convert(value, param, ctx)
+        from densebatch.remote.tree import RemotePath
+
+        return RemotePath(value)
 
 
 # Which image of a file is meant; the names are those of the settings.

@@ -25,8 +25,7 @@ MAX_PLANE_PX = 2**40
 MAX_CHUNK_BYTES = 2**30
 MAX_CHANNELS = 4096
 DTYPES = (
-    *("uint8", "uint16", "uint32", "int8", "int16", "int32"),
-    *("float16", "float32", "float64"),
+    *("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"),
 )
 
 _UM_PER_UNIT = {
@@ -294,7 +293,7 @@ class Source(ABC):
             raise InputError(f"{self.path} cannot be read: {exc.strerror}") from exc
 
     def look_again(self) -> None:
-        """Have the list of a store, which is kept, made anew at the next look at the content."""
+        """Have the list of a store, which is kept, made anew when it is needed next."""
         self.listed = None
 
     def list_files(self, first: int, stop: int, region: Region) -> Iterable[Path]:

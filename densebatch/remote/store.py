@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
     from densebatch.remote.address import Address
 
-MAX_RETRIES = 10  # of a request that fails by the server or on the way
+# A request that fails by the server or on the way is tried again for a minute or so.
+MAX_RETRIES = 10
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 15
+_WAIT_FACTOR = 3  # each wait is a random one up to so many times the last
 RETRY_S = 180  # after which none is tried again
 REQUEST_S = 120  # that one may take, with its answer
 CONNECT_S = 10
@@ -38,6 +42,8 @@ MISSING = -1  # instead of the time of an object that is not there
 _N_REMEMBERED = 2**16  # objects of an image whose times are known
 _FLAGS = ("1", "true", "on", "yes", "y")  # that the variables of stores know
 _DENIED = (401, 403)
+# Beside those that an image was found by; who may not list is refused what is missing too.
+_OPTIONAL = (".zattrs", ".zgroup", ".zmetadata")
 _STATUS = re.compile(r"status code: (\d{3})")
 _RETRIES = re.compile(r"after (\d+) retries")
 # What the library calls what happened, where no answer came; the first that is found counts.
@@ -77,6 +83,11 @@ def open_store(address: Address) -> Any:  # noqa: ANN401
             "connect_timeout": timedelta(seconds=CONNECT_S),
         },
         "retry_config": {
+            "backoff": {
+                "init_backoff": timedelta(seconds=FIRST_WAIT_S),
+                "max_backoff": timedelta(seconds=LONGEST_WAIT_S),
+                "base": _WAIT_FACTOR,
+            },
             "max_retries": MAX_RETRIES,
             "retry_timeout": timedelta(seconds=RETRY_S),
         },
@@ -115,6 +126,8 @@ def errors_told(where: object) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{where}: is not there") from None
+    except MemoryError:
+        raise
     except Exception as error:
         status = _STATUS.search(str(error))
         is_denied = status is not None and int(status[1]) in _DENIED
@@ -199,6 +212,10 @@ class ChunkStore(ObjectStore[Any]):
         except FileNotFoundError:
             self._note(key, MISSING)
             return None
+        except StoreError as error:
+            if error.is_denied and key in _OPTIONAL:
+                return None
+            raise
         traffic.add(n_bytes=len(data))
         self._note(key, seconds_as_ns(answer.meta["last_modified"]))
         if byte_range is None and self._check is not None:

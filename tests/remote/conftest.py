@@ -22,5 +22,6 @@ def store(running_store, tmp_path_factory, monkeypatch):
     for name, value in running_store.environment(tmp_path_factory.mktemp("account")).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote_store, "MAX_RETRIES", 2)
+    monkeypatch.setattr(remote_store, "FIRST_WAIT_S", 0.05)
     yield running_store
     running_store.faults, running_store.dropped = [], set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 
 import numpy as np
@@ -15,7 +17,13 @@ from densebatch.converting.convert import convert
 from densebatch.planning import flow_planner
 from densebatch.run.report import Progress
 from densebatch.run.segment import segment
-from tests.helpers.run_files import call_main, output_bytes, read_report, simulate
+from tests.helpers.run_files import (
+    call_main,
+    output_bytes,
+    read_report,
+    simulate,
+    start_command,
+)
 from tests.helpers.slide_files import write_zarr
 
 pytestmark = pytest.mark.extra
@@ -268,3 +276,32 @@ def test_other_commands(store, tmp_path, capsys, local, slide):
     assert "line 2: an address of s3:// has a user or a password" in err
     assert "line 3: an address of gs:// has a query" in err
     assert "k:s" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_workers_read_by_their_own_environment(store, tmp_path, local, slide, scheme):
+    """The store fails now and then, also while a command that was killed is continued."""
+    from tests.helpers.object_store import fails, faulty, find_secrets
+
+    out, log = tmp_path / "out", tmp_path / "log.json"
+    command = ["segment", store.address(scheme, NAME), out, "--membrane", "CD3", "--tile", 128,
+               "--model", "dense-tiny", "--workers", 2, "--log-json", log, "--verbose"]  # fmt: skip
+    environment = {"DENSEBATCH_CACHE": str(tmp_path / "cache")}
+    said = []
+    faults = fails(r"/0/.*\d$", 503, times=2), fails(r"/0/.*\d$", "slow", times=4)
+    with faulty(store, *faults):
+        killed = start_command(*command, group_px=100, env=environment)
+        while not any(out.glob("work/*/journal/*.json")):
+            assert killed.poll() is None
+            time.sleep(0.01)
+        os.killpg(killed.pid, signal.SIGKILL)
+        said += killed.communicate()
+        store.asked.clear()
+        ended = start_command(*command, group_px=100, env=environment)
+        said += ended.communicate()
+    assert ended.returncode == 0, said
+    assert_same_result(out, local[1])
+    report = read_report(out)
+    assert report["remote_bytes_read"] > report["stages"]["number"]["remote_bytes_read"] > 0
+    assert not find_secrets(tmp_path, text="\n".join(said))

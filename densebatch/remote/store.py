@@ -143,6 +143,8 @@ def _describe(error: Exception) -> str:
         if re.search(pattern, text.partition("Debug source")[0]):
             return cause + more
     status = _STATUS.search(text)
+    if type(error).__name__ == "NotSupportedError":
+        return "it gives no parts of an object (Range), which shards are read by"
     if status is None:
         found = next((cause for pattern, cause in _CAUSES[1:] if re.search(pattern, text)), None)
         return (found or f"the store's library tells {type(error).__name__}") + more

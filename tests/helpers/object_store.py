@@ -27,8 +27,8 @@ class ObjectStore:
     """Buckets on `url`. Objects may be read without a signature, as web servers have them.
 
     `faults` are functions of the method, the path and how often it was asked for, whose answer is
-    None, a status, or one of "slow" and "cut" (ends before it should); the first that has one
-    counts. `asked` counts requests by path.
+    None, a status, or one of "slow", "cut" (ends before it should) and "whole" (no parts); the
+    first that has one counts. `asked` counts requests by path.
     """
 
     def __init__(self):
@@ -58,6 +58,8 @@ class ObjectStore:
                 how = fault("LIST" if is_list else method, path, times)
                 if how == "slow":
                     time.sleep(0.2)
+                elif how == "whole":
+                    environ.pop("HTTP_RANGE", None)
                 elif how == "cut":
                     start_response("200 OK", [("Content-Length", "1000")])
                     return [b"the beginning"]

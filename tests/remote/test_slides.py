@@ -187,6 +187,15 @@ def test_what_a_web_server_tells_of_changes(store, tmp_path):
     assert plan(address)[0].identity == info.identity
 
 
+def test_a_server_that_gives_no_parts_of_a_shard(store, tmp_path):
+    from tests.helpers.object_store import fails, faulty
+
+    put(store, tmp_path, "whole.zarr", shards=(1, 64, 64))
+    slide = open_slide(store.address("http", "whole.zarr"))
+    with faulty(store, fails("/0/c", "whole")), pytest.raises(StoreError, match="no parts of an"):
+        slide.read(0, WHOLE)
+
+
 def test_a_bucket_that_may_be_read_and_not_listed(store, tmp_path):
     """It answers 403 for what is missing, documents too."""
 

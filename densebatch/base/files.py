@@ -33,7 +33,7 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTAL
 
 # Also as a path that was made of an address has it, which keeps one of its slashes.
 _ADDRESS = re.compile(r"(?P<schemes>[A-Za-z][\w+.-]+(?:::[A-Za-z][\w+.-]+)*):/")
-_SECRETS = re.compile(r"(?<=/)[^/@]*@|[?#].*", re.DOTALL)  # of an address
+_SECRETS = re.compile(r"(?<=:/)/?.*@|[?#].*", re.DOTALL)  # of an address
 
 
 def refuse_address(path: Path) -> None:

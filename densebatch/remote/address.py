@@ -97,7 +97,7 @@ def parse_address(text: str) -> Address:
         )
     if not _HOST.fullmatch(host):
         raise InputError(
-            f"{scheme}://{host}: names no {'host' if scheme.startswith('http') else 'bucket'}; "
+            f"an address of {scheme}:// names no {'host' if scheme.startswith('http') else 'bucket'}; "
             f"accepted are {ACCEPTED}"
         )
     parts = tuple(part for part in path.split("/") if part)

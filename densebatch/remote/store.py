@@ -209,8 +209,8 @@ class ChunkStore(ObjectStore[Any]):
         try:
             with errors_told(f"{self._level}/{key}"):
                 traffic.add(requests=1)
-                answer = await obstore.get_async(self.store, key, options=options)  # type: ignore[arg-type]
-                data = prototype.buffer.from_bytes(await answer.bytes_async())  # type: ignore[arg-type]
+                answer = await obstore.get_async(self.store, key, options=options)
+                data = prototype.buffer.from_bytes(await answer.bytes_async())
         except FileNotFoundError:
             self._note(key, MISSING)
             return None

@@ -69,9 +69,9 @@ class _Tree:
         if not key:
             return None
         if anew or key not in self._known:
+            store = self.store  # which tells what to install where the library is missing
             import obstore
 
-            store = self.store
             try:
                 traffic.add(requests=1)
                 with errors_told(address):

@@ -96,10 +96,8 @@ def parse_address(text: str) -> Address:
             f"{ACCEPTED}, without them: credentials come from the environment alone"
         )
     if not _HOST.fullmatch(host):
-        raise InputError(
-            f"an address of {scheme}:// names no {'host' if scheme.startswith('http') else 'bucket'}; "
-            f"accepted are {ACCEPTED}"
-        )
+        what = "host" if scheme.startswith("http") else "bucket"
+        raise InputError(f"an address of {scheme}:// names no {what}; accepted are {ACCEPTED}")
     parts = tuple(part for part in path.split("/") if part)
     address = Address(scheme, host.lower() if scheme.startswith("http") else host, parts)
     if any(part in (".", "..") or min(part, default=" ") < " " for part in address.key.split("/")):

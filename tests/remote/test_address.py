@@ -19,20 +19,19 @@ from tests.helpers.run_files import call_main
     "s3://key:hidden@bucket/a.zarr", "https://hidden@host/a.zarr", "http://u:hidden@host:80/a",
     "https://host/a.zarr?X-Amz-Signature=hidden", "gs://bucket/a.zarr#hidden",
     "s3://bucket/a.zarr?hidden@x", "https://u:hid/den@host?hidden",
+    "s3://key:hid/den@bucket/a.zarr",
 ])  # fmt: skip
 def test_secrets_are_refused_and_not_repeated(capsys, tmp_path, address):
-    with pytest.raises(
-        InputError, match="credentials come from the environment|names no host"
-    ) as told:
+    with pytest.raises(InputError, match="accepted are s3://BUCKET/PATH") as told:
         RemotePath(address)
-    assert "hidden" not in str(told.value)
+    assert "hid" not in str(told.value)
     # As an output they are no path, and are not repeated either.
     log = tmp_path / "log.json"
     for command in (("info", address), ("plan", tmp_path / "a", address), ("status", address)):
         code, said, err = call_main(capsys, *command, "--log-json", log, "--verbose")
         assert code == 2
-        assert "hidden" not in said + err
-    assert "hidden" not in log.read_text()
+        assert "hid" not in said + err
+    assert "hid" not in log.read_text()
 
 
 @pytest.mark.parametrize("address", [

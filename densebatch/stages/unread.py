@@ -1,9 +1,8 @@
 """Pieces of a slide that cannot be read: which ones, and the rest of a region without them.
 
 A damaged piece must cost no more than what it holds, so a region that fails is read again piece by
-piece. A piece that a store does not give, though it gives others, counts as one too: the same
-command asks for it again, as for all that could not be read. A store that gives nothing ends the
-session.
+piece. A piece that a store does not give, though it gives others, counts as one too in a run, whose
+command asks again for all that could not be read. A store that gives nothing ends the session.
 """
 
 from __future__ import annotations
@@ -75,20 +74,23 @@ def read_pieces(
     UnreachableError
         If a store gives nothing of it.
     """
-    return _read(work.plan.slide, work.read_slide, channel, region)
+    damage = (InputError, StoreError, OSError)
+    return _read(work.plan.slide, work.read_slide, channel, region, damage)
 
 
 def read_pixels(
     info: SlideInfo, channel: int, region: Region
 ) -> tuple[NDArray[np.generic], list[Unread]]:
-    """As `read_pieces`, of the slide that is there now.
+    """As `read_pieces`, of the slide that is there now, and not to be asked again.
 
     Raises
     ------
-    InputError, UnreachableError
+    InputError
         If it cannot be opened.
+    StoreError
+        If a store does not give a piece, which nobody may take for damaged here.
     """
-    return _read(info, reopen_slide(info).read, channel, region)
+    return _read(info, reopen_slide(info).read, channel, region, (InputError, OSError))
 
 
 def _read(
@@ -96,12 +98,13 @@ def _read(
     read: Callable[[int, Region], NDArray[Any]],
     channel: int,
     region: Region,
+    damage: tuple[type[Exception], ...],
 ) -> tuple[NDArray[np.generic], list[Unread]]:
     try:
         return read(channel, region), []
     except (SlideChangedError, UnreachableError):
         raise
-    except (InputError, StoreError, OSError):
+    except damage:
         pass
     pixels = np.zeros(region.shape, info.dtype)
     unread = []
@@ -114,7 +117,7 @@ def _read(
             found = read(channel, part)
         except (SlideChangedError, UnreachableError):
             raise
-        except (InputError, StoreError, OSError) as error:
+        except damage as error:
             unread.append(Unread(channel, pieces[index], " ".join(str(error).split())))
         else:
             pixels[part.shift(-region.y0, -region.x0).slices] = found

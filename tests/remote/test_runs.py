@@ -239,6 +239,8 @@ def test_no_secret_is_anywhere(store, tmp_path, capsys, slide, monkeypatch):
 
 
 def test_other_commands(store, tmp_path, capsys, local, slide):
+    from tests.helpers.object_store import fails
+
     code, told, err = call_main(capsys, "plan", slide, tmp_path / "none", *COMMAND)
     assert code == 0, err
     assert slide in told
@@ -270,6 +272,14 @@ def test_other_commands(store, tmp_path, capsys, local, slide):
     )
     assert code == 0, err
     assert read_report(tmp_path / "many/a")["measured"]["from"]["path"] == web
+    # What is not run again does not take a piece for damaged.
+    before = (tmp_path / "many/b/run.json").read_bytes()
+    store.faults = [fails("/0/c/1/0/5", 503)]
+    for command in (("measure", tmp_path / "many/b"), ("verify", tmp_path / "many/b")):
+        code, told, err = call_main(capsys, *command)
+        assert (code, "it answers 503" in err) == (1, True), (told, err)
+    assert (tmp_path / "many/b/run.json").read_bytes() == before
+    store.faults = []
     sheet.write_text("sample,slide\na,s3://k:s@slides/a.zarr\nb,gs://slides/b.zarr?x\n")
     code, _, err = call_main(capsys, "segment", "--sheet", sheet, tmp_path / "more", *COMMAND)
     assert code == 2

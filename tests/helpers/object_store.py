@@ -11,16 +11,9 @@ from collections import Counter
 from urllib.parse import quote, unquote
 
 import requests
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 KEY, SECRET, TOKEN = "AKIDNOBODYMAYSEE", "secret-that-nobody-may-see", "token-that-nobody-may-see"
 BUCKET = "slides"
-
-
-class _Quiet(WSGIRequestHandler):
-    def log(self, *_args, **_kwargs):
-        pass
 
 
 class ObjectStore:
@@ -32,12 +25,19 @@ class ObjectStore:
     """
 
     def __init__(self):
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Quiet(WSGIRequestHandler):
+            def log(self, *_args, **_kwargs):
+                pass
+
         self.faults, self.dropped = [], set()
         self.asked = Counter()
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._counting = threading.Lock()
         self._server = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet
+            "127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet
         )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(

@@ -2,13 +2,13 @@
 
 import pytest
 
+from tests.helpers.object_store import ObjectStore
+
 
 @pytest.fixture(scope="session")
 def running_store():
     pytest.importorskip("obstore")
     pytest.importorskip("moto")
-    from tests.helpers.object_store import ObjectStore
-
     store = ObjectStore()
     yield store
     store.close()

@@ -17,6 +17,7 @@ from densebatch.converting.convert import convert
 from densebatch.planning import flow_planner
 from densebatch.run.report import Progress
 from densebatch.run.segment import segment
+from tests.helpers.object_store import fails, faulty, find_secrets
 from tests.helpers.run_files import (
     call_main,
     output_bytes,
@@ -84,8 +85,6 @@ class Act(Progress):
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_labels_and_table_are_those_of_the_folder(store, tmp_path, local, slide, version):
-    from tests.helpers.object_store import fails, faulty
-
     if version == "0.4":
         path = write_zarr(
             tmp_path / NAME, PIXELS, version="0.4", n_levels=2, labels=["CD3", "DAPI"],
@@ -109,8 +108,6 @@ def test_labels_and_table_are_those_of_the_folder(store, tmp_path, local, slide,
 def test_a_chunk_that_fails_for_good_is_a_gap_until_it_does_not(
     store, tmp_path, capsys, local, slide
 ):
-    from tests.helpers.object_store import fails, faulty
-
     out = tmp_path / "out"
     # While the slide is surveyed there can be no plan: nothing of it is left out.
     with faulty(store, fails(CHUNK, 500)):
@@ -142,7 +139,6 @@ def test_a_chunk_that_fails_for_good_is_a_gap_until_it_does_not(
 
 def test_a_channel_that_is_measured_only(store, tmp_path, capsys, local, slide):
     """Its chunk fails for a while, in the stage that reads it, and then no more."""
-    from tests.helpers.object_store import fails
 
     def fail():
         store.faults = [fails(OTHER_CHANNEL, 503)]
@@ -199,8 +195,6 @@ def test_a_slide_that_changes_under_the_run(store, tmp_path, local, slide):
 
 
 def test_no_secret_is_anywhere(store, tmp_path, capsys, slide, monkeypatch):
-    from tests.helpers.object_store import fails, faulty, find_secrets
-
     monkeypatch.setenv("DENSEBATCH_CACHE", str(tmp_path / "cache"))
     out, log = tmp_path / "out", tmp_path / "log.json"
     seen = []
@@ -239,8 +233,6 @@ def test_no_secret_is_anywhere(store, tmp_path, capsys, slide, monkeypatch):
 
 
 def test_other_commands(store, tmp_path, capsys, local, slide):
-    from tests.helpers.object_store import fails
-
     code, told, err = call_main(capsys, "plan", slide, tmp_path / "none", *COMMAND)
     assert code == 0, err
     assert slide in told
@@ -292,8 +284,6 @@ def test_other_commands(store, tmp_path, capsys, local, slide):
 @pytest.mark.parametrize("scheme", ["s3", "http"])
 def test_workers_read_by_their_own_environment(store, tmp_path, local, slide, scheme):
     """The store fails now and then, also while a command that was killed is continued."""
-    from tests.helpers.object_store import fails, faulty, find_secrets
-
     out, log = tmp_path / "out", tmp_path / "log.json"
     command = ["segment", store.address(scheme, NAME), out, "--membrane", "CD3", "--tile", 128,
                "--model", "dense-tiny", "--workers", 2, "--log-json", log, "--verbose"]  # fmt: skip

@@ -13,6 +13,7 @@ from densebatch.base.process import Meter
 from densebatch.slides import omezarr
 from densebatch.slides.slide import describe_slide, open_slide
 from densebatch.slides.watch import read_watched, watch_slide
+from tests.helpers.object_store import fails, faulty
 from tests.helpers.slide_files import random_pixels, write_zarr
 from tests.helpers.slide_formats import read_all
 
@@ -65,8 +66,6 @@ def test_an_image_inside_a_folder_is_named(store, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"version": "0.4"}, {"shards": (1, 64, 64)}])
 def test_only_a_chunk_that_is_not_there_is_fill(store, tmp_path, options):
-    from tests.helpers.object_store import fails, faulty
-
     put(store, tmp_path, f"holes/{len(str(options))}.zarr", **options)
     name = f"holes/{len(str(options))}.zarr/0/" + (
         "0.0.0" if options == {"version": "0.4"} else "c/0/0/0"
@@ -188,8 +187,6 @@ def test_what_a_web_server_tells_of_changes(store, tmp_path):
 
 
 def test_a_server_that_gives_no_parts_of_a_shard(store, tmp_path):
-    from tests.helpers.object_store import fails, faulty
-
     put(store, tmp_path, "whole.zarr", shards=(1, 64, 64))
     slide = open_slide(store.address("http", "whole.zarr"))
     with faulty(store, fails("/0/c", "whole")), pytest.raises(StoreError, match="no parts of an"):
@@ -210,8 +207,6 @@ def test_a_bucket_that_may_be_read_and_not_listed(store, tmp_path):
         (local / level / ".zattrs").unlink()
     files = [p.relative_to(local) for p in local.rglob("*") if p.is_file()]
     store_keys = {f"/slides/hidden.zarr/{name}" for name in files}
-    from tests.helpers.object_store import faulty
-
     with faulty(store, hides):
         info, state = plan("s3://slides/hidden.zarr")
         assert state.listed is None

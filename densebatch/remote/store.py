@@ -45,6 +45,11 @@ _DENIED = (401, 403)
 # Beside those that an image was found by; who may not list is refused what is missing too.
 _OPTIONAL = (".zattrs", ".zgroup", ".zmetadata")
 _STATUS = re.compile(r"status code: (\d{3})")
+# What S3 says why, of which these alone are repeated.
+_CODES = re.compile(
+    r"<Code>(AccessDenied|AuthorizationHeaderMalformed|ExpiredToken|InvalidAccessKeyId|"
+    r"InvalidToken|NoSuchBucket|RequestTimeTooSkewed|SignatureDoesNotMatch|SlowDown)</Code>"
+)
 _RETRIES = re.compile(r"after (\d+) retries")
 # What the library calls what happened, where no answer came; the first that is found counts.
 _CAUSES = (
@@ -153,6 +158,8 @@ def _describe(error: Exception) -> str:
         told = f"it answers {code} {HTTPStatus(code).phrase}"
     except ValueError:
         told = f"it answers {code}"
+    reason = _CODES.search(text)
+    told += f", {reason[1]}" if reason is not None else ""
     if code in _DENIED:
         told += (
             ": what the environment has of credentials does not allow it; a store says so also of "
@@ -226,7 +233,9 @@ class ChunkStore(ObjectStore[Any]):
 
     def _note(self, key: str, time_ns: int) -> None:
         with self._noting:
-            self._times[key] = time_ns
+            # An answer may come after that to a later question.
+            last = self._times.get(key, MISSING)
+            self._times[key] = time_ns if time_ns == MISSING else max(time_ns, last)
             self._times.move_to_end(key)
             while len(self._times) > _N_REMEMBERED:
                 self._times.popitem(last=False)

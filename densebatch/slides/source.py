@@ -129,7 +129,7 @@ class SlideInfo:
     Attributes
     ----------
     path
-        Absolute; of an OME-Zarr the image group itself.
+        Absolute, or an address; of an OME-Zarr the image group itself.
     kind
         "ome-zarr", "tiff", "png", or one of `readers.formats`.
     height, width
@@ -162,8 +162,8 @@ class SlideInfo:
     compression
         In words, None if it is not known.
     identity
-        Hex digest that changes when the content may have changed: layout, and size and
-        modification time of the file or of the highest resolution's chunk files.
+        Hex digest that changes when the content may have changed: layout, and size and time (in
+        stores ETag) of the file or of the highest resolution's chunk files.
     """
 
     path: str

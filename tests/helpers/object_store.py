@@ -66,7 +66,9 @@ class ObjectStore:
                 elif how is not None:
                     # Some servers repeat what was sent to them.
                     start_response(f"{how} Refused", [("Content-Type", "application/xml")])
-                    return [f"<Error><AWSAccessKeyId>{KEY}{SECRET}{TOKEN}</Error>".encode()]
+                    reason = "ExpiredToken" if how == 400 else SECRET
+                    body = f"<Error><Code>{reason}</Code><Key>{KEY}{SECRET}{TOKEN}</Key></Error>"
+                    return [body.encode()]
 
         def start(status, headers, *more):
             kept = [(name, value) for name, value in headers if name.lower() not in self.dropped]

@@ -75,7 +75,7 @@ def test_only_a_chunk_that_is_not_there_is_fill(store, tmp_path, options):
         (500, "it answers 500 Internal Server Error, after 2 retries"),
         (503, "it answers 503 Service Unavailable"),
         (403, "it answers 403 Forbidden: what the environment has of credentials"),
-        (400, "it answers 400 Bad Request"),
+        (400, "it answers 400 Bad Request, ExpiredToken"),
     ]:
         with faulty(store, fails(name, how)), pytest.raises(StoreError, match=told) as error:
             slide.read(0, WHOLE)

@@ -56,6 +56,25 @@ class SlideChangedError(DensebatchError):
     """The slide is another than the one that the run began with."""
 
 
+class StoreError(DensebatchError):
+    """An object store or a web server does not give what it is asked for.
+
+    That says nothing of the pixels, so that nobody may take them for damaged.
+
+    Attributes
+    ----------
+    is_denied : whether it is there, and does not want to
+    """
+
+    def __init__(self, message: str, is_denied: bool = False) -> None:
+        super().__init__(message)
+        self.is_denied = is_denied
+
+
+class UnreachableError(StoreError):
+    """It does not even give the documents of a slide, so that no task on it can be done now."""
+
+
 class WriteError(DensebatchError):
     """A task cannot write what it has made; names the path and the reason."""
 

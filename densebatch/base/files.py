@@ -33,6 +33,7 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTAL
 
 # Also as a path that was made of an address has it, which keeps one of its slashes.
 _ADDRESS = re.compile(r"(?P<schemes>[A-Za-z][\w+.-]+(?:::[A-Za-z][\w+.-]+)*):/")
+_SECRETS = re.compile(r"(?<=:/)/?.*@|[?#].*", re.DOTALL)  # of an address
 
 
 def refuse_address(path: Path) -> None:
@@ -46,9 +47,16 @@ def refuse_address(path: Path) -> None:
     found = _ADDRESS.match(str(path))
     if found is not None and not path.exists():
         raise InputError(
-            f"{path}: is an address ({found['schemes']}://) and no path; accepted are files and "
-            "folders that this machine sees, such as a mounted share"
+            f"{hide_secrets(path)}: is an address ({found['schemes']}://) and no path; accepted "
+            "are files and folders that this machine sees, such as a mounted share; only OME-Zarr "
+            "slides are read from s3://, gs:// and https:// too"
         )
+
+
+def hide_secrets(path: Path) -> str:
+    """A path as a text; if it is an address, without user, password, query and fragment."""
+    is_address = _ADDRESS.match(str(path)) is not None
+    return _SECRETS.sub("...", str(path)) if is_address else str(path)
 
 
 def is_disk_trouble(error: OSError) -> bool:

@@ -14,7 +14,6 @@ from densebatch.base.errors import SceneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 _N_SHOWN = 40
 _MAX_DIGITS = 9
@@ -192,7 +191,7 @@ def join_notes(notes: Iterable[tuple[str, str]], n: int) -> list[str]:
     ]
 
 
-def choose_scene(path: Path, scenes: Sequence[Scene], wanted: str | None) -> int:
+def choose_scene(path: object, scenes: Sequence[Scene], wanted: str | None) -> int:
     """Which image of a file is meant: the only one, or the one that a user named.
 
     Parameters

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,12 +64,37 @@ def name_process() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
+class Traffic:
+    """Counts what this process asks of stores and servers elsewhere.
+
+    Attributes
+    ----------
+    requests : answers that were asked for; those that a library repeats by itself count once
+    n_bytes : of the answers
+    """
+
+    def __init__(self) -> None:
+        self.requests = self.n_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, requests: int = 0, n_bytes: int = 0) -> None:
+        """Count some more, in any thread."""
+        with self._lock:
+            self.requests += requests
+            self.n_bytes += n_bytes
+
+
+traffic = Traffic()
+"""Of this process."""
+
+
 class Meter:
     """Measures a task, from the meter's making to its reading, for the task's record."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._io = count_io()
+        self._remote = traffic.n_bytes, traffic.requests
         self._parts: dict[str, float] = {}
 
     @contextmanager
@@ -85,7 +111,8 @@ class Meter:
         -------
         dict
             `seconds` in all and by name in `parts`; `bytes_read` and `bytes_written`, None where
-            the system does not tell; `process`, and `peak_rss_mb` of it since it began.
+            the system does not tell; `remote_bytes_read` and `remote_requests`, of stores and
+            servers elsewhere; `process`, and `peak_rss_mb` of it since it began.
         """
         before, now = self._io, count_io()
         spent = (now[0] - before[0], now[1] - before[1]) if before and now else (None, None)
@@ -96,4 +123,6 @@ class Meter:
             "process": name_process(),
             "bytes_read": spent[0],
             "bytes_written": spent[1],
+            "remote_bytes_read": traffic.n_bytes - self._remote[0],
+            "remote_requests": traffic.requests - self._remote[1],
         }

@@ -65,7 +65,7 @@ from densebatch.cells.pyramid_spec import (
     shard_grid,
 )
 from densebatch.ngff.choice import require_multiscale
-from densebatch.ngff.folders import Node
+from densebatch.ngff.folders import Node, read_node, read_shape
 from densebatch.ngff.metadata import (
     SlidePyramid,
     find_fault,
@@ -74,6 +74,7 @@ from densebatch.ngff.metadata import (
     rank_levels,
 )
 from densebatch.ngff.scales import parse_pyramid
+from densebatch.remote.tree import find_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     import zarr
 
     from densebatch.ngff.metadata import Json, Version
+    from densebatch.remote.tree import Place
 
 __all__ = [
     "PyramidSpec",
@@ -145,31 +147,39 @@ def in_place_spec(
 
 
 def _read_layout(
-    root: Path, scene: str | None, axes: str | None, *, bare: bool
+    root: Place, scene: str | None, axes: str | None, *, bare: bool
 ) -> tuple[Version, SlidePyramid]:
     """Version and layout of an image; see `parse_pyramid` for `bare`."""
-    attributes = read_attributes(root)
-    node = Node(root, find_format(root) or 3, False, attributes)
+    node = read_node(root)
+    if node is None or node.is_array:
+        raise InputError(f"{root} is not a zarr group.")
     multiscale, shapes = _order_levels(root, require_multiscale(node, scene))
-    return parse_pyramid(attributes, multiscale, shapes, str(root), axes=axes, bare=bare)
+    return parse_pyramid(node.document, multiscale, shapes, str(root), axes=axes, bare=bare)
 
 
-def _order_levels(root: Path, multiscale: Json) -> tuple[Json, list[tuple[int, ...]]]:
+def _order_levels(root: Place, multiscale: Json) -> tuple[Json, list[tuple[int, ...]]]:
     """An image whose levels are listed from the largest on, and their shapes."""
-    shapes = [open_array(root / dataset["path"]).shape for dataset in multiscale["datasets"]]
+    shapes = [_read_shape(root / dataset["path"]) for dataset in multiscale["datasets"]]
     ranked = [shapes[level] for level in rank_levels(multiscale, shapes)]
     return order_levels(multiscale, shapes), ranked
 
 
+def _read_shape(level: Place) -> tuple[int, ...]:
+    node = read_node(level)
+    if node is None or not node.is_array:
+        raise InputError(f"{level} is not a readable zarr array.")
+    return tuple(read_shape(node))
+
+
 def slide_layout(
-    image: str | Path, scene: str | None = None, axes: str | None = None
+    image: str | Place, scene: str | None = None, axes: str | None = None
 ) -> SlidePyramid | None:
     """Layout of an OME-Zarr image whose labels go elsewhere; None if labels cannot copy it.
 
     Parameters as for `in_place_spec`.
     """
     try:
-        return _read_layout(Path(image), scene, axes, bare=False)[1]
+        return _read_layout(find_place(image), scene, axes, bare=False)[1]
     except InputError as error:
         log_event(
             log,

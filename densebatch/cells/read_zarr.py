@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.ngff.folders import Node
+    from densebatch.remote.tree import Place
 
 
 class CheckedArray:
@@ -190,6 +191,6 @@ def _find_label_group(node: Node, scene: str | None) -> Node:
     return found
 
 
-def _list_groups(path: Path) -> list[str]:
+def _list_groups(path: Place) -> list[str]:
     nodes = {child.name: read_node(child) for child in list_folders(path)}
     return sorted(name for name, node in nodes.items() if node is not None and not node.is_array)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import add_options, scheduler_options, slide_options
+from densebatch.cli.options import SlidePath, add_options, scheduler_options, slide_options
 from densebatch.ngff.metadata import VERSIONS
+
+if TYPE_CHECKING:
+    from densebatch.remote.tree import Place
 
 _PATH = click.Path(path_type=Path)
 
@@ -59,7 +62,7 @@ def merge(tiles: tuple[Path, ...], out: Path, pixel_size: float | None, step: in
 
 
 @click.command("convert", cls=LoggedCommand)
-@click.argument("slide", type=_PATH)
+@click.argument("slide", type=SlidePath())
 @click.argument("out", type=_PATH, metavar="OUT.ome.zarr")
 @add_options([
     click.option("--ngff", type=click.Choice(VERSIONS), help="OME-Zarr version.  [0.5]"),
@@ -72,7 +75,7 @@ def merge(tiles: tuple[Path, ...], out: Path, pixel_size: float | None, step: in
     *scheduler_options,
     click.option("--restart", is_flag=True, help="Begin an unfinished conversion anew."),
 ])  # fmt: skip
-def convert(slide: Path, out: Path, restart: bool, **options: Any) -> None:  # noqa: ANN401
+def convert(slide: Place, out: Path, restart: bool, **options: Any) -> None:  # noqa: ANN401
     """Write SLIDE as a pyramidal OME-Zarr with all channels, their names and the pixel size.
 
     OUT.ome.zarr appears whole, when every pixel has been read back and compared with the slide. The

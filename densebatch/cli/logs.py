@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.base.errors import InputError
-from densebatch.base.files import refuse_address
+from densebatch.base.files import hide_secrets, refuse_address
 from densebatch.base.log import log_event
 
 if TYPE_CHECKING:
@@ -116,10 +116,17 @@ def _keep(key: str) -> Callable[[click.Context, click.Parameter, object], None]:
 def _list_given(ctx: click.Context) -> dict[str, Any]:
     """Arguments and options that have a value."""
     return {
-        name: str(value) if isinstance(value, Path) else value
+        name: _tell(value)
         for name, value in ctx.params.items()
         if value is not None and value is not False and value != ()
     }
+
+
+def _tell(value: object) -> object:
+    """A value as a log has it; of an address that is none of a slide, without what is secret."""
+    if isinstance(value, tuple):
+        return [_tell(each) for each in value]
+    return hide_secrets(value) if isinstance(value, Path) else value
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 
 from densebatch.base.errors import InputError
 from densebatch.base.files import write_atomic
+from densebatch.remote.address import is_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,27 @@ label_components_option = click.option(
 )
 
 _PATH = click.Path(path_type=Path)
+
+
+class SlidePath(click.Path):
+    """A path, or the address of an OME-Zarr."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401
+        """A `Path` or a `RemotePath`."""
+        if not is_address(value):
+            return super().convert(value, param, ctx)
+        from densebatch.remote.tree import RemotePath
+
+        return RemotePath(value)
+
 
 # Which image of a file is meant; the names are those of the settings.
 slide_options = [

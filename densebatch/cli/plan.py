@@ -12,7 +12,7 @@ import click
 from densebatch.base.errors import PartialRunError
 from densebatch.base.names import count_of, quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
-from densebatch.cli.options import add_options, check_writable, slide_options, write_text
+from densebatch.cli.options import SlidePath, add_options, check_writable, slide_options, write_text
 from densebatch.cli.segment import list_rows, settings_options, slides_arguments
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from densebatch.cohorts.rows import Row
     from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.remote.tree import Place
     from densebatch.run.prepare import Prepared
 
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--measure", is_flag=True, help="Tell how long by evaluating a few patches.")
 def plan(
-    slides: tuple[Path, ...],
+    slides: tuple[Place, ...],
     out: Path,
     sheet: Path | None,
     settings: SegmentSettings,
@@ -85,7 +86,7 @@ def _tell_columns(some: list[Outlook]) -> str:
 
 
 def _plan_slide(
-    slide: Path,
+    slide: Place,
     out: Path,
     settings: SegmentSettings,
     listed: frozenset[str],
@@ -176,7 +177,7 @@ def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
 
 
 @click.command(cls=LoggedCommand)
-@click.argument("slide", type=click.Path(path_type=Path))
+@click.argument("slide", type=SlidePath())
 @add_options(slide_options)
 @click.option(
     "--json",
@@ -185,7 +186,7 @@ def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
     type=click.Path(path_type=Path),
     help="Write JSON instead.",
 )
-def info(slide: Path, json_file: Path | None, **chosen: str | None) -> None:
+def info(slide: Place, json_file: Path | None, **chosen: str | None) -> None:
     """Show what is understood of SLIDE: the images in it, channels, pixel size, how it is stored.
 
     Reads metadata alone. Where a file holds several images and --scene chooses none, they are

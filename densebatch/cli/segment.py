@@ -13,6 +13,7 @@ from densebatch.base.errors import PartialRunError
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import (
+    SlidePath,
     add_options,
     positivity_options,
     scheduler_options,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from densebatch.cohorts.rows import Row
+    from densebatch.remote.tree import Place
 
 
 def _names(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -131,7 +133,7 @@ def slides_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command slides, as arguments or in a sheet, and where their output goes."""
     path = click.Path(path_type=Path)
     decorated: Callable[..., Any] = add_options([
-        click.argument("slides", nargs=-1, metavar="SLIDE...", type=path),
+        click.argument("slides", nargs=-1, metavar="SLIDE...", type=SlidePath()),
         click.argument("out", metavar="OUT", type=path),
         click.option("--sheet", type=path, metavar="CSV",
                      help="Sample sheet instead of SLIDE: columns sample, slide, and settings of "
@@ -147,7 +149,7 @@ def slides_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--restart", is_flag=True, help="Remove an earlier run's results from OUT first.")
 @click.option("--allow-partial", is_flag=True, help="Exit with 0 also where tiles failed.")
 def segment(
-    slides: tuple[Path, ...],
+    slides: tuple[Place, ...],
     out: Path,
     sheet: Path | None,
     settings: SegmentSettings,
@@ -157,6 +159,8 @@ def segment(
     **kept: Any,  # noqa: ANN401
 ) -> None:
     """Segment SLIDE (OME-Zarr, TIFF, PNG or a microscope's file) and write results to OUT.
+
+    An OME-Zarr may be an address: s3://, gs:// or https:// (docs/object-storage.md).
 
     Several slides, or those of a sample sheet, share the workers, and each gets a folder in OUT
     by its name; OUT/cohort.json tells what became of them.
@@ -174,7 +178,7 @@ def segment(
 
 
 def list_rows(
-    slides: tuple[Path, ...],
+    slides: tuple[Place, ...],
     sheet: Path | None,
     settings: SegmentSettings,
     listed: frozenset[str],
@@ -197,7 +201,7 @@ def list_rows(
 
 
 def _segment_slide(
-    slide: Path,
+    slide: Place,
     out: Path,
     settings: SegmentSettings,
     listed: frozenset[str],

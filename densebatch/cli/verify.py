@@ -12,6 +12,7 @@ from densebatch.base.errors import InputError, IntegrityError, PartialRunError
 from densebatch.base.names import count_of
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import (
+    SlidePath,
     add_options,
     check_writable,
     positivity_options,
@@ -21,6 +22,7 @@ from densebatch.cli.options import (
 
 if TYPE_CHECKING:
     from densebatch.cohorts.check import CohortVerification
+    from densebatch.remote.tree import Place
     from densebatch.upkeep.verify import Verification
 
 _N_SHOWN = 50
@@ -137,7 +139,7 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
 @click.option(
     "--from",
     "source",
-    type=click.Path(path_type=Path),
+    type=SlidePath(),
     metavar="OTHER",
     help="Measure this image, on the grid of the labels, and not the slide of the run.",
 )
@@ -164,7 +166,7 @@ def _sum_up(result: Verification, *, repaired: bool) -> str:
 @click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Threads.")
 def measure(
     out: Path,
-    source: Path | None,
+    source: Place | None,
     channels: tuple[str, ...],
     quantiles: str,
     neighbour_radius: float | None,

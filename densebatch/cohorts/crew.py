@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from densebatch.base.checksums import map_in_threads
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, StoreError
 from densebatch.planning.capacity import (
     choose_workers,
     count_first_tasks,
@@ -93,7 +93,7 @@ def _draft(row: Row) -> Plan | None:
     """The draft of a slide; None if it cannot be made, for which its row fails in its turn."""
     try:
         return draft_plan(row.slide, row.read_settings())
-    except (InputError, OSError):
+    except (InputError, StoreError, OSError):
         return None
 
 

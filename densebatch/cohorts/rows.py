@@ -13,9 +13,9 @@ from densebatch.slides.slide import open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-    from pathlib import Path
 
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.remote.tree import Place
 
 RECORD = "cohort.json"
 _LONGEST = 200  # bytes of a folder's name; file systems take 255, and temporary names add to it
@@ -30,14 +30,14 @@ class Row:
     Attributes
     ----------
     sample : its name, and that of its folder in the output
-    slide : its file or folder
+    slide : its file or folder, or address
     settings : of its run
     listed : names of settings in which commas stand between channels, as the command line and a
         sheet have them; a settings file names them exactly
     """
 
     sample: str
-    slide: Path
+    slide: Place
     settings: SegmentSettings
     listed: frozenset[str] = frozenset()
 
@@ -52,7 +52,7 @@ class Row:
         return split_names(self.slide, self.settings, self.listed)
 
 
-def split_names(path: Path, settings: SegmentSettings, listed: Collection[str]) -> SegmentSettings:
+def split_names(path: Place, settings: SegmentSettings, listed: Collection[str]) -> SegmentSettings:
     """Read commas in names of channels, which only the slide's names tell from those between.
 
     Parameters
@@ -83,14 +83,14 @@ def split_names(path: Path, settings: SegmentSettings, listed: Collection[str]) 
 
 
 def list_slides(
-    slides: Sequence[Path], settings: SegmentSettings, listed: frozenset[str]
+    slides: Sequence[Place], settings: SegmentSettings, listed: frozenset[str]
 ) -> list[Row]:
     """Rows of several slides that share all settings, named by their files.
 
     Parameters
     ----------
     slides
-        Files and folders.
+        Files, folders and addresses.
     settings, listed
         Of all rows.
 
@@ -100,7 +100,7 @@ def list_slides(
         If two have one name, or one's name is none of a folder.
     """
     rows = [Row(name_sample(slide), slide, settings, listed) for slide in slides]
-    seen: dict[str, Path] = {}
+    seen: dict[str, Place] = {}
     for row in rows:
         fault = find_fault(row.sample)
         if fault is not None:
@@ -114,8 +114,8 @@ def list_slides(
     return rows
 
 
-def name_sample(slide: Path) -> str:
-    """The name of a slide's file without its type.
+def name_sample(slide: Place) -> str:
+    """The name of a slide's file, or the last of its address, without its type.
 
     Examples
     --------

@@ -17,6 +17,8 @@ from densebatch.base.settings import read_settings
 from densebatch.cohorts.rows import Row, find_fault, fold_name
 from densebatch.models.model import find_model
 from densebatch.planning.settings import SegmentSettings
+from densebatch.remote.address import is_address
+from densebatch.remote.tree import Place, RemotePath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,11 +178,13 @@ class _Reader:
             same = "" if other == sample else f" (as {other!r}, which some systems take for it)"
             self._add(line, f"sample {sample!r} stands in line {first} already{same}")
 
-    def _find_slide(self, line: int, text: str) -> Path:
+    def _find_slide(self, line: int, text: str) -> Place:
         if not text:
             self._add(line, "names no slide")
             return Path()
         try:
+            if is_address(text):
+                return RemotePath(text)
             refuse_address(Path(text))
             place = self._folder / Path(text).expanduser()
             if not place.exists():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError
+from densebatch.base.errors import InputError, StoreError
 from densebatch.base.log import log_event
 from densebatch.base.names import count_of, quote_names
 from densebatch.planning.plan import FlowPlan
@@ -188,7 +188,7 @@ def survey_together(
         for row, draft, earlier in _draft_all(usable, out, scales, restart=restart):
             try:
                 surveys = survey_channels(draft, earlier, elsewhere=elsewhere)
-            except InputError:  # its row fails in its turn
+            except (InputError, StoreError):  # its row fails in its turn
                 continue
             # A slide that is constant tells nothing of how bright tissue is.
             counts = [survey.bounds.high > survey.bounds.low for survey in surveys]
@@ -249,7 +249,7 @@ def _draft_all(
                 if row.sample not in scales:
                     scales[row.sample] = estimate_scale(draft, settings, earlier)
                 draft = draft_plan(row.slide, settings, scales[row.sample])
-        except (InputError, OSError):  # its row fails in its turn
+        except (InputError, StoreError, OSError):  # its row fails in its turn
             continue
         yield row, draft, earlier
 

@@ -39,6 +39,7 @@ from densebatch.stages.output import group_levels, output_spec
 if TYPE_CHECKING:
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.remote.tree import Place
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Conversion:
 
 
 def convert(
-    slide: str | Path,
+    slide: str | Place,
     out: str | Path,
     settings: SegmentSettings | None = None,
     *,
@@ -139,7 +140,7 @@ def convert(
     return Conversion(out, plan, pixels, was_there=False)
 
 
-def _plan(path: str | Path, settings: SegmentSettings) -> ConvertPlan:
+def _plan(path: str | Place, settings: SegmentSettings) -> ConvertPlan:
     slide = open_slide(
         path, settings.scene, settings.axes, z=settings.z, t=settings.t, panel=settings.panel
     )

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import Scene, choose_scene, find_name
-from densebatch.ngff.folders import Node, describe_node, list_folders, read_node
+from densebatch.ngff.folders import Node, describe_node, is_folder, list_folders, read_node
 from densebatch.ngff.metadata import Json, find_multiscale, is_inside, list_axis_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from densebatch.remote.tree import Place
 
 _IN_STORE = "images/"
 _N_DESCRIBED = 40  # images whose arrays are looked at for a list
 
 
-def list_images(node: Node, look: Callable[[Path], object] | None = None) -> list[str] | None:
+def list_images(node: Node, look: Callable[[Place], object] | None = None) -> list[str] | None:
     """Paths inside a folder of the images that it holds by what its metadata say.
 
     Parameters
@@ -54,7 +55,7 @@ def list_images(node: Node, look: Callable[[Path], object] | None = None) -> lis
         if isinstance(series, list) and series and all(map(is_inside, series)):
             return series
         return _list_children(node.path, look)
-    if "spatialdata_attrs" in node.document and (node.path / "images").is_dir():
+    if "spatialdata_attrs" in node.document and is_folder(node.path / "images"):
         return [f"{_IN_STORE}{name}" for name in _list_children(node.path / "images", look)]
     return None
 
@@ -68,13 +69,13 @@ def _list_paths(holder: object, key: str) -> list[str]:
     return [path.strip("/") for path in paths if isinstance(path, str) and is_inside(path)]
 
 
-def _list_fields(well: Path, look: Callable[[Path], object] | None) -> list[str]:
+def _list_fields(well: Place, look: Callable[[Place], object] | None) -> list[str]:
     """Paths of a well's images; one empty path if the well is not there or lists none."""
     node = read_node(well, look)
     return (_list_paths(node.ome.get("well"), "images") if node is not None else []) or [""]
 
 
-def _list_children(folder: Path, look: Callable[[Path], object] | None) -> list[str]:
+def _list_children(folder: Place, look: Callable[[Place], object] | None) -> list[str]:
     """Names of the images right inside a folder, numbers by their value."""
 
     def place(name: str) -> tuple[bool, int, str]:
@@ -85,7 +86,7 @@ def _list_children(folder: Path, look: Callable[[Path], object] | None) -> list[
 
 
 def choose_image(
-    node: Node, wanted: str | None, look: Callable[[Path], object] | None = None
+    node: Node, wanted: str | None, look: Callable[[Place], object] | None = None
 ) -> Node | None:
     """The image of a folder that holds images, the only one or the one that a user chose.
 

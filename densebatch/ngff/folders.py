@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.errors import DensebatchError, InputError, describe_cause
 from densebatch.ngff.metadata import Json, ome_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from densebatch.remote.tree import Place
 
 DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _N_NAMED = 3  # paths in an error
 _MAX_DEPTH = 5
 _MAX_FOLDERS = 2000  # that are looked into for the paths of an error
+_MAX_REMOTE = 20  # the same in a store, where each takes several requests
 # What tells images apart, where a folder has metadata of both Zarr formats.
 _COMPARED = (
     *("multiscales", "omero", "image-label", "labels", "plate", "well"),
@@ -40,7 +43,7 @@ class Node(NamedTuple):
     document : metadata of an array, attributes of a group
     """
 
-    path: Path
+    path: Place
     zarr_format: int
     is_array: bool
     document: Json
@@ -67,7 +70,7 @@ class Node(NamedTuple):
         return "multiscales" in self.ome and not self.is_label
 
 
-def read_json(path: Path, look: Callable[[Path], object] | None = None) -> Json:
+def read_json(path: Place, look: Callable[[Place], object] | None = None) -> Json:
     """Read a metadata document.
 
     Parameters
@@ -93,7 +96,7 @@ def read_json(path: Path, look: Callable[[Path], object] | None = None) -> Json:
     return document
 
 
-def read_node(path: Path, look: Callable[[Path], object] | None = None) -> Node | None:
+def read_node(path: Place, look: Callable[[Place], object] | None = None) -> Node | None:
     """Read what a folder is; None if it has no Zarr metadata.
 
     Parameters
@@ -182,7 +185,7 @@ def read_shape(node: Node) -> list[int]:
     return shape
 
 
-def _read_node_2(path: Path, look: Callable[[Path], object] | None) -> tuple[Node | None, str]:
+def _read_node_2(path: Place, look: Callable[[Place], object] | None) -> tuple[Node | None, str]:
     """What documents of Zarr format 2 say, and the names of those that say it."""
     names = [name for name in DOCUMENTS[1:] if (path / name).is_file()]
     if not names:
@@ -226,7 +229,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-def list_folders(path: Path) -> list[Path]:
+def list_folders(path: Place) -> list[Place]:
     """The folders right inside a folder, sorted by name.
 
     Raises
@@ -234,11 +237,18 @@ def list_folders(path: Path) -> list[Path]:
     InputError
         If it cannot be listed.
     """
+    if not isinstance(path, Path):
+        return [*path.list_folders()]
     try:
         with os.scandir(path) as entries:
             return [path / name for name in sorted(e.name for e in entries if e.is_dir())]
     except OSError as exc:
         raise InputError(f"{path} cannot be listed: {exc.strerror}") from exc
+
+
+def is_folder(path: Place) -> bool:
+    """Whether there is a folder; in a store one with documents, because others are none there."""
+    return path.is_dir() if isinstance(path, Path) else _try_node(path) is not None
 
 
 def describe_node(node: Node | None) -> str:
@@ -257,12 +267,12 @@ def describe_node(node: Node | None) -> str:
         "bioformats2raw.layout": "a bioformats2raw folder",
     }
     found = next((what for key, what in kinds.items() if key in ome), None)
-    if found is None and "spatialdata_attrs" in node.document and (node.path / "images").is_dir():
+    if found is None and "spatialdata_attrs" in node.document and is_folder(node.path / "images"):
         found = "a SpatialData store"
     return found or "a Zarr group without multiscales metadata"
 
 
-def suggest_paths(path: Path, *, labels: bool = False) -> str:
+def suggest_paths(path: Place, *, labels: bool = False) -> str:
     """The end of a sentence that refuses a folder: which images are below or above it.
 
     Parameters
@@ -289,7 +299,7 @@ def suggest_paths(path: Path, *, labels: bool = False) -> str:
     return "" if top is None else _list_below(top, what, str(top), labels=labels)
 
 
-def _list_below(path: Path, what: str, where: str, *, labels: bool) -> str:
+def _list_below(path: Place, what: str, where: str, *, labels: bool) -> str:
     below = [str(node.path) for node in _search_below(path, labels=labels)]
     if len(below) <= 1:
         return f"; give the {what} in {where}, {below[0]}" if below else ""
@@ -298,18 +308,18 @@ def _list_below(path: Path, what: str, where: str, *, labels: bool) -> str:
     return f"; give one of the {len(below)} {what}s in {where}: {named}"
 
 
-def _try_node(path: Path) -> Node | None:
+def _try_node(path: Place) -> Node | None:
     try:
         return read_node(path)
-    except (InputError, OSError):
+    except (DensebatchError, OSError):
         return None
 
 
-def _search_below(path: Path, *, labels: bool) -> Iterator[Node]:
+def _search_below(path: Place, *, labels: bool) -> Iterator[Node]:
     """Images below a folder, level by level; not inside arrays, nor images inside images."""
     queue = deque([(path, 0)])
-    looked = 0
-    while queue and looked < _MAX_FOLDERS:
+    looked, most = 0, _MAX_FOLDERS if isinstance(path, Path) else _MAX_REMOTE
+    while queue and looked < most:
         folder, depth = queue.popleft()
         try:
             children = list_folders(folder)

@@ -41,7 +41,8 @@ from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from densebatch.remote.tree import Place
 
 Json = dict[str, Any]
 # What is read and written; what follows from a version is asked of this module.
@@ -138,7 +139,7 @@ def find_version(ome: Json, multiscale: Json, zarr_format: int) -> Any:  # noqa:
 
 
 def check_version(
-    ome: Json, multiscale: Json, zarr_format: int, where: Path, *, older: bool = False
+    ome: Json, multiscale: Json, zarr_format: int, where: Place, *, older: bool = False
 ) -> Version:
     """Check that a version, where it is stated, belongs to the Zarr format; the version it is.
 
@@ -175,7 +176,7 @@ def check_version(
     return expected
 
 
-def list_level_paths(multiscale: Json, where: Path) -> list[str]:
+def list_level_paths(multiscale: Json, where: Place) -> list[str]:
     """Paths of the arrays of all levels inside the group, as they are listed.
 
     Raises
@@ -226,7 +227,7 @@ def order_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> Json:
     return multiscale | {"datasets": [multiscale["datasets"][level] for level in order]}
 
 
-def list_axis_letters(multiscale: Json, where: Path) -> list[str]:
+def list_axis_letters(multiscale: Json, where: Place) -> list[str]:
     """Names of the axes in upper case.
 
     Raises

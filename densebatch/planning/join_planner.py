@@ -10,6 +10,7 @@ from densebatch.compartments.growing import LONGEST_PX
 from densebatch.planning.label_planner import USUAL_UM_PER_PX
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
+from densebatch.remote.address import is_address
 from densebatch.slides.slide import reopen_slide
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ def copies_image(info: SlideInfo, settings: SegmentSettings) -> bool:
 
 def check_in_place(info: SlideInfo, settings: SegmentSettings) -> None:
     """Refuse to write labels into what is no OME-Zarr, or in another version than the slide's."""
+    if settings.in_place and is_address(info.path):
+        raise InputError(
+            f"{info.path}: labels cannot be written into what an address names; accepted without "
+            "--in-place, because outputs go to a file system"
+        )
     if settings.in_place and info.kind != "ome-zarr":
         raise InputError(
             f"{info.path}: labels can be written in place only into OME-Zarr, this is {info.kind}"

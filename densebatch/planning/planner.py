@@ -30,7 +30,6 @@ from densebatch.survey.notes import explain_light, explain_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.regions.areas import Areas
+    from densebatch.remote.tree import Place
     from densebatch.slides.slide import Slide
     from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
@@ -57,7 +57,7 @@ Limits = tuple[float, float]
 """Pixel values of a channel that become 0 and 1."""
 
 
-def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
+def build_plan(path: str | Place, settings: SegmentSettings) -> Plan:
     """Read metadata and one pass of pixels, and decide everything; two of pixels for `auto`.
 
     Parameters
@@ -83,7 +83,7 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
 
 
 def draft_plan(
-    path: str | Path, settings: SegmentSettings, estimate: DiameterEstimate | None = None
+    path: str | Place, settings: SegmentSettings, estimate: DiameterEstimate | None = None
 ) -> Plan:
     """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
 
@@ -306,7 +306,7 @@ def read_region(info: SlideInfo, settings: SegmentSettings) -> tuple[Areas | Non
     return read_areas(files, (info.height, info.width)) if files.any else (None, ())
 
 
-def _check_settings(path: str | Path, settings: SegmentSettings) -> None:
+def _check_settings(path: str | Place, settings: SegmentSettings) -> None:
     """What only a plan can know to be impossible."""
     for name in ("min_size", "max_size"):
         value = getattr(settings, name)

@@ -26,6 +26,8 @@ from densebatch.planning.capacity import (
 )
 from densebatch.planning.engine_choice import CANDIDATES, EngineChoice, choose_engine
 from densebatch.planning.plan import FlowPlan, LabelPlan
+from densebatch.remote.address import is_address
+from densebatch.slides.slide import check_reach
 from densebatch.stages.label import require_segmenter
 from densebatch.workers.check import Requirements, SharedFile
 from densebatch.workers.cluster import ask_worker
@@ -74,7 +76,11 @@ def list_requirements(
     files = {}
     questions: list[tuple[Any, tuple[Any, ...]]] = []
     for plan in plans:
-        needed = [("the slide", plan.slide.path, True)]
+        needed = []
+        if is_address(plan.slide.path):
+            questions.append((check_reach, (plan.slide,)))
+        else:
+            needed.append(("the slide", plan.slide.path, True))
         if isinstance(plan, FlowPlan):
             # its content is compared when it is loaded
             needed.append(("the model", plan.model.path, False))

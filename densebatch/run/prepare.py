@@ -31,12 +31,12 @@ from densebatch.workers.scheduler import check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from densebatch.planning.engine_choice import EngineChoice
     from densebatch.planning.plan import Plan
     from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.remote.tree import Place
     from densebatch.run.folder import OutputFolder
     from densebatch.run.start import Starting
     from densebatch.survey.reader import BandMap
@@ -77,7 +77,7 @@ class Prepared:
 
 
 def prepare(
-    slides: Sequence[tuple[str | Path, OutputFolder]],
+    slides: Sequence[tuple[str | Place, OutputFolder]],
     settings: SegmentSettings,
     *,
     restart: bool = False,
@@ -183,7 +183,7 @@ def prepare(
 
 
 def _prepare_joined(
-    slide: str | Path,
+    slide: str | Place,
     folder: OutputFolder,
     settings: SegmentSettings,
     *,

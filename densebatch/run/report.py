@@ -378,13 +378,13 @@ def describe_costs(
     dict
         `task_seconds`, summed over the tasks of each stage. `stages`: for each the number of
         tasks, their seconds in all and by part, the slide's Mpx over these seconds (the rate of
-        one worker), bytes read and written (null where the system does not count them) and the
-        largest peak of a process. `network_seconds`: the wall time that the network's patches
-        take with all these workers busy and nothing else to do, and `wall_over_network`: how many
-        times as long the session took; null if an earlier session shared the work. `bytes_read`,
-        `bytes_written`: of this session. `peak_rss_mb` of the main process, `worker_peak_rss_mb`
-        of the largest one, and `all_peak_rss_mb`, an upper bound for all of this session's
-        processes on every machine together.
+        one worker), bytes read and written (null where the system does not count them), bytes and
+        requests of stores elsewhere, and the largest peak of a process. `network_seconds`: the wall
+        time that the network's patches take with all these workers busy and nothing else to do, and
+        `wall_over_network`: how many times as long the session took; null if an earlier session
+        shared the work. Bytes and requests in all: of this session. `peak_rss_mb` of the main
+        process, `worker_peak_rss_mb` of the largest one, and `all_peak_rss_mb`, an upper bound for
+        all of this session's processes on every machine together.
     """
     mpx = plan.shape[0] * plan.shape[1] / 1e6
     by_stage = _by_stage(plan, facts)
@@ -401,6 +401,7 @@ def describe_costs(
         "wall_over_network": round(total_s / network_s, 4) if network_s and not kept else None,
         "bytes_read": _sum_known([main, *elsewhere], "bytes_read"),
         "bytes_written": _sum_known([main, *elsewhere], "bytes_written"),
+        **_sum_remote([main, *elsewhere]),
         "peak_rss_mb": main["peak_rss_mb"],
         "worker_peak_rss_mb": max((f["peak_rss_mb"] for f in facts.values()), default=0),
         "all_peak_rss_mb": main["peak_rss_mb"] + sum(peaks.values()),
@@ -428,6 +429,7 @@ def _describe_stage(facts: Sequence[Mapping[str, Any]], mpx: float) -> dict[str,
         "mpx_per_second": round(mpx / seconds, 4) if seconds else None,
         "bytes_read": _sum_known(facts, "bytes_read"),
         "bytes_written": _sum_known(facts, "bytes_written"),
+        **_sum_remote(facts),
         "peak_rss_mb": max((f["peak_rss_mb"] for f in facts), default=0),
     }
 
@@ -435,6 +437,12 @@ def _describe_stage(facts: Sequence[Mapping[str, Any]], mpx: float) -> dict[str,
 def _sum_known(facts: Iterable[Mapping[str, Any]], key: str) -> int | None:
     values = [f[key] for f in facts]
     return None if None in values else sum(values)
+
+
+def _sum_remote(facts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What came from stores elsewhere; records of earlier versions do not tell."""
+    keys = ("remote_bytes_read", "remote_requests")
+    return {key: sum(f.get(key, 0) for f in facts) for key in keys}
 
 
 def _total(facts: Iterable[Mapping[str, Any]], key: str) -> float:

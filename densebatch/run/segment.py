@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import Plan
     from densebatch.planning.planner import Limits
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.remote.tree import Place
     from densebatch.run.start import Starting
     from densebatch.run.steps import Labelled
     from densebatch.workers.executors import Executor
@@ -63,7 +64,7 @@ log = logging.getLogger(__name__)
 
 
 def segment(
-    slide: str | Path,
+    slide: str | Place,
     out: str | Path,
     settings: SegmentSettings | None = None,
     *,
@@ -122,7 +123,7 @@ def segment(
 
 
 def run_slide(
-    slide: str | Path,
+    slide: str | Place,
     folder: OutputFolder,
     settings: SegmentSettings,
     driver: Driver,

@@ -156,7 +156,7 @@ class Session:
         ------
         InterruptedRunError, DensebatchError
             As `Driver.drive`, after the tasks that were under way.
-        SlideChangedError, WriteError
+        SlideChangedError, UnreachableError, WriteError
             If a task says that no other can be done either.
         """
         done = self._recall(steps)

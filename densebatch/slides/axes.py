@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.remote.tree import Place
     from densebatch.slides.source import Layout, Selection, Stamp
 
 LARGEST = "max"
@@ -124,7 +125,7 @@ class ArraySource(Source):
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         layout: Layout,
         stamps: Mapping[Path, Stamp],
         array: zarr.Array[Any],
@@ -140,7 +141,7 @@ class ArraySource(Source):
 
 
 def find_axes(
-    path: Path, names: Sequence[str], shape: Sequence[int], channel_names: str, other_names: str
+    path: Place, names: Sequence[str], shape: Sequence[int], channel_names: str, other_names: str
 ) -> Axes:
     """Find rows, columns and channels, or say what was found and what is accepted.
 
@@ -180,7 +181,7 @@ def find_axes(
     return Axes(names.index("Y"), names.index("X"), channel, len(names))
 
 
-def choose_plane(path: Path, axis: str, n: int, wanted: str | None) -> tuple[int, ...] | None:
+def choose_plane(path: Place, axis: str, n: int, wanted: str | None) -> tuple[int, ...] | None:
     """Which of several focal planes or points in time are meant.
 
     Parameters
@@ -233,7 +234,7 @@ def tell_plane(indices: tuple[int, ...], n: int) -> str | None:
 
 
 def choose_stacks(
-    path: Path, letters: Sequence[str], shape: Sequence[int], selection: Selection
+    path: Place, letters: Sequence[str], shape: Sequence[int], selection: Selection
 ) -> dict[int, tuple[int, ...]]:
     """Indices that were chosen along dimensions of focus and time, by dimension.
 
@@ -263,7 +264,7 @@ def tell_stacks(
 
 
 def refuse_stacks(
-    path: Path,
+    path: Place,
     letters: Sequence[str],
     shape: Sequence[int],
     channel_axes: str,

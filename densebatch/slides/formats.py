@@ -16,6 +16,7 @@ import numpy as np
 from densebatch.base.errors import InputError, SceneError, StackError, describe_cause
 from densebatch.base.names import choose_scene
 from densebatch.readers.formats import FORMATS, find_format
+from densebatch.remote.tree import RemotePath
 from densebatch.slides.axes import choose_plane, largest_of, say_how_to_choose, tell_plane
 from densebatch.slides.source import (
     Layout,
@@ -39,14 +40,15 @@ if TYPE_CHECKING:
     from densebatch.base.geometry import Region
     from densebatch.readers.formats import Format
     from densebatch.readers.reader import ImageFacts, Reader
+    from densebatch.remote.tree import Place
 
 _START_BYTES = 64
 _PNG = (b"\x89PNG\r\n\x1a\n",)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_source(path: Path, selection: Selection) -> Source:
-    """Open a file or folder with the reader of its format.
+def open_source(path: Place, selection: Selection) -> Source:
+    """Open a file, folder or address with the reader of its format.
 
     Parameters
     ----------
@@ -62,7 +64,7 @@ def open_source(path: Path, selection: Selection) -> Source:
     """
     # Readers are imported here, because each brings in the libraries of its format, which a worker
     # need not load for others.
-    if path.is_dir():
+    if isinstance(path, RemotePath) or path.is_dir():
         from densebatch.slides.omezarr import open_omezarr
 
         _refuse_panel(path, selection, "an OME-Zarr")
@@ -101,7 +103,7 @@ def _list_accepted() -> str:
     return f"OME-Zarr folders, TIFF and PNG files, and {others}"
 
 
-def _refuse_panel(path: Path, selection: Selection, what: str) -> None:
+def _refuse_panel(path: Place, selection: Selection, what: str) -> None:
     if selection.panel is not None:
         raise InputError(
             f"{path} is {what} file, and --panel is accepted with those of imaging mass cytometry "
@@ -267,9 +269,9 @@ def _tell_untried(format_: Format) -> tuple[str, ...]:
     )
 
 
-def find_kind(path: Path) -> str | None:
+def find_kind(path: Place) -> str | None:
     """What the format of a file or folder is called in plans; None if it is of none."""
-    if path.is_dir():
+    if isinstance(path, RemotePath) or path.is_dir():
         return "ome-zarr"
     start = _read_start(path)
     format_ = find_format(path, start)
@@ -279,7 +281,7 @@ def find_kind(path: Path) -> str | None:
     return next((kind for kind, begins in kinds.items() if start.startswith(begins)), None)
 
 
-def list_scenes(path: Path, selection: Selection) -> list[tuple[str, str]]:
+def list_scenes(path: Place, selection: Selection) -> list[tuple[str, str]]:
     """Name and description of each image that a file or folder holds.
 
     Parameters

@@ -7,15 +7,16 @@ import itertools
 import json
 import math
 import os
+import threading
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zarr
 from zarr.codecs import ShardingCodec
-from zarr.storage import LocalStore
 
-from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.errors import InputError, StoreError, UnreachableError, describe_cause
+from densebatch.ngff.chunks import open_chunks
 from densebatch.ngff.folders import DOCUMENTS
 from densebatch.ngff.metadata import (
     Json,
@@ -23,9 +24,11 @@ from densebatch.ngff.metadata import (
     list_channel_labels,
 )
 from densebatch.ngff.scales import find_pixel_lengths
+from densebatch.remote.store import MISSING, ChunkStore
+from densebatch.remote.tree import RemotePath
 from densebatch.slides.axes import ArraySource, Axes, tell_stacks
 from densebatch.slides.omezarr_axes import find_omezarr_axes
-from densebatch.slides.omezarr_metadata import find_image, find_levels
+from densebatch.slides.omezarr_metadata import find_image, find_levels, stamp_place
 from densebatch.slides.source import (
     MAX_CHUNK_BYTES,
     Layout,
@@ -42,38 +45,16 @@ from densebatch.slides.source import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
+    from numpy.typing import NDArray
+    from zarr.storage import LocalStore
 
     from densebatch.base.geometry import Region
+    from densebatch.remote.tree import Listing, Place
 
 
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16
-_BLOSC_HEADER_BYTES = 16
-
-
-class WholeChunkStore(LocalStore):
-    """A folder whose chunks, each compressed by Blosc, must be as long as they say themselves.
-
-    Blosc does not know how long its input is: of a chunk that was cut it decodes whatever lies
-    behind in memory, without an error.
-    """
-
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
-        """Read a chunk or a document."""
-        data = await super().get(key, prototype, byte_range)
-        if data is None or byte_range is not None or PurePosixPath(key).name in DOCUMENTS:
-            return data
-        expected = int.from_bytes(data[12:_BLOSC_HEADER_BYTES].to_bytes(), "little")
-        if len(data) < _BLOSC_HEADER_BYTES or len(data) != expected:
-            raise ValueError(f"chunk {key} has {len(data)} bytes and should have {expected}")
-        return data
+_LOOK_S = 60  # after which the documents of an open image at an address are compared again
 
 
 class ZarrSource(ArraySource):
@@ -91,7 +72,7 @@ class ZarrSource(ArraySource):
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         layout: Layout,
         stamps: Mapping[Path, Stamp],
         array: zarr.Array[Any],
@@ -139,6 +120,10 @@ class ZarrSource(ArraySource):
 
     def list_files(self, first: int, stop: int, region: Region) -> Iterator[Path]:
         """Chunk or shard files with the pixels of planes `first..stop` of a region."""
+        return (self._level_0 / key for key in self._list_keys(first, stop, region))
+
+    def _list_keys(self, first: int, stop: int, region: Region) -> Iterator[str]:
+        """Names, below the folder of the array, of chunks or shards with pixels of a region."""
         steps = self._array.shards or self._array.chunks
         axes = self._axes
         wanted = {axes.y: (region.y0, region.y1), axes.x: (region.x0, region.x1)}
@@ -154,10 +139,122 @@ class ZarrSource(ArraySource):
             ]
             seen.update(itertools.product(*ranges))
         for place in sorted(seen):
-            yield self._level_0 / self._array.metadata.encode_chunk_key(place)
+            yield self._array.metadata.encode_chunk_key(place)
 
 
-def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
+class RemoteZarrSource(ZarrSource):
+    """An open OME-Zarr image at an address.
+
+    Parameters
+    ----------
+    path, layout, array, axes, metadata
+        As of `ZarrSource`.
+    documents
+        That were read, as they were.
+    level_0
+        Of the array.
+    chunks
+        The store of the array.
+    """
+
+    def __init__(
+        self,
+        path: RemotePath,
+        layout: Layout,
+        documents: Mapping[Place, Stamp],
+        array: zarr.Array[Any],
+        axes: Axes,
+        level_0: RemotePath,
+        metadata: str,
+        chunks: ChunkStore,
+    ) -> None:
+        super().__init__(path, layout, {}, array, axes, Path(), metadata)
+        self._documents, self._at, self._chunks = dict(documents), level_0, chunks
+        self._looked_s = time.monotonic()
+        self._listing: Listing | None = None
+        self._is_listed = False
+        self._lists = threading.Lock()
+
+    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+        try:
+            return super().read(first, stop, region)
+        except StoreError:
+            self._compare_documents()  # which tells whether there is anything to be had
+            raise
+
+    def content(self) -> list[object]:
+        """Image metadata, and a digest of the level's objects where the store lists them."""
+        listing = self._list()
+        if self._newest_ns is None:
+            self._newest_ns = self._find_newest()
+        return [self._metadata, None if listing is None else listing.digest]
+
+    def _find_newest(self) -> int:
+        # Of what is not listed nobody knows how new it is, and any change from now on is newer.
+        listing = self._list()
+        return time.time_ns() if listing is None else listing.newest_ns
+
+    def _list(self, *, anew: bool = False) -> Listing | None:
+        with self._lists:
+            if anew or not self._is_listed:
+                self._listing = self._at.list_objects(DOCUMENTS)
+                self._is_listed = True
+                self.listed = None if self._listing is None else self._listing.digest
+            return self._listing
+
+    def renew(self) -> None:
+        """As `Source.renew`."""
+        super().renew()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """As `Source.look_again`."""
+        super().look_again()
+        self._is_listed = False
+
+    def find_newer(
+        self, first: int, stop: int, region: Region, newest_ns: int, listed: str | None
+    ) -> object:
+        """A chunk of a region that has changed or is gone since; None without one.
+
+        Raises
+        ------
+        StoreError
+            If a chunk is missing, and the store does not tell whether it always was.
+        """
+        for key in self._list_keys(first, stop, region):
+            time_ns = self._chunks.find_time(key)
+            is_gone = time_ns == MISSING and listed is not None and self._had(key, listed)
+            if is_gone or time_ns > newest_ns:
+                return self._at / key
+        return None
+
+    def _had(self, key: str, listed: str) -> bool:
+        """Whether a chunk that is missing was there when the chunks were as `listed`."""
+        listing = self._list()
+        if listing is None or listing.digest != listed:
+            listing = self._list(anew=True)
+        if listing is None:
+            raise StoreError(f"{self._at}: cannot be listed here, as it could where it was planned")
+        return listing.digest != listed or listing.has(key)
+
+    def is_current(self) -> bool:
+        """Whether the documents are those that were opened; they are compared now and then."""
+        if time.monotonic() - self._looked_s < _LOOK_S:
+            return True
+        return self._compare_documents()
+
+    def _compare_documents(self) -> bool:
+        try:
+            same = all(stamp_place(p, anew=True) == s for p, s in self._documents.items())
+        except FileNotFoundError:
+            return False
+        self._looked_s = time.monotonic()
+        return same
+
+
+def open_omezarr(path: Place, selection: Selection) -> ZarrSource:
     """Open the image group at `path`, or an image in a plate, well, store or bioformats2raw folder.
 
     Raises
@@ -166,7 +263,7 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         If there is no image of version 0.4 or 0.5, or several and none was chosen, or its axes,
         type or sizes are not accepted.
     """
-    stamps: dict[Path, Stamp] = {}
+    stamps: dict[Place, Stamp] = {}
     found = find_image(path, selection.scene, stamps)
     path, attributes = found.path, found.attributes
     ngff = check_version(
@@ -177,7 +274,8 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         older=selection.axes is not None,
     )
     image, level_0, document, shapes = find_levels(found, stamps)
-    array = _open_array(path, level_0, found.zarr_format, document)
+    store = open_chunks(level_0, document)
+    array = _open_array(store, level_0, found.zarr_format)
     axes, letters = find_omezarr_axes(path, image, array.shape, selection)
     height, width = array.shape[axes.y], array.shape[axes.x]
     n = 1 if axes.channel is None else array.shape[axes.channel]
@@ -212,7 +310,13 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         "array": document,
     }
     metadata = json.dumps(described, sort_keys=True)
-    return ZarrSource(path, layout, stamps, array, axes, level_0, metadata)
+    if isinstance(store, ChunkStore):
+        assert isinstance(path, RemotePath)
+        assert isinstance(level_0, RemotePath)
+        return RemoteZarrSource(path, layout, stamps, array, axes, level_0, metadata, store)
+    assert isinstance(level_0, Path)
+    files = {file: stamp for file, stamp in stamps.items() if isinstance(file, Path)}
+    return ZarrSource(path, layout, files, array, axes, level_0, metadata)
 
 
 def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, ...]]:
@@ -258,13 +362,12 @@ def _name_channels(labels: Sequence[object], n: int) -> tuple[tuple[str, ...], t
     return name_channels(names, n), tuple(notes)
 
 
-def _open_array(path: Path, level: Path, zarr_format: int, document: Json) -> zarr.Array[Any]:
-    store = WholeChunkStore if _is_blosc(document) else LocalStore
+def _open_array(store: LocalStore | ChunkStore, level: Place, zarr_format: int) -> zarr.Array[Any]:
     try:
-        array = zarr.open_array(
-            store(level, read_only=True), mode="r", zarr_format=2 if zarr_format == 2 else 3
-        )
+        array = zarr.open_array(store, mode="r", zarr_format=2 if zarr_format == 2 else 3)
         chunks = array.chunks
+    except StoreError as error:
+        raise UnreachableError(str(error), error.is_denied) from None
     except Exception as exc:
         raise InputError(
             f"{level} cannot be opened as a Zarr array ({describe_cause(exc)})"
@@ -272,14 +375,6 @@ def _open_array(path: Path, level: Path, zarr_format: int, document: Json) -> za
     if 0 in chunks or 0 in (array.shards or ()):
         raise InputError(f"{level} declares chunks of {chunks}, which hold nothing")
     return array
-
-
-def _is_blosc(document: Json) -> bool:
-    """Whether chunk files are the output of Blosc: not inside shards, not under a checksum."""
-    codecs = document.get("codecs")
-    last = codecs[-1] if isinstance(codecs, list) and codecs else document.get("compressor")
-    name = last.get("name", last.get("id")) if isinstance(last, dict) else None
-    return name in ("blosc", "numcodecs.blosc")
 
 
 def _name_compression(document: Json) -> str | None:
@@ -298,7 +393,7 @@ def _name_compression(document: Json) -> str | None:
     return " and ".join(dict.fromkeys(names)) or "none"
 
 
-def _check_chunks(path: Path, array: zarr.Array[Any]) -> None:
+def _check_chunks(path: Place, array: zarr.Array[Any]) -> None:
     itemsize = array.dtype.itemsize
     check_chunk(path, "chunks", array.chunks, itemsize)
     if array.shards is None:

@@ -12,8 +12,8 @@ from densebatch.slides.axes import Axes, choose_stacks, find_axes, refuse_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from densebatch.remote.tree import Place
     from densebatch.slides.source import Selection
 
 _MAX_ONES = 12  # dimensions of length 1 of which a user may leave some out
@@ -23,7 +23,7 @@ _OTHER_AXES = "TZPSABDEFGHIJKLMNOQRUVWC"
 
 
 def find_omezarr_axes(
-    path: Path, image: Json, shape: Sequence[int], selection: Selection
+    path: Place, image: Json, shape: Sequence[int], selection: Selection
 ) -> tuple[Axes, str]:
     """Find rows, columns and channels.
 
@@ -83,7 +83,7 @@ def _describe(axis: str) -> str:
     return f"{axis.lower()} ({_WORDS[axis]})" if axis in _WORDS else axis.lower()
 
 
-def place_letters(path: Path, given: str, shape: Sequence[int]) -> list[str]:
+def place_letters(path: Place, given: str, shape: Sequence[int]) -> list[str]:
     """A letter for each dimension, from those that a user gave.
 
     Parameters

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,11 +23,13 @@ from densebatch.ngff.folders import (
     suggest_paths,
 )
 from densebatch.ngff.metadata import Json, list_level_paths, ome_attributes, order_levels
+from densebatch.remote.tree import RemotePath
 from densebatch.slides.source import Stamp, check_dtype, stamp_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from densebatch.remote.tree import Place
 
 
 class FoundImage(NamedTuple):
@@ -41,14 +44,14 @@ class FoundImage(NamedTuple):
     zarr_format : 2 or 3
     """
 
-    path: Path
+    path: Place
     attributes: Json
     multiscale: Json
     scene: str | None
     zarr_format: int
 
 
-def find_image(path: Path, scene: str | None, stamps: dict[Path, Stamp]) -> FoundImage:
+def find_image(path: Place, scene: str | None, stamps: dict[Place, Stamp]) -> FoundImage:
     """Find the image at `path`, or the one in it that is meant.
 
     Parameters
@@ -67,6 +70,12 @@ def find_image(path: Path, scene: str | None, stamps: dict[Path, Stamp]) -> Foun
     """
     look = _stamper(stamps)
     node = read_node(path, look)
+    if node is None and isinstance(path, RemotePath):
+        path.check_refusal()
+        raise InputError(
+            f"{path} has no Zarr metadata (zarr.json, .zgroup); accepted addresses are of OME-Zarr "
+            f"0.4 and 0.5 images{suggest_paths(path)}"
+        )
     if node is None:
         raise InputError(
             f"{path} is a folder without Zarr metadata (zarr.json, .zgroup); accepted folders "
@@ -115,12 +124,12 @@ class FoundLevels(NamedTuple):
     """
 
     multiscale: Json
-    largest: Path
+    largest: Place
     document: Json
     shapes: list[tuple[int, ...]]
 
 
-def find_levels(image: FoundImage, stamps: dict[Path, Stamp]) -> FoundLevels:
+def find_levels(image: FoundImage, stamps: dict[Place, Stamp]) -> FoundLevels:
     """Find the arrays of all resolutions, and the largest by its size.
 
     Array metadata are read apart from Zarr, which cannot open every type that it can declare.
@@ -152,9 +161,25 @@ def find_levels(image: FoundImage, stamps: dict[Path, Stamp]) -> FoundLevels:
     return FoundLevels(multiscale, largest.path, largest.document, ordered)
 
 
-def _stamper(stamps: dict[Path, Stamp]) -> Callable[[Path], None]:
-    def look(path: Path) -> None:
-        stamps[path] = stamp_file(path)
+def stamp_place(path: Place, *, anew: bool = False) -> Stamp:
+    """As `stamp_file`; of a document in a store, by its bytes.
+
+    Parameters
+    ----------
+    path
+        Of the document.
+    anew
+        Whether a store is asked for it also where it is known.
+    """
+    if not isinstance(path, RemotePath):
+        return stamp_file(path)
+    content = path.read_bytes(anew=anew)
+    return len(content), 0, int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+
+def _stamper(stamps: dict[Place, Stamp]) -> Callable[[Place], None]:
+    def look(path: Place) -> None:
+        stamps[path] = stamp_place(path)
 
     return look
 

@@ -67,10 +67,10 @@ class PngSource(Source):
 
     def _pixels(self) -> NDArray[Any]:
         """(height, width, planes); of at most two files, since each may take a gigabyte."""
-        key = self.path, self.stamps[self.path]
+        [key] = self.stamps.items()
         with _lock:
             if key not in _decoded:
-                _decoded[key] = _decode(self.path, self._header)
+                _decoded[key] = _decode(key[0], self._header)
             _decoded.move_to_end(key)
             while len(_decoded) > _N_KEPT:
                 _decoded.popitem(last=False)

@@ -23,11 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import DensebatchError, InputError, StackError, describe_cause
+from densebatch.base.errors import (
+    DensebatchError,
+    InputError,
+    StackError,
+    StoreError,
+    describe_cause,
+)
 from densebatch.base.files import refuse_address
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
+from densebatch.remote.tree import Place, RemotePath, find_place
 from densebatch.slides.formats import find_kind, list_scenes, open_source
 from densebatch.slides.source import Selection, SlideInfo
 
@@ -119,6 +126,8 @@ class Slide:
         ------
         InputError
             If pixels cannot be read or decoded.
+        StoreError
+            If a store does not give them, which says nothing of them.
         ValueError
             If there is no such channel or the region leaves the slide.
         """
@@ -141,7 +150,7 @@ class Slide:
             return np.empty((stop - first, *region.shape), source.layout.dtype)
         try:
             return np.ascontiguousarray(source.read(first, stop, region))
-        except (InputError, MemoryError):
+        except (InputError, StoreError, MemoryError):
             raise
         except Exception as exc:
             channels = source.layout.channels[first:stop]
@@ -266,12 +275,12 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
 
 
 _EMPTY = SlideInfo("", "", 0, 0, (), "uint8", None, (0, 0), 1, 0, None, None, None, (), "")
-_open: OrderedDict[tuple[int, Path, Selection], Source] = OrderedDict()
+_open: OrderedDict[tuple[int, Place, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
 
 
 def open_slide(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | RemotePath,
     scene: str | None = None,
     axes: str | None = None,
     *,
@@ -279,7 +288,7 @@ def open_slide(
     t: str | None = None,
     panel: str | os.PathLike[str] | None = None,
 ) -> Slide:
-    """Open an OME-Zarr image folder, a TIFF, a PNG or a microscope's own file.
+    """Open an OME-Zarr image, a TIFF, a PNG or a microscope's own file.
 
     Cheap to call again and again in one process: the last few slides stay open as long as their
     files do not change.
@@ -287,7 +296,7 @@ def open_slide(
     Parameters
     ----------
     path
-        File or folder.
+        File or folder; of an OME-Zarr also its address (`remote.address`).
     scene
         Which of several images it is that the file or folder holds: a name, or an index.
     axes
@@ -307,12 +316,10 @@ def open_slide(
     InputError
         If it is missing, of another format, damaged, truncated, or has axes, types or sizes that
         are not accepted.
+    UnreachableError
+        If a store does not give the documents of an image.
     """
-    place = Path(path)
-    with contextlib.suppress(RuntimeError):  # no user's home, but a name that begins with "~"
-        place = place.expanduser()
-    refuse_address(place)
-    place = place.absolute()
+    place = _find_place(path)
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.
     sheet = None if panel is None else str(Path(panel).absolute())
@@ -339,12 +346,35 @@ def open_slide(
     return Slide(source)
 
 
+def _find_place(path: str | os.PathLike[str] | RemotePath) -> Place:
+    """An absolute path, or an address."""
+    place = find_place(path)
+    if isinstance(place, Path):
+        with contextlib.suppress(RuntimeError):  # no user's home, but a name that begins with "~"
+            place = place.expanduser()
+        refuse_address(place)
+    return place.absolute()
+
+
 def reopen_slide(info: SlideInfo) -> Slide:
     """Open the slide that was described, as `open_slide` does."""
     return open_slide(info.path, info.scene, info.axes, z=info.z, t=info.t, panel=info.panel)
 
 
-def describe_slide(path: str | os.PathLike[str], **chosen: str | None) -> dict[str, Any]:
+def check_reach(info: SlideInfo) -> None:
+    """Refuse a process that does not get at a slide in a store; workers are asked so.
+
+    Raises
+    ------
+    InputError, UnreachableError
+        As `open_slide`.
+    """
+    reopen_slide(info)
+
+
+def describe_slide(
+    path: str | os.PathLike[str] | RemotePath, **chosen: str | None
+) -> dict[str, Any]:
     """What is understood of a slide, as plain data.
 
     Parameters
@@ -365,7 +395,7 @@ def describe_slide(path: str | os.PathLike[str], **chosen: str | None) -> dict[s
     InputError
         As `open_slide`, but not where a scene, a plane or a time was to be chosen.
     """
-    place = Path(path).expanduser().absolute()
+    place = _find_place(path)
     selection = Selection(**chosen)
     scenes = [
         {"index": index, "name": name, "what": what}
@@ -395,7 +425,9 @@ def check_unchanged(info: SlideInfo) -> None:
     InputError
         As `open_slide`.
     """
-    if reopen_slide(info).info.identity != info.identity:
+    slide = reopen_slide(info)
+    slide.source.look_again()
+    if slide.info.identity != info.identity:
         raise DensebatchError(
             f"{info.path}: has changed since the run began (size or time of its files), so that "
             "its result would be of two slides; bring the slide back and the same command "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,33 +19,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.remote.tree import Place
 
 MAX_PLANE_PX = 2**40
 MAX_CHUNK_BYTES = 2**30
 MAX_CHANNELS = 4096
 DTYPES = (
-    *("uint8", "uint16", "uint32", "int8", "int16", "int32"),
-    *("float16", "float32", "float64"),
+    *("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"),
 )
 
 _UM_PER_UNIT = {
-    "pm": 1e-6,
-    "picometer": 1e-6,
-    "å": 1e-4,
-    "angstrom": 1e-4,
-    "nm": 1e-3,
-    "nanometer": 1e-3,
-    "um": 1.0,
-    "micron": 1.0,
-    "micrometer": 1.0,
-    "mm": 1e3,
-    "millimeter": 1e3,
-    "cm": 1e4,
-    "centimeter": 1e4,
-    "m": 1e6,
-    "meter": 1e6,
-    "in": 25400.0,
-    "inch": 25400.0,
+    **dict.fromkeys(("pm", "picometer"), 1e-6),
+    **dict.fromkeys(("å", "angstrom"), 1e-4),
+    **dict.fromkeys(("nm", "nanometer"), 1e-3),
+    **dict.fromkeys(("um", "micron", "micrometer"), 1.0),
+    **dict.fromkeys(("mm", "millimeter"), 1e3),
+    **dict.fromkeys(("cm", "centimeter"), 1e4),
+    **dict.fromkeys(("m", "meter"), 1e6),
+    **dict.fromkeys(("in", "inch"), 25400.0),
 }
 
 
@@ -137,7 +129,7 @@ class SlideInfo:
     Attributes
     ----------
     path
-        Absolute; of an OME-Zarr the image group itself.
+        Absolute, or an address; of an OME-Zarr the image group itself.
     kind
         "ome-zarr", "tiff", "png", or one of `readers.formats`.
     height, width
@@ -170,8 +162,8 @@ class SlideInfo:
     compression
         In words, None if it is not known.
     identity
-        Hex digest that changes when the content may have changed: layout, and size and
-        modification time of the file or of the highest resolution's chunk files.
+        Hex digest that changes when the content may have changed: layout, and size and time (in
+        stores ETag) of the file or of the highest resolution's chunk files.
     """
 
     path: str
@@ -222,6 +214,14 @@ def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
 Stamp = tuple[int, int, int]
 
 
+def is_newer(path: Path, newest_ns: int) -> bool:
+    """Whether a file, or the folder that it is missing from, has changed since."""
+    for place in (path, *path.parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return place.stat().st_ctime_ns > newest_ns
+    return True
+
+
 def stamp_file(path: Path) -> Stamp:
     """Size, modification time in ns and inode: cheap evidence that a file is the same.
 
@@ -250,11 +250,12 @@ class Source(ABC):
         The files that the layout was read from, as they were before it was read.
     """
 
-    def __init__(self, path: Path, layout: Layout, stamps: Mapping[Path, Stamp]) -> None:
+    def __init__(self, path: Place, layout: Layout, stamps: Mapping[Path, Stamp]) -> None:
         self.path = path
         self.layout = layout
         self.stamps = dict(stamps)
         self._newest_ns: int | None = None
+        self.listed: str | None = None  # digest of all chunks there are, where a store tells it
 
     @abstractmethod
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
@@ -291,10 +292,21 @@ class Source(ABC):
         except OSError as exc:
             raise InputError(f"{self.path} cannot be read: {exc.strerror}") from exc
 
+    def look_again(self) -> None:
+        """Have the list of a store, which is kept, made anew when it is needed next."""
+        self.listed = None
+
     def list_files(self, first: int, stop: int, region: Region) -> Iterable[Path]:
         """Files with the pixels of planes `first..stop` of a region; some may not exist."""
         del first, stop, region
         return self.stamps
+
+    def find_newer(
+        self, first: int, stop: int, region: Region, newest_ns: int, listed: str | None
+    ) -> object:
+        """A file of a region, just read, that has changed since; None without one."""
+        files = self.list_files(first, stop, region)
+        return next((path for path in files if is_newer(path, newest_ns)), None)
 
     def is_current(self) -> bool:
         """Whether the files are still those that were opened."""
@@ -304,7 +316,7 @@ class Source(ABC):
             return False
 
 
-def check_size(path: Path, height: int, width: int, channels: int) -> None:
+def check_size(path: object, height: int, width: int, channels: int) -> None:
     """Refuse an image without pixels and one that no slide can be, before a chunk is read.
 
     Parameters
@@ -337,7 +349,7 @@ def check_size(path: Path, height: int, width: int, channels: int) -> None:
         )
 
 
-def check_dtype(path: Path, name: str) -> None:
+def check_dtype(path: object, name: str) -> None:
     """Refuse pixels that are not plain numbers of a width that images have.
 
     Raises
@@ -349,7 +361,7 @@ def check_dtype(path: Path, name: str) -> None:
         raise InputError(f"{path} has pixels of type {name}; accepted are {', '.join(DTYPES)}")
 
 
-def check_chunk(path: Path, what: str, shape: Sequence[int], itemsize: int) -> None:
+def check_chunk(path: object, what: str, shape: Sequence[int], itemsize: int) -> None:
     """Refuse chunks too large to decode in one piece.
 
     Parameters

@@ -9,11 +9,14 @@ modification time say. That costs a call of the system per chunk file.
 What cannot be told: a change within the clock tick of the mark; a change on a file system that
 keeps no such time (sshfs gives the modification time instead), if size and modification time are
 kept. A change of attributes alone (`chmod`) counts too; the same command then continues.
+
+Of an address, each answer tells when its object had changed, so that no more is asked. The list of
+a store is the identity, and tells chunks that never were from those that somebody has removed. A
+web server lists nothing: docs/object-storage.md says what cannot be told there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,8 +25,6 @@ from densebatch.base.errors import InputError, SlideChangedError
 from densebatch.slides.slide import reopen_slide
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
@@ -43,10 +44,12 @@ class SlideState(NamedTuple):
     ----------
     described : hex digest of what its documents say, or of sizes and times of its few files
     newest_ns : the latest change of any file of it
+    listed : hex digest of all chunks that there are, where a store lists them
     """
 
     described: str
     newest_ns: int
+    listed: str | None = None
 
 
 def watch_slide(info: SlideInfo) -> SlideState:
@@ -65,9 +68,11 @@ def watch_slide(info: SlideInfo) -> SlideState:
         As `open_slide`.
     """
     slide = reopen_slide(info)
+    slide.source.look_again()
     if slide.info.identity != info.identity:
         raise SlideChangedError(f"{info.path}: has changed since it was planned; {_REMEDY}")
-    return SlideState(_digest(slide.source.describe()), slide.source.newest_ns())
+    source = slide.source
+    return SlideState(_digest(source.describe()), source.newest_ns(), source.listed)
 
 
 def read_watched(
@@ -100,23 +105,15 @@ def read_watched(
     _compare(slide, info, state)
     pixels = slide.read(channel, region)
     # Asked afterwards, because a file may be replaced while it is read.
-    for path in slide.source.list_files(channel, channel + 1, region):
-        if _is_newer(path, state.newest_ns):
-            raise SlideChangedError(f"{info.path}: has changed under the run ({path}); {_REMEDY}")
+    newer = slide.source.find_newer(channel, channel + 1, region, state.newest_ns, state.listed)
+    if newer is not None:
+        raise SlideChangedError(f"{info.path}: has changed under the run ({newer}); {_REMEDY}")
     return pixels
 
 
 def _compare(slide: Slide, info: SlideInfo, state: SlideState) -> None:
     if _digest(slide.source.describe()) != state.described:
         raise SlideChangedError(f"{info.path}: has changed under the run; {_REMEDY}")
-
-
-def _is_newer(path: Path, newest_ns: int) -> bool:
-    """Whether a file, or the folder that it is missing from, has changed since."""
-    for place in (path, *path.parents):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return place.stat().st_ctime_ns > newest_ns
-    return True
 
 
 def _digest(content: list[object]) -> str:

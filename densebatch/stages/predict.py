@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import zarr
 
-from densebatch.base.errors import InputError, SlideChangedError
+from densebatch.base.errors import InputError, SlideChangedError, StoreError, UnreachableError
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
 from densebatch.cells.groups import renew_array
@@ -210,9 +210,9 @@ class PredictGroup(Task):
         with meter.timed("read"):
             try:
                 pixels = read_network_input(plan, around, self.work.read_slide)
-            except SlideChangedError:
+            except (SlideChangedError, UnreachableError):
                 raise
-            except (InputError, OSError):
+            except (InputError, StoreError, OSError):
                 return self._read_singly(plan, patches, around)
         return {
             index: pixels[:, *p.shift(-around.y0, -around.x0).slices]

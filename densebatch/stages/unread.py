@@ -1,7 +1,8 @@
 """Pieces of a slide that cannot be read: which ones, and the rest of a region without them.
 
 A damaged piece must cost no more than what it holds, so a region that fails is read again piece by
-piece.
+piece. A piece that a store does not give, though it gives others, counts as one too in a run, whose
+command asks again for all that could not be read. A store that gives nothing ends the session.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, SlideChangedError
+from densebatch.base.errors import InputError, SlideChangedError, StoreError, UnreachableError
 from densebatch.base.geometry import Grid, Region
 from densebatch.slides.slide import reopen_slide
 
@@ -70,21 +71,26 @@ def read_pieces(
     ------
     SlideChangedError
         If the slide is not the one that the session began with.
+    UnreachableError
+        If a store gives nothing of it.
     """
-    return _read(work.plan.slide, work.read_slide, channel, region)
+    damage = (InputError, StoreError, OSError)
+    return _read(work.plan.slide, work.read_slide, channel, region, damage)
 
 
 def read_pixels(
     info: SlideInfo, channel: int, region: Region
 ) -> tuple[NDArray[np.generic], list[Unread]]:
-    """As `read_pieces`, of the slide that is there now.
+    """As `read_pieces`, of the slide that is there now, and not to be asked again.
 
     Raises
     ------
     InputError
         If it cannot be opened.
+    StoreError
+        If a store does not give a piece, which nobody may take for damaged here.
     """
-    return _read(info, reopen_slide(info).read, channel, region)
+    return _read(info, reopen_slide(info).read, channel, region, (InputError, OSError))
 
 
 def _read(
@@ -92,12 +98,13 @@ def _read(
     read: Callable[[int, Region], NDArray[Any]],
     channel: int,
     region: Region,
+    damage: tuple[type[Exception], ...],
 ) -> tuple[NDArray[np.generic], list[Unread]]:
     try:
         return read(channel, region), []
-    except SlideChangedError:
+    except (SlideChangedError, UnreachableError):
         raise
-    except (InputError, OSError):
+    except damage:
         pass
     pixels = np.zeros(region.shape, info.dtype)
     unread = []
@@ -108,9 +115,9 @@ def _read(
             continue
         try:  # all of it, so that the reason is the same for every tile
             found = read(channel, pieces[index])
-        except SlideChangedError:
+        except (SlideChangedError, UnreachableError):
             raise
-        except (InputError, OSError) as error:
+        except damage as error:
             unread.append(Unread(channel, pieces[index], " ".join(str(error).split())))
         else:
             pixels[part.slices_in(region)] = found[part.slices_in(pieces[index])]

@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from densebatch.base.errors import DensebatchError, SlideChangedError, WriteError
+from densebatch.base.errors import (
+    DensebatchError,
+    SlideChangedError,
+    UnreachableError,
+    WriteError,
+)
 from densebatch.base.files import load_array, write_atomic
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan, load_plan
 from densebatch.slides.watch import read_watched
@@ -153,6 +158,8 @@ class Work:
             If it is not.
         InputError
             If its pixels cannot be read or decoded.
+        StoreError
+            If a store does not give them; UnreachableError if it gives nothing at all.
         """
         return read_watched(self.plan.slide, self.slide, channel, region)
 
@@ -223,6 +230,9 @@ class Task(ABC):
         return True
 
 
+_HALTS = (SlideChangedError, UnreachableError, WriteError)
+
+
 @dataclass(frozen=True)
 class TileTask(Task):
     """Leave something for a tile of the output.
@@ -261,7 +271,7 @@ class Halt:
 
     def to_error(self) -> DensebatchError:
         """The error that ends the session."""
-        errors = {error.__name__: error for error in (SlideChangedError, WriteError)}
+        errors = {error.__name__: error for error in _HALTS}
         return errors[self.kind](self.reason)
 
 
@@ -280,7 +290,7 @@ def run_task(task: Task) -> dict[str, Any] | Halt:
     """
     try:
         return task.run()
-    except (SlideChangedError, WriteError) as error:
+    except _HALTS as error:
         return Halt(type(error).__name__, str(error))
     except Exception:
         with suppress(OSError):

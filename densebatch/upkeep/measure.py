@@ -34,6 +34,7 @@ from densebatch.measuring.stored import find_split
 from densebatch.measuring.table import write_table
 from densebatch.planning.measured import build_measures, describe_measures, read_measures
 from densebatch.planning.settings import load_settings
+from densebatch.remote.tree import Place, find_place
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.report import Progress, read_report
@@ -82,7 +83,7 @@ class Measurement:
 def measure(
     out: str | Path,
     *,
-    source: str | Path | None = None,
+    source: str | Place | None = None,
     chosen: Mapping[str, str | None] | None = None,
     channels: Sequence[str] = (),
     quantiles: Sequence[float] | str = (),
@@ -132,7 +133,9 @@ def measure(
     )  # fmt: skip
     folder = OutputFolder(Path(out).absolute())
     plan, report = _read_finished(folder)
-    info = None if source is None else open_other(Path(source), chosen or {}, plan, folder.path)
+    info = None
+    if source is not None:
+        info = open_other(find_place(source), chosen or {}, plan, folder.path)
     measured = plan.slide if info is None else info
     measures = build_measures(
         Image(measured.path, measured.channels),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.errors import InputError, StoreError, describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.names import find_name, quote_names, split_names
 from densebatch.cells.labels import slide_layout
 from densebatch.cells.pyramid import read_unit
+from densebatch.remote.address import is_address
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.stages.number import find_changed_pixels
 from densebatch.stages.unread import read_pixels
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
+    from densebatch.remote.tree import Place
     from densebatch.slides.slide import Slide
     from densebatch.slides.source import SlideInfo
     from densebatch.stages.unread import Unread
@@ -120,12 +122,13 @@ def find_slide(plan: Plan, root: Path | str, report: Mapping[str, Any]) -> tuple
     """
     try:
         slide = reopen_slide(plan.slide)
+        slide.source.look_again()
         if slide.info.identity != plan.slide.identity:  # it may have been touched, no more
             form = ("height", "width", "channels", "dtype")
             same = all(getattr(slide.info, n) == getattr(plan.slide, n) for n in form)
             if not same or find_changed_pixels(plan, str(root), report):
                 return None, f"{plan.slide.path}: has changed since the run"
-    except (InputError, OSError) as error:
+    except (InputError, StoreError, OSError) as error:
         return None, describe_cause(error)
     return slide, ""
 
@@ -140,15 +143,15 @@ def find_other(told: Mapping[str, Any]) -> tuple[Slide | None, str]:
     """
     try:
         chosen = {name: told.get(name) for name in ("z", "t", "panel")}
-        slide = open_slide(Path(told["path"]), told["scene"], told["axes"], **chosen)
+        slide = open_slide(told["path"], told["scene"], told["axes"], **chosen)
         if slide.info.identity != told["identity"]:
             return None, f"{told['path']}: has changed since it was measured"
-    except (InputError, OSError) as error:
+    except (InputError, StoreError, OSError) as error:
         return None, describe_cause(error)
     return slide, ""
 
 
-def open_other(path: Path, chosen: Mapping[str, str | None], plan: Plan, out: Path) -> SlideInfo:
+def open_other(path: Place, chosen: Mapping[str, str | None], plan: Plan, out: Path) -> SlideInfo:
     """Open another image, which must lie on the grid of a run's labels.
 
     Parameters
@@ -195,7 +198,7 @@ def find_origin(info: SlideInfo) -> tuple[float, float] | None:
         Of the image, which need not be there any more.
     """
     layout = None
-    if info.kind == "ome-zarr" and Path(info.path).is_dir():
+    if info.kind == "ome-zarr" and (is_address(info.path) or Path(info.path).is_dir()):
         layout = slide_layout(info.path, info.scene, info.axes)
     if layout is None:
         return None

@@ -137,11 +137,14 @@ def test_addresses_are_no_paths(capsys, tmp_path, monkeypatch, slide, address):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     scheme = address.partition("://")[0]
-    for command in (
+    of_slides = [
         ("segment", address, "out", "--membrane", "CD3"),
+        ("plan", address, "out"),
+    ]
+    for command in (
+        *([] if scheme in ("s3", "gs", "http", "https") else of_slides),
         ("segment", slide, address, "--membrane", "CD3"),
         ("segment", slide, "out", "--config", address),
-        ("plan", address, "out"),
         ("score", address, slide),
         ("score", slide, slide, "--also", address),
         ("score", slide, slide, "--report", address),

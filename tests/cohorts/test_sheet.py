@@ -63,7 +63,7 @@ def test_all_faults_are_told_with_their_lines(folder, capsys):
         "a,a.tif,x,\n"
         "A,b.tif,,nosuch\n"
         "b/c,gone.tif,,nosuch\n"
-        ",s3://bucket/a.zarr,,\n"
+        ",ftp://bucket/a.zarr,,\n"
         "\n"
         "d,,0,dense-tiny,more\n"
         '"e\nf",a.tif,,\n'
@@ -79,7 +79,7 @@ def test_all_faults_are_told_with_their_lines(folder, capsys):
         f"line 4: slide {folder / 'gone.tif'} does not exist",
         "line 4: model 'nosuch' is neither bundled",
         "line 5: sample '' is empty",
-        "line 5: s3:/bucket/a.zarr: is an address (s3://) and no path",
+        "line 5: ftp:/bucket/a.zarr: is an address (ftp://) and no path",
         "line 7: has 5 cells in 4 columns",
         "line 7: names no slide",
         "line 7: setting 'pixel_size' = '0': ",

@@ -227,17 +227,21 @@ def info(slide: Path, json_file: Path | None, **chosen: str | None) -> None:
 
 
 def _describe_slide(told: dict[str, Any], um_per_px: float | None) -> list[str]:
-    """The slide in two lines, of what `describe_slide` or a plan tells of it."""
+    """The slide in a few lines, of what `describe_slide` or a plan tells of it."""
     size = f"{um_per_px:g} um/px" if um_per_px else "pixel size unknown"
     if um_per_px and um_per_px == told["um_per_px"] and told["um_per_px_from"]:
         size += f" ({told['um_per_px_from']})"
     chosen = [f"{name} {told[name]}" for name in ("scene", "z", "t") if told[name] is not None]
-    return [
+    lines = [
         f"slide      {told['path']}",
         f"           {', '.join([told['format'], *chosen])}, {told['shape'][0]} x "
         f"{told['shape'][1]} px, {told['dtype']}, {size}, channels "
         f"{quote_names(told['channels'])}",
     ]
+    if told["origin_um"] is not None:
+        y, x = told["origin_um"]
+        lines.append(f"origin     y {y:g} um, x {x:g} um ({told['origin_from']})")
+    return lines
 
 
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:

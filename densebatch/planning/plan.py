@@ -351,7 +351,7 @@ def _leave_out_notes(plan: Plan) -> dict[str, Any]:
         document["region"].pop("files")
     for holder in (document, document["slide"], document.get("model", {})):
         holder.pop("notes", None)
-    for name in ("um_per_px_from", "levels", "compression"):
+    for name in ("um_per_px_from", "levels", "compression", "origin_um", "origin_from"):
         document["slide"].pop(name, None)
     return document
 

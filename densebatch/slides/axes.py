@@ -330,3 +330,24 @@ def refuse_stacks(
         f"all channels is accepted; {remedy}"
     )
     raise StackError(text, told) if choice else InputError(text)
+
+
+def name_channels(found: Sequence[str | None], n: int) -> tuple[str, ...]:
+    """Names from metadata where there is one per channel, else the channels' numbers.
+
+    Examples
+    --------
+    >>> name_channels(["CD3 ", None], 2), name_channels(["CD3"], 2)
+    (('CD3', '1'), ('0', '1'))
+    """
+    names = found if len(found) == n else [None] * n
+    return tuple((name or "").strip() or str(i) for i, name in enumerate(names))
+
+
+def name_colours(n: int, *, alpha: bool) -> tuple[str, ...]:
+    """Names of the planes of a colour or grey picture of `n` planes, the last perhaps opacity."""
+    colours = ("red", "green", "blue") if n - alpha >= 3 else ()
+    names = [*colours, *(str(i) for i in range(len(colours), n))]
+    if alpha:
+        names[-1] = "alpha"
+    return tuple(names)

@@ -22,8 +22,8 @@ from densebatch.ngff.metadata import (
     check_version,
     list_channel_labels,
 )
-from densebatch.ngff.scales import find_pixel_lengths
-from densebatch.slides.axes import ArraySource, Axes, tell_stacks
+from densebatch.ngff.scales import find_pixel_lengths, find_translation
+from densebatch.slides.axes import ArraySource, Axes, name_channels, tell_stacks
 from densebatch.slides.omezarr_axes import find_omezarr_axes
 from densebatch.slides.omezarr_metadata import find_image, find_levels
 from densebatch.slides.source import (
@@ -33,7 +33,8 @@ from densebatch.slides.source import (
     Stamp,
     check_chunk,
     check_size,
-    name_channels,
+    place_origin,
+    place_um,
     square_pixel,
     tell_oblong,
     to_um,
@@ -184,6 +185,7 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
     check_size(path, height, width, n)
     _check_chunks(path, array)
     um_per_px, size_notes = _read_pixel_size(image, axes)
+    origin_um = None if um_per_px is None else _find_origin(image, axes)
     channels, channel_notes = _name_channels(list_channel_labels(attributes), n)
     layout = Layout(
         kind="ome-zarr",
@@ -197,6 +199,8 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         chunk_planes=math.prod(array.chunks) // (array.chunks[axes.y] * array.chunks[axes.x]),
         levels=tuple((shape[axes.y], shape[axes.x]) for shape in shapes if len(shape) == axes.ndim),
         um_from="scale of the OME-Zarr metadata" if um_per_px else None,
+        origin_um=origin_um,
+        origin_from="translation of the OME-Zarr metadata" if origin_um else None,
         compression=_name_compression(document),
         ngff=ngff,
         selection=Selection(
@@ -234,6 +238,13 @@ def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, 
             "gives it",
         )
     return um_per_px, found.notes
+
+
+def _find_origin(image: Json, axes: Axes) -> tuple[float, float] | None:
+    """Where the first pixel lies, in um."""
+    found = find_translation(image, axes.y, axes.x, axes.ndim)
+    units = find_pixel_lengths(image, axes.y, axes.x, axes.ndim).units
+    return None if found is None else place_origin(*map(place_um, found, units))
 
 
 def _quote_unit(unit: str) -> str:

@@ -95,6 +95,8 @@ class Slide:
             um_per_px_from=layout.um_from,
             levels=layout.levels,
             compression=layout.compression,
+            origin_um=layout.origin_um,
+            origin_from=layout.origin_from,
             notes=layout.notes,
             identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         )

@@ -13,7 +13,7 @@ import zarr
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.image_files import check_segments
-from densebatch.slides.axes import ArraySource, Axes, tell_stacks
+from densebatch.slides.axes import ArraySource, Axes, name_channels, name_colours, tell_stacks
 from densebatch.slides.source import (
     Layout,
     Selection,
@@ -22,8 +22,6 @@ from densebatch.slides.source import (
     check_chunk,
     check_dtype,
     check_size,
-    name_channels,
-    name_colours,
     stamp_file,
 )
 from densebatch.slides.tiff_axes import find_tiff_axes, tell_odd_shape
@@ -215,6 +213,8 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         chunk_planes=planes,
         levels=((height, width), *chosen.image.levels[1:]),
         um_from=metadata.um_from,
+        origin_um=metadata.origin_um,
+        origin_from=metadata.origin_from,
         compression=_name_compression(keyframe),
         selection=_canonical(opened, chosen, selection, letters, axes),
         notes=(

@@ -16,7 +16,7 @@ written.
 Choices that the specification leaves open, and why they were made:
 
 - *Scales are plain*, 2^level times the pixel size, the same for image and labels, and so is the
-  translation, where the slide has an origin: one for all levels. Strictly, a mean of 2x2 pixels sits
+  translation of a slide with an origin: one for all levels. Strictly, a mean of 2x2 pixels sits
   half a pixel away from the pixel that labels keep, but viewers place levels by their scale (napari
   reads nothing else), and an overlay must not jump when one of the two layers changes level. Labels
   of an existing image copy its transformations to the letter for the same reason.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.run.prepare import Prepared
+    from densebatch.survey.tissue import TissueSearch
 
 
 @click.command(cls=LoggedCommand)
@@ -148,6 +150,8 @@ def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
     facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
     if built.region is not None:
         facts["region"] = describe_areas(built.region)
+    if built.tissue is not None:
+        facts["tissue"] = asdict(built.tissue)
     if isinstance(built, FlowPlan):
         assert run.choice is not None
         facts |= {
@@ -273,6 +277,8 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"region     {told['area_px'] / 1e6:.4g} Mpx{shown}, {told['share']:.1%} of the slide"
         )
+    if built.tissue is not None and built.tissue.share is not None:
+        lines.append(_describe_tissue(built.tissue))
     whole = "slide" if built.region is None else "region"
     named = [("membrane", b) for b in built.membrane]
     named += [("nuclei", built.nuclei)] if built.nuclei else []
@@ -296,6 +302,16 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         *(f"note       {note}" for note in built.notes),
     ]
     return lines
+
+
+def _describe_tissue(search: TissueSearch) -> str:
+    told = ", ".join(
+        f"{about.name} above {about.threshold:.4g}" for about in search.channels if about.counts
+    )
+    return (
+        f"tissue     {search.share:.1%} of the slide, found by {told} on level {search.level}, "
+        f"with a margin of {search.margin_px:.4g} px"
+    )
 
 
 def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:

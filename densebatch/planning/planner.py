@@ -27,6 +27,7 @@ from densebatch.survey.channel import count_low_bits_again, signal_side, survey_
 from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import ChannelBounds
 from densebatch.survey.notes import explain_light, explain_pixels
+from densebatch.survey.tissue import SlideTissue, find_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,14 +77,14 @@ def build_plan(path: str | Path, settings: SegmentSettings) -> Plan:
     InputError
         If the slide, a channel, the model or the scale cannot be used.
     """
-    draft = draft_plan(path, settings)
-    if settings.diameter == "auto" and isinstance(draft, FlowPlan):
-        draft = draft_plan(path, settings, estimate_scale(draft, settings))
-    return survey_plan(draft)
+    return survey_plan(refine_draft(path, settings, draft_plan(path, settings)))
 
 
 def draft_plan(
-    path: str | Path, settings: SegmentSettings, estimate: DiameterEstimate | None = None
+    path: str | Path,
+    settings: SegmentSettings,
+    estimate: DiameterEstimate | None = None,
+    tissue: SlideTissue | None = None,
 ) -> Plan:
     """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
 
@@ -96,6 +97,8 @@ def draft_plan(
     estimate
         Of the cells' diameter, where that is to be estimated. Before there is one, the scale is as
         if nothing was said of it.
+    tissue
+        Where that is to be found. Before it is, all of the slide counts, or what files tell.
 
     Returns and errors as for `build_plan`.
     """
@@ -116,6 +119,8 @@ def draft_plan(
     check_in_place(info, settings)
     choose_measures(slide, settings)  # refuses channels that are none
     region, region_notes = read_region(info, settings)
+    if tissue is not None:
+        region, region_notes = tissue.region, (*region_notes, *tissue.explain())
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
@@ -128,10 +133,73 @@ def draft_plan(
         "versions": {name: version(name) for name in libraries},
         "notes": (*notes, *region_notes),
         "region": region,
+        "tissue": None if tissue is None else tissue.search,
     }
     if settings.segmenter is None:
         return draft_flows(info, settings, model, common, estimate)
     return draft_labels(info, settings, segmenter, common)
+
+
+def refine_draft(
+    path: str | Path,
+    settings: SegmentSettings,
+    draft: Plan,
+    earlier: Plan | None = None,
+    tissue: SlideTissue | None = None,
+    estimate: DiameterEstimate | None = None,
+) -> Plan:
+    """The draft with what must be found on the slide first: its tissue, then its cells' diameter.
+
+    Parameters
+    ----------
+    path, settings
+        As of `build_plan`.
+    draft
+        As `draft_plan` makes it from these.
+    earlier
+        Of the run that is to go on, if there is one.
+    tissue, estimate
+        If they are known already.
+    """
+    if settings.tissue == "auto":
+        tissue = tissue or find_slide_tissue(draft, settings, earlier)
+        draft = draft_plan(path, settings, None, tissue)
+    if settings.diameter == "auto" and isinstance(draft, FlowPlan):
+        estimate = estimate or estimate_scale(draft, settings, earlier)
+        draft = draft_plan(path, settings, estimate, tissue)
+    return draft
+
+
+def find_slide_tissue(
+    draft: Plan, settings: SegmentSettings, earlier: Plan | None = None
+) -> SlideTissue:
+    """Find the tissue of a slide by its membrane and nuclear channels, or recall it.
+
+    Parameters
+    ----------
+    draft, settings, earlier
+        As of `refine_draft`. What a run began with holds while its slide does not change, because
+        a piece that cannot be read for a while would move the tissue's edge.
+    """
+    slide = reopen_slide(draft.slide)
+    channels = [bounds.channel for bounds in draft.seen_channels]
+    if settings.nuclei is not None:  # also where the network does not see it
+        channels.append(slide.channel_index(settings.nuclei))
+    channels = list(dict.fromkeys(channels))
+    if earlier is not None and earlier.tissue is not None:
+        names = [slide.info.channels[channel] for channel in channels]
+        looked_at = [about.name for about in earlier.tissue.channels]
+        if names == looked_at and _identify_search(earlier) == _identify_search(draft):
+            return SlideTissue(earlier.tissue, earlier.region)
+    files = RegionFiles(settings.roi, settings.exclude)
+    return find_tissue(slide, channels, draft.um_per_px, files, draft.region)
+
+
+def _identify_search(plan: Plan) -> list[Any]:
+    """What the tissue of a slide depends on, besides channels."""
+    files = {} if plan.region is None else plan.region.files
+    digests = {role: digest for role, (_, digest) in files.items()}
+    return [plan.slide.identity, plan.um_per_px, digests]
 
 
 def estimate_scale(
@@ -183,13 +251,12 @@ def survey_plan(
         Has others do bands of the passes over the pixels; None where this process does all.
     """
     slide = reopen_slide(draft.slide)
-    n_membrane = len(draft.membrane)
     surveys = survey_channels(draft, earlier, limits, elsewhere)
     bounds = [survey.bounds for survey in surveys]
     together = () if limits is None else (_TOGETHER,)
     plan = replace(
         draft,
-        membrane=tuple(bounds[:n_membrane]),
+        membrane=tuple(bounds[: len(draft.membrane)]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         notes=(*draft.notes, *explain_light(slide), *explain_pixels(surveys), *together),
     )

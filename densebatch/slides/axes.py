@@ -132,11 +132,42 @@ class ArraySource(Source):
     ) -> None:
         super().__init__(path, layout, stamps)
         self._array, self._axes = array, axes
+        self._levels = {0: array}
 
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        block = self._axes.pick(self._array, first, stop, region)
+        return self.read_level(0, first, stop, region)
+
+    def read_level(self, level: int, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """As `read`, of a level that can be read; 0 is the highest resolution."""
+        block = self._axes.pick(self._levels[level], first, stop, region)
         return block.astype(self.layout.dtype, copy=False)
+
+    def can_read(self, level: int) -> bool:
+        """Whether a level is there, of the size that the metadata say, and can be opened."""
+        if level in self._levels:
+            return True
+        try:
+            array = self._open_level(level)
+        except Exception:  # damaged metadata may raise anything, and nobody needs the level
+            return False
+        axes, top = self._axes, self._array
+        sizes = list(top.shape)
+        sizes[axes.y], sizes[axes.x] = self.layout.levels[level]
+        if array.shape != tuple(sizes) or array.dtype != top.dtype:
+            return False
+        self._levels[level] = array
+        return True
+
+    def _open_level(self, level: int) -> zarr.Array[Any]:
+        """Open a level below the highest resolution.
+
+        Raises
+        ------
+        InputError
+            If its pixels cannot be read.
+        """
+        raise InputError(f"{self.path}: level {level} cannot be read")
 
 
 def find_axes(

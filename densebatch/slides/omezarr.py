@@ -16,7 +16,7 @@ from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.ngff.folders import DOCUMENTS
+from densebatch.ngff.folders import DOCUMENTS, read_json
 from densebatch.ngff.metadata import (
     Json,
     check_version,
@@ -88,6 +88,8 @@ class ZarrSource(ArraySource):
         Folder of the array.
     metadata
         What the image's documents say of it.
+    lower
+        Folders of the levels below the highest resolution.
     """
 
     def __init__(
@@ -99,9 +101,19 @@ class ZarrSource(ArraySource):
         axes: Axes,
         level_0: Path,
         metadata: str,
+        lower: Sequence[Path] = (),
     ) -> None:
         super().__init__(path, layout, stamps, array, axes)
+        self._lower = lower
         self._level_0, self._metadata = level_0, metadata
+
+    def _open_level(self, level: int) -> zarr.Array[Any]:
+        folder = self._lower[level - 1]
+        zarr_format = 2 if (folder / ".zarray").is_file() else 3
+        document = read_json(folder / (".zarray" if zarr_format == 2 else "zarr.json"))
+        array = _open_array(self.path, folder, zarr_format, document)
+        _check_chunks(self.path, array)
+        return array
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -216,7 +228,8 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
         "array": document,
     }
     metadata = json.dumps(described, sort_keys=True)
-    return ZarrSource(path, layout, stamps, array, axes, level_0, metadata)
+    lower = [path / dataset["path"] for dataset in image["datasets"][1:]]
+    return ZarrSource(path, layout, stamps, array, axes, level_0, metadata, lower)
 
 
 def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, ...]]:

@@ -130,6 +130,35 @@ class Slide:
         plane: NDArray[Any] = self.read_planes(channel, channel + 1, region)[0]
         return plane
 
+    def can_read(self, level: int) -> bool:
+        """Whether pixels of a level of `info.levels` can be read; 0 is the highest resolution."""
+        return self._source.can_read(level)
+
+    def read_level(self, level: int, channel: int, region: Region) -> NDArray[Any]:
+        """Read a region of one channel at a level that can be read; else as `read`.
+
+        Parameters
+        ----------
+        level
+            0 is the highest resolution.
+        channel
+            Index.
+        region
+            Inside that level, in its pixels.
+        """
+        if level == 0:
+            return self.read(channel, region)
+        try:
+            planes = self._source.read_level(level, channel, channel + 1, region)
+        except (InputError, MemoryError):
+            raise
+        except Exception as exc:
+            raise InputError(
+                f"{self._source.path} cannot be read at level {level} ({describe_cause(exc)})"
+            ) from exc
+        plane: NDArray[Any] = np.ascontiguousarray(planes[0])
+        return plane
+
     def read_planes(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Read a region of the channels `first..stop`, `(stop - first, height, width)`; as `read`.
 

@@ -270,6 +270,15 @@ class Source(ABC):
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
 
+    def can_read(self, level: int) -> bool:
+        """Whether pixels of a level of `layout.levels` can be read."""
+        return level == 0
+
+    def read_level(self, level: int, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """As `read`, of a level that can be read; 0 is the highest resolution."""
+        del level
+        return self.read(first, stop, region)
+
     def content(self) -> list[object]:
         """Plain data that changes when the pixels may have changed."""
         self.newest_ns()  # what tasks compare with is as old as what is known of the pixels

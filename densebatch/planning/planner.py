@@ -182,10 +182,9 @@ def find_slide_tissue(
         a piece that cannot be read for a while would move the tissue's edge.
     """
     slide = reopen_slide(draft.slide)
-    channels = [bounds.channel for bounds in draft.seen_channels]
-    if settings.nuclei is not None:  # also where the network does not see it
-        channels.append(slide.channel_index(settings.nuclei))
-    channels = list(dict.fromkeys(channels))
+    # The nuclear channel also where the network does not see it.
+    named = [] if settings.nuclei is None else [slide.channel_index(settings.nuclei)]
+    channels = list(dict.fromkeys([*(b.channel for b in draft.seen_channels), *named]))
     if earlier is not None and earlier.tissue is not None:
         names = [slide.info.channels[channel] for channel in channels]
         looked_at = [about.name for about in earlier.tissue.channels]
@@ -197,8 +196,7 @@ def find_slide_tissue(
 
 def _identify_search(plan: Plan) -> list[Any]:
     """What the tissue of a slide depends on, besides channels."""
-    files = {} if plan.region is None else plan.region.files
-    digests = {role: digest for role, (_, digest) in files.items()}
+    digests = {r: d for r, (_, d) in plan.region.files.items()} if plan.region else {}
     return [plan.slide.identity, plan.um_per_px, digests]
 
 
@@ -281,12 +279,13 @@ def survey_channels(
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
     counted = _choose_blocks(draft)
+    # Beyond the edge of a file's area a cell may go on, and beyond tissue's margin none does.
     return [
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
-            elsewhere=elsewhere,
-            counted=counted,
+            elsewhere=elsewhere, counted=counted,
+            rest_is_glass=draft.region is not None and not draft.region.files,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _BLOCK_UM, _BLOCK_PX = 16.0, 32.0  # side of a block; in px where the pixel size is unknown
 _MARGIN_UM, _MARGIN_PX = 50.0, 100.0  # five cells of 10 um
 _LEAST_BLOCK_PX, _MOST_BLOCK_PX = 8.0, 256.0
-_LEAST_PIECE = 16  # blocks
+_LEAST_PIECE = 6  # blocks above the threshold
 _READ_PX = 2048
 _STEPS = 64  # of brightness, in what is bright
 _BRIGHT = 99.0  # percentile
@@ -229,7 +229,7 @@ def _find_on_level(
     """As `find_tissue`, on a level; and the blocks that are glass, without pieces of tissue."""
     from scipy import ndimage
 
-    found, unread = np.zeros(grid, np.bool_), np.zeros(grid, np.bool_)
+    found, bright, unread = (np.zeros(grid, np.bool_) for _ in range(3))
     told = []
     for channel in channels:
         blocks = _average(slide, search.level, channel, grid)
@@ -238,6 +238,8 @@ def _find_on_level(
         told.append(about)
         if about.counts:
             found |= tissue
+            # Smoothing makes a speck as wide as a piece of tissue.
+            bright |= blocks.means > about.threshold
     search = replace(search, channels=tuple(told))
     if not any(about.counts for about in told):
         best = max(about.separability for about in told)
@@ -248,14 +250,12 @@ def _find_on_level(
         )
         return replace(search, reason=reason), None, ~found
     pieces, _ = ndimage.label(found, np.ones((3, 3)))
-    sizes = np.bincount(pieces.ravel())
+    sizes = np.bincount(pieces[bright], minlength=int(pieces.max()) + 1)
     large = sizes >= _LEAST_PIECE
     large[0] = False
     tissue = large[pieces]
     if not tissue.any():
-        reason = (
-            f"no piece of it is larger than {math.isqrt(_LEAST_PIECE) * search.block_px:.4g} px"
-        )
+        reason = f"no piece of it is larger than {math.sqrt(_LEAST_PIECE) * search.block_px:.0f} px"
         return replace(search, reason=reason), None, ~found
     # Where pixels cannot be read there may be anything.
     tissue = ndimage.binary_fill_holes(tissue | unread)

@@ -197,7 +197,9 @@ def test_another_region_is_another_run(folder, clean, capsys):
         "--roi", folder / "roi.geojson",
     )  # fmt: skip
     assert told[0] == 2
-    assert "holds another run: region that counts (--roi, --exclude) is another" in told[2]
+    assert (
+        "holds another run: region that counts (--roi, --exclude, --tissue) is another" in told[2]
+    )
 
 
 def test_plan_tells_the_area(folder, clean, capsys):

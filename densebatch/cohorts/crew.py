@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -20,11 +20,12 @@ from densebatch.planning.capacity import (
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import draft_plan
 from densebatch.run.start import ExecutorStart
+from densebatch.survey.reader import MAX_THREADS
 from densebatch.workers.executors import DaskExecutor, SerialExecutor
 from densebatch.workers.sharing import Lane, SharedExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from densebatch.cohorts.rows import Row
@@ -129,7 +130,7 @@ class Crew:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self._error = self._error or KeyboardInterrupt()  # for slides that are still being surveyed
+        self.abort()  # for slides that are still being surveyed
         self._stack.__exit__(*reason)  # type: ignore[arg-type]
 
     @property
@@ -155,7 +156,7 @@ class Crew:
 
     def abort(self) -> None:
         """End the tasks of all slides now."""
-        self._error = KeyboardInterrupt()
+        self._error = self._error or KeyboardInterrupt()
         if self._shared is not None:
             self._shared.abort()
 
@@ -170,6 +171,44 @@ class Crew:
         """Wait for what has begun."""
         with self._opening:
             self._starting.wait()
+
+    @contextmanager
+    def for_survey(self, name: str, drafts: Sequence[Plan]) -> Iterator[Executor | None]:
+        """Workers that read a slide faster than this process does, before tasks of other slides.
+
+        Parameters
+        ----------
+        name
+            Of the slide.
+        drafts
+            Of its runs.
+
+        Yields
+        ------
+        Executor or None
+            None if there are no workers now, or too few.
+
+        Raises
+        ------
+        InputError, DensebatchError
+            As `open_executor`.
+        """
+        with self._opening:
+            self.check()
+            shared, has_executor = self._shared, self._has_executor
+        if shared is not None and shared.executor.workers > MAX_THREADS:
+            with shared.open_lane(f"survey of {name}", in_front=True) as lane:
+                yield lane
+        elif has_executor:
+            yield None
+        else:  # nobody has tasks yet, and one slide is surveyed at a time
+            with ExitStack() as stack:
+                try:
+                    executor = stack.enter_context(self._starting.for_survey(drafts))
+                except BaseException as error:
+                    self._error = error
+                    raise
+                yield executor
 
     def open_executor(self, name: str, plans: Sequence[Plan], folder: Path) -> Executor:
         """The executor of a slide.
@@ -246,9 +285,8 @@ class Place:
         self.waited_s += time.monotonic() - before
 
     def for_survey(self, drafts: Sequence[Plan]) -> AbstractContextManager[Executor | None]:
-        """Nobody: workers have tasks of other slides, beside which this process reads."""
-        del drafts
-        return nullcontext()
+        """As `Crew.for_survey`."""
+        return self._crew.for_survey(self._name, drafts)
 
     def finish(self, workers: int, plans: Sequence[Plan], folder: Path) -> Executor:
         """The slide's share of the crew; errors as `Crew.open_executor`."""

@@ -134,17 +134,16 @@ def segment_cohort(
         check_engine(settings, size.largest)
         driver.own(folder)
         record = Record(folder.path, rows, restart=restart)
-        limits = find_limits(rows, record, folder.path, settings, progress, restart=restart)
-        with sentences_for_disk(folder.path):
-            record.write()
-        if record.others:
-            progress.note(
-                f"{folder.path}: {count_of(len(record.others), 'sample')} of earlier commands "
-                f"({quote_names(record.others)}) {'is' if len(record.others) == 1 else 'are'} not "
-                "among these and left alone"
-            )
-        log_event(log, "cohort begun", out=str(folder.path), slides=len(rows), workers=size.workers)
         with Crew(settings, size, progress.note) as crew:
+            limits = find_limits(
+                rows, record, folder.path, settings, progress, crew, restart=restart
+            )
+            with sentences_for_disk(folder.path):
+                record.write()
+            _tell_others(record, folder.path, progress)
+            log_event(
+                log, "cohort begun", out=str(folder.path), slides=len(rows), workers=size.workers
+            )
             cohort = _Cohort(folder.path, settings, crew, record, progress, limits, restart=restart)
             with driver.drive(cohort):
                 cohort.run(rows)
@@ -154,6 +153,16 @@ def segment_cohort(
         failed=result.count("failed"),
     )  # fmt: skip
     return result
+
+
+def _tell_others(record: Record, out: Path, progress: Progress) -> None:
+    """Tell of samples of earlier commands."""
+    if record.others:
+        progress.note(
+            f"{out}: {count_of(len(record.others), 'sample')} of earlier commands "
+            f"({quote_names(record.others)}) {'is' if len(record.others) == 1 else 'are'} not "
+            "among these and left alone"
+        )
 
 
 def _check_networks(rows: Sequence[Row]) -> None:

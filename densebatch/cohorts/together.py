@@ -2,8 +2,9 @@
 
 The tissue of every slide is counted, by the survey that each has by itself, and the counts are
 added; the percentiles of the sums become 0 and 1 in all slides. Counts are integers, so the order
-of the slides does not matter. Slides are read one after the other and no pixels are kept. What is
-debris, and what is shown apart as rare bright cells, stays each slide's own.
+of the slides does not matter. Slides are read one after the other, by workers where there are many,
+and no pixels are kept. What is debris, and what is shown apart as rare bright cells, stays each
+slide's own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ from densebatch.planning.planner import (
     survey_channels,
 )
 from densebatch.run.folder import OutputFolder
+from densebatch.run.prepare import MANY_READS, count_reads, map_bands
+from densebatch.run.report import Progress
 from densebatch.survey.percentiles import Pool
 from densebatch.survey.tissue import SlideTissue
 
@@ -36,13 +40,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from densebatch.cohorts.crew import Crew
     from densebatch.cohorts.record import Record
     from densebatch.cohorts.rows import Row
     from densebatch.planning.plan import Plan
     from densebatch.planning.planner import Limits
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.run.report import Progress
+    from densebatch.survey.reader import BandMap
 
     _Seen = tuple[SlideTissue | None, DiameterEstimate | None]
 
@@ -91,6 +96,7 @@ def find_limits(
     out: Path,
     settings: SegmentSettings,
     progress: Progress,
+    crew: Crew | None = None,
     *,
     restart: bool = False,
 ) -> tuple[Limits | None, ...] | None:
@@ -98,7 +104,7 @@ def find_limits(
 
     Parameters
     ----------
-    rows, out, progress, restart
+    rows, out, progress, crew, restart
         As of `survey_together`.
     record
         Of the cohort, which is told.
@@ -113,7 +119,7 @@ def find_limits(
     if settings.normalise == "slide":
         record.normalise = None
         return None
-    found = survey_together(rows, out, progress, record.normalise, restart=restart)
+    found = survey_together(rows, out, progress, record.normalise, crew, restart=restart)
     record.normalise = None if found is None else found.to_dict()
     return None if found is None else found.limits
 
@@ -123,6 +129,7 @@ def survey_together(
     out: Path,
     progress: Progress,
     known: dict[str, Any] | None,
+    crew: Crew | None = None,
     *,
     restart: bool = False,
 ) -> Together | None:
@@ -139,6 +146,8 @@ def survey_together(
     known
         What an earlier command has found, as `Together.to_dict` has it; taken as it is if all that
         it depends on is the same.
+    crew
+        Whose workers read, if there are many; it has no tasks yet.
     restart
         What folders hold does not count.
 
@@ -156,6 +165,7 @@ def survey_together(
     first = ""
     identities = []
     usable = []
+    n_reads = 0
     seen: dict[str, _Seen] = {}
     for row, draft, earlier in _draft_all(rows, out, seen, restart=restart):
         own = _describe(draft)
@@ -166,6 +176,7 @@ def survey_together(
                 "are slides that have the same channels and type of pixels, and one model"
             )
         usable.append(row)
+        n_reads += count_reads(draft)
         identities.append(_identify(draft, earlier))
     if kind is None:
         return None
@@ -176,28 +187,29 @@ def survey_together(
     pools = [Pool(kind.percentiles, np.dtype(kind.dtype)) for _ in kind.channels]
     progress.stage(_STAGE, len(usable), 0)
     surveyed: dict[str, list[bool]] = {}
-    for row, draft, earlier in _draft_all(usable, out, seen, restart=restart):
-        try:
-            surveys = survey_channels(draft, earlier)
-        except InputError:  # its row fails in its turn
-            continue
-        # A slide that is constant tells nothing of how bright tissue is.
-        counts = [survey.bounds.high > survey.bounds.low for survey in surveys]
-        for pool, survey, does_count in zip(pools, surveys, counts, strict=True):
-            if does_count:
-                pool.add(survey.tissue)
-        surveyed[row.sample] = counts
-        progress.advance(_STAGE, draft.shape[0] * draft.shape[1])
-    wanted = [pool.wanted for pool in pools]
-    if any(bins.size for bins in wanted):
-        again = [row for row in usable if row.sample in surveyed]
-        for row, draft, earlier in _draft_all(again, out, seen, restart=restart):
-            found_low = count_low_bits(draft, earlier, wanted)
-            for pool, low_bits, does_count in zip(
-                pools, found_low, surveyed[row.sample], strict=True
-            ):
+    with _lend(crew, n_reads) as elsewhere:
+        for row, draft, earlier in _draft_all(usable, out, seen, restart=restart):
+            try:
+                surveys = survey_channels(draft, earlier, elsewhere=elsewhere)
+            except InputError:  # its row fails in its turn
+                continue
+            # A slide that is constant tells nothing of how bright tissue is.
+            counts = [survey.bounds.high > survey.bounds.low for survey in surveys]
+            for pool, survey, does_count in zip(pools, surveys, counts, strict=True):
                 if does_count:
-                    pool.add_low_bits(low_bits)
+                    pool.add(survey.tissue)
+            surveyed[row.sample] = counts
+            progress.advance(_STAGE, draft.shape[0] * draft.shape[1])
+        wanted = [pool.wanted for pool in pools]
+        if any(bins.size for bins in wanted):
+            again = [row for row in usable if row.sample in surveyed]
+            for row, draft, earlier in _draft_all(again, out, seen, restart=restart):
+                found_low = count_low_bits(draft, earlier, wanted, elsewhere)
+                for pool, low_bits, does_count in zip(
+                    pools, found_low, surveyed[row.sample], strict=True
+                ):
+                    if does_count:
+                        pool.add_low_bits(low_bits)
     found = Together(
         kind.channels, tuple(pool.find_limits() for pool in pools), len(surveyed), digest
     )
@@ -211,6 +223,17 @@ def survey_together(
     )
     log_event(log, "slides surveyed together", **found.to_dict())
     return found
+
+
+@contextmanager
+def _lend(crew: Crew | None, n_reads: int) -> Iterator[BandMap | None]:
+    """Workers that read the slides; None if there are too few, or too little to read."""
+    if crew is None or n_reads < MANY_READS:
+        yield None
+        return
+    crew.begin(())
+    with crew.for_survey("all slides", crew.size.largest) as executor:
+        yield None if executor is None else map_bands(executor, Progress())
 
 
 def _draft_all(

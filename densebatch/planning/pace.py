@@ -2,8 +2,9 @@
 
 A run that was done in one session leaves its pace: seconds of a worker for each patch of the
 network and each Mpx that is traced and numbered, what share of its time workers had work, and what
-came before. It is kept for the model, what evaluates it and the number of workers
-(`engines.findings`), or for a scheduler.
+does not grow with the slide: loading the network in each worker, and workers that wait for the
+first task to start and the last to end. It is kept for the model, what evaluates it and the number
+of workers (`engines.findings`), or for a scheduler.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import FlowPlan
     from densebatch.planning.settings import SegmentSettings
 
-LEAST_PX = 10**6  # of a slide, from which its pace says something of others
+LEAST_PX = 3 * 10**6  # of a slide, from which its pace says something of others
 _ROUNDS = 1
+_TASKS_WAITED = 2  # as long as so many tasks a worker is idle while the first starts, the last ends
 # Of a trial, which times the network alone: a worker's seconds for each Mpx of dense tissue, and
-# what comes before, on one core of 2019.
-_TRACE_S, _NUMBER_S, _SURVEY_S, _START_S = 0.4, 0.05, 0.05, 5.0
+# what does not grow with the slide (`benchmarks/results/pace.json`).
+_TRACE_S, _NUMBER_S, _SURVEY_S, _START_S = 0.12, 0.02, 0.01, 3.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Pace:
     survey_s : of the main process, for a Mpx of each channel that is seen
     other_s : of the session, whatever the slide's size
     workers : that worked at once
-    busy : share of the time that they had work
+    busy : share of the time that they had work, apart from the start and the end
     slide_px : pixels of the slide that this is from; 0 for a trial
     """
 
@@ -159,19 +161,25 @@ def remember_pace(
         or (before is not None and 2 * report["slide_px"] < before.slide_px)
     ):
         return
-    at_once = max(1, report["workers"])
-    in_stages = seconds["predict_and_trace"] + seconds["number"]
+    at_once, stages = max(1, report["workers"]), report["stages"]
+    # What a task of the network takes beside its parts is the loading of it, once a worker.
+    patches_s = sum(stages["predict"]["parts"].values())
+    grows_s = patches_s + tasks["trace"] + tasks["number"]
+    work_s = tasks["predict"] + tasks["trace"] + tasks["number"]
+    whole_s = at_once * (seconds["predict_and_trace"] + seconds["number"])
+    n_tasks = sum(stages[name]["tasks"] for name in ("predict", "trace", "number"))
+    waited_s = _TASKS_WAITED * at_once * work_s / n_tasks
+    busy = work_s / (whole_s - min(waited_s, max(0.0, whole_s - work_s)))
     n_planes = 1 + len(report["slide_channels"])
-    work = tasks["predict"] + tasks["trace"] + tasks["number"]
     survey_s = max(0.0, seconds["plan"] - 1.0)
     pace = Pace(
-        patch_s=tasks["predict"] / plan.network_patches,
+        patch_s=patches_s / plan.network_patches,
         trace_s=tasks["trace"] / mpx,
         number_s=tasks["number"] / mpx / n_planes,
         survey_s=survey_s / mpx / max(1, len(plan.seen_channels)),
-        other_s=max(0.0, seconds["total"] - in_stages - survey_s),
+        other_s=max(0.0, seconds["total"] - grows_s / at_once / busy - survey_s),
         workers=at_once,
-        busy=min(1.0, max(0.1, work / at_once / in_stages)),
+        busy=busy,
         slide_px=report["slide_px"],
     )
     remember(_identify(plan, settings, workers), asdict(pace))

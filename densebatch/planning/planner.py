@@ -119,8 +119,6 @@ def draft_plan(
     check_in_place(info, settings)
     choose_measures(slide, settings)  # refuses channels that are none
     region, region_notes = read_region(info, settings)
-    if tissue is not None:
-        region, region_notes = tissue.region, (*region_notes, *tissue.explain())
     common: dict[str, Any] = {
         "slide": info,
         "membrane": tuple(_unknown_bounds(info, channel) for channel in membrane),
@@ -131,8 +129,8 @@ def draft_plan(
         "copy_image": copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
-        "notes": (*notes, *region_notes),
-        "region": region,
+        "notes": (*notes, *region_notes, *(() if tissue is None else tissue.explain())),
+        "region": region if tissue is None else tissue.region,
         "tissue": None if tissue is None else tissue.search,
     }
     if settings.segmenter is None:
@@ -170,9 +168,7 @@ def refine_draft(
     return draft
 
 
-def find_slide_tissue(
-    draft: Plan, settings: SegmentSettings, earlier: Plan | None = None
-) -> SlideTissue:
+def find_slide_tissue(draft: Plan, settings: SegmentSettings, earlier: Plan | None) -> SlideTissue:
     """Find the tissue of a slide by its membrane and nuclear channels, or recall it.
 
     Parameters
@@ -292,13 +288,16 @@ def survey_channels(
 
 
 def count_low_bits(
-    draft: Plan, earlier: Plan | None, wanted: Sequence[NDArray[np.uint32]]
+    draft: Plan,
+    earlier: Plan | None,
+    wanted: Sequence[NDArray[np.uint32]],
+    elsewhere: BandMap | None = None,
 ) -> list[NDArray[np.int64]]:
     """Count the wide values of the channels once more, see `count_low_bits_again`.
 
     Parameters
     ----------
-    draft, earlier
+    draft, earlier, elsewhere
         As of `survey_plan`.
     wanted
         Of each of `draft.seen_channels`.
@@ -308,7 +307,7 @@ def count_low_bits(
     return [
         count_low_bits_again(
             slide, b.channel, bins, _find_side(draft), mask_debris=draft.mask_debris,
-            left_out=left_out.get(b.channel, ()), counted=counted,
+            left_out=left_out.get(b.channel, ()), elsewhere=elsewhere, counted=counted,
         )
         for b, bins in zip(draft.seen_channels, wanted, strict=True)
     ]  # fmt: skip

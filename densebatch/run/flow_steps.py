@@ -45,7 +45,7 @@ def list_trace_steps(session: Session) -> Iterator[Step]:
     """Stage 2: a task for each tile, which waits for the flows around it."""
     for index in session.work.grid:
         task = TraceTile(session.work, *index, session.work.flow_plan.travel_px)
-        yield Step(task, "trace", task.core.area, needs=task.needs)
+        yield Step(task, "trace", task.region.area, needs=task.needs)
 
 
 def predict_and_trace(session: Session) -> Labelled:
@@ -90,7 +90,7 @@ def _trace_around(session: Session, failures: dict[Task, str]) -> dict[Task, str
     for task in waited:
         del failures[task]
     # These steps need nothing: all flows are on disk by now.
-    return session.drive([Step(task, "trace around gaps", task.core.area) for task in waited])
+    return session.drive([Step(task, "trace around gaps", task.region.area) for task in waited])
 
 
 def _refuse_nothing(
@@ -160,7 +160,7 @@ def _trace_far_travellers(session: Session, failed: dict[tuple[int, int], str]) 
         told = f"trace again, travel up to {travel} px"
         tasks = [TraceTile(session.work, *index, travel) for index in sorted(near)]
         # These steps need nothing: all flows are on disk by now.
-        failures = session.drive([Step(task, told, task.core.area) for task in tasks])
+        failures = session.drive([Step(task, told, task.region.area) for task in tasks])
         failed.update(_list_tiles(failures))
 
 
@@ -183,7 +183,7 @@ def list_steps_again(
     plan = work.flow_plan
     tiles = {tile for region in regions for tile in work.grid.overlapping(region)}
     traces = [TraceTile(work, *tile, travel_px) for tile in sorted(tiles)]
-    needed = [flows_needed(plan, task.core, travel_px) for task in traces]
+    needed = [flows_needed(plan, task.region, travel_px) for task in traces]
     groups = {group for region in needed for group in plan.groups.overlapping(region)}
     predicts = [PredictGroup(work, *group, lanes) for group in sorted(groups)]
     return [
@@ -191,5 +191,5 @@ def list_steps_again(
             Step(t, "predict again", plan.groups[t.row, t.col].area, rank=1, on_device=True)
             for t in predicts
         ),
-        *(Step(t, "trace again", t.core.area, needs=t.needs) for t in traces),
+        *(Step(t, "trace again", t.region.area, needs=t.needs) for t in traces),
     ]

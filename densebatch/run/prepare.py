@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 _SURVEY = "survey"
-_MANY = 32  # regions that a survey reads, from which workers do it
+MANY_READS = 32  # regions that a survey reads, from which workers do it
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ def prepare(
         starting.begin(workers, drafts)
     with ExitStack() as stack:
         elsewhere = None
-        if starting is not None and not finished and sum(map(_count_regions, drafts)) >= _MANY:
+        if starting is not None and not finished and sum(map(count_reads, drafts)) >= MANY_READS:
             executor = stack.enter_context(starting.for_survey(drafts))
             if executor is not None:
-                elsewhere = _map_bands(executor, progress or Progress())
+                elsewhere = map_bands(executor, progress or Progress())
         each = zip(drafts, earlier, strict=True)
         surveyed = [survey_plan(draft, old, limits, elsewhere) for draft, old in each]
     if starting is not None:
@@ -222,13 +222,21 @@ def _prepare_joined(
     return Prepared(folder, plan, None, workers, needs, settings, inner)
 
 
-def _count_regions(draft: Plan) -> int:
+def count_reads(draft: Plan) -> int:
     """Regions that a survey reads, of all channels."""
     return count_regions(draft.slide) * len(draft.seen_channels)
 
 
-def _map_bands(executor: Executor, progress: Progress) -> BandMap:
-    """Have workers do the bands of a pass over a channel."""
+def map_bands(executor: Executor, progress: Progress) -> BandMap:
+    """Have workers do the bands of a pass over a channel.
+
+    Parameters
+    ----------
+    executor
+        Of the workers.
+    progress
+        Is told of the bands.
+    """
 
     def do_all(function: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> list[Any]:
         progress.stage(_SURVEY, len(items), 0)

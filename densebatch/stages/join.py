@@ -27,7 +27,7 @@ from densebatch.compartments.growing import grow_labels, reach_of
 from densebatch.compartments.matching import match_nuclei
 from densebatch.scoring.contingency import Contingency
 from densebatch.stages.tile_labels import write_tables, write_tile_labels, write_values
-from densebatch.stages.work import Task
+from densebatch.stages.work import TileTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,31 +96,19 @@ def _read(label: Path, region: Region) -> NDArray[np.uint32]:
 
 
 @dataclass(frozen=True)
-class MatchTile(Task):
+class MatchTile(TileTask):
     """Count what nuclei and cells share in a tile.
 
     Attributes
     ----------
-    row, col : tile, of `Work.grid`
+    row, col : as of `TileTask`
     runs : that are joined, by what they segment
     inputs : digest of these runs' results
     """
 
-    row: int
-    col: int
     runs: Mapping[str, JoinedRun] = field(compare=False)
     inputs: str = field(compare=False)
     stage: ClassVar[str] = "match"
-
-    @property
-    def name(self) -> str:
-        """Name of the task and of its record."""
-        return f"match-{self.work.tile_px}-{self.row}-{self.col}"
-
-    @property
-    def region(self) -> Region:
-        """Slide pixels that are looked at."""
-        return self.work.grid[self.row, self.col]
 
     def is_current(self, facts: Mapping[str, Any]) -> bool:
         """Whether these results were counted."""
@@ -194,33 +182,21 @@ def _load_match(path: str, digest: str) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class JoinTile(Task):
+class JoinTile(TileTask):
     """Leave the labels of a tile for numbering.
 
     Attributes
     ----------
-    row, col : tile, of `Work.grid`
+    row, col : as of `TileTask`
     runs : that are joined, by what they segment
     match : digest of what was decided
     inputs : digest of the results of these runs
     """
 
-    row: int
-    col: int
     runs: Mapping[str, JoinedRun] = field(compare=False)
     match: str = field(compare=False)
     inputs: str = field(compare=False)
     stage: ClassVar[str] = "join"
-
-    @property
-    def name(self) -> str:
-        """Name of the task and of its record."""
-        return f"join-{self.work.tile_px}-{self.row}-{self.col}"
-
-    @property
-    def region(self) -> Region:
-        """Slide pixels that get labels."""
-        return self.work.grid[self.row, self.col]
 
     def is_current(self, facts: Mapping[str, Any]) -> bool:
         """Whether the tile was joined from what there is now."""

@@ -24,7 +24,7 @@ from densebatch.merging.layout import Layout
 from densebatch.merging.painting import Part, paint_region
 from densebatch.stages.label import read_bands, read_facts, view_tile
 from densebatch.stages.tile_labels import write_tables, write_tile_labels, write_values
-from densebatch.stages.work import Task
+from densebatch.stages.work import TileTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,31 +92,19 @@ def _load_decision(
 
 
 @dataclass(frozen=True)
-class PaintTile(Task):
+class PaintTile(TileTask):
     """Paint one tile of the output: write its labels and which cells they are.
 
     Attributes
     ----------
-    row, col : tile, of `Work.grid`
+    row, col : as of `TileTask`
     decision : digest of what was decided
     inputs : digest of all that the tile is painted from
     """
 
-    row: int
-    col: int
     decision: str = field(compare=False)
     inputs: str = field(compare=False)
     stage: ClassVar[str] = "paint"
-
-    @property
-    def name(self) -> str:
-        """Name of the task and of its record."""
-        return f"paint-{self.work.tile_px}-{self.row}-{self.col}"
-
-    @property
-    def region(self) -> Region:
-        """Slide pixels that get labels."""
-        return self.work.grid[self.row, self.col]
 
     def is_current(self, facts: Mapping[str, Any]) -> bool:
         """Whether the tile was painted from what there is now."""

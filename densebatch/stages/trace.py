@@ -17,7 +17,7 @@ from densebatch.base.process import Meter, has_gpu_context
 from densebatch.base.resampling import axis_weights, resample
 from densebatch.stages.predict import UNKNOWN, name_prediction
 from densebatch.stages.tile_labels import leave_inside, write_tile_labels, write_values
-from densebatch.stages.work import Task
+from densebatch.stages.work import TileTask
 from densebatch.tracing.foreground import Unknown
 from densebatch.tracing.tile import TracedTile, halo_for_travel, trace_tile
 
@@ -113,37 +113,25 @@ def _trace(
 
 
 @dataclass(frozen=True)
-class TraceTile(Task):
+class TraceTile(TileTask):
     """Trace one tile and write its labels and keys.
 
     Attributes
     ----------
-    row, col : tile
+    row, col : as of `TileTask`
     travel_px : travel that the halo allows for
     """
 
-    row: int
-    col: int
     travel_px: int = field(compare=False)
     stage: ClassVar[str] = "trace"
-
-    @property
-    def name(self) -> str:
-        """Name of the task and of its record."""
-        return f"trace-{self.work.tile_px}-{self.row}-{self.col}"
-
-    @property
-    def core(self) -> Region:
-        """Slide pixels that get the tile's labels."""
-        return self.work.grid[self.row, self.col]
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the tasks that predict what the tile reads."""
         plan = self.work.flow_plan
-        if not plan.counts_in(self.core):
+        if not plan.counts_in(self.region):
             return ()
-        groups = plan.groups.overlapping(flows_needed(plan, self.core, self.travel_px))
+        groups = plan.groups.overlapping(flows_needed(plan, self.region, self.travel_px))
         return tuple(name_prediction(*group) for group in groups)
 
     def is_current(self, facts: Mapping[str, Any]) -> bool:
@@ -156,7 +144,7 @@ class TraceTile(Task):
         `unknown` says whether a flow was that the tile's halo reaches to.
         """
         meter = Meter()
-        work, plan, core = self.work, self.work.flow_plan, self.core
+        work, plan, core = self.work, self.work.flow_plan, self.region
         window = _window(plan, core, self.travel_px)
         unknown = None
         if not plan.counts_in(core) or _is_skipped(plan, flows_needed(plan, core, self.travel_px)):
@@ -182,7 +170,7 @@ class TraceTile(Task):
 
     def _cut(self, traced: TracedTile) -> TracedTile:
         """What lies in the part of the slide that counts."""
-        labels, kept, missing = leave_inside(self.work, self.core, traced.labels, traced.missing)
+        labels, kept, missing = leave_inside(self.work, self.region, traced.labels, traced.missing)
         return replace(traced, labels=labels, keys=traced.keys[kept], missing=missing)
 
     def _write(self, traced: TracedTile) -> list[Path]:

@@ -224,6 +224,29 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
+class TileTask(Task):
+    """Leave something for a tile of the output.
+
+    Attributes
+    ----------
+    row, col : tile, of `Work.grid`
+    """
+
+    row: int
+    col: int
+
+    @property
+    def name(self) -> str:
+        """Name of the task and of its record."""
+        return f"{self.stage}-{self.work.tile_px}-{self.row}-{self.col}"
+
+    @property
+    def region(self) -> Region:
+        """Slide pixels of the tile."""
+        return self.work.grid[self.row, self.col]
+
+
+@dataclass(frozen=True)
 class Halt:
     """Instead of a task's facts: no task should be begun any more, for each would fail so.
 

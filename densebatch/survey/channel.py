@@ -258,13 +258,14 @@ def count_low_bits_again(
     *,
     mask_debris: bool = True,
     left_out: Sequence[Region] = (),
+    elsewhere: BandMap | None = None,
     counted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Count pixels of tissue, of wide values, by the lower bits of their keys.
 
     Parameters
     ----------
-    slide, channel, side, mask_debris, left_out, counted
+    slide, channel, side, mask_debris, left_out, elsewhere, counted
         As of `survey_channel`, which finds the same tissue.
     wanted
         `(n,)` upper bits of the keys that are counted.
@@ -274,7 +275,7 @@ def count_low_bits_again(
     ndarray
         `(n, 65536)`.
     """
-    reader = open_reader(slide, channel, counted=counted)
+    reader = open_reader(slide, channel, elsewhere, counted)
     reader.unread.update(dict.fromkeys(left_out, "could not be read when the run began"))
     n_unread = -1
     while len(reader.unread) > n_unread:

@@ -72,12 +72,13 @@ class Reader:
             part = pieces[place].intersect(region)
             if part is None or pieces[place] in self.unread:
                 continue
-            try:
-                read = self.slide.read(self.channel, part)
+            try:  # all of it, so that the reason is the same whichever region comes first
+                read = self.slide.read(self.channel, pieces[place])
             except (InputError, OSError) as error:
                 self.unread[pieces[place]] = " ".join(str(error).split())
             else:
-                pixels[part.shift(-region.y0, -region.x0).slices] = read
+                inside = part.slices_in(pieces[place])
+                pixels[part.slices_in(region)] = read[inside]
         return pixels
 
     def read_blocks(

@@ -2,7 +2,8 @@
 
 A thread hands out the jobs of all lanes through one `DaskExecutor`. So the window of jobs in flight
 is of all runs together, and a job that may kill its worker runs alone whosever the others are. The
-jobs of a lane that was opened earlier go first; those of later ones take what it leaves idle.
+jobs of a lane that was opened earlier go first; those of later ones take what it leaves idle. A
+lane that is opened in front has few jobs, for which much of what comes next waits.
 """
 
 from __future__ import annotations
@@ -140,11 +141,11 @@ class SharedExecutor:
         self.executor.nudge()
         self._thread.join(_JOIN_S)
 
-    def open_lane(self, name: str) -> Lane:
-        """A lane for one more run, behind those that are open."""
+    def open_lane(self, name: str, *, in_front: bool = False) -> Lane:
+        """A lane for one more run, behind those that are open, or in front of them."""
         lane = Lane(self, name)
         with self._changing:
-            self._lanes.append(lane)
+            self._lanes.insert(0 if in_front else len(self._lanes), lane)
         return lane
 
     @property

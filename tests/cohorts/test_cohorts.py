@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from densebatch.cli.terminal import TerminalProgress
+from densebatch.cohorts import crew
 from densebatch.cohorts.crew import size_crew
 from densebatch.cohorts.drive import segment_cohort
 from densebatch.cohorts.progress import RowProgress
@@ -20,6 +21,7 @@ from densebatch.cohorts.rows import Row
 from densebatch.cohorts.status import read_cohort
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.settings import load_settings
+from densebatch.run import prepare, start
 from densebatch.run.segment import segment
 from densebatch.run.session import Session
 from densebatch.upkeep.measure import measure
@@ -145,10 +147,15 @@ def test_a_sheet_from_beginning_to_end(slides, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
-    """As above, on worker processes, which the two share."""
+@pytest.mark.parametrize("many", [False, True])
+def test_slides_by_their_names(slides, capsys, tmp_path, caplog, monkeypatch, many):
+    """As above, on worker processes, which the two share, and which survey what is large."""
     _, whole, expected, *_ = slides
     out = tmp_path / "out"
+    if many:
+        monkeypatch.setattr(prepare, "MANY_READS", 1)
+        for module in (start, crew):
+            monkeypatch.setattr(module, "MAX_THREADS", 1)
     caplog.set_level(logging.INFO, logger="densebatch")
     code, _, err = call_main(capsys, "segment", *whole, out, *OPTIONS, "--workers", 2)
     assert code == 0, err
@@ -159,6 +166,7 @@ def test_slides_by_their_names(slides, capsys, tmp_path, caplog):
     assert sum(record.event == "executor opened" for record in events) == 1
     stages = {r.fields["sample"] for r in events if r.event == "stage begun"}
     assert stages == {"s0", "s1"}
+    assert all((f"s{k}: survey: " in err) == many for k in range(2))
     assert "s1: predict: 1/1 task" in err
     assert not list(out.rglob(".densebatch-owner*"))
 

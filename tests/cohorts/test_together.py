@@ -7,9 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from densebatch.cohorts import together
+from densebatch.cohorts.crew import Crew, size_crew
 from densebatch.cohorts.drive import segment_cohort
 from densebatch.cohorts.rows import Row
+from densebatch.cohorts.together import survey_together
+from densebatch.planning.planner import draft_plan
 from densebatch.planning.settings import load_settings
+from densebatch.run import prepare, start
 from densebatch.run.segment import segment
 from densebatch.slides.slide import open_slide
 from densebatch.survey.channel import survey_channel
@@ -19,6 +24,7 @@ from tests.helpers.run_files import (
     Watcher,
     assert_same_output,
     call_main,
+    count_calls,
     output_bytes,
     read_report,
     simulate,
@@ -110,6 +116,29 @@ def test_wide_pixels_and_a_slide_that_is_constant(tmp_path):
     assert limits[0][0][0] == pytest.approx(low, rel=0.02)  # nearly all is tissue
     assert limits[0][0][1] == pytest.approx(high, rel=0.02)
     assert bounds(tmp_path / "three" / "f") == [(500.25, 500.25)]
+
+
+@pytest.mark.slow
+def test_workers_read_what_is_much(tmp_path, monkeypatch):
+    """With the bounds of a survey by this process, also where it takes two passes."""
+    slides = [
+        write_tiff(
+            tmp_path / f"{k}.ome.tif", simulate(2100, 200, seed=k).astype(np.float32),
+            ["CD3", "DAPI"],
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    drafts = [draft_plan(path, SETTINGS) for path in slides]
+    assert sum(map(prepare.count_reads, drafts)) == 4
+    rows = rows_of(slides)
+    expected = survey_together(rows, tmp_path / "none", Watcher(), None)
+    monkeypatch.setattr(together, "MANY_READS", 4)
+    monkeypatch.setattr(start, "MAX_THREADS", 1)
+    settings = SETTINGS.model_copy(update={"workers": 2})
+    bands = count_calls(monkeypatch, together, "map_bands")
+    with Crew(settings, size_crew(rows, settings), print) as crew:
+        assert survey_together(rows, tmp_path / "none", Watcher(), None, crew) == expected
+    assert len(bands) == 1
 
 
 def test_slides_that_differ_are_refused(slides, tmp_path, capsys):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from densebatch.planning import pace
-from densebatch.planning.pace import Pace, measure_pace, recall_pace, remember_pace
+from densebatch.planning.pace import measure_pace, recall_pace, remember_pace
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import SegmentSettings
 from tests.helpers.run_files import call_main, simulate, write_tiff
@@ -36,6 +37,11 @@ def report(slide_px=10**6, total=20.0, **changes):
         "workers": 2,
         "seconds": {"plan": 3.0, "predict_and_trace": 12.0, "number": 2.0, "total": total},
         "task_seconds": {"predict": 16.0, "trace": 6.0, "number": 3.0},
+        "stages": {
+            "predict": {"tasks": 40, "parts": {"read": 1.0, "network": 11.0}},
+            "trace": {"tasks": 8, "parts": {}},
+            "number": {"tasks": 2, "parts": {}},
+        },
         "slide_channels": [0, 1],
         **changes,
     }
@@ -47,7 +53,10 @@ def test_a_run_of_the_same_kind_takes_as_long_as_the_one_before(slide):
     assert recall_pace(plan, SETTINGS, 2) is None
     remember_pace(plan, SETTINGS, 2, told)
     found = recall_pace(plan, SETTINGS, 2)
-    assert found.busy == pytest.approx(25 / 2 / 14)
+    # Two workers wait for two tasks each, of 25 s / 50; the network's 4 s of loading do not grow.
+    assert found.busy == pytest.approx(25 / (2 * 14 - 2 * 2 * 0.5))
+    assert found.patch_s == pytest.approx(12 / plan.network_patches)
+    assert found.other_s == pytest.approx(20 - 2 - (12 + 6 + 3) / 2 / found.busy)
     assert found.estimate(plan, SETTINGS) == pytest.approx(20.0)
     # Measuring one channel of two takes less, and so does what is not copied.
     narrow = SegmentSettings(membrane=("CD3",), model="dense-tiny", channels=("CD3",), image="none")
@@ -100,7 +109,7 @@ def test_a_trial_evaluates_patches(slide, tmp_path, capsys):
     found = measure_pace(plan, SETTINGS, 0, None)
     assert found.patch_s > 0
     assert found.slide_px == 0
-    more = Pace(2 * found.patch_s, 0.4, 0.05, 0.05, 5.0, 1, 1.0, 0)
+    more = replace(found, patch_s=2 * found.patch_s)
     assert more.estimate(plan, SETTINGS) - found.estimate(plan, SETTINGS) == pytest.approx(
         plan.network_patches * found.patch_s
     )

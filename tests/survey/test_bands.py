@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_the_same_everywhere(tmp_path, monkeypatch):
 def test_workers_survey_large_slides(tmp_path, monkeypatch):
     slide = write_tiff(tmp_path / "a.ome.tif", simulate(2200, 500, seed=1), ["CD3", "DAPI"])
     expected = build_plan(slide, SegmentSettings(membrane=("CD3",), model="dense-tiny"))
-    monkeypatch.setattr(prepare, "_MANY", 2)
+    monkeypatch.setattr(prepare, "MANY_READS", 2)
     monkeypatch.setattr(start, "MAX_THREADS", 1)
     watched = Watcher()
     segment(

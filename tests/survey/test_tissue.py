@@ -232,7 +232,7 @@ def test_files_and_tissue_both_cut(slide, tmp_path):
     roi[:, 5:9] = 1
     np.save(tmp_path / "roi.npy", roi)
     draft = draft_plan(slide, settings())
-    tissue = find_slide_tissue(draft, settings())
+    tissue = find_slide_tissue(draft, settings(), None)
     own = settings(roi=tmp_path / "roi.npy")
     both = refine_draft(slide, own, draft_plan(slide, own))
     whole = Region(0, 0, *SHAPE)

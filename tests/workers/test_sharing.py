@@ -15,6 +15,11 @@ from tests.helpers import executor_jobs
 from tests.helpers.job_sets import N_WORKERS, errors, results, run, squares
 
 
+def list_times(folder):
+    """When each of its jobs was done."""
+    return sorted(path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.fixture
 def shared(dask_executor):
     with SharedExecutor(dask_executor) as shared:
@@ -87,9 +92,13 @@ def test_jobs_of_one_name_in_several_lanes(shared, tmp_path):
 
 
 def test_the_lane_that_was_opened_first_goes_first(shared, tmp_path):
-    """The second takes what the first leaves: nothing, as long as it has enough."""
-    lanes = [shared.open_lane(str(k)) for k in range(2)]
-    for k in range(2):
+    """The second takes what the first leaves: nothing, as long as it has enough.
+
+    One that was opened in front of them comes before both.
+    """
+    lanes = [shared.open_lane("0"), shared.open_lane("1")]
+    in_front = shared.open_lane("2", in_front=True)
+    for k in range(3):
         (tmp_path / str(k)).mkdir()
     held = [hold(tmp_path, f"held{i}") for i in range(2 * N_WORKERS)]  # the window is full
     begun = [start(lambda: run(lanes[0], [*held, *squares(tmp_path / "0", 8)]))]
@@ -97,18 +106,17 @@ def test_the_lane_that_was_opened_first_goes_first(shared, tmp_path):
         wait_until_held(tmp_path, job.name)
     assert not shared.is_hungry
     begun.append(start(lambda: run(lanes[1], squares(tmp_path / "1", 8))))
+    begun.append(start(lambda: run(in_front, squares(tmp_path / "2", 8))))
     while len(lanes[0].running) < len(held):
         time.sleep(0.01)
     for job in held:
         let_go(tmp_path, job.name)
     for each in begun:
         results(each.get(timeout=60))
-    times = [
-        sorted(path.stat().st_mtime_ns for path in (tmp_path / str(k)).rglob("*") if path.is_file())
-        for k in range(2)
-    ]
-    # Jobs of the second that were handed out when the last of the first were in flight.
+    times = [list_times(tmp_path / str(k)) for k in range(3)]
+    # Jobs of one that were handed out when the last of the one before it were in flight.
     assert sum(at < times[0][-1] for at in times[1]) <= 2 * N_WORKERS
+    assert sum(at < times[2][-1] for at in times[0]) <= 2 * N_WORKERS
     assert shared.is_hungry
 
 

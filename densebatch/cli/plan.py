@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from densebatch.cohorts.rows import Row
     from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.regions.tissue import TissueSearch
     from densebatch.run.prepare import Prepared
-    from densebatch.survey.tissue import TissueSearch
 
 
 @click.command(cls=LoggedCommand)

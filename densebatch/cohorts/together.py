@@ -30,11 +30,11 @@ from densebatch.planning.planner import (
     refine_draft,
     survey_channels,
 )
+from densebatch.regions.tissue import SlideTissue
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import MANY_READS, count_reads, map_bands
 from densebatch.run.report import Progress
 from densebatch.survey.percentiles import Pool
-from densebatch.survey.tissue import SlideTissue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

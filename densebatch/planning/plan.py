@@ -28,9 +28,9 @@ from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
 from densebatch.regions.areas import Areas  # noqa: TC001
+from densebatch.regions.tissue import TissueSearch  # noqa: TC001
 from densebatch.slides.source import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
-from densebatch.survey.tissue import TissueSearch  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 
 if TYPE_CHECKING:

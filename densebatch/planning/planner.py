@@ -21,13 +21,14 @@ from densebatch.planning.label_planner import draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.regions.read import RegionFiles, read_areas
+from densebatch.regions.tissue import SlideTissue
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
 from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import ChannelBounds
 from densebatch.survey.notes import explain_light, explain_pixels
-from densebatch.survey.tissue import SlideTissue, find_tissue
+from densebatch.survey.tissue import find_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

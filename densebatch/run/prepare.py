@@ -22,10 +22,10 @@ from densebatch.planning.planner import (
     refine_draft,
     survey_plan,
 )
+from densebatch.regions.tissue import SlideTissue
 from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.run.report import Progress
 from densebatch.survey.reader import count_regions
-from densebatch.survey.tissue import SlideTissue
 from densebatch.workers.cluster import check_workers
 from densebatch.workers.schedule import Job
 from densebatch.workers.scheduler import check_scheduler

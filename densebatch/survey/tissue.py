@@ -17,29 +17,34 @@ of several cells is added, so that the way a cell was cut off by a threshold los
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from densebatch.base.checksums import map_in_threads
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
+from densebatch.base.log import log_event
 from densebatch.base.machine import count_cores
 from densebatch.base.names import quote_names
 from densebatch.regions.read import NothingLeftError, read_areas
+from densebatch.regions.tissue import ChannelTissue, SlideTissue, TissueSearch
 from densebatch.survey.brightfield import looks_brightfield
 from densebatch.survey.reader import MAX_THREADS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from densebatch.regions.areas import Areas
     from densebatch.regions.read import RegionFiles
     from densebatch.slides.slide import Slide
+
+log = logging.getLogger(__name__)
 
 _BLOCK_UM, _BLOCK_PX = 16.0, 32.0  # side of a block; in px where the pixel size is unknown
 _MARGIN_UM, _MARGIN_PX = 50.0, 100.0  # five cells of 10 um
@@ -53,66 +58,6 @@ _SEPARABILITY = 0.85
 _DEVIATIONS, _LEAST_RISE = 6.0, 0.25
 _MAD = 1.4826  # of a normal distribution: standard deviations in the median of deviations
 _N_PLACES = 16  # that are looked at in full resolution
-
-
-@dataclass(frozen=True)
-class ChannelTissue:
-    """How tissue was looked for in a channel.
-
-    Attributes
-    ----------
-    name : of the channel
-    separability : share of the variance that is between Otsu's classes, 0 to 1
-    threshold : pixel value; of smoothed blocks, more is tissue
-    lower : pixel value from which blocks beside these are tissue too
-    counts : whether the classes differ clearly enough
-    """
-
-    name: str
-    separability: float
-    threshold: float
-    lower: float
-    counts: bool
-
-
-@dataclass(frozen=True)
-class TissueSearch:
-    """What was looked at to find tissue, and whether any was told from glass.
-
-    Attributes
-    ----------
-    level : of the pyramid, 0 for the highest resolution
-    block_px, margin_px : side of a block and the margin, pixels of the slide
-    channels : that were looked at
-    share : of the slide, that is tissue with its margin; None if all of it counts
-    reason : why all of it counts; None if it does not
-    """
-
-    level: int
-    block_px: float
-    margin_px: float
-    channels: tuple[ChannelTissue, ...]
-    share: float | None = None
-    reason: str | None = None
-
-
-class SlideTissue(NamedTuple):
-    """The tissue of a slide.
-
-    Attributes
-    ----------
-    search : how it was looked for
-    region : the part of the slide that counts by it, and by files
-    """
-
-    search: TissueSearch
-    region: Areas | None
-
-    def explain(self) -> Iterator[str]:
-        """Say so where tissue could not be told."""
-        if self.search.reason is not None:
-            whole = "slide" if self.region is None else "region"
-            yield f"--tissue auto: {self.search.reason}: all of the {whole} counts"
 
 
 @dataclass(frozen=True)
@@ -148,6 +93,10 @@ def find_tissue(
         Which they tell; None for all of the slide.
     """
     search, tissue = find_blocks(slide, channels, um_per_px, region)
+    log_event(
+        log, "tissue looked for", slide=slide.info.path, pyramid_level=search.level,
+        share=search.share, reason=search.reason,
+    )  # fmt: skip
     if tissue is None:
         return SlideTissue(search, region)
     shape = (slide.info.height, slide.info.width)
@@ -284,20 +233,25 @@ def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _
             pixels = slide.read_level(level, channel, window)
         except (InputError, OSError):
             return None
-        finite = np.isfinite(pixels)
-        starts = [
+        rows, cols = (
             np.concatenate([[0], each[(each > begin) & (each < end)] - begin])
             for each, begin, end in (
                 (edges[0], window.y0, window.y1),
                 (edges[1], window.x0, window.x1),
             )
-        ]
-        values = np.where(finite, pixels, 0).astype(np.float64)
-        own = [
-            np.add.reduceat(np.add.reduceat(each, starts[0], axis=0), starts[1], axis=1)
-            for each in (values, finite.astype(np.int64))
-        ]
-        return own[0], own[1]
+        )
+        is_real = pixels.dtype.kind == "f"
+        known = np.isfinite(pixels) if is_real else np.ones((1, 1), np.bool_)
+        if is_real:
+            pixels = np.where(known, pixels, 0)
+
+        def add(values: NDArray[Any], dtype: type) -> NDArray[Any]:
+            of_rows = np.add.reduceat(values, rows, axis=0, dtype=dtype)
+            summed: NDArray[Any] = np.add.reduceat(of_rows, cols, axis=1)
+            return summed
+
+        n_known = add(np.broadcast_to(known, pixels.shape), np.int64)
+        return add(pixels, np.float64 if is_real else np.int64), n_known
 
     threads = max(1, min(count_cores(), MAX_THREADS))
     for window, part in map_in_threads(look, (windows[i] for i in windows), threads):

@@ -15,7 +15,7 @@ from densebatch.planning.scale import DiameterEstimate
 from densebatch.planning.settings import SegmentSettings
 from densebatch.regions.areas import pack_areas
 from densebatch.regions.runs import find_runs
-from densebatch.survey.tissue import TissueSearch
+from densebatch.regions.tissue import TissueSearch
 from tests.helpers.run_files import write_tiff
 
 SHAPE = (80, 90)

@@ -88,6 +88,24 @@ def test_a_real_mosaic_that_is_all_tissue_stays_whole():
         assert find(path, (channel,))[1] is None
 
 
+@needs_data
+def test_no_cell_of_real_tissue_on_glass_is_lost(tmp_path):
+    """Not one of those that people have drawn, whose faintest are hardly brighter than glass."""
+    for name in FIELDS[1:3]:
+        pixels, masks = read_field(name)
+        place = np.s_[400 : 400 + pixels.shape[0], 300 : 300 + pixels.shape[1]]
+        slide = np.random.default_rng(0).poisson(4, (1900, 2100))
+        truth = np.zeros_like(slide)
+        slide[place] += pixels
+        truth[place] = masks
+        path = tmp_path / "a.ome.tif"
+        search, mask = find(
+            write_tiff(path, np.minimum(slide, 255).astype(np.uint8)[None], ["M"]), (0,)
+        )
+        assert search.share < 0.6
+        assert not truth[~stretch(mask, slide.shape)].any()
+
+
 def tell(pixels, tmp_path, um=0.5):
     search, mask = find(write_tiff(tmp_path / "a.ome.tif", pixels, ["M"], um), (0,), um)
     assert mask is None

@@ -53,7 +53,7 @@ def write_ome(path, inner="", label=""):
 
 def plane(channel, y, x, unit=UM):
     units = f'PositionXUnit="{unit}" PositionYUnit="{unit}" ' if unit else ""
-    return f'<Plane TheC="{channel}" TheZ="0" TheT="0" PositionX="{x}" PositionY="{y}" {units}/>'
+    return f'<Plane TheC="{channel}" TheZ="0" PositionX="{x}" PositionY="{y}" {units}/>'
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,18 @@ def _read_qpi(tif: TiffFile, series: TiffPageSeries) -> Told:
     told = [read_qpi(_load(page)) for page in series]
     tags = series.keyframe.tags
     unit = RESOLUTION_UNITS.get(tags.valueof(_UNIT, default=2))
-    place = []
-    for code in (_YPOSITION, _XPOSITION):
-        numerator, denominator = tags.valueof(code, default=(0, 1))
-        place.append(place_um(numerator / denominator, unit) if denominator else None)
+    place = [_place_from_tag(tags.valueof(code), unit) for code in (_YPOSITION, _XPOSITION)]
     names = tuple(page.get("Biomarker") or page.get("Name") or None for page in told)
     return Told(names, None, place_origin(*place))
+
+
+def _place_from_tag(position: tuple[int, int] | None, unit: object) -> float | None:
+    """A coordinate from the fraction of a tag; None if it is none."""
+    try:
+        numerator, denominator = position or (0, 1)
+        return place_um(numerator / denominator, unit)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _read_svs(tif: TiffFile, series: TiffPageSeries) -> Told:

@@ -94,10 +94,13 @@ def test_positions_of_scanners(tmp_path):
     assert read_origin(path) == ((90.0, 250.0), "the file's own metadata (scn)")
     root = "PerkinElmer-QPI-ImageDescription"
     xml = f"<{root}><ImageType>FullResolution</ImageType><Name>DAPI</Name></{root}>"
-    tags = [(286, "2I", 1, (5, 4), True), (287, "2I", 1, (3, 2), True)]
-    path = tmp_path / "a.qptiff"
-    tifffile.imwrite(
-        path, PLANES[0], description=xml.encode(), software="PerkinElmer-QPI", metadata=None,
-        resolution=(20000, 20000), resolutionunit="CENTIMETER", extratags=tags, tile=(32, 32),
-    )  # fmt: skip
-    assert read_origin(path) == ((15000.0, 12500.0), "the file's own metadata (qpi)")
+    for x, expected in (((5, 4), (15000.0, 12500.0)), ((5, 0), None)):
+        tags = [(286, "2I", 1, x, True), (287, "2I", 1, (3, 2), True)]
+        path = tmp_path / f"{x[1]}.qptiff"
+        tifffile.imwrite(
+            path, PLANES[0], description=xml.encode(), software="PerkinElmer-QPI", metadata=None,
+            resolution=(20000, 20000), resolutionunit="CENTIMETER", extratags=tags, tile=(32, 32),
+        )  # fmt: skip
+        assert read_origin(path)[0] == expected
+        assert open_slide(path).info.channels == ("DAPI",)
+    assert read_origin(tmp_path / "4.qptiff")[1] == "the file's own metadata (qpi)"

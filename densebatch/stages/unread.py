@@ -106,12 +106,12 @@ def _read(
         part = pieces[index].intersect(region)
         if part is None:
             continue
-        try:
-            found = read(channel, part)
+        try:  # all of it, so that the reason is the same for every tile
+            found = read(channel, pieces[index])
         except SlideChangedError:
             raise
         except (InputError, OSError) as error:
             unread.append(Unread(channel, pieces[index], " ".join(str(error).split())))
         else:
-            pixels[part.shift(-region.y0, -region.x0).slices] = found
+            pixels[part.slices_in(region)] = found[part.slices_in(pieces[index])]
     return pixels, unread

@@ -7,7 +7,7 @@
 # to a cluster, or to give memory limits. WORKERS=N, else one for each processor.
 set -euo pipefail
 workers=${WORKERS:-$(nproc)}
-# Workers keep the memory that they free, see README; Dask tells of what goes wrong only.
+# Workers keep the memory that they free, see docs/clusters.md; Dask tells of what goes wrong only.
 export MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456
 export DASK_LOGGING__DISTRIBUTED=warning
 

@@ -195,7 +195,7 @@ def _find_on_level(
         reason = (
             f"the brightness of {quote_names([about.name for about in told])} does not fall into "
             "two classes as different as tissue and glass (Otsu's separability is "
-            f"{best:.2f}, and counts from {_SEPARABILITY})"
+            f"{best:.3f}, and counts from {_SEPARABILITY})"
         )
         return replace(search, reason=reason), None, ~found
     pieces, _ = ndimage.label(found, np.ones((3, 3)))

@@ -11,8 +11,8 @@ them: 0.85, where classes of an even spread have 0.75. Of real fields that are a
 more than 0.80 (`tests/survey/test_tissue.py`).
 
 Whatever is clearly brighter than glass and hangs together with what is above the threshold is
-tissue, in any of the channels. Small pieces are removed, holes filled, and a margin of several cells
-is added, so that no cell at the edge is lost.
+tissue, in any of the channels. Small pieces are removed, holes filled, and a margin of several
+cells is added, so that none at the edge is lost.
 """
 
 from __future__ import annotations

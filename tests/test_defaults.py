@@ -261,6 +261,7 @@ NOTES = {
     "taken for dead": plan(slide(put_area(TISSUE + 5000, 0)[0])),
     "strewn over the slide": plan(slide(put_specks(GLASS, 60, 6, 3)[0])),
     "saturated": plan(slide(np.minimum(TISSUE, int(np.percentile(TISSUE, 95))))),
+    "as different as tissue and glass": plan(slide(), "--tissue", "auto"),
     "has no contrast": plan(slide(np.zeros_like(ONE))),
     "4 diameters of": plan(slide(), "--segmenter", "watershed", "--tile", 256),
     "the membrane of a cell is": plan(

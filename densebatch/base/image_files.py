@@ -231,7 +231,7 @@ def _unpack(file: BinaryIO, number_format: str, offset: int) -> int | None:
     return int(struct.unpack(number_format, data)[0]) if len(data) == n_bytes else None
 
 
-def check_segments(path: Path, series: TiffPageSeries) -> None:
+def check_segments(path: object, series: TiffPageSeries) -> None:
     """Check that the pixels of every tile or strip of a series lie inside their file.
 
     tifffile reads a tile whose byte count is zero as zeros, and a plane without a page too.

@@ -62,6 +62,8 @@ class PyramidSpec:
         Levels of labels and image alike (the specification wants them equal).
     um_per_px
         Pixel size at full resolution in µm; None if unknown.
+    origin_um
+        Where the first pixel lies along y and x; None if that is nowhere else than at 0.
     label_name
         Name of the label image inside `labels/`.
     image
@@ -90,6 +92,7 @@ class PyramidSpec:
     width: int
     n_levels: int
     um_per_px: float | None = None
+    origin_um: tuple[float, float] | None = None
     label_name: str = LABEL_NAME
     image: bool = False
     channels: tuple[str, ...] = ()
@@ -221,7 +224,7 @@ def image_document(spec: PyramidSpec) -> Json:
 
 
 def _pyramid(spec: PyramidSpec) -> SlidePyramid:
-    return spec.slide or plain_pyramid(spec.um_per_px, spec.n_levels)
+    return spec.slide or plain_pyramid(spec.um_per_px, spec.n_levels, spec.origin_um)
 
 
 def _window(spec: PyramidSpec, index: int) -> tuple[tuple[float, float], tuple[float, float]]:

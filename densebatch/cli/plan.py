@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from densebatch.cohorts.rows import Row
     from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.planning.settings import SegmentSettings
+    from densebatch.regions.tissue import TissueSearch
     from densebatch.remote.tree import Place
     from densebatch.run.prepare import Prepared
 
@@ -149,6 +151,8 @@ def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
     facts: dict[str, Any] = {"slide_px": built.shape[0] * built.shape[1]}
     if built.region is not None:
         facts["region"] = describe_areas(built.region)
+    if built.tissue is not None:
+        facts["tissue"] = asdict(built.tissue)
     if isinstance(built, FlowPlan):
         assert run.choice is not None
         facts |= {
@@ -228,17 +232,21 @@ def info(slide: Place, json_file: Path | None, **chosen: str | None) -> None:
 
 
 def _describe_slide(told: dict[str, Any], um_per_px: float | None) -> list[str]:
-    """The slide in two lines, of what `describe_slide` or a plan tells of it."""
+    """The slide in a few lines, of what `describe_slide` or a plan tells of it."""
     size = f"{um_per_px:g} um/px" if um_per_px else "pixel size unknown"
     if um_per_px and um_per_px == told["um_per_px"] and told["um_per_px_from"]:
         size += f" ({told['um_per_px_from']})"
     chosen = [f"{name} {told[name]}" for name in ("scene", "z", "t") if told[name] is not None]
-    return [
+    lines = [
         f"slide      {told['path']}",
         f"           {', '.join([told['format'], *chosen])}, {told['shape'][0]} x "
         f"{told['shape'][1]} px, {told['dtype']}, {size}, channels "
         f"{quote_names(told['channels'])}",
     ]
+    if told["origin_um"] is not None:
+        y, x = told["origin_um"]
+        lines.append(f"origin     y {y:g} um, x {x:g} um ({told['origin_from']})")
+    return lines
 
 
 def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
@@ -270,6 +278,8 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"region     {told['area_px'] / 1e6:.4g} Mpx{shown}, {told['share']:.1%} of the slide"
         )
+    if built.tissue is not None and built.tissue.share is not None:
+        lines.append(_describe_tissue(built.tissue))
     whole = "slide" if built.region is None else "region"
     named = [("membrane", b) for b in built.membrane]
     named += [("nuclei", built.nuclei)] if built.nuclei else []
@@ -293,6 +303,16 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         *(f"note       {note}" for note in built.notes),
     ]
     return lines
+
+
+def _describe_tissue(search: TissueSearch) -> str:
+    told = ", ".join(
+        f"{about.name} above {about.threshold:.4g}" for about in search.channels if about.counts
+    )
+    return (
+        f"tissue     {search.share:.1%} of the slide, found by {told} on level {search.level}, "
+        f"with a margin of {search.margin_px:.4g} px"
+    )
 
 
 def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:

@@ -58,6 +58,8 @@ _OPTIONS = [
                  help="Areas that count: GeoJSON of QuPath, ImageJ ROIs, or a mask image."),
     click.option("--exclude", type=click.Path(path_type=Path), metavar="FILE",
                  help="Areas that do not count, of the same kinds."),
+    click.option("--tissue", type=click.Choice(["none", "auto"]),
+                 help="auto: only what looks like tissue counts, with a margin.  [none]"),
     click.option("--model", metavar="MODEL",
                  help=f"Bundled or fetched model, or a file.  [{DEFAULT_MODEL}]"),
     click.option("--segmenter", metavar="NAME",

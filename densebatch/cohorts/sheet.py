@@ -50,6 +50,7 @@ COLUMNS = {
     "scene": Column("scene"),
     "roi": Column("roi", may_be_path=True),
     "exclude": Column("exclude", may_be_path=True),
+    "tissue": Column("tissue"),
     "z": Column("z"),
     "t": Column("t"),
     "panel": Column("panel", may_be_path=True),

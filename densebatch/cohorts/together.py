@@ -26,10 +26,11 @@ from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import (
     count_low_bits,
     draft_plan,
-    estimate_scale,
     list_percentiles,
+    refine_draft,
     survey_channels,
 )
+from densebatch.regions.tissue import SlideTissue
 from densebatch.run.folder import OutputFolder
 from densebatch.run.prepare import MANY_READS, count_reads, map_bands
 from densebatch.run.report import Progress
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.survey.reader import BandMap
+
+    _Seen = tuple[SlideTissue | None, DiameterEstimate | None]
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +166,8 @@ def survey_together(
     identities = []
     usable = []
     n_reads = 0
-    scales: dict[str, DiameterEstimate] = {}
-    for row, draft, earlier in _draft_all(rows, out, scales, restart=restart):
+    seen: dict[str, _Seen] = {}
+    for row, draft, earlier in _draft_all(rows, out, seen, restart=restart):
         own = _describe(draft)
         kind, first = (own, row.sample) if kind is None else (kind, first)
         if own != kind:
@@ -185,7 +188,7 @@ def survey_together(
     progress.stage(_STAGE, len(usable), 0)
     surveyed: dict[str, list[bool]] = {}
     with _lend(crew, n_reads) as elsewhere:
-        for row, draft, earlier in _draft_all(usable, out, scales, restart=restart):
+        for row, draft, earlier in _draft_all(usable, out, seen, restart=restart):
             try:
                 surveys = survey_channels(draft, earlier, elsewhere=elsewhere)
             except (InputError, StoreError):  # its row fails in its turn
@@ -200,7 +203,7 @@ def survey_together(
         wanted = [pool.wanted for pool in pools]
         if any(bins.size for bins in wanted):
             again = [row for row in usable if row.sample in surveyed]
-            for row, draft, earlier in _draft_all(again, out, scales, restart=restart):
+            for row, draft, earlier in _draft_all(again, out, seen, restart=restart):
                 found_low = count_low_bits(draft, earlier, wanted, elsewhere)
                 for pool, low_bits, does_count in zip(
                     pools, found_low, surveyed[row.sample], strict=True
@@ -234,24 +237,28 @@ def _lend(crew: Crew | None, n_reads: int) -> Iterator[BandMap | None]:
 
 
 def _draft_all(
-    rows: Sequence[Row], out: Path, scales: dict[str, DiameterEstimate], *, restart: bool
+    rows: Sequence[Row], out: Path, seen: dict[str, _Seen], *, restart: bool
 ) -> Iterator[tuple[Row, Plan, Plan | None]]:
     """Drafts of the slides that can be opened, one after the other, with what their runs began.
 
-    `scales` keeps the diameters that are estimated.
+    `seen` keeps tissue and diameters that are found.
     """
     for row in rows:
         earlier = None if restart else OutputFolder(out / row.sample).read_marker()
         try:
             settings = row.read_settings()
             draft = draft_plan(row.slide, settings)
-            if settings.diameter == "auto" and isinstance(draft, FlowPlan):
-                if row.sample not in scales:
-                    scales[row.sample] = estimate_scale(draft, settings, earlier)
-                draft = draft_plan(row.slide, settings, scales[row.sample])
+            draft = refine_draft(row.slide, settings, draft, earlier, *seen.get(row.sample, ()))
+            seen[row.sample] = _recall(draft)
         except (InputError, StoreError, OSError):  # its row fails in its turn
             continue
         yield row, draft, earlier
+
+
+def _recall(draft: Plan) -> _Seen:
+    """What was found on a slide for its draft."""
+    tissue = None if draft.tissue is None else SlideTissue(draft.tissue, draft.region)
+    return tissue, draft.estimate if isinstance(draft, FlowPlan) else None
 
 
 def _describe(draft: Plan) -> _Kind:

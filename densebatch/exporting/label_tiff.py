@@ -53,6 +53,12 @@ def write_label_tiff(source: Source, path: Path, options: Options) -> None:
         for axis in "XY":
             metadata[f"PhysicalSize{axis}"] = source.um_per_px
             metadata[f"PhysicalSize{axis}Unit"] = "µm"
+    if source.origin_um is not None:
+        y, x = source.origin_um
+        metadata["Plane"] = {
+            **{"PositionX": [x], "PositionXUnit": ["µm"]},
+            **{"PositionY": [y], "PositionYUnit": ["µm"]},
+        }
     common: dict[str, Any] = {
         "dtype": dtype,
         "tile": (_TILE_PX, _TILE_PX),

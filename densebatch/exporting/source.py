@@ -49,6 +49,7 @@ class Source:
     names : of all label images of these ids that there are
     n_cells : rows of the table
     um_per_px : None if it is unknown
+    origin_um : where the first pixel lies along y and x; None where nothing tells, or without size
     provenance : how the result was made, strings and numbers alone
     missing : a sentence on what has no result; None if nothing is missing
     progress : receives rows as they are written
@@ -62,6 +63,7 @@ class Source:
     names: tuple[str, ...]
     n_cells: int
     um_per_px: float | None
+    origin_um: tuple[float, float] | None
     provenance: dict[str, str | float]
     missing: str | None = None
     progress: Progress = field(default_factory=Progress)
@@ -130,7 +132,7 @@ def open_source(out: Path, progress: Progress) -> Source:
             about[kind] = json.dumps(report[kind], sort_keys=True)
     missing = tell_missing(report) if is_partial(report) else None
     return _open(root, folder.table, int(report["cells"]), plan.um_per_px, about, missing, progress,
-                 names)  # fmt: skip
+                 names, plan.slide.origin_um)  # fmt: skip
 
 
 def _open_merged(out: Path, folder: OutputFolder, progress: Progress) -> Source:
@@ -154,7 +156,9 @@ def _open(
     missing: str | None,
     progress: Progress,
     names: tuple[str, ...],
+    origin_um: tuple[float, float] | None = None,
 ) -> Source:
+    origin_um = None if um_per_px is None else origin_um
     _require(table)
     labels.read_labels(root)  # refuses what is not finished
     try:
@@ -174,10 +178,16 @@ def _open(
         names=names,
         n_cells=n_cells,
         um_per_px=um_per_px,
+        origin_um=origin_um,
         provenance={
             "densebatch": version("densebatch"),
             "cells": n_cells,
             **({} if um_per_px is None else {"um_per_px": um_per_px}),
+            **(
+                {}
+                if origin_um is None
+                else {"origin_y_um": origin_um[0], "origin_x_um": origin_um[1]}
+            ),
             **({} if missing is None else {"missing": missing}),
             **about,
         },

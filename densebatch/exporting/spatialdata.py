@@ -88,7 +88,7 @@ def _copy_labels(source: Source, path: Path, name: str) -> None:
         {
             "ome": {
                 "version": "0.5-dev-spatialdata",
-                "multiscales": [_describe_multiscale(made, name, source.um_per_px)],
+                "multiscales": [_describe_multiscale(made, name, source)],
                 "image-label": {"version": "0.5"},
             },
             "spatialdata_attrs": {"version": "0.3"},
@@ -96,7 +96,7 @@ def _copy_labels(source: Source, path: Path, name: str) -> None:
     )
 
 
-def _describe_multiscale(spec: PyramidSpec, name: str, um_per_px: float | None) -> dict[str, Any]:
+def _describe_multiscale(spec: PyramidSpec, name: str, source: Source) -> dict[str, Any]:
     """Levels as OME-Zarr has them, and the transformations of the whole as SpatialData has them."""
     datasets = []
     for level in range(spec.n_levels):
@@ -109,20 +109,23 @@ def _describe_multiscale(spec: PyramidSpec, name: str, um_per_px: float | None) 
             }
         )
     steps = [{"type": "identity", **_describe_systems("global", "unit")}]
-    if um_per_px is not None:
-        steps.append(
-            {
-                "type": "scale",
-                "scale": [um_per_px, um_per_px],
-                **_describe_systems("um", "micrometer"),
-            }
-        )
+    if source.um_per_px is not None:
+        steps.append(_describe_um(source.um_per_px, source.origin_um))
     return {
         "name": name,
         "axes": [{"name": axis, "type": "space"} for axis in "yx"],
         "datasets": datasets,
         "coordinateTransformations": steps,
     }
+
+
+def _describe_um(um: float, origin_um: tuple[float, float] | None) -> dict[str, Any]:
+    """The transformation from pixels to um, where the slide lies."""
+    systems = _describe_systems("um", "micrometer")
+    if origin_um is None:
+        return {"type": "scale", "scale": [um, um], **systems}
+    y, x = origin_um
+    return {"type": "affine", "affine": [[um, 0.0, y], [0.0, um, x]], **systems}
 
 
 def _describe_systems(name: str, unit: str) -> dict[str, Any]:

@@ -15,11 +15,11 @@ written.
 
 Choices that the specification leaves open, and why they were made:
 
-- *Scales are plain*, 2^level times the pixel size, the same for image and labels and without a
-  translation. Strictly, a mean of 2x2 pixels sits half a pixel away from the pixel that labels
-  keep, but viewers place levels by their scale (napari reads nothing else), and an overlay must
-  not jump when one of the two layers changes level. Labels of an existing image copy its
-  transformations to the letter for the same reason.
+- *Scales are plain*, 2^level times the pixel size, the same for image and labels, and so is the
+  translation of a slide with an origin: one for all levels. Strictly, a mean of 2x2 pixels sits
+  half a pixel away from the pixel that labels keep, but viewers place levels by their scale (napari
+  reads nothing else), and an overlay must not jump when one of the two layers changes level. Labels
+  of an existing image copy its transformations to the letter for the same reason.
 - *No `colors` in `image-label`*: the specification recommends one entry for every label, and
   viewers take the list for complete. With a single entry napari draws that one cell and hides all
   others; with a million the document is tens of megabytes that a reader parses before it draws.
@@ -257,7 +257,9 @@ def list_channel_labels(ome: Json) -> list[object]:
     return [str(label) if type(label) in (int, float) else label for label in labels]
 
 
-def plain_pyramid(um_per_px: float | None, n_levels: int) -> SlidePyramid:
+def plain_pyramid(
+    um_per_px: float | None, n_levels: int, origin_um: tuple[float, float] | None = None
+) -> SlidePyramid:
     """Transformations of levels that are halved each time; without shapes.
 
     Parameters
@@ -266,10 +268,15 @@ def plain_pyramid(um_per_px: float | None, n_levels: int) -> SlidePyramid:
         Pixel size of the first level; None if it is unknown.
     n_levels
         Number of levels.
+    origin_um
+        Where they lie along y and x; left out where the pixel size is unknown.
     """
     pixel, unit = (1.0, None) if um_per_px is None else (um_per_px, "micrometer")
     scales = [pixel * 2**level for level in range(n_levels)]
-    return SlidePyramid((), tuple((("scale", s, s),) for s in scales), (), (unit, unit))
+    place: tuple[Transform, ...] = ()
+    if origin_um is not None and um_per_px is not None:
+        place = (("translation", *origin_um),)
+    return SlidePyramid((), tuple((("scale", s, s), *place) for s in scales), (), (unit, unit))
 
 
 def describe_multiscale(

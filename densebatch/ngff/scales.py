@@ -97,6 +97,33 @@ def find_pixel_lengths(multiscale: Json, y: int, x: int, ndim: int) -> PixelLeng
     return PixelLengths(lengths, units, None, tuple(notes))
 
 
+def find_translation(multiscale: Json, y: int, x: int, ndim: int) -> _Pair | None:
+    """Where the first pixel of the first level lies along y and x, in the units of the axes.
+
+    Parameters
+    ----------
+    multiscale, y, x, ndim
+        As of `find_pixel_lengths`.
+
+    Returns
+    -------
+    tuple or None
+        None where the transformations cannot be read.
+    """
+    at = (0.0, 0.0)
+    try:
+        for holder in (multiscale["datasets"][0], multiscale):
+            for step in _list_steps(holder):
+                first, second = _read_pair(step, step["type"], y, x, ndim, finite=True)
+                is_scale = step["type"] == "scale"
+                at = (
+                    (at[0] * first, at[1] * second) if is_scale else (at[0] + first, at[1] + second)
+                )
+    except UnclearError:
+        return None
+    return at
+
+
 def _find_unit(multiscale: Json, axis: int, ndim: int) -> object:
     axes = multiscale.get("axes")
     if isinstance(axes, list) and len(axes) == ndim and isinstance(axes[axis], dict):

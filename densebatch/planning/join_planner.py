@@ -76,6 +76,7 @@ def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:
         versions={name: found for plan in runs.values() for name, found in plan.versions.items()},
         notes=tuple(notes),
         region=first.region,
+        tissue=first.tissue,
         runs={role: plan.fingerprint for role, plan in runs.items()},
         made_by={role: _name_maker(plan) for role, plan in runs.items()},
         grow_px=grow_px,

@@ -28,6 +28,7 @@ from densebatch.models.model import CPNET, Model
 from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
 from densebatch.regions.areas import Areas  # noqa: TC001
+from densebatch.regions.tissue import TissueSearch  # noqa: TC001
 from densebatch.slides.source import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
@@ -55,7 +56,7 @@ class Plan:
     ngff, copy_image, in_place : form of the output
     versions : of what the bits depend on
     notes : what the user should know of how settings were taken
-    region : the part of the slide that counts; None for all of it
+    region, tissue : the part of the slide that counts, None for all; how tissue was looked for
     """
 
     stages: ClassVar[tuple[str, ...]]
@@ -71,6 +72,7 @@ class Plan:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     region: Areas | None = None
+    tissue: TissueSearch | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -344,14 +346,14 @@ def _digest(text: str) -> str:
 
 def _leave_out_notes(plan: Plan) -> dict[str, Any]:
     """The plan as plain data without what is told of it, which depends on how it was asked for."""
-    document = asdict(plan)
-    document.pop("estimate", None)
+    left_out = ("estimate", "tissue")  # which scale and region tell
+    document = {name: value for name, value in asdict(plan).items() if name not in left_out}
     if plan.region is not None:  # packed runs are told by their digest
         document["region"].pop("runs")
         document["region"].pop("files")
     for holder in (document, document["slide"], document.get("model", {})):
         holder.pop("notes", None)
-    for name in ("um_per_px_from", "levels", "compression"):
+    for name in ("um_per_px_from", "levels", "compression", "origin_um", "origin_from"):
         document["slide"].pop(name, None)
     return document
 
@@ -398,7 +400,7 @@ def _describe_change(name: str, old: Any, new: Any, plan: Plan) -> str:  # noqa:
     if name.startswith("runs.") and isinstance(plan, JoinPlan):
         return f"the {name.removeprefix('runs.')} are segmented otherwise"
     if name.split(".")[0] == "region":
-        return "region that counts (--roi, --exclude) is another"
+        return "region that counts (--roi, --exclude, --tissue) is another"
     if name == "active":
         return "active patches (those that hold signal) are others"
     return f"{name} was {old!r} and is now {new!r}"

@@ -21,12 +21,14 @@ from densebatch.planning.label_planner import draft_labels, survey_labels
 from densebatch.planning.measured import choose_measures
 from densebatch.planning.plan import FlowPlan, LabelPlan
 from densebatch.regions.read import RegionFiles, read_areas
+from densebatch.regions.tissue import SlideTissue
 from densebatch.segmenters.find import find_segmenter
 from densebatch.slides.slide import open_slide, reopen_slide
 from densebatch.survey.channel import count_low_bits_again, signal_side, survey_channel
 from densebatch.survey.kernels import BLOCK_PX
 from densebatch.survey.normalization import ChannelBounds
 from densebatch.survey.notes import explain_light, explain_pixels
+from densebatch.survey.tissue import find_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,14 +78,14 @@ def build_plan(path: str | Place, settings: SegmentSettings) -> Plan:
     InputError
         If the slide, a channel, the model or the scale cannot be used.
     """
-    draft = draft_plan(path, settings)
-    if settings.diameter == "auto" and isinstance(draft, FlowPlan):
-        draft = draft_plan(path, settings, estimate_scale(draft, settings))
-    return survey_plan(draft)
+    return survey_plan(refine_draft(path, settings, draft_plan(path, settings)))
 
 
 def draft_plan(
-    path: str | Place, settings: SegmentSettings, estimate: DiameterEstimate | None = None
+    path: str | Place,
+    settings: SegmentSettings,
+    estimate: DiameterEstimate | None = None,
+    tissue: SlideTissue | None = None,
 ) -> Plan:
     """The plan as far as metadata tell: all but normalisation bounds and patches to skip.
 
@@ -96,6 +98,8 @@ def draft_plan(
     estimate
         Of the cells' diameter, where that is to be estimated. Before there is one, the scale is as
         if nothing was said of it.
+    tissue
+        Where that is to be found. Before it is, all of the slide counts, or what files tell.
 
     Returns and errors as for `build_plan`.
     """
@@ -126,12 +130,71 @@ def draft_plan(
         "copy_image": copies_image(info, settings),
         "in_place": settings.in_place,
         "versions": {name: version(name) for name in libraries},
-        "notes": (*notes, *region_notes),
-        "region": region,
+        "notes": (*notes, *region_notes, *(() if tissue is None else tissue.explain())),
+        "region": region if tissue is None else tissue.region,
+        "tissue": None if tissue is None else tissue.search,
     }
     if settings.segmenter is None:
         return draft_flows(info, settings, model, common, estimate)
     return draft_labels(info, settings, segmenter, common)
+
+
+def refine_draft(
+    path: str | Place,
+    settings: SegmentSettings,
+    draft: Plan,
+    earlier: Plan | None = None,
+    tissue: SlideTissue | None = None,
+    estimate: DiameterEstimate | None = None,
+) -> Plan:
+    """The draft with what must be found on the slide first: its tissue, then its cells' diameter.
+
+    Parameters
+    ----------
+    path, settings
+        As of `build_plan`.
+    draft
+        As `draft_plan` makes it from these.
+    earlier
+        Of the run that is to go on, if there is one.
+    tissue, estimate
+        If they are known already.
+    """
+    if settings.tissue == "auto":
+        tissue = tissue or find_slide_tissue(draft, settings, earlier)
+        draft = draft_plan(path, settings, None, tissue)
+    if settings.diameter == "auto" and isinstance(draft, FlowPlan):
+        estimate = estimate or estimate_scale(draft, settings, earlier)
+        draft = draft_plan(path, settings, estimate, tissue)
+    return draft
+
+
+def find_slide_tissue(draft: Plan, settings: SegmentSettings, earlier: Plan | None) -> SlideTissue:
+    """Find the tissue of a slide by its membrane and nuclear channels, or recall it.
+
+    Parameters
+    ----------
+    draft, settings, earlier
+        As of `refine_draft`. What a run began with holds while its slide does not change, because
+        a piece that cannot be read for a while would move the tissue's edge.
+    """
+    slide = reopen_slide(draft.slide)
+    # The nuclear channel also where the network does not see it.
+    named = [] if settings.nuclei is None else [slide.channel_index(settings.nuclei)]
+    channels = list(dict.fromkeys([*(b.channel for b in draft.seen_channels), *named]))
+    if earlier is not None and earlier.tissue is not None:
+        names = [slide.info.channels[channel] for channel in channels]
+        looked_at = [about.name for about in earlier.tissue.channels]
+        if names == looked_at and _identify_search(earlier) == _identify_search(draft):
+            return SlideTissue(earlier.tissue, earlier.region)
+    files = RegionFiles(settings.roi, settings.exclude)
+    return find_tissue(slide, channels, draft.um_per_px, files, draft.region)
+
+
+def _identify_search(plan: Plan) -> list[Any]:
+    """What the tissue of a slide depends on, besides channels."""
+    digests = {r: d for r, (_, d) in plan.region.files.items()} if plan.region else {}
+    return [plan.slide.identity, plan.um_per_px, digests]
 
 
 def estimate_scale(
@@ -183,13 +246,12 @@ def survey_plan(
         Has others do bands of the passes over the pixels; None where this process does all.
     """
     slide = reopen_slide(draft.slide)
-    n_membrane = len(draft.membrane)
     surveys = survey_channels(draft, earlier, limits, elsewhere)
     bounds = [survey.bounds for survey in surveys]
     together = () if limits is None else (_TOGETHER,)
     plan = replace(
         draft,
-        membrane=tuple(bounds[:n_membrane]),
+        membrane=tuple(bounds[: len(draft.membrane)]),
         nuclei=bounds[-1] if draft.nuclei is not None else None,
         notes=(*draft.notes, *explain_light(slide), *explain_pixels(surveys), *together),
     )
@@ -214,12 +276,13 @@ def survey_channels(
     """
     slide, left_out = reopen_slide(draft.slide), _list_left_out(earlier)
     counted = _choose_blocks(draft)
+    # Beyond the edge of a file's area a cell may go on, and beyond tissue's margin none does.
     return [
         survey_channel(
             slide, b.channel, list_percentiles(draft), _find_side(draft),
             mask_debris=draft.mask_debris, left_out=left_out.get(b.channel, ()), limits=own,
-            elsewhere=elsewhere,
-            counted=counted,
+            elsewhere=elsewhere, counted=counted,
+            rest_is_glass=draft.region is not None and not draft.region.files,
         )
         for b, own in zip(draft.seen_channels, limits or repeat(None), strict=False)
     ]  # fmt: skip

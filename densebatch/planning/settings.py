@@ -117,6 +117,9 @@ class SegmentSettings(BaseModel):
     exclude: Path | None = Field(
         default=None, description="likewise, of the areas that do not count"
     )
+    tissue: Literal["none", "auto"] = Field(
+        default="none", description="whether only what looks like tissue counts (auto), or all"
+    )
     model: str = Field(
         default=DEFAULT_MODEL, description="bundled or fetched model, or path of a file"
     )

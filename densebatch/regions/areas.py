@@ -228,8 +228,9 @@ def pack_areas(
     """
     if runs.row.size > MOST_RUNS:
         raise InputError(
-            f"{' and '.join(name for name, _ in files.values())}: {runs.row.size} runs of pixels "
-            f"are too ragged for a region; accepted are up to {MOST_RUNS}, so smooth its outlines"
+            f"{' and '.join(name for name, _ in files.values()) or 'tissue'}: {runs.row.size} runs "
+            f"of pixels are too ragged for a region; accepted are up to {MOST_RUNS}, so smooth its "
+            "outlines"
         )
     counts = np.bincount(runs.row, minlength=shape[0])
     start = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from densebatch.regions.runs import Outline
 
 _ACCEPTED = (
@@ -52,6 +54,10 @@ class _Drawn(NamedTuple):
     notes: tuple[str, ...]
 
 
+class NothingLeftError(InputError):
+    """Of what files tell, nothing is tissue."""
+
+
 @dataclass(frozen=True)
 class RegionFiles:
     """The files that tell which part of a slide counts.
@@ -71,20 +77,26 @@ class RegionFiles:
         return self.roi is not None or self.exclude is not None
 
 
-def read_areas(files: RegionFiles, shape: tuple[int, int]) -> tuple[Areas, tuple[str, ...]]:
+def read_areas(
+    files: RegionFiles, shape: tuple[int, int], tissue: NDArray[np.bool_] | None = None
+) -> tuple[Areas, tuple[str, ...]]:
     """The part of a slide that counts, and notes on how files were taken.
 
     Parameters
     ----------
     files
-        At least one.
+        At least one, unless there is `tissue`.
     shape
         Height and width of the slide.
+    tissue
+        `(h, w)` mask of any scale: of what the files tell, only what is true here counts.
 
     Raises
     ------
     InputError
         If a file cannot be read, or lies outside of the slide, or nothing is left.
+    NothingLeftError
+        If no tissue is left.
     """
     notes: list[str] = []
     runs = _fill(shape)
@@ -97,9 +109,14 @@ def read_areas(files: RegionFiles, shape: tuple[int, int]) -> tuple[Areas, tuple
         cleared = _draw(files.exclude, shape)
         notes += cleared.notes
         runs = concatenate([runs, cleared.runs._replace(value=np.zeros_like(cleared.runs.value))])
+    if tissue is not None:
+        glass = stretch_mask(find_runs(~tissue, 0), (len(tissue), tissue.shape[1]), shape)
+        runs = concatenate([runs, glass._replace(value=np.zeros_like(glass.value))])
     runs = settle(runs)
     told = {"roi": files.roi, "exclude": files.exclude}
     by_role = {role: path for role, path in told.items() if path is not None}
+    if not runs.row.size and tissue is not None:
+        raise NothingLeftError("no pixel of the region is tissue")
     if not runs.row.size:
         raise InputError(
             f"{files.exclude}: leaves no pixel of "

@@ -18,10 +18,11 @@ from densebatch.planning.join_planner import join_plans, name_options
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.planner import (
     draft_plan,
-    estimate_scale,
     keep_survey,
+    refine_draft,
     survey_plan,
 )
+from densebatch.regions.tissue import SlideTissue
 from densebatch.run.engine import add_engine, check_engine, list_requirements
 from densebatch.run.report import Progress
 from densebatch.survey.reader import count_regions
@@ -85,6 +86,7 @@ def prepare(
     limits: Sequence[Limits | None] | None = None,
     note: Callable[[str], None] = lambda text: None,
     progress: Progress | None = None,
+    tissue: SlideTissue | None = None,
 ) -> list[Prepared]:
     """Plan runs, and refuse what this machine can tell cannot work before any pixel is read.
 
@@ -108,6 +110,8 @@ def prepare(
         Is told what the user should know of a running scheduler and its workers.
     progress
         Receives the survey, where workers do it.
+    tissue
+        Of the only slide, if it is known already.
 
     Returns
     -------
@@ -148,12 +152,11 @@ def prepare(
     folders = [folder for _, folder in slides]
     workers, needs = _size_runs(drafts, folders, settings, restart=restart)
     earlier = [None if restart else folder.read_marker() for folder in folders]
-    if settings.diameter == "auto":
-        # The scale decides what a run needs, so that this is asked again.
+    if settings.diameter == "auto" or settings.tissue == "auto":
+        # Scale and area decide what a run needs, so that this is asked again.
         drafts = [
-            draft_plan(slide, settings, estimate_scale(draft, settings, old))
+            refine_draft(slide, settings, draft, old, tissue)
             for (slide, _), draft, old in zip(slides, drafts, earlier, strict=True)
-            if isinstance(draft, FlowPlan)  # as they all are with a model
         ]
         workers, needs = _size_runs(drafts, folders, settings, restart=restart)
     if settings.is_remote and not finished:
@@ -194,15 +197,20 @@ def _prepare_joined(
 ) -> Prepared:
     """Prepare a run of nuclei, and one of cells if there is one, and what joins them."""
     inner: dict[str, Prepared] = {}
+    tissue = None
     for role, own in settings.split_runs().items():
         try:
             [inner[role]] = prepare(
                 [(slide, folder.inner(role))], own, restart=restart,
                 # Workers are started beside one survey, the last.
                 starting=starting if role == "nuclei" else None, note=note, progress=progress,
+                tissue=tissue,
             )  # fmt: skip
         except InputError as error:
             raise type(error)(name_options(role, str(error))) from error
+        first = inner[role].plan
+        if first.tissue is not None:  # by the channels of cells and of nuclei, for both
+            tissue = SlideTissue(first.tissue, first.region)
     plan = join_plans({role: run.plan for role, run in inner.items()}, settings)
     workers = max(run.workers for run in inner.values())
     needs = estimate(plan, settings.tile)

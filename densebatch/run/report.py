@@ -300,6 +300,7 @@ def describe_run(
         "notes": list(plan.notes),
         "slide_px": height * width,
         "region": None if plan.region is None else describe_areas(plan.region),
+        "tissue": document["tissue"],
         **_describe_road(plan, choice, _by_stage(plan, facts)),
         "seconds": dict(seconds),
         "mpx_per_second": round(height * width / 1e6 / seconds["total"], 4),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, StackError
+from densebatch.base.errors import InputError, StackError, StoreError
 from densebatch.slides.source import Source
 
 if TYPE_CHECKING:
@@ -133,11 +133,44 @@ class ArraySource(Source):
     ) -> None:
         super().__init__(path, layout, stamps)
         self._array, self._axes = array, axes
+        self._levels = {0: array}
 
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        block = self._axes.pick(self._array, first, stop, region)
+        return self.read_level(0, first, stop, region)
+
+    def read_level(self, level: int, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """As `read`, of a level that can be read; 0 is the highest resolution."""
+        block = self._axes.pick(self._levels[level], first, stop, region)
         return block.astype(self.layout.dtype, copy=False)
+
+    def can_read(self, level: int) -> bool:
+        """Whether a level is there, of the size that the metadata say, and can be opened."""
+        if level in self._levels:
+            return True
+        try:
+            array = self._open_level(level)
+        except StoreError:
+            raise
+        except Exception:  # damaged metadata may raise anything, and nobody needs the level
+            return False
+        axes, top = self._axes, self._array
+        sizes = list(top.shape)
+        sizes[axes.y], sizes[axes.x] = self.layout.levels[level]
+        if array.shape != tuple(sizes) or array.dtype != top.dtype:
+            return False
+        self._levels[level] = array
+        return True
+
+    def _open_level(self, level: int) -> zarr.Array[Any]:
+        """Open a level below the highest resolution.
+
+        Raises
+        ------
+        InputError
+            If its pixels cannot be read.
+        """
+        raise InputError(f"{self.path}: level {level} cannot be read")
 
 
 def find_axes(
@@ -331,3 +364,24 @@ def refuse_stacks(
         f"all channels is accepted; {remedy}"
     )
     raise StackError(text, told) if choice else InputError(text)
+
+
+def name_channels(found: Sequence[str | None], n: int) -> tuple[str, ...]:
+    """Names from metadata where there is one per channel, else the channels' numbers.
+
+    Examples
+    --------
+    >>> name_channels(["CD3 ", None], 2), name_channels(["CD3"], 2)
+    (('CD3', '1'), ('0', '1'))
+    """
+    names = found if len(found) == n else [None] * n
+    return tuple((name or "").strip() or str(i) for i, name in enumerate(names))
+
+
+def name_colours(n: int, *, alpha: bool) -> tuple[str, ...]:
+    """Names of the planes of a colour or grey picture of `n` planes, the last perhaps opacity."""
+    colours = ("red", "green", "blue") if n - alpha >= 3 else ()
+    names = [*colours, *(str(i) for i in range(len(colours), n))]
+    if alpha:
+        names[-1] = "alpha"
+    return tuple(names)

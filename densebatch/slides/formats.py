@@ -17,7 +17,13 @@ from densebatch.base.errors import InputError, SceneError, StackError, describe_
 from densebatch.base.names import choose_scene
 from densebatch.readers.formats import FORMATS, find_format
 from densebatch.remote.tree import RemotePath
-from densebatch.slides.axes import choose_plane, largest_of, say_how_to_choose, tell_plane
+from densebatch.slides.axes import (
+    choose_plane,
+    largest_of,
+    name_channels,
+    say_how_to_choose,
+    tell_plane,
+)
 from densebatch.slides.source import (
     Layout,
     Selection,
@@ -26,7 +32,6 @@ from densebatch.slides.source import (
     check_chunk,
     check_dtype,
     check_size,
-    name_channels,
     square_pixel,
     stamp_file,
     tell_oblong,

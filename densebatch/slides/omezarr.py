@@ -17,16 +17,16 @@ from zarr.codecs import ShardingCodec
 
 from densebatch.base.errors import InputError, StoreError, UnreachableError, describe_cause
 from densebatch.ngff.chunks import open_chunks
-from densebatch.ngff.folders import DOCUMENTS
+from densebatch.ngff.folders import DOCUMENTS, read_json
 from densebatch.ngff.metadata import (
     Json,
     check_version,
     list_channel_labels,
 )
-from densebatch.ngff.scales import find_pixel_lengths
+from densebatch.ngff.scales import find_pixel_lengths, find_translation
 from densebatch.remote.store import MISSING, ChunkStore
 from densebatch.remote.tree import RemotePath
-from densebatch.slides.axes import ArraySource, Axes, tell_stacks
+from densebatch.slides.axes import ArraySource, Axes, name_channels, tell_stacks
 from densebatch.slides.omezarr_axes import find_omezarr_axes
 from densebatch.slides.omezarr_metadata import find_image, find_levels, stamp_place
 from densebatch.slides.source import (
@@ -36,7 +36,8 @@ from densebatch.slides.source import (
     Stamp,
     check_chunk,
     check_size,
-    name_channels,
+    place_origin,
+    place_um,
     square_pixel,
     tell_oblong,
     to_um,
@@ -68,6 +69,8 @@ class ZarrSource(ArraySource):
         Folder of the array.
     metadata
         What the image's documents say of it.
+    lower
+        Folders of the levels below the highest resolution.
     """
 
     def __init__(
@@ -79,9 +82,18 @@ class ZarrSource(ArraySource):
         axes: Axes,
         level_0: Path,
         metadata: str,
+        lower: Sequence[Place],
     ) -> None:
         super().__init__(path, layout, stamps, array, axes)
-        self._level_0, self._metadata = level_0, metadata
+        self._level_0, self._metadata, self._lower = level_0, metadata, lower
+
+    def _open_level(self, level: int) -> zarr.Array[Any]:
+        folder = self._lower[level - 1]
+        zarr_format = 2 if (folder / ".zarray").is_file() else 3
+        document = read_json(folder / (".zarray" if zarr_format == 2 else "zarr.json"))
+        array = _open_array(open_chunks(folder, document), folder, zarr_format)
+        _check_chunks(self.path, array)
+        return array
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -147,7 +159,7 @@ class RemoteZarrSource(ZarrSource):
 
     Parameters
     ----------
-    path, layout, array, axes, metadata
+    path, layout, array, axes, metadata, lower
         As of `ZarrSource`.
     documents
         That were read, as they were.
@@ -166,9 +178,10 @@ class RemoteZarrSource(ZarrSource):
         axes: Axes,
         level_0: RemotePath,
         metadata: str,
+        lower: Sequence[Place],
         chunks: ChunkStore,
     ) -> None:
-        super().__init__(path, layout, {}, array, axes, Path(), metadata)
+        super().__init__(path, layout, {}, array, axes, Path(), metadata, lower)
         self._documents, self._at, self._chunks = dict(documents), level_0, chunks
         self._looked_s = time.monotonic()
         self._listing: Listing | None = None
@@ -282,6 +295,7 @@ def open_omezarr(path: Place, selection: Selection) -> ZarrSource:
     check_size(path, height, width, n)
     _check_chunks(path, array)
     um_per_px, size_notes = _read_pixel_size(image, axes)
+    origin_um = None if um_per_px is None else _find_origin(image, axes)
     channels, channel_notes = _name_channels(list_channel_labels(attributes), n)
     layout = Layout(
         kind="ome-zarr",
@@ -295,6 +309,8 @@ def open_omezarr(path: Place, selection: Selection) -> ZarrSource:
         chunk_planes=math.prod(array.chunks) // (array.chunks[axes.y] * array.chunks[axes.x]),
         levels=tuple((shape[axes.y], shape[axes.x]) for shape in shapes if len(shape) == axes.ndim),
         um_from="scale of the OME-Zarr metadata" if um_per_px else None,
+        origin_um=origin_um,
+        origin_from="translation of the OME-Zarr metadata" if origin_um else None,
         compression=_name_compression(document),
         ngff=ngff,
         selection=Selection(
@@ -310,13 +326,14 @@ def open_omezarr(path: Place, selection: Selection) -> ZarrSource:
         "array": document,
     }
     metadata = json.dumps(described, sort_keys=True)
+    lower = [path / dataset["path"] for dataset in image["datasets"][1:]]
     if isinstance(store, ChunkStore):
         assert isinstance(path, RemotePath)
         assert isinstance(level_0, RemotePath)
-        return RemoteZarrSource(path, layout, stamps, array, axes, level_0, metadata, store)
+        return RemoteZarrSource(path, layout, stamps, array, axes, level_0, metadata, lower, store)
     assert isinstance(level_0, Path)
     files = {file: stamp for file, stamp in stamps.items() if isinstance(file, Path)}
-    return ZarrSource(path, layout, files, array, axes, level_0, metadata)
+    return ZarrSource(path, layout, files, array, axes, level_0, metadata, lower)
 
 
 def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, ...]]:
@@ -338,6 +355,13 @@ def _read_pixel_size(image: Json, axes: Axes) -> tuple[float | None, tuple[str, 
             "gives it",
         )
     return um_per_px, found.notes
+
+
+def _find_origin(image: Json, axes: Axes) -> tuple[float, float] | None:
+    """Where the first pixel lies, in um."""
+    found = find_translation(image, axes.y, axes.x, axes.ndim)
+    units = find_pixel_lengths(image, axes.y, axes.x, axes.ndim).units
+    return None if found is None else place_origin(*map(place_um, found, units))
 
 
 def _quote_unit(unit: str) -> str:

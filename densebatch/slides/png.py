@@ -17,7 +17,7 @@ from densebatch.base.image_files import (
     read_png_header,
 )
 from densebatch.base.names import Scene, choose_scene
-from densebatch.slides.axes import choose_plane
+from densebatch.slides.axes import choose_plane, name_colours
 from densebatch.slides.source import (
     Layout,
     Selection,
@@ -25,7 +25,6 @@ from densebatch.slides.source import (
     Stamp,
     check_chunk,
     check_size,
-    name_colours,
     stamp_file,
 )
 

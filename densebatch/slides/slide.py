@@ -102,6 +102,8 @@ class Slide:
             um_per_px_from=layout.um_from,
             levels=layout.levels,
             compression=layout.compression,
+            origin_um=layout.origin_um,
+            origin_from=layout.origin_from,
             notes=layout.notes,
             identity=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         )
@@ -135,6 +137,35 @@ class Slide:
         if not 0 <= channel < n:
             raise ValueError(f"{self._source.path} has channels 0 to {n - 1}, not {channel}")
         plane: NDArray[Any] = self.read_planes(channel, channel + 1, region)[0]
+        return plane
+
+    def can_read(self, level: int) -> bool:
+        """Whether pixels of a level of `info.levels` can be read; 0 is the highest resolution."""
+        return self._source.can_read(level)
+
+    def read_level(self, level: int, channel: int, region: Region) -> NDArray[Any]:
+        """Read a region of one channel at a level that can be read; else as `read`.
+
+        Parameters
+        ----------
+        level
+            0 is the highest resolution.
+        channel
+            Index.
+        region
+            Inside that level, in its pixels.
+        """
+        if level == 0:
+            return self.read(channel, region)
+        try:
+            planes = self._source.read_level(level, channel, channel + 1, region)
+        except (InputError, StoreError, MemoryError):
+            raise
+        except Exception as exc:
+            raise InputError(
+                f"{self._source.path} cannot be read at level {level} ({describe_cause(exc)})"
+            ) from exc
+        plane: NDArray[Any] = np.ascontiguousarray(planes[0])
         return plane
 
     def read_planes(self, first: int, stop: int, region: Region) -> NDArray[Any]:

@@ -85,6 +85,9 @@ class Layout:
         Pixel size, or None where the metadata do not tell.
     um_from
         Where the metadata tell it, in words.
+    origin_um, origin_from
+        Where the first pixel lies along y and x, and where the metadata tell it; None if they do
+        not, or say 0 and 0.
     chunk_px
         Rows and columns that are cheapest to read together.
     chunk_planes
@@ -114,6 +117,8 @@ class Layout:
     chunk_planes: int = 1
     levels: tuple[tuple[int, int], ...] = ()
     um_from: str | None = None
+    origin_um: tuple[float, float] | None = None
+    origin_from: str | None = None
     compression: str | None = None
     ngff: str | None = None
     selection: Selection = Selection()
@@ -161,6 +166,8 @@ class SlideInfo:
         Height and width of each resolution, the highest first.
     compression
         In words, None if it is not known.
+    origin_um, origin_from
+        As of `Layout`.
     identity
         Hex digest that changes when the content may have changed: layout, and size and time (in
         stores ETag) of the file or of the highest resolution's chunk files.
@@ -187,18 +194,21 @@ class SlideInfo:
     um_per_px_from: str | None = None
     levels: tuple[tuple[int, int], ...] = ()
     compression: str | None = None
+    origin_um: tuple[float, float] | None = None
+    origin_from: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """The slide as `densebatch info` tells it: plain data, of metadata alone."""
         n_bytes = self.height * self.width * len(self.channels) * np.dtype(self.dtype).itemsize
         same = ("path", "dtype", "um_per_px", "um_per_px_from", "chunk_planes", "compression",
-                "ngff", "scene", "axes", "z", "t", "panel")  # fmt: skip
+                "ngff", "scene", "axes", "z", "t", "panel", "origin_from")  # fmt: skip
         lists = ("channels", "chunk_px", "notes")
         return {
             "format": self.kind,
             "shape": [self.height, self.width],
             "levels": [list(level) for level in self.levels],
             "bytes": n_bytes,
+            "origin_um": None if self.origin_um is None else list(self.origin_um),
             **{name: getattr(self, name) for name in same},
             **{name: list(getattr(self, name)) for name in lists},
         }
@@ -260,6 +270,15 @@ class Source(ABC):
     @abstractmethod
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+
+    def can_read(self, level: int) -> bool:
+        """Whether pixels of a level of `layout.levels` can be read."""
+        return level == 0
+
+    def read_level(self, level: int, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """As `read`, of a level that can be read; 0 is the highest resolution."""
+        del level
+        return self.read(first, stop, region)
 
     def content(self) -> list[object]:
         """Plain data that changes when the pixels may have changed."""
@@ -389,27 +408,6 @@ def check_chunk(path: object, what: str, shape: Sequence[int], itemsize: int) ->
         )
 
 
-def name_channels(found: Sequence[str | None], n: int) -> tuple[str, ...]:
-    """Names from metadata where there is one per channel, else the channels' numbers.
-
-    Examples
-    --------
-    >>> name_channels(["CD3 ", None], 2), name_channels(["CD3"], 2)
-    (('CD3', '1'), ('0', '1'))
-    """
-    names = found if len(found) == n else [None] * n
-    return tuple((name or "").strip() or str(i) for i, name in enumerate(names))
-
-
-def name_colours(n: int, *, alpha: bool) -> tuple[str, ...]:
-    """Names of the planes of a colour or grey picture of `n` planes, the last perhaps opacity."""
-    colours = ("red", "green", "blue") if n - alpha >= 3 else ()
-    names = [*colours, *(str(i) for i in range(len(colours), n))]
-    if alpha:
-        names[-1] = "alpha"
-    return tuple(names)
-
-
 def to_um(value: object, unit: object) -> float | None:
     """Convert a length to micrometres, None if it is no positive length in a known unit.
 
@@ -418,6 +416,12 @@ def to_um(value: object, unit: object) -> float | None:
     >>> to_um("325", "nm"), to_um(0.5, "µm"), to_um(1, "pixel")
     (0.325, 0.5, None)
     """
+    length = place_um(value, unit)
+    return length if length is not None and length > 0 else None
+
+
+def place_um(value: object, unit: object) -> float | None:
+    """Convert a coordinate to micrometres, None if it is no number in a known unit."""
     # The micro sign and the Greek letter look the same, and ImageJ writes neither.
     name = str(unit).strip().lower()
     for micro in ("µ", "μ", "\\u00b5"):
@@ -425,12 +429,16 @@ def to_um(value: object, unit: object) -> float | None:
     name = name.replace("metre", "meter")
     factor = _UM_PER_UNIT.get(name, _UM_PER_UNIT.get(name.removesuffix("s")))
     try:
-        length = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    if factor is None or not math.isfinite(length) or length <= 0:
-        return None
-    return length * factor
+    return number * factor if factor is not None and math.isfinite(number * factor) else None
+
+
+def place_origin(um_y: float | None, um_x: float | None) -> tuple[float, float] | None:
+    """Where an image lies; None if that is not known, or nowhere but at the origin."""
+    known = um_y is not None and um_x is not None and (um_y, um_x) != (0, 0)
+    return (um_y, um_x) if known else None  # type: ignore[return-value]
 
 
 def tell_oblong(um_y: float | None, um_x: float | None) -> tuple[str, ...]:

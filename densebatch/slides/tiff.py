@@ -13,7 +13,7 @@ import zarr
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.image_files import check_segments
-from densebatch.slides.axes import ArraySource, Axes, tell_stacks
+from densebatch.slides.axes import ArraySource, Axes, name_channels, name_colours, tell_stacks
 from densebatch.slides.source import (
     Layout,
     Selection,
@@ -22,8 +22,6 @@ from densebatch.slides.source import (
     check_chunk,
     check_dtype,
     check_size,
-    name_channels,
-    name_colours,
     stamp_file,
 )
 from densebatch.slides.tiff_axes import find_tiff_axes, tell_odd_shape
@@ -35,13 +33,14 @@ from densebatch.slides.tiff_metadata import (
 )
 from densebatch.slides.tiff_rows import RowReader
 from densebatch.tiff.choice import choose_image
+from densebatch.tiff.image import TiffImage
 from densebatch.tiff.images import open_tiff_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from tifffile import TiffFile, TiffPage
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
     from zarr.abc.store import Store
 
     from densebatch.base.geometry import Region
@@ -60,6 +59,8 @@ class TiffSource(ArraySource):
         Plain data that tell one image of the file from another.
     tif
         The open file, closed when nobody holds the source any more.
+    series
+        The image in it.
     """
 
     def __init__(
@@ -71,14 +72,25 @@ class TiffSource(ArraySource):
         array: zarr.Array[Any],
         axes: Axes,
         tif: TiffFile,
+        series: TiffPageSeries,
     ) -> None:
         super().__init__(path, layout, stamps, array, axes)
-        self._part = list(part)
+        self._part, self._series = list(part), series
         weakref.finalize(self, _close, array.store, tif)
 
     def content(self) -> list[object]:
         """Plain data that changes when the pixels may have changed."""
         return [*super().content(), *self._part]
+
+    def _open_level(self, level: int) -> zarr.Array[Any]:
+        size = self.layout.levels[level]
+        found = [each for each in self._series.levels if TiffImage(each).size == size]
+        if not found:
+            return super()._open_level(level)
+        keyframe, number = found[0].keyframe, self._series.levels.index(found[0])
+        check_chunk(self.path, _segment_name(keyframe), keyframe.chunks, found[0].dtype.itemsize)
+        check_segments(self.path, found[0])
+        return zarr.open_array(self._series.aszarr(level=number), mode="r", zarr_format=2)
 
 
 class RowSource(Source):
@@ -215,6 +227,8 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
         chunk_planes=planes,
         levels=((height, width), *chosen.image.levels[1:]),
         um_from=metadata.um_from,
+        origin_um=metadata.origin_um,
+        origin_from=metadata.origin_from,
         compression=_name_compression(keyframe),
         selection=_canonical(opened, chosen, selection, letters, axes),
         notes=(
@@ -241,7 +255,7 @@ def _open_image(opened: OpenTiff, selection: Selection, stamps: dict[Path, Stamp
             chunk_px=(min(chunk[0], height), min(chunk[1], width)),
             chunk_planes=1 if axes.channel is None else array.chunks[axes.channel],
         )
-    return TiffSource(path, layout, stamps, part, array, axes, opened.tif)
+    return TiffSource(path, layout, stamps, part, array, axes, opened.tif, series)
 
 
 def _canonical(

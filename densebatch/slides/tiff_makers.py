@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tifffile import TiffPage
 
-from densebatch.slides.source import square_pixel, to_um
+from densebatch.slides.source import place_origin, place_um, square_pixel, to_um
 from densebatch.tiff.makers import read_qpi
 from densebatch.tiff.markup import children, descendants, parse_xml
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from tifffile import TiffFile, TiffFrame, TiffPageSeries
 
+RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _PAGE_NAME, _XMP, _MICRO_MANAGER = 285, 700, 51123
+_XPOSITION, _YPOSITION, _UNIT = 286, 287, 296
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,20 @@ class Told:
         Of channels, as many as were found.
     um_per_px
         None if it is not told.
+    origin_um
+        Where the first pixel lies along y and x; None if it is not told.
     """
 
     names: tuple[str | None, ...] = ()
     um_per_px: float | None = None
+    origin_um: tuple[float, float] | None = None
 
     def or_else(self, other: Told) -> Told:
         """What this tells, and of the other what it does not."""
         return Told(
             self.names or other.names,
             other.um_per_px if self.um_per_px is None else self.um_per_px,
+            self.origin_um or other.origin_um,
         )
 
 
@@ -62,10 +68,23 @@ def _load(page: TiffPage | TiffFrame) -> TiffPage:
 
 
 def _read_qpi(tif: TiffFile, series: TiffPageSeries) -> Told:
-    """Akoya, PerkinElmer: a marker, else what the filter is called."""
+    """Akoya, PerkinElmer: a marker, else what the filter is called; tags for the place."""
     del tif
     told = [read_qpi(_load(page)) for page in series]
-    return Told(tuple(page.get("Biomarker") or page.get("Name") or None for page in told))
+    tags = series.keyframe.tags
+    unit = RESOLUTION_UNITS.get(tags.valueof(_UNIT, default=2))
+    place = [_place_from_tag(tags.valueof(code), unit) for code in (_YPOSITION, _XPOSITION)]
+    names = tuple(page.get("Biomarker") or page.get("Name") or None for page in told)
+    return Told(names, None, place_origin(*place))
+
+
+def _place_from_tag(position: tuple[int, int] | None, unit: object) -> float | None:
+    """A coordinate from the fraction of a tag; None if it is none."""
+    try:
+        numerator, denominator = position or (0, 1)
+        return place_um(numerator / denominator, unit)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _read_svs(tif: TiffFile, series: TiffPageSeries) -> Told:
@@ -87,10 +106,13 @@ def _read_scn(tif: TiffFile, series: TiffPageSeries) -> Told:
         channels.sort(key=lambda e: int(e.get("index", 0)))
         view = next(children(image, "view"), None)
         sizes: list[float | None] = [None, None]
+        place: list[float | None] = [None, None]
         if view is not None:
             counts = dict(zip(series.axes, series.shape, strict=True))
             sizes = [to_um(float(view.get(f"size{axis}", 0)) / counts[axis], "nm") for axis in "YX"]
-        return Told(tuple(e.get("name") for e in channels), square_pixel(*sizes))
+            place = [place_um(view.get(f"offset{axis}"), "nm") for axis in "YX"]
+        names = tuple(e.get("name") for e in channels)
+        return Told(names, square_pixel(*sizes), place_origin(*place))
     return Told()
 
 

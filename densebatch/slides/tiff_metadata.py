@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 from tifffile import PHOTOMETRIC
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.slides.source import square_pixel, tell_oblong, to_um
-from densebatch.slides.tiff_makers import READERS, Told, read_page_names
+from densebatch.slides.source import (
+    place_origin,
+    place_um,
+    square_pixel,
+    tell_oblong,
+    to_um,
+)
+from densebatch.slides.tiff_makers import READERS, RESOLUTION_UNITS, Told, read_page_names
 from densebatch.tiff.markup import children
 
 if TYPE_CHECKING:
@@ -21,11 +27,11 @@ if TYPE_CHECKING:
 
     from densebatch.tiff.choice import ChosenImage
     from densebatch.tiff.images import OpenTiff
+    from densebatch.tiff.ome import OmeImage
 
 # Pixels of a microscope image whose cells can be told apart are of a size in between; those of a
 # printer are not.
 _PLAUSIBLE_UM = (0.01, 10.0)
-_RESOLUTION_UNITS = {2: "inch", 3: "cm", 4: "mm", 5: "um"}
 _JPEG = (6, 7, 33007, 34892)
 _OME_SIZE = "PhysicalSizeX of the OME-XML"
 _XRESOLUTION, _YRESOLUTION = 282, 283
@@ -45,12 +51,16 @@ class TiffMetadata:
         Where it tells it, in words.
     notes
         A sentence for each part that could not be read.
+    origin_um, origin_from
+        Where the first pixel lies, as of `slides.source.Layout`.
     """
 
     names: tuple[str | None, ...]
     um_per_px: float | None
     um_from: str | None = None
     notes: tuple[str, ...] = ()
+    origin_um: tuple[float, float] | None = None
+    origin_from: str | None = None
 
 
 def is_colour(keyframe: TiffPage) -> bool:
@@ -98,6 +108,7 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
     """
     tif, series = opened.tif, chosen.series
     told = Told()
+    origin_from = None
     notes: list[str] = []
     kinds = [series.kind, *(["micromanager"] if tif.is_micromanager else [])]
     for kind in kinds:
@@ -121,6 +132,8 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
                 "size are unknown"
             )
             return TiffMetadata((), None, None, tuple(notes))
+        origin_um, origin_from, odd = _read_position(ome)
+        notes += odd
         names = [e.get("Name") for e in children(ome.pixels, "Channel")]
         notes += _tell_misfit(names, n)
         if "PhysicalSizeX" in ome.pixels.attrib:
@@ -132,18 +145,22 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
                 )
             um = square_pixel(*lengths)
             names_told = _fit(names, n) or _page_names(series, n)
-            return TiffMetadata(names_told, um, _OME_SIZE if um else None, tuple(notes))
-        told = Told(_fit(names, n)).or_else(told)
+            um_from = _OME_SIZE if um else None
+            return TiffMetadata(names_told, um, um_from, tuple(notes), origin_um, origin_from)
+        told = Told(_fit(names, n), None, origin_um).or_else(told)
     notes += _tell_misfit(told.names, n)
     names_told = _fit(told.names, n) or _page_names(series, n)
-    um = told.um_per_px
+    um, origin_um = told.um_per_px, told.origin_um
+    if origin_um is not None and origin_from is None:
+        origin_from = f"the file's own metadata ({series.kind})"
     um_from = _OME_SIZE if chosen.number is None else f"the file's own metadata ({series.kind})"
     if um is None:
         um_from = "the resolution tags of the TIFF"
         lengths = _read_resolution(tif, series)
         um = square_pixel(*lengths)
         notes += tell_oblong(*lengths)
-    return TiffMetadata(names_told, um, um_from if um else None, tuple(notes))
+    um_from = um_from if um else None
+    return TiffMetadata(names_told, um, um_from, tuple(notes), origin_um, origin_from)
 
 
 def tell_inverted(keyframe: TiffPage) -> tuple[str, ...]:
@@ -201,10 +218,39 @@ def _read_physical_size(pixels: Element) -> tuple[float | None, float | None]:
     return to_um(pixels.get("PhysicalSizeY"), pixels.get("PhysicalSizeYUnit", "um")), um_x
 
 
+def _read_position(
+    image: OmeImage,
+) -> tuple[tuple[float, float] | None, str | None, tuple[str, ...]]:
+    """Where OME-XML places an image, what of it tells so, and a note if planes differ.
+
+    A coordinate without a unit is in a frame of the microscope's own, and no length.
+    """
+    places = [
+        tuple(place_um(e.get(f"Position{a}"), e.get(f"Position{a}Unit")) for a in "YX")
+        for e in children(image.pixels, "Plane")
+    ]
+    told = [(y, x) for y, x in places if y is not None and x is not None]
+    if told:
+        apart = max(max(abs(y - told[0][0]), abs(x - told[0][1])) for y, x in told)
+        um = square_pixel(*_read_physical_size(image.pixels)) or 1.0
+        note = (
+            f"the metadata place the planes up to {apart:g} um apart; the first one's place is "
+            "taken for the origin of all"
+        )
+        origin = place_origin(*told[0])
+        source = "PositionX of the OME-XML" if origin else None
+        return origin, source, (note,) if apart > um else ()
+    if image.stage is None:
+        return None, None, ()
+    stage = image.stage
+    origin = place_origin(*(place_um(stage.get(a), stage.get(f"{a}Unit")) for a in "YX"))
+    return origin, "StageLabel of the OME-XML" if origin else None, ()
+
+
 def _read_resolution(tif: TiffFile, series: TiffPageSeries) -> tuple[float | None, float | None]:
     """Height and width of a pixel in um from the tags of the first page, if a lens made it so."""
     tags = series.keyframe.tags
-    unit: object = _RESOLUTION_UNITS.get(tags.valueof(296, default=2))
+    unit: object = RESOLUTION_UNITS.get(tags.valueof(296, default=2))
     if series.kind == "imagej":
         unit = (tif.imagej_metadata or {}).get("unit", unit)
     um_y, um_x = (_um_from_tag(tags.valueof(code), unit) for code in (_YRESOLUTION, _XRESOLUTION))

@@ -37,6 +37,7 @@ def output_spec(plan: Plan, root: str) -> labels.PyramidSpec:
         width=width,
         n_levels=labels.count_levels(height, width) if layout is None else len(layout.shapes),
         um_per_px=plan.um_per_px,
+        origin_um=plan.slide.origin_um,
         image=plan.copy_image,
         channels=plan.slide.channels if plan.copy_image else (),
         image_dtype=plan.slide.dtype if plan.copy_image else None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NOT_IN_SWEEP = (
     *("flow_threshold", "cellprob_threshold"),
     *("ngff", "image", "in_place", "keep_flows"),
-    *("roi", "exclude"),
+    *("roi", "exclude", "tissue"),
 )
 
 

@@ -146,6 +146,7 @@ def survey_channel(
     limits: tuple[float, float] | None = None,
     elsewhere: BandMap | None = None,
     counted: NDArray[np.bool_] | None = None,
+    rest_is_glass: bool = False,
 ) -> ChannelSurvey:
     """Read one channel once and find its bounds.
 
@@ -174,6 +175,8 @@ def survey_channel(
     counted
         `(rows, cols)` of the slide's blocks: those that count. What lies in no other is not read,
         and the extremes of the others are infinite, as of what cannot be read.
+    rest_is_glass
+        Whether blocks that do not count are known to hold nothing: no contrast then.
 
     Returns
     -------
@@ -203,6 +206,8 @@ def survey_channel(
     if lost.all():
         raise InputError(next(iter(reader.unread.values())))
     found.lowest[lost], found.highest[lost] = -np.inf, np.inf
+    if rest_is_glass and counted is not None:
+        found.lowest[~counted], found.highest[~counted] = np.inf, -np.inf
     unread = dict(sorted(reader.unread.items()))
     return replace(found, bounds=replace(bounds, unread=tuple(unread)), unread=unread)
 

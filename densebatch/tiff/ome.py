@@ -38,11 +38,13 @@ class OmeImage:
     ----------
     name : "" if it has none
     pixels : its `Pixels` element
+    stage : its `StageLabel` element; None if it has none
     pages : file name ("" for the file itself), first page, and the page after the last or None
     """
 
     name: str
     pixels: ET.Element
+    stage: ET.Element | None
     pages: tuple[tuple[str, int, int | None], ...]
 
     def is_in(self, file: str) -> bool:
@@ -339,10 +341,11 @@ def _strip(places: Sequence[tuple[ET.Element, ET.Element]]) -> bool:
 def _list_images(path: Path, root: ET.Element) -> list[OmeImage]:
     images = []
     for image in children(root, "Image"):
+        stage = next(children(image, "StageLabel"), None)
         for pixels in children(image, "Pixels"):
             pages = tuple(_list_pages(path, root, pixels))
             if pages:
-                images.append(OmeImage(image.get("Name") or "", pixels, pages))
+                images.append(OmeImage(image.get("Name") or "", pixels, stage, pages))
     return images
 
 

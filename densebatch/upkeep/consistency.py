@@ -41,6 +41,7 @@ from densebatch.measuring.totals import add_shapes, add_values
 from densebatch.ngff.folders import DOCUMENTS
 from densebatch.planning.measured import find_changed_covers, read_measures
 from densebatch.planning.plan import JoinPlan
+from densebatch.regions.read import describe_areas
 from densebatch.stages.unread import read_pixels
 from densebatch.upkeep.content import list_some, measure_units, read_nuclei, read_ring, sum_cells
 
@@ -81,10 +82,14 @@ def check_content(content: Content) -> Iterator[Finding | str]:
             f"{count_of(len(unread), 'piece')} of the slide that could not be read, "
             f"{content.report['missing_px']} px without a result"
         )
-    images = [content, *content.within.values()]
+    marked = content.marked
+    images = [content, *content.within.values(), *([] if marked is None else [marked])]
     for image in images:
         yield from _check_metadata(image)
         yield from _check_levels(image)
+    yield from _check_areas(content)
+    if marked is not None:
+        yield from _check_missing(marked)
     if content.within:
         yield from _check_within(content)
     if any(content.is_damaged(0, region, None) for region in content.units(0)):
@@ -170,6 +175,59 @@ def _check_within(content: Content) -> Iterator[Finding]:
             image = content.within[name]
             what = "is not what cells and nuclei make of it"
             yield image.find(unit_files(image.spec, 0, region)[0], what, region)
+
+
+def _check_areas(content: Content) -> Iterator[Finding]:
+    """Labels, and what is missing, are 0 outside of what counts, of which `run.json` tells."""
+    areas = content.plan.region
+    told = content.report.get("region")
+    if areas is None:
+        if told is not None:
+            yield Finding(REPORT, "tells of a region, and the run was of the whole slide")
+        return
+    ours = describe_areas(areas)
+    # A file that says the same may have had another name when the run went on.
+    if told is None or any(told.get(key) != ours[key] for key in ours.keys() - {"files"}):
+        yield Finding(REPORT, "tells of another region than the run had")
+    marked = content.marked
+    images = [content, *([] if marked is None else [marked])]
+
+    def look(region: Region) -> list[tuple[Content, int]]:
+        if areas.count(region) == region.area:
+            return []
+        outside = ~areas.find_inside(region)
+        return [
+            (image, int(np.count_nonzero(read_unit(image.spec, 0, region)[outside])))
+            for image in images
+            if not image.is_damaged(0, region, None)
+        ]
+
+    shown = "compare region"
+    content.progress.stage(shown, len(shard_grid(content.spec, 0)), 0)
+    for region, found in map_in_threads(look, content.units(0), content.threads):
+        content.progress.advance(shown, region.area)
+        for image, px in found:
+            if px:
+                what = f"{px} px outside of the region are not 0"
+                yield image.find(unit_files(image.spec, 0, region)[0], what, region)
+
+
+def _check_missing(marked: Content) -> Iterator[Finding]:
+    """As many pixels are missing as `run.json` says."""
+
+    def look(region: Region) -> tuple[int, int]:
+        pixels = read_unit(marked.spec, 0, region)
+        return int(np.count_nonzero(pixels)), int(np.count_nonzero(pixels == 1))
+
+    found = [px for _, px in map_in_threads(look, marked.units(0), marked.threads)]
+    px, ones = (sum(each) for each in zip(*found, strict=True))
+    name = f"labels/{marked.spec.label_name}/0"
+    if px != ones:
+        yield marked.find(name, f"{px - ones} px are neither 0 nor 1")
+    if px != marked.report["missing_px"]:
+        yield marked.find(
+            name, f"marks {px} px, and the run reported {marked.report['missing_px']}"
+        )
 
 
 def _check_ids(content: Content) -> Generator[Finding, None, NDArray[np.bool_] | None]:

@@ -97,6 +97,13 @@ class Content:
             for name in read_measures(self.report).compartments
         }
 
+    @property
+    def marked(self) -> Content | None:
+        """The label image `missing` as if it were the cells; None as `missing` is."""
+        if self.missing is None:
+            return None
+        return replace(self, spec=replace(self.missing, image=False, channels=()))
+
     def name(self, path: Path | str) -> str:
         """Name in the tree of a path relative to the root."""
         return (Path(self.spec.root) / path).relative_to(self.tree.base).as_posix()

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from densebatch.base.checksums import checksum_file, format_checksums
+from densebatch.base.checksums import checksum_file, format_checksums, list_files
 from densebatch.cells.kept import read_list
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import segment
@@ -72,14 +72,19 @@ def draw_files(files, n, seed):
     return drawn[:n], rng
 
 
-def list_again(out):
-    """Make the lists of a result true of what its files are now, as a faulty run would have."""
+def list_again(out, added=""):
+    """Make the lists of a result true of what its files are now, as a faulty run would have.
+
+    Files are those that were listed, and those below the folder `added` of the result.
+    """
     folder = OutputFolder(out)
     for tree in folder.trees(folder.read_marker()):
         listed, _ = read_list(tree)
+        listed = [*listed, *(n for n in list_files(tree.base) if added and n.startswith(added))]
         for name in listed:
             copy = tree.copy_of(name)
             if copy is not None:
+                copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes((tree.base / name).read_bytes())
         text = format_checksums({name: checksum_file(tree.base / name) for name in listed})
         for path in tree.lists:

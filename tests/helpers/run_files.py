@@ -28,8 +28,8 @@ def simulate(height, width, seed=0, **tissue):
     return render(slide, Region(0, 0, height, width))[0]
 
 
-def write_tiff(path, pixels, channels, um_per_px=0.5):
-    """A tiled OME-TIFF with channel names and, unless it is None, pixel size."""
+def write_tiff(path, pixels, channels, um_per_px=0.5, **more):
+    """A tiled OME-TIFF with channel names and, unless it is None, pixel size; `more` metadata."""
     size = {
         "PhysicalSizeX": um_per_px,
         "PhysicalSizeXUnit": "µm",
@@ -46,6 +46,7 @@ def write_tiff(path, pixels, channels, um_per_px=0.5):
             "axes": "CYX",
             "Channel": {"Name": list(channels)},
             **(size if um_per_px is not None else {}),
+            **more,
         },
     )
     return path

@@ -15,6 +15,7 @@ from densebatch.planning.scale import DiameterEstimate
 from densebatch.planning.settings import SegmentSettings
 from densebatch.regions.areas import pack_areas
 from densebatch.regions.runs import find_runs
+from densebatch.regions.tissue import TissueSearch
 from tests.helpers.run_files import write_tiff
 
 SHAPE = (80, 90)
@@ -75,7 +76,7 @@ def make_areas(*names, file="a.png"):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({field.name for field in fields(Plan)} - {"notes", "estimate"})
+    "name", sorted({field.name for field in fields(Plan)} - {"notes", "estimate", "tissue"})
 )
 def test_every_field_is_in_the_fingerprint(plan, name):
     other = replace(plan, **{name: change(plan)[name]})
@@ -93,6 +94,14 @@ def test_notes_are_not_in_the_fingerprint(plan):
     )
     assert other.fingerprint == plan.fingerprint
     assert describe_difference(plan, other) == "nothing"
+
+
+def test_how_tissue_was_found_is_not_in_the_fingerprint(plan):
+    """The area is; and where all of the slide counts, it is a run as without `--tissue`."""
+    other = replace(plan, tissue=TissueSearch(3, 32.0, 100.0, (), reason="no glass"))
+    assert other.fingerprint == plan.fingerprint
+    assert describe_difference(plan, other) == "nothing"
+    assert parse_plan(other.to_json()) == other
 
 
 def test_areas_are_in_the_fingerprint_whatever_file_told_them(plan):

@@ -44,6 +44,7 @@ def test_file_sets_every_setting(path):
         axes: CYX
         roi: areas.geojson
         exclude: folds.zip
+        tissue: auto
         z: max
         t: 2
         panel: panel.csv
@@ -91,6 +92,7 @@ def test_file_sets_every_setting(path):
         axes="CYX",
         roi=Path("areas.geojson"),
         exclude=Path("folds.zip"),
+        tissue="auto",
         z="max",
         t="2",
         panel="panel.csv",

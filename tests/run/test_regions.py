@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from imageio.v3 import imwrite
 
 from densebatch.base.geometry import Region
+from densebatch.cells import labels
+from densebatch.cells.verify import read_spec
 from densebatch.models.model import find_model, load_network, save_model
 from densebatch.planning.planner import build_plan
 from densebatch.planning.settings import DEFAULT_MODEL, SegmentSettings
@@ -17,9 +20,12 @@ from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import Progress, run_slide, segment
 from densebatch.run.start import ExecutorStart
 from densebatch.stages import predict
+from densebatch.stages.missing import missing_spec
+from densebatch.upkeep.content import Content
+from densebatch.upkeep.measure import make_table
 from densebatch.upkeep.repair import repair
 from densebatch.upkeep.verify import verify
-from tests.helpers.damage import flip, read_files
+from tests.helpers.damage import flip, list_again, read_files
 from tests.helpers.run_files import (
     assert_same_output,
     call_main,
@@ -191,7 +197,9 @@ def test_another_region_is_another_run(folder, clean, capsys):
         "--roi", folder / "roi.geojson",
     )  # fmt: skip
     assert told[0] == 2
-    assert "holds another run: region that counts (--roi, --exclude) is another" in told[2]
+    assert (
+        "holds another run: region that counts (--roi, --exclude, --tissue) is another" in told[2]
+    )
 
 
 def test_plan_tells_the_area(folder, clean, capsys):
@@ -215,6 +223,56 @@ def test_verify_and_repair_know_the_region(folder, clean, tmp_path):
     (out / "cells.parquet").unlink()
     assert not repair(out, workers=0).findings
     assert read_files([out]) == before
+
+
+def plant(out, name, place, value):
+    """Write a pixel of a label image as a faulty run would have: all the rest is made of it."""
+    folder = OutputFolder(out)
+    plan, report = folder.read_marker(), read_report(out)
+    spec = read_spec(folder.root(plan), in_place=False)
+    content = Content(
+        plan, folder.trees(plan)[-1], folder.table, spec, report, (), 1, Progress()
+    )  # fmt: skip
+    if name == "missing":
+        spec = missing_spec(plan, spec.root)
+        labels.create(spec, label_attrs={})
+        labels.finalize(spec, n_cells=None, provenance={})
+        folder.report.write_text(json.dumps(report | {"missing_px": 1}))
+    zarr.open_array(labels.label_path(spec) / "0", mode="r+")[place] = value
+    for level in range(1, spec.n_levels):
+        [index] = labels.shard_grid(spec, level)
+        labels.downsample_labels(spec, level, labels.shard_grid(spec, level)[index])
+    make_table(content, content.open_pixels(), folder.table)
+    list_again(out, f"segmentation.ome.zarr/labels/{name}")
+
+
+@pytest.mark.parametrize("name", ["cells", "missing"])
+def test_verify_finds_what_lies_outside(clean, tmp_path, name):
+    """Where all else fits, for levels, table and checksums were made of it."""
+    out = shutil.copytree(clean["part"], tmp_path / "out")
+    cells, _ = read_result(out)
+    y, x = np.argwhere((find_inside(out)[:, 1:] == 0) & (cells[:, :-1] > 0))[0]
+    plant(out, name, (y, x + 1), cells[y, x] if name == "cells" else 1)
+    assert [str(finding) for finding in verify(out).findings] == [
+        f"segmentation.ome.zarr/labels/{name}/0/c/0/0: 1 px outside of the region are not 0 "
+        f"(rows 0 to {SIDE}, columns 0 to {SIDE})"
+    ]
+
+
+def test_verify_finds_other_names_and_another_region(clean, tmp_path):
+    out = shutil.copytree(clean["part"], tmp_path / "out")
+    report, path = read_report(out), out / "cells.parquet"
+    report["region"]["area_px"] += 1
+    (out / "run.json").write_text(json.dumps(report))
+    table = pq.read_table(path)
+    names = ["Tumor" if name == "Stroma" else name for name in table["region"].to_pylist()]
+    at = table.column_names.index("region")
+    pq.write_table(table.set_column(at, table.schema.field(at), [names]), path)
+    list_again(out)
+    first, second = (str(finding) for finding in verify(out).findings)
+    assert first == "run.json: tells of another region than the run had"
+    assert second.startswith("cells.parquet: 'region' is not what the labels and pixels say in ")
+    assert second.endswith("Tumor instead of Stroma")
 
 
 def test_segmenters_are_shown_tiles_of_the_areas(folder, clean):

@@ -6,8 +6,13 @@ the two Zarr formats disagree.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import operator
 import os
+import re
+import stat
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,13 +20,16 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.ngff.metadata import Json, ome_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    import zarr
 
 DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _N_NAMED = 3  # paths in an error
 _MAX_DEPTH = 5
 _MAX_FOLDERS = 2000  # that are looked into for the paths of an error
+_MAX_NAMES = 1000  # of chunk files that are compared with those of the metadata
 # What tells images apart, where a folder has metadata of both Zarr formats.
 _COMPARED = (
     *("multiscales", "omero", "image-label", "labels", "plate", "well"),
@@ -180,6 +188,79 @@ def read_shape(node: Node) -> list[int]:
             f"{node.path} declares the shape {shape!r}; accepted are sizes of 1 and more"
         )
     return shape
+
+
+def refuse_other_chunks(level: Path, array: zarr.Array[Any]) -> None:
+    """Refuse an array whose folder has files of chunks, but of names that none of its chunks has.
+
+    Its metadata say where chunks are, and if that is not true all of it reads as the fill value,
+    because chunks may be absent.
+
+    Parameters
+    ----------
+    level
+        Folder of the array.
+    array
+        As it was opened.
+
+    Raises
+    ------
+    InputError
+        If the first thousand names that look like a chunk's are none of this array.
+    """
+    steps = array.shards or array.chunks
+    n_chunks = [-(-size // step) for size, step in zip(array.shape, steps, strict=True)]
+    encode, other = array.metadata.encode_chunk_key, None
+    for name in itertools.islice(_list_chunk_names(level, ""), _MAX_NAMES):
+        place = tuple(int(number) for number in re.findall(r"\d+", name))
+        is_inside = len(place) == len(n_chunks) and all(map(operator.lt, place, n_chunks))
+        if is_inside and encode(place) == name:
+            return
+        other = other or name
+    if other is not None:
+        raise InputError(
+            f"{level} has chunks such as {other}, and by its metadata there are "
+            f"{' x '.join(map(str, n_chunks))} chunks named as {encode((0,) * len(n_chunks))}, of "
+            "which none is there: either the metadata or the names of the files are wrong"
+        )
+
+
+def refuse_odd_chunk(path: Path) -> None:
+    """Refuse what lies where a chunk or shard may be and is none, which zarr takes for an absent one.
+
+    Parameters
+    ----------
+    path
+        Where the file is, or nothing.
+
+    Raises
+    ------
+    ValueError
+        If it is no file, a link to nothing, or empty, as a crash leaves files behind.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link to a file that is not there") from None
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no file, where a chunk is to be")
+    if found.st_size == 0:
+        raise ValueError(f"{path} is an empty file, where a chunk is to be")
+
+
+def _list_chunk_names(folder: Path, above: str) -> Iterator[str]:
+    """Names of files that look like chunks, relative to the array; in no order."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = above + entry.name
+            if re.fullmatch(r"c|(c[/.])?\d+([/.]\d+)*", name) is None:
+                continue
+            if entry.is_dir():
+                yield from _list_chunk_names(folder / entry.name, f"{name}/")
+            elif entry.name != "c":
+                yield name
 
 
 def _read_node_2(path: Path, look: Callable[[Path], object] | None) -> tuple[Node | None, str]:

@@ -16,7 +16,7 @@ from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.ngff.folders import DOCUMENTS
+from densebatch.ngff.folders import DOCUMENTS, refuse_odd_chunk, refuse_other_chunks
 from densebatch.ngff.metadata import (
     Json,
     check_version,
@@ -42,6 +42,7 @@ from densebatch.slides.source import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -101,6 +102,12 @@ class ZarrSource(ArraySource):
     ) -> None:
         super().__init__(path, layout, stamps, array, axes)
         self._level_0, self._metadata = level_0, metadata
+
+    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+        for path in self.list_files(first, stop, region):
+            refuse_odd_chunk(path)
+        return super().read(first, stop, region)
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -183,6 +190,7 @@ def open_omezarr(path: Path, selection: Selection) -> ZarrSource:
     n = 1 if axes.channel is None else array.shape[axes.channel]
     check_size(path, height, width, n)
     _check_chunks(path, array)
+    refuse_other_chunks(level_0, array)
     um_per_px, size_notes = _read_pixel_size(image, axes)
     channels, channel_notes = _name_channels(list_channel_labels(attributes), n)
     layout = Layout(

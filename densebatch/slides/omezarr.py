@@ -16,6 +16,7 @@ from zarr.codecs import ShardingCodec
 from zarr.storage import LocalStore
 
 from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.machine import measure_memory
 from densebatch.ngff.folders import DOCUMENTS, refuse_odd_chunk, refuse_other_chunks
 from densebatch.ngff.metadata import (
     Json,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16
 _BLOSC_HEADER_BYTES = 16
+_SPARE = 4  # times as much memory as chunks take decoded, and it was not for want of it
 
 
 class WholeChunkStore(LocalStore):
@@ -105,9 +107,18 @@ class ZarrSource(ArraySource):
 
     def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
         """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        for path in self.list_files(first, stop, region):
+        files = list(self.list_files(first, stop, region))
+        for path in files:
             refuse_odd_chunk(path)
-        return super().read(first, stop, region)
+        try:
+            return super().read(first, stop, region)
+        except MemoryError as error:
+            steps = self._array.shards or self._array.chunks
+            decoded = len(files) * math.prod(steps) * self._array.dtype.itemsize
+            if _SPARE * decoded > measure_memory().available:
+                raise
+            # Codecs allocate what a chunk says of itself.
+            raise ValueError("a chunk says that it holds more than there is memory for") from error
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.

@@ -117,6 +117,16 @@ def test_chunks_of_other_names_are_not_taken_for_absent(stored, tmp_path):
     assert not open_slide(old).read(0, Region(0, 0, 75, 110)).any()  # all of it may be absent
 
 
+def test_a_chunk_that_says_it_is_larger_than_memory_is_damaged(stored, tmp_path):
+    """A bit of zstd's header says that eight bytes tell the size, which its decoder allocates."""
+    folder = shutil.copytree(stored["0.5, zstd"], tmp_path / "slide.zarr")
+    chunk = folder / "0" / "c" / "0" / "0" / "0"
+    data = chunk.read_bytes()
+    chunk.write_bytes(data[:4] + b"\xe0" + (2**50).to_bytes(8, "little") + data[7:])
+    with pytest.raises(InputError, match="a chunk says that it holds more than there is memory f"):
+        open_slide(folder).read(0, Region(0, 0, 5, 5))
+
+
 def test_a_level_that_says_it_is_larger_is_not_taken_for_the_highest(stored, tmp_path):
     folder = shutil.copytree(stored["0.5, zstd"], tmp_path / "slide.zarr")
     edit_json(folder / "1" / "zarr.json", shape=[2, 38000, 55])

@@ -20,7 +20,7 @@ from densebatch.base.errors import InputError, describe_cause
 from densebatch.ngff.metadata import Json, ome_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import zarr
@@ -226,7 +226,7 @@ def refuse_other_chunks(level: Path, array: zarr.Array[Any]) -> None:
 
 
 def refuse_odd_chunk(path: Path) -> None:
-    """Refuse what lies where a chunk or shard may be and is none, which zarr takes for an absent one.
+    """Refuse what is no chunk in the place of a chunk or shard; zarr takes it for an absent one.
 
     Parameters
     ----------

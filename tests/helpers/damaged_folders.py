@@ -1,4 +1,4 @@
-"""OME-Zarr folders with something wrong in one of their files, and what the reader makes of them."""
+"""OME-Zarr folders with something wrong in one file, and what the reader makes of them."""
 
 from __future__ import annotations
 
@@ -139,4 +139,3 @@ def read_damaged_folder(folder, planes, damage, chunk_px, *, is_checked):
     if wrong.any():
         return "a chunk lost" if lost.any() else "other values"
     return "read"
-

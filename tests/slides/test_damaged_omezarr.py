@@ -20,7 +20,7 @@ from tests.helpers.slide_files import edit_json, random_pixels, write_zarr
 
 _LONGEST_S = 10.0  # that reading one of these small folders may take before it counts as a hang
 _MOST_KB = 2_000_000
-CYX = (np.add.outer(np.arange(75), 3 * np.arange(110)) + random_pixels((2, 75, 110)) % 50 + 1000)
+CYX = np.add.outer(np.arange(75), 3 * np.arange(110)) + random_pixels((2, 75, 110)) % 50 + 1000
 CYX = CYX.astype(np.uint16)
 SHARDS = {"chunks": (1, 16, 16), "shards": (1, 64, 64)}
 # name: how it is stored, rows and columns of a file, whether checksums tell every flipped bit

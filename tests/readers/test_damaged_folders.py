@@ -125,7 +125,7 @@ def damage_and_read(stored, name, tmp_path, seeds):
 NAMES = ("MRXS, PNG", "MRXS, JPEG", "VSI")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["MRXS, PNG", "VSI"])
 def test_some_damaged_files(stored, name, tmp_path):
     outcomes = damage_and_read(stored, name, tmp_path, range(8))  # each starts a process
     assert outcomes["refused"] >= 2

@@ -170,7 +170,7 @@ def test_a_table_that_takes_all_memory_is_a_sentence(stored, tmp_path):
     data = bytearray(ets.read_bytes())
     struct.pack_into("<I", data, 40, 2**31)
     ets.write_bytes(data)
-    with pytest.raises(InputError, match=r"slide\.vsi cannot be read as a Olympus VSI file \("):
+    with pytest.raises(InputError, match=r"slide\.vsi cannot be read as Olympus VSI \("):
         open_slide(folder / path.name)
 
 

@@ -78,7 +78,7 @@ def test_vsi_that_slideio_cannot_open_is_a_sentence(tmp_path):
     path = tmp_path / "slide.vsi"
     path.write_bytes(b"II*\0" + bytes(100))
     (tmp_path / "_slide_" / "stack1").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"cannot be read as a Olympus VSI file \("):
+    with pytest.raises(InputError, match=r"cannot be read as Olympus VSI \("):
         open_slide(path)
 
 

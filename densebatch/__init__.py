@@ -1,7 +1,8 @@
 """Whole-slide cell segmentation of dense, multiplexed tissue.
 
 `densebatch.segment(slide, out, membrane=("CD3", "CD8"))` does what the command `densebatch segment`
-does and returns a `SegmentResult`. Scoring is in `densebatch.scoring` and needs neither torch nor
+does and returns a `SegmentResult`; `densebatch.segment_cohort(slides, out, ...)` is that for many.
+Scoring is in `densebatch.scoring` and needs neither torch nor
 dask.
 """
 
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from densebatch.base.machine import choose_compile_cache
 
 if TYPE_CHECKING:
+    from densebatch.cohorts.drive import CohortResult
+    from densebatch.cohorts.segment import segment_cohort
     from densebatch.planning.plan import Plan
     from densebatch.planning.planner import build_plan
     from densebatch.planning.settings import SegmentSettings
@@ -21,14 +24,24 @@ if TYPE_CHECKING:
 
 choose_compile_cache(Path(__file__).parent)  # before anything imports numba, which reads it then
 
-__all__ = ["Plan", "SegmentResult", "SegmentSettings", "build_plan", "segment"]
+__all__ = [
+    "CohortResult",
+    "Plan",
+    "SegmentResult",
+    "SegmentSettings",
+    "build_plan",
+    "segment",
+    "segment_cohort",
+]
 
 _HOMES = {
+    "CohortResult": "cohorts.drive",
     "Plan": "planning.plan",
     "SegmentResult": "run.segment",
     "SegmentSettings": "planning.settings",
     "build_plan": "planning.planner",
     "segment": "run.segment",
+    "segment_cohort": "cohorts.segment",
 }
 
 

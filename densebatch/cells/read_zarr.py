@@ -11,8 +11,10 @@ from densebatch.cells.groups import open_array
 from densebatch.cells.pixels import ACCEPTED, Pixels, guess_axes
 from densebatch.cells.pyramid_spec import COMPARTMENT_LABELS, LABEL_NAME, MISSING_NAME, OWNER
 from densebatch.ngff.choice import choose_image, choose_multiscale, list_images
+from densebatch.ngff.chunks import refuse_odd_chunk, refuse_other_chunks
 from densebatch.ngff.folders import list_folders, read_node, read_shape, suggest_paths
 from densebatch.ngff.metadata import (
+    check_largest,
     find_multiscale,
     is_inside,
     list_axis_names,
@@ -59,9 +61,10 @@ class CheckedArray:
             for (start, stop), step in zip(spans, self.piece, strict=True)
         ]
         for place in itertools.product(*stored):
-            path = self.folder / self.array.metadata.encode_chunk_key(place)
-            if path.exists() and (not path.is_file() or path.stat().st_size == 0):
-                raise InputError(f"the stored piece {path.relative_to(self.folder)} is empty")
+            try:
+                refuse_odd_chunk(self.folder / self.array.metadata.encode_chunk_key(place))
+            except ValueError as error:
+                raise InputError(f"the stored piece {error}") from None
         try:
             return self._read(index)
         except MemoryError:
@@ -123,6 +126,7 @@ def open_zarr(path: Path, *, labels: bool, scene: str | None = None) -> Pixels:
         found = _find_label_group(node, scene) if wanted else node
         folder, axes = _find_array(found, None if wanted else scene, labels=labels)
     array = open_array(folder)
+    refuse_other_chunks(folder, array)
     if axes is None or len(axes) != array.ndim or not {"Y", "X"} <= set(axes):
         axes = guess_axes(array.shape, path)
     checked = CheckedArray(array, folder)
@@ -148,7 +152,9 @@ def _find_array(node: Node, scene: str | None, *, labels: bool) -> tuple[Path, s
     for folder, level in zip(folders, levels, strict=True):
         if level is None or not level.is_array:
             raise InputError(f"{image.path} lists {folder} as a resolution, which is no array")
-    multiscale = order_levels(multiscale, [read_shape(level) for level in levels if level])
+    shapes = [read_shape(level) for level in levels if level]
+    check_largest(multiscale, shapes, image.path)
+    multiscale = order_levels(multiscale, shapes)
     letters = "".join(str(name)[:1].upper() for name in list_axis_names(multiscale))
     return image.path / multiscale["datasets"][0]["path"], letters or None
 

@@ -46,11 +46,14 @@ class SlidePath(click.Path):
 
 
 # Which image of a file is meant; the names are those of the settings.
-slide_options = [
+image_options = [
     click.option("--scene", metavar="NAME|INDEX", help="Image of a file that holds several."),
     click.option("--axes", metavar="CYX", help="Dimensions of the pixels, if misnamed."),
     click.option("--z", metavar="INDEX|max", help="Focal plane of several, or the largest value."),
     click.option("--t", metavar="INDEX", help="Point in time of several."),
+]
+slide_options = [
+    *image_options,
     click.option(
         "--panel", metavar="CSV", help="Names the channels of imaging mass cytometry (steinbock)."
     ),

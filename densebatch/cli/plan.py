@@ -14,11 +14,10 @@ from densebatch.base.errors import PartialRunError
 from densebatch.base.names import count_of, quote_names
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import SlidePath, add_options, check_writable, slide_options, write_text
-from densebatch.cli.segment import list_rows, settings_options, slides_arguments
+from densebatch.cli.segment import choose_slides, settings_options, slides_arguments
 
 if TYPE_CHECKING:
     from densebatch.cohorts.outlook import Outlook
-    from densebatch.cohorts.rows import Row
     from densebatch.planning.plan import FlowPlan, Plan
     from densebatch.planning.settings import SegmentSettings
     from densebatch.regions.tissue import TissueSearch
@@ -44,17 +43,25 @@ def plan(
 
     Of several slides, or those of a sample sheet, it is a table with their sums.
     """
-    rows = list_rows(slides, sheet, settings, listed)
-    if rows is None:
+    several = choose_slides(slides, sheet)
+    if several is None:
         _plan_slide(slides[0], out, settings, listed, as_json, measure)
     else:
-        _plan_cohort(rows, out, settings, as_json)
+        _plan_cohort(several, out, settings, listed, as_json)
 
 
-def _plan_cohort(rows: list[Row], out: Path, settings: SegmentSettings, as_json: bool) -> None:
+def _plan_cohort(
+    slides: Path | tuple[Place, ...],
+    out: Path,
+    settings: SegmentSettings,
+    listed: frozenset[str],
+    as_json: bool,
+) -> None:
     from densebatch.cli.terminal import TerminalProgress
     from densebatch.cohorts.outlook import look_ahead
+    from densebatch.cohorts.sheet import list_rows
 
+    rows = list_rows(slides, settings, listed)
     with TerminalProgress(get_console()) as progress:
         found = list(look_ahead(rows, out, settings, progress))
     if as_json:

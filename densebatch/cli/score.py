@@ -18,6 +18,7 @@ from densebatch.cli.options import (
     check_writable,
     label_components_option,
     scheduler_options,
+    slide_options,
     write_text,
 )
 
@@ -238,6 +239,7 @@ def _score_all(
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="Label image, where IMAGES is one slide."
 )
+@add_options(slide_options)
 @label_components_option
 @click.option("--restart", is_flag=True, help="Run the network again.")
 def sweep(
@@ -247,6 +249,7 @@ def sweep(
     truth: Path | None,
     label_components: bool | None,
     restart: bool,
+    **chosen: str | None,
 ) -> None:
     """Score every combination of thresholds on annotated IMAGES.
 
@@ -265,15 +268,14 @@ def sweep(
     )
     from densebatch.studies.sweep_settings import load_sweep
 
-    settings = load_sweep(config, label_components=label_components)
+    settings = load_sweep(config, label_components=label_components, **chosen)
     output = output.absolute()
     _check_output(output)
     files = find_images(
         images,
         truth,
-        settings.segment.scene,
-        settings.segment.axes,
         label_components=settings.label_components,
+        **{name: getattr(settings.segment, name) for name in chosen},
     )
     with TerminalProgress(get_console()) as progress:
         result = run_sweep(files, output / _WORK, settings, restart=restart, progress=progress)

@@ -25,7 +25,6 @@ from densebatch.planning.settings import DEFAULT_MODEL, BackendName, SegmentSett
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from densebatch.cohorts.rows import Row
     from densebatch.remote.tree import Place
 
 
@@ -172,34 +171,24 @@ def segment(
     """
     if kept.get("keep_flows"):
         settings = settings.model_copy(update={"keep_flows": True})
-    rows = list_rows(slides, sheet, settings, listed)
-    if rows is None:
+    several = choose_slides(slides, sheet)
+    if several is None:
         _segment_slide(slides[0], out, settings, listed, restart, allow_partial)
     else:
-        _segment_cohort(rows, out, settings, restart, allow_partial)
+        _segment_cohort(several, out, settings, listed, restart, allow_partial)
 
 
-def list_rows(
-    slides: tuple[Place, ...],
-    sheet: Path | None,
-    settings: SegmentSettings,
-    listed: frozenset[str],
-) -> list[Row] | None:
-    """Rows of a cohort; None for one slide, which is none."""
+def choose_slides(slides: tuple[Place, ...], sheet: Path | None) -> Path | tuple[Place, ...] | None:
+    """The sheet or the slides of a cohort; None for one slide, which is none."""
     if sheet is not None and slides:
         raise click.UsageError(
             f"--sheet {sheet} names the slides, and so does {slides[0]}; accepted is one of them"
         )
     if sheet is None and not slides:
         raise click.UsageError("Missing argument 'SLIDE...' or 'OUT': accepted are both")
-    if sheet is None and len(slides) == 1:
-        return None
-    from densebatch.cohorts.rows import list_slides
-    from densebatch.cohorts.sheet import read_sheet
-
     if sheet is not None:
-        return read_sheet(sheet, settings, listed)
-    return list_slides(slides, settings, listed)
+        return sheet
+    return None if len(slides) == 1 else slides
 
 
 def _segment_slide(
@@ -225,14 +214,21 @@ def _segment_slide(
 
 
 def _segment_cohort(
-    rows: list[Row], out: Path, settings: SegmentSettings, restart: bool, allow_partial: bool
+    slides: Path | tuple[Place, ...],
+    out: Path,
+    settings: SegmentSettings,
+    listed: frozenset[str],
+    restart: bool,
+    allow_partial: bool,
 ) -> None:
     from densebatch.cli.terminal import TerminalProgress, print_cohort
-    from densebatch.cohorts.drive import segment_cohort
     from densebatch.cohorts.rows import RECORD
+    from densebatch.cohorts.segment import segment_cohort
 
     with TerminalProgress(get_console()) as progress:
-        result = segment_cohort(rows, out, settings, restart=restart, progress=progress)
+        result = segment_cohort(
+            slides, out, settings, restart=restart, progress=progress, listed=listed
+        )
     print_cohort(result.entries)
     click.echo(f"record  {result.out / RECORD}")
     n_failed, n_partial = result.count("failed"), result.count("partial")
@@ -242,6 +238,6 @@ def _segment_cohort(
     ]
     if n_failed or (n_partial and not allow_partial):
         raise PartialRunError(
-            f"of {count_of(len(rows), 'slide')} {' and '.join(told)}; the same command tries them "
-            "again"
+            f"of {count_of(len(result.entries), 'slide')} {' and '.join(told)}; the same command "
+            "tries them again"
         )

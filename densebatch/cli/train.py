@@ -13,7 +13,7 @@ import click
 
 from densebatch.base.errors import InputError
 from densebatch.cli.logs import LoggedCommand
-from densebatch.cli.options import label_components_option
+from densebatch.cli.options import add_options, image_options, label_components_option
 
 if TYPE_CHECKING:
     from densebatch.models.model import Model
@@ -54,6 +54,7 @@ _TOLD_STEPS = 20
     metavar="NAME",
     help="Image to validate with instead of training on it; repeatable.",
 )
+@add_options(image_options)
 @label_components_option
 def train(
     images: Path,
@@ -65,6 +66,7 @@ def train(
     seed: int | None,
     hold_out: tuple[str, ...],
     label_components: bool | None,
+    **chosen: str | None,
 ) -> None:
     """Train a network on IMAGES, a folder of annotated images.
 
@@ -81,7 +83,9 @@ def train(
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a model's name ends in .safetensors")
     _check_output(output)
-    recipe = load_recipe(config, steps=steps, seed=seed, label_components=label_components)
+    recipe = load_recipe(
+        config, steps=steps, seed=seed, label_components=label_components, **chosen
+    )
     origin = find_model(start) if start is not None else None
     masters = [find_model(teacher) for teacher in teachers]
     recipe, notes = settle_recipe(images, recipe)

@@ -1,4 +1,4 @@
-"""Segment the slides of a cohort: `segment_cohort`.
+"""Segment the slides of a cohort: `drive_cohort`, beneath `cohorts.segment`.
 
 Each slide is a run of its own (`run.segment.run_slide`) with a driver of its own, in a thread; all
 share the workers. One slide is surveyed at a time, and no more are open than keep the workers busy:
@@ -68,7 +68,7 @@ class CohortResult:
     """
 
     out: Path
-    entries: list[Entry]
+    entries: tuple[Entry, ...]
 
     def count(self, state: str) -> int:
         """How many slides are in a state, see `Entry`."""
@@ -85,7 +85,7 @@ class _Run:
     thread: threading.Thread | None = None
 
 
-def segment_cohort(
+def drive_cohort(
     rows: Sequence[Row],
     out: Path,
     settings: SegmentSettings,
@@ -147,7 +147,7 @@ def segment_cohort(
             cohort = _Cohort(folder.path, settings, crew, record, progress, limits, restart=restart)
             with driver.drive(cohort):
                 cohort.run(rows)
-    result = CohortResult(folder.path, record.entries)
+    result = CohortResult(folder.path, tuple(record.entries))
     log_event(
         log, "cohort ended", done=result.count("done"), partial=result.count("partial"),
         failed=result.count("failed"),

@@ -67,7 +67,7 @@ def look_ahead(
     Parameters
     ----------
     rows, out, settings
-        As of `segment_cohort`.
+        As of `drive_cohort`.
     progress
         Is told what the user should know.
 

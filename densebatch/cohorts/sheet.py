@@ -1,4 +1,4 @@
-"""Read a sample sheet: a CSV file with a row for each slide.
+"""The rows of a cohort, and of a sample sheet: a CSV file with a row for each slide.
 
 The form is checked as a whole before anything starts, and all faults are told with their lines.
 What is wrong with a slide itself is found out when its turn comes, and fails its row alone.
@@ -14,14 +14,14 @@ from densebatch.base.errors import InputError
 from densebatch.base.files import refuse_address
 from densebatch.base.names import count_of, quote_names
 from densebatch.base.settings import read_settings
-from densebatch.cohorts.rows import Row, find_fault, fold_name
+from densebatch.cohorts.rows import Row, find_fault, fold_name, list_slides
 from densebatch.models.model import find_model
 from densebatch.planning.settings import SegmentSettings
 from densebatch.remote.address import is_address
 from densebatch.remote.tree import Place, RemotePath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class Column(NamedTuple):
@@ -57,6 +57,30 @@ COLUMNS = {
 }
 _NEEDED = ("sample", "slide")
 _SHOWN = 50
+
+
+def list_rows(
+    slides: Path | Sequence[Place], settings: SegmentSettings, listed: frozenset[str] = frozenset()
+) -> list[Row]:
+    """The rows of a cohort.
+
+    Parameters
+    ----------
+    slides
+        A sample sheet, or the slides themselves.
+    settings, listed
+        As of `read_sheet`.
+
+    Raises
+    ------
+    InputError
+        As `read_sheet` and `list_slides`; if there is no slide.
+    """
+    if isinstance(slides, Path):
+        return read_sheet(slides, settings, listed)
+    if not slides:
+        raise InputError("no slide is named; accepted are one and more, or a sample sheet")
+    return list_slides(slides, settings, listed)
 
 
 def read_sheet(

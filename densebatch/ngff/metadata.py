@@ -204,12 +204,7 @@ def is_inside(path: object) -> bool:
 
 def rank_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> list[int]:
     """Which levels have the most rows and columns, in order; parameters as of `order_levels`."""
-    names = [str(name).lower() for name in list_axis_names(multiscale)]
-    axes = [names.index("y"), names.index("x")] if {"y", "x"} <= set(names) else [-2, -1]
-    sizes = [
-        math.prod(shape[axis] for axis in axes if -len(shape) <= axis < len(shape))
-        for shape in shapes
-    ]
+    sizes = [math.prod(size) for size in _list_planes(multiscale, shapes)]
     return sorted(range(len(sizes)), key=lambda level: -sizes[level])
 
 
@@ -225,6 +220,39 @@ def order_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> Json:
     """
     order = rank_levels(multiscale, shapes)
     return multiscale | {"datasets": [multiscale["datasets"][level] for level in order]}
+
+
+def check_largest(multiscale: Json, shapes: Sequence[Sequence[int]], where: Place) -> None:
+    """Refuse levels of which none is the largest both in rows and in columns: one of them lies.
+
+    Parameters
+    ----------
+    multiscale, shapes
+        As of `order_levels`.
+    where
+        Named in the error.
+
+    Raises
+    ------
+    InputError
+        With the sizes.
+    """
+    planes = _list_planes(multiscale, shapes)
+    if tuple(map(max, zip(*planes, strict=False))) not in planes:
+        sizes = ", ".join(" x ".join(map(str, plane)) for plane in planes)
+        raise InputError(
+            f"{where} has resolutions of {sizes} px, of which none is the largest; accepted are "
+            "images that get smaller both in rows and in columns"
+        )
+
+
+def _list_planes(multiscale: Json, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Rows and columns of each level."""
+    names = [str(name).lower() for name in list_axis_names(multiscale)]
+    axes = [names.index("y"), names.index("x")] if {"y", "x"} <= set(names) else [-2, -1]
+    return [
+        tuple(shape[axis] for axis in axes if -len(shape) <= axis < len(shape)) for shape in shapes
+    ]
 
 
 def list_axis_letters(multiscale: Json, where: Place) -> list[str]:

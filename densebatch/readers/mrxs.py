@@ -1,21 +1,26 @@
 """3DHISTECH MRXS, by OpenSlide: a file and a folder of its name beside it.
 
-OpenSlide shows the slide in 8 bits of red, green and blue, whatever the scanner's filters were.
+OpenSlide shows the slide in 8 bits of red, green and blue, whatever the scanner's filters were. It
+ends the process that reads some damaged files, so that it reads in one of its own:
+
+    python -m densebatch.readers.mrxs SLIDE
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from densebatch.base.errors import InputError
 from densebatch.base.names import Scene
+from densebatch.readers.own_process import ProcessReader, serve_reader
 from densebatch.readers.reader import ImageFacts, Reader, describe_image, import_library
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,10 +33,11 @@ _USUAL_TILE_PX = 512
 class OpenSlideReader(Reader):
     """An open file that OpenSlide knows."""
 
-    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+    def __init__(self, path: Path) -> None:
         openslide = import_library(path, "openslide", "3DHISTECH MRXS", "mrxs")
-        self.files = files
-        self._slide = openslide.OpenSlide(str(path))
+        self.files = [path]
+        self._open: Callable[[], Any] = lambda: openslide.OpenSlide(str(path))
+        self._slide = self._open()
         width, height = self._slide.dimensions
         self.scenes = [Scene("", describe_image(len(_COLOURS), height, width))]
 
@@ -72,7 +78,13 @@ class OpenSlideReader(Reader):
         zoom = self._slide.level_downsamples[level]
         corner = round(region.x0 * zoom), round(region.y0 * zoom)
         size = region.width, region.height
-        pixels = np.asarray(self._slide.read_region(corner, level, size))
+        try:
+            pixels = np.asarray(self._slide.read_region(corner, level, size))
+        except Exception:
+            # After one damaged tile OpenSlide answers whatever it is asked with that error.
+            self._slide.close()
+            self._slide = self._open()
+            raise
         colour = self._slide.properties.get("openslide.background-color") or "ffffff"
         background = np.frombuffer(bytes.fromhex(colour), np.uint8)
         shown = np.where(pixels[..., 3:] == 0, background, pixels[..., :3])
@@ -83,23 +95,25 @@ class OpenSlideReader(Reader):
         self._slide.close()
 
 
-def open_reader(path: Path) -> OpenSlideReader:
+def open_reader(path: Path) -> ProcessReader:
     """Open an MRXS file.
 
     Raises
     ------
     InputError
         If OpenSlide is not there, or the folder beside the file.
-    Exception
-        Of any kind, where the file is damaged.
+    ValueError
+        If OpenSlide cannot open the file.
     """
+    import_library(path, "openslide", "3DHISTECH MRXS", "mrxs")
     folder = path.with_suffix("")
     if not folder.is_dir():
         raise InputError(
             f"{path} has no folder {folder.name} beside it, in which its pixels are: both are "
             "needed"
         )
-    return OpenSlideReader(path, [path, *sorted(p for p in folder.iterdir() if p.is_file())])
+    files = [path, *sorted(p for p in folder.iterdir() if p.is_file())]
+    return ProcessReader(path, files, __name__, "OpenSlide")
 
 
 def _read_um(text: str | None) -> float | None:
@@ -108,3 +122,7 @@ def _read_um(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < np.inf else None
+
+
+if __name__ == "__main__":
+    serve_reader(lambda: OpenSlideReader(Path(sys.argv[1])))

@@ -227,6 +227,8 @@ class ChunkStore(ObjectStore[Any]):
             raise
         traffic.add(n_bytes=len(data))
         self._note(key, seconds_as_ns(answer.meta["last_modified"]))
+        if byte_range is None and not len(data):  # which zarr would take for an absent chunk
+            raise ValueError(f"{self._level}/{key} is an empty object, where a chunk is to be")
         if byte_range is None and self._check is not None:
             self._check(key, data)
         return data

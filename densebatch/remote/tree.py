@@ -14,7 +14,7 @@ from densebatch.remote.address import Address, is_address, parse_address
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -223,6 +223,32 @@ class RemotePath:
             raise InputError(f"{self} cannot be listed: {error}") from None
         names = {str(prefix).rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]}
         return [self / name for name in sorted(names)]
+
+    def list_names(self, most: int) -> list[str]:
+        """Names of some objects beneath, below this folder; none where the store does not list.
+
+        Raises
+        ------
+        UnreachableError
+            If the store does not answer.
+        """
+        import obstore
+
+        from densebatch.remote.store import errors_told
+
+        if self._address.is_web:
+            return []
+        try:
+            traffic.add(requests=1)
+            with errors_told(f"{self}/"):
+                found = next(
+                    iter(obstore.list(self._tree.store, self._prefix, chunk_size=most)), []
+                )
+        except (StoreError, FileNotFoundError) as error:
+            if isinstance(error, StoreError) and error.is_denied:
+                return []
+            raise UnreachableError(str(error)) from None
+        return [entry["path"][len(self._prefix or "") :] for entry in found]
 
     @property
     def _prefix(self) -> str | None:

@@ -192,7 +192,7 @@ def _open_with_reader(path: Path, selection: Selection, format_: Format) -> Read
         if reader is not None:
             reader.close()
         raise InputError(
-            f"{path} cannot be read as a {format_.name} file ({describe_cause(exc)})"
+            f"{path} cannot be read as {format_.name} ({describe_cause(exc)})"
         ) from exc
     return source
 

@@ -16,7 +16,8 @@ import zarr
 from zarr.codecs import ShardingCodec
 
 from densebatch.base.errors import InputError, StoreError, UnreachableError, describe_cause
-from densebatch.ngff.chunks import open_chunks
+from densebatch.base.machine import measure_memory
+from densebatch.ngff.chunks import open_chunks, refuse_odd_chunk, refuse_other_chunks
 from densebatch.ngff.folders import DOCUMENTS, read_json
 from densebatch.ngff.metadata import (
     Json,
@@ -44,7 +45,7 @@ from densebatch.slides.source import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from zarr.storage import LocalStore
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16
 _LOOK_S = 60  # after which the documents of an open image at an address are compared again
+_SPARE = 4  # times as much memory as chunks take decoded, and it was not for want of it
 
 
 class ZarrSource(ArraySource):
@@ -94,6 +96,25 @@ class ZarrSource(ArraySource):
         array = _open_array(open_chunks(folder, document), folder, zarr_format)
         _check_chunks(self.path, array)
         return array
+
+    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+        keys = list(self._list_keys(first, stop, region))
+        self._refuse_odd_chunks(keys)
+        try:
+            return super().read(first, stop, region)
+        except MemoryError as error:
+            steps = self._array.shards or self._array.chunks
+            decoded = len(keys) * math.prod(steps) * self._array.dtype.itemsize
+            if _SPARE * decoded > measure_memory().available:
+                raise
+            # Codecs allocate what a chunk says of itself.
+            raise ValueError("a chunk says that it holds more than there is memory for") from error
+
+    def _refuse_odd_chunks(self, keys: Iterable[str]) -> None:
+        """Refuse what zarr takes for chunks that are absent."""
+        for key in keys:
+            refuse_odd_chunk(self._level_0 / key)
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -196,6 +217,9 @@ class RemoteZarrSource(ZarrSource):
             self._compare_documents()  # which tells whether there is anything to be had
             raise
 
+    def _refuse_odd_chunks(self, keys: Iterable[str]) -> None:
+        """None is, for the store of the chunks looks at what comes."""
+
     def content(self) -> list[object]:
         """Image metadata, and a digest of the level's objects where the store lists them."""
         listing = self._list()
@@ -294,6 +318,7 @@ def open_omezarr(path: Place, selection: Selection) -> ZarrSource:
     n = 1 if axes.channel is None else array.shape[axes.channel]
     check_size(path, height, width, n)
     _check_chunks(path, array)
+    refuse_other_chunks(level_0, array)
     um_per_px, size_notes = _read_pixel_size(image, axes)
     origin_um = None if um_per_px is None else _find_origin(image, axes)
     channels, channel_notes = _name_channels(list_channel_labels(attributes), n)

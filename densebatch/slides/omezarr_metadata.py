@@ -22,7 +22,13 @@ from densebatch.ngff.folders import (
     read_shape,
     suggest_paths,
 )
-from densebatch.ngff.metadata import Json, list_level_paths, ome_attributes, order_levels
+from densebatch.ngff.metadata import (
+    Json,
+    check_largest,
+    list_level_paths,
+    ome_attributes,
+    order_levels,
+)
 from densebatch.remote.tree import RemotePath
 from densebatch.slides.source import Stamp, check_dtype, stamp_file
 
@@ -137,7 +143,7 @@ def find_levels(image: FoundImage, stamps: dict[Place, Stamp]) -> FoundLevels:
     Raises
     ------
     InputError
-        If the metadata list none, or one that is missing.
+        If the metadata list none, one that is missing, or sizes that contradict each other.
     """
     path = image.path
     names = list_level_paths(image.multiscale, path)
@@ -153,6 +159,7 @@ def find_levels(image: FoundImage, stamps: dict[Place, Stamp]) -> FoundLevels:
         about = read_json(path / name / document, _stamper(stamps))
         levels.append(Node(path / name, image.zarr_format, True, about))
     shapes = [read_shape(level) for level in levels]
+    check_largest(image.multiscale, shapes, path)
     multiscale = order_levels(image.multiscale, shapes)
     by_path = dict(zip(names, shapes, strict=True))
     ordered = [tuple(by_path[dataset["path"]]) for dataset in multiscale["datasets"]]

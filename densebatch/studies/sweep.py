@@ -103,10 +103,9 @@ class _Counted:
 def find_images(
     images: Path,
     truth: Path | None,
-    scene: str | None = None,
-    axes: str | None = None,
     *,
     label_components: bool | None = None,
+    **chosen: str | None,
 ) -> list[AnnotatedFile]:
     """What is to be segmented, and the labels that it is to be compared with.
 
@@ -116,10 +115,11 @@ def find_images(
         A folder of annotated images, or one slide.
     truth
         Label image of the one slide; not needed where it lies inside.
-    scene, axes
-        Of the slides, as `open_slide` takes them.
     label_components
         What becomes of yes/no masks, as `settle_masks` takes it.
+    **chosen
+        Which image of a file is meant: scene, axes, z, t and panel, as `open_slide` takes them; the
+        scene is that of the labels too.
 
     Returns
     -------
@@ -137,11 +137,11 @@ def find_images(
     elif images.is_dir():
         files = find_annotated(images)
     else:
-        open_slide(images, scene, axes)  # A file that is no slide at all is refused as such.
+        open_slide(images, **chosen)  # A file that is no slide at all is refused as such.
         raise InputError(f"{images}: one slide needs its label image; give it with --truth")
     for file in files:
-        info = open_slide(file.image, scene, axes).info
-        labels = open_labels(file.labels, scene, masks=bool(label_components))
+        info = open_slide(file.image, **chosen).info
+        labels = open_labels(file.labels, chosen.get("scene"), masks=bool(label_components))
         _ = labels[0:1, 0:1]  # Pixels that are no labels are refused before the network runs.
         if labels.shape != (info.height, info.width):
             raise InputError(

@@ -81,12 +81,25 @@ class SweepSettings(BaseModel):
         return segment
 
 
-def load_sweep(path: Path | None, **overrides: object) -> SweepSettings:
+def load_sweep(
+    path: Path | None, *, label_components: bool | None = None, **segment: object
+) -> SweepSettings:
     """Settings of a sweep from a YAML file, with what was given on the command line on top.
+
+    Parameters
+    ----------
+    path
+        YAML file; None for none.
+    label_components
+        None if it was not given.
+    **segment
+        Settings as for `densebatch segment`; those that are None were not given.
 
     Raises
     ------
     InputError
         As for `read_settings`.
     """
-    return read_settings(SweepSettings, path, overrides)
+    settings = read_settings(SweepSettings, path, {"label_components": label_components})
+    given = {name: value for name, value in segment.items() if value is not None}
+    return settings.model_copy(update={"segment": settings.segment.model_copy(update=given)})

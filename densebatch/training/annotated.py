@@ -94,7 +94,7 @@ class HeldOut:
 
 def _read(file: AnnotatedFile, recipe: Recipe) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
     """Read the channels `(c, h, w)` in the image's own type, and the labels."""
-    slide = open_slide(file.image, recipe.scene, recipe.axes)
+    slide = open_slide(file.image, recipe.scene, recipe.axes, z=recipe.z, t=recipe.t)
     whole = Region(0, 0, slide.info.height, slide.info.width)
     names = [slide.channel_index(name) for name in recipe.membrane] or [slide.default_channel()]
     if recipe.nuclei is not None:

@@ -45,7 +45,7 @@ def settle_recipe(folder: Path, recipe: Recipe) -> tuple[Recipe, list[str]]:
     told: dict[str, float | None] = {}
     notes = []
     for file in find_annotated(folder):
-        slide = open_slide(file.image, recipe.scene, recipe.axes)
+        slide = open_slide(file.image, recipe.scene, recipe.axes, z=recipe.z, t=recipe.t)
         told[file.name] = slide.info.um_per_px
         named = [("membrane", name) for name in recipe.membrane]
         named += [("nuclei", recipe.nuclei)] if recipe.nuclei is not None else []

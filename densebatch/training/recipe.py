@@ -129,6 +129,11 @@ class Recipe(BaseModel):
     axes: str | None = Field(
         default=None, description="a letter per dimension of the images, if not the metadata's"
     )
+    z: str | None = Field(
+        default=None,
+        description="focal plane of several, by index, or max: the largest value of all",
+    )
+    t: str | None = Field(default=None, description="point in time of several, by index")
     label_components: bool | None = Field(
         default=None,
         description="yes/no masks given for labels: true makes cells of their pieces, false takes "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from densebatch.slides.slide import Slide
 from tests.helpers.run_files import call_main, read_report, simulate
 from tests.helpers.slide_files import write_zarr
 
@@ -103,3 +104,32 @@ def test_planes_are_counted_where_none_was_chosen(capsys, tmp_path, write, n):
     code, _, err = call_main(capsys, "segment", path, tmp_path / "out")
     assert code == 2
     assert f"--z INDEX, from 0 to {n - 1}" in err
+
+
+@pytest.mark.parametrize("suffix", ["ome.tif", "zarr"])
+def test_info_reads_no_pixels_and_plan_those_of_its_channels_once(
+    capsys, tmp_path, monkeypatch, suffix
+):
+    """Of a large slide with many channels the others cost nothing."""
+    planes = np.stack([PIXELS, *[PIXELS // k for k in range(2, 6)]])
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "zarr":
+        write_zarr(path, planes, "cyx", n_levels=2)
+    else:
+        metadata = {"axes": "CYX"}
+        tifffile.imwrite(path, planes, metadata=metadata, tile=(64, 64), photometric="minisblack")
+    read = np.zeros(planes.shape, int)
+    read_planes = Slide.read_planes
+
+    def count(self, first, stop, region):
+        read[(slice(first, stop), *region.slices)] += 1
+        return read_planes(self, first, stop, region)
+
+    monkeypatch.setattr(Slide, "read_planes", count)
+    assert call_main(capsys, "info", path)[0] == 0
+    assert not read.any()
+    options = ("--membrane", "2,0", "--model", "dense-tiny", "--workers", "0")
+    code, _, err = call_main(capsys, "plan", path, tmp_path / "out", *options)
+    assert code == 0, err
+    assert (read[[0, 2]] == 1).all()
+    assert not read[[1, 3, 4]].any()

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
+import numpy as np
 import pytest
+import tifffile
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
+from skimage.io import imread
 
 from densebatch.base.errors import DensebatchError
 from densebatch.cli.main import cli
@@ -71,3 +79,33 @@ def test_command_refuses_what_cannot_work(folder, tmp_path):
     (tmp_path / "file").unlink()
     (tmp_path / "d.safetensors").rmdir()
     assert not list(tmp_path.iterdir())
+
+
+def test_command_trains_on_planes_of_stacks(folder, tmp_path):
+    """A stack's plane gives the weights of the plane by itself, and the card says which."""
+    stacks = tmp_path / "stacks"
+    shutil.copytree(folder, stacks)
+    for path in sorted(stacks.glob("*_img.png")):
+        plane = imread(path)
+        path.unlink()
+        stack = np.stack([plane // 2, plane, plane[::-1]])
+        tifffile.imwrite(path.with_suffix(".ome.tif"), stack, metadata={"axes": "ZYX"})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("widths: [2, 8, 16, 32]\nsteps: 1\nbatch: 2\npatch_px: 64\nautocast: false\n")
+    cards, weights = {}, {}
+    for name, images, options in (
+        ("plane", folder, []),
+        ("stack", stacks, ["--z", "1"]),
+    ):
+        output = tmp_path / name / "m.safetensors"
+        command = ["train", str(images), "-o", str(output), "-c", str(recipe), *options]
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 0, result.output
+        cards[name] = find_model(str(output)).card
+        weights[name] = load_file(output)
+    assert cards["stack"]["data"] == cards["plane"]["data"]
+    assert (cards["stack"]["recipe"]["z"], cards["plane"]["recipe"]["z"]) == ("1", None)
+    for name, values in weights["plane"].items():
+        assert torch.equal(values, weights["stack"][name]), name
+    refused = CliRunner().invoke(cli, [*command[:-2], "--hold-out", "t1"])
+    assert re.search(r"3 images along Z .*; choose one with --z", str(refused.exception))

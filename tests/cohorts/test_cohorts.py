@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import json
 import logging
+import re
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import densebatch
+from densebatch.base.errors import InputError
 from densebatch.cli.terminal import TerminalProgress
 from densebatch.cohorts import crew
 from densebatch.cohorts.crew import size_crew
-from densebatch.cohorts.drive import segment_cohort
+from densebatch.cohorts.drive import drive_cohort
 from densebatch.cohorts.progress import RowProgress
-from densebatch.cohorts.rows import Row
+from densebatch.cohorts.rows import Row, name_sample
 from densebatch.cohorts.status import read_cohort
 from densebatch.planning.plan import FlowPlan
 from densebatch.planning.settings import load_settings
@@ -325,13 +330,13 @@ def test_ctrl_c_between_tasks_and_then_the_same_command(slides, tmp_path):
     rows = [Row(f"r{k}", path, SETTINGS) for k, path in enumerate(whole)]
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        segment_cohort(rows, out, SETTINGS, progress=Stops("r0: predict"))
+        drive_cohort(rows, out, SETTINGS, progress=Stops("r0: predict"))
     assert states(out) == {"r0": "waiting", "r1": "waiting"}
     status = read_cohort(out)
     assert (status.state, status.running, status.driver) == ("interrupted", {}, None)
     assert (out / "r0" / "work").is_dir()
     assert not (out / "r1").exists()
-    result = segment_cohort(rows, out, SETTINGS)
+    result = drive_cohort(rows, out, SETTINGS)
     assert result.count("done") == 2
     for k in range(2):
         assert_same_output(out / f"r{k}", expected[k])
@@ -377,6 +382,51 @@ def test_what_is_held_does_not_grow_with_the_slides(slides, tmp_path):
     assert len(size.largest) == 1
     assert rows.most - before <= 24
     progress = Counts()
-    result = segment_cohort(rows[:4], tmp_path / "out", SETTINGS, progress=progress)
+    result = drive_cohort(rows[:4], tmp_path / "out", SETTINGS, progress=progress)
     assert result.count("done") == 4
     assert progress.most == 1
+
+
+def read_example(slides, out):
+    """The example of docs/cohorts.md with these slides and this output."""
+    text = (Path(__file__).parents[2] / "docs" / "cohorts.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = "".join(f'"{slide}", ' for slide in slides)
+    code = code.replace('"a.ome.tif", "b.ome.tif"', names).replace('"outdir"', f'"{out}"')
+    return code.replace('membrane=("CD3",)', 'membrane=("CD3",), model="dense-tiny", workers=0')
+
+
+def test_from_python_as_by_the_command(slides, capsys, tmp_path):
+    _, whole, expected, broken, _ = slides
+    out = tmp_path / "out"
+    exec(read_example(whole, out), {"__name__": "__main__"})
+    for slide, bytes_ in zip(whole, expected, strict=True):
+        assert_same_output(out / name_sample(slide), bytes_)
+    found = read_samples(out)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{sample} done {row['cells']} None" for sample, row in found.items()
+    ]
+
+    rows = [{"sample": "bad", "slide": str(broken)}, {"sample": "one", "slide": str(whole[0])}]
+    sheet = write_sheet(tmp_path / "sheet.csv", *rows)
+    options = {"membrane": ("CD3",), "model": "dense-tiny", "workers": 0}
+    result = densebatch.segment_cohort(str(sheet), tmp_path / "sheet", **options)
+    assert [(each.sample, each.state) for each in result.entries] == [
+        ("bad", "failed"), ("one", "done"),
+    ]  # fmt: skip
+    assert "is truncated" in result.entries[0].reason
+    assert (result.count("done"), result.out) == (1, tmp_path / "sheet")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.out = out
+    for wrong, match in (
+        ((), "no slide is named"),
+        ((whole[0], whole[0]), "would both be written to"),
+        (tmp_path / "none.csv", r"none\.csv"),
+    ):
+        with pytest.raises(InputError, match=match):
+            densebatch.segment_cohort(wrong, tmp_path / "wrong", **options)
+    with pytest.raises(InputError, match="is the output of one slide"):
+        densebatch.segment_cohort(whole, out / name_sample(whole[0]), **options)
+    with pytest.raises(TypeError, match="not both"):
+        densebatch.segment_cohort(whole, out, SETTINGS, workers=0)
+    assert not (tmp_path / "wrong").exists()

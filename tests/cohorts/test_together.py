@@ -9,7 +9,7 @@ import pytest
 
 from densebatch.cohorts import together
 from densebatch.cohorts.crew import Crew, size_crew
-from densebatch.cohorts.drive import segment_cohort
+from densebatch.cohorts.drive import drive_cohort
 from densebatch.cohorts.rows import Row
 from densebatch.cohorts.together import survey_together
 from densebatch.planning.planner import draft_plan
@@ -58,7 +58,7 @@ def bounds(out):
 def test_all_slides_have_the_bounds_of_all(slides, tmp_path):
     out, other = tmp_path / "out", tmp_path / "other"
     progress = Watcher()
-    result = segment_cohort(rows_of(slides), out, SETTINGS, progress=progress)
+    result = drive_cohort(rows_of(slides), out, SETTINGS, progress=progress)
     assert [entry.state for entry in result.entries] == ["done", "done", "done", "failed"]
     told = json.loads((out / "cohort.json").read_text())["normalise"]
     assert (told["channels"], told["slides"]) == (["CD3"], 3)
@@ -74,12 +74,12 @@ def test_all_slides_have_the_bounds_of_all(slides, tmp_path):
         assert any("of all slides of the cohort together" in note for note in report["notes"])
     assert "survey together" in progress.stages
     # In another order, the same bytes.
-    segment_cohort(rows_of(slides[::-1]), other, SETTINGS)
+    drive_cohort(rows_of(slides[::-1]), other, SETTINGS)
     for k in range(3):
         assert_same_output(other / f"s{k}", output_bytes(out / f"s{k}"))
     # Again: the bounds are known, and all is done.
     again = Watcher()
-    segment_cohort(rows_of(slides), out, SETTINGS, progress=again)
+    drive_cohort(rows_of(slides), out, SETTINGS, progress=again)
     assert "survey together" not in again.stages
     assert sum("already complete" in note for note in again.notes) == 3
 
@@ -88,10 +88,10 @@ def test_by_itself_a_slide_has_its_own(slides, tmp_path):
     """Also in a cohort of one; a batch that has become another is refused row by row."""
     segment(slides[0], tmp_path / "single", **GIVEN)
     out = tmp_path / "out"
-    segment_cohort(rows_of(slides[:1]), out, SETTINGS)
+    drive_cohort(rows_of(slides[:1]), out, SETTINGS)
     assert bounds(out / "s0") == bounds(tmp_path / "single")
     assert_same_output(out / "s0", output_bytes(tmp_path / "single"))
-    result = segment_cohort(rows_of(slides[:2]), out, SETTINGS)
+    result = drive_cohort(rows_of(slides[:2]), out, SETTINGS)
     assert [entry.state for entry in result.entries] == ["failed", "done"]
     assert "holds another run: membrane[0]." in result.entries[0].reason
 
@@ -105,7 +105,7 @@ def test_wide_pixels_and_a_slide_that_is_constant(tmp_path):
         for name, each in zip("abf", [*pixels, flat], strict=True)
     ]
     for name, some in (("two", slides[:2]), ("three", slides)):
-        segment_cohort(rows_of(some), tmp_path / name, SETTINGS)
+        drive_cohort(rows_of(some), tmp_path / name, SETTINGS)
     limits = [
         json.loads((tmp_path / name / "cohort.json").read_text())["normalise"]["limits"]
         for name in ("two", "three")
@@ -177,7 +177,7 @@ def test_areas_of_a_slide_are_what_counts_of_it(slides, tmp_path):
     for roi in (None, tmp_path / "r.json"):
         settings = load_settings(None, normalise="together", roi=roi, **GIVEN)
         rows = [Row("s0", slides[0], settings)]
-        segment_cohort(rows, tmp_path / f"{roi is None}", settings)
+        drive_cohort(rows, tmp_path / f"{roi is None}", settings)
         record = json.loads((tmp_path / f"{roi is None}" / "cohort.json").read_text())
         found.append((record["normalise"]["digest"], record["normalise"]["limits"]))
     assert found[0][0] != found[1][0]

@@ -227,3 +227,135 @@ def write_nd2(path, planes, *, um=UM, names=NAMES):
     add("ND2 FILEMAP SIGNATURE NAME 0001!", table + end, 32)
     path.write_bytes(data)
     return path
+
+
+_MRXS_ID = "0123456789abcdef0123456789abcdef"
+_MRXS = """[GENERAL]
+SLIDE_VERSION=01.02
+SLIDE_ID={id}
+IMAGENUMBER_X={nx}
+IMAGENUMBER_Y={ny}
+OBJECTIVE_MAGNIFICATION=20
+CameraImageDivisionsPerSide=1
+[HIERARCHICAL]
+HIER_COUNT=1
+NONHIER_COUNT=0
+INDEXFILE=Index.dat
+HIER_0_NAME=Slide zoom level
+HIER_0_COUNT=2
+HIER_0_VAL_0_SECTION=LEVEL_0
+HIER_0_VAL_1_SECTION=LEVEL_1
+[DATAFILE]
+FILE_COUNT=1
+FILE_0=Data0000.dat
+"""
+_MRXS_LEVEL = """[LEVEL_{level}]
+OVERLAP_X=0
+OVERLAP_Y=0
+MICROMETER_PER_PIXEL_X={um}
+MICROMETER_PER_PIXEL_Y={um}
+IMAGE_FORMAT={format}
+IMAGE_FILL_COLOR_BGR=16777215
+DIGITIZER_WIDTH={tile}
+DIGITIZER_HEIGHT={tile}
+IMAGE_CONCAT_FACTOR={level}
+"""
+
+
+def write_mrxs(path, pixels, *, tile=32, um=UM, jpeg=False):
+    """An MRXS of two levels as OpenSlide reads it, (rows, columns, 3), even numbers of whole tiles.
+
+    Tiles are PNG, or JPEG as scanners write it.
+    """
+    ny, nx = (n // tile for n in pixels.shape[:2])
+    encode = imagecodecs.jpeg_encode if jpeg else imagecodecs.png_encode
+    data, levels = bytearray(_MRXS_ID.encode()), []
+    about = _MRXS.format(id=_MRXS_ID, nx=nx, ny=ny)
+    for level, step in enumerate((1, 2)):
+        places = []
+        for row, col in np.ndindex(ny // step, nx // step):
+            rows, cols = (slice(k * tile, (k + 1) * tile) for k in (row, col))
+            coded = encode(np.ascontiguousarray(pixels[::step, ::step][rows, cols]))
+            places.append((step * (row * nx + col), len(data), len(coded), 0))
+            data += coded
+        levels.append(places)
+        about += _MRXS_LEVEL.format(
+            level=level, um=um * step, format="JPEG" if jpeg else "PNG", tile=tile
+        )
+    # Version and name; where the table is of the levels' records, each 0 and where its page is; the
+    # pages: how many tiles, no next page, and of each tile number, offset, length and file.
+    start = b"01.02" + _MRXS_ID.encode()
+    table = len(start) + 8
+    records = [table + 8, table + 16]
+    pages = [table + 24, table + 24 + 8 + 16 * len(levels[0])]
+    index = start + struct.pack("<4i", table, 0, *records)
+    index += b"".join(struct.pack("<ii", 0, page) for page in pages)
+    for places in levels:
+        index += struct.pack("<ii", len(places), 0)
+        index += b"".join(struct.pack("<4i", *place) for place in places)
+    folder = path.with_suffix("")
+    folder.mkdir()
+    (folder / "Slidedat.ini").write_bytes(b"\xef\xbb\xbf" + about.encode())
+    (folder / "Index.dat").write_bytes(index)
+    (folder / "Data0000.dat").write_bytes(data)
+    path.write_bytes(b"")
+    return path
+
+
+_VOLUME, _SET, _MANY, _INLINE = 0x10000000, 0x10000001, 0x10000002, 0x40000000
+
+
+def _vsi_volume(*fields):
+    """A volume of Olympus's metadata; each field is (type, tag, bytes or a number in its place)."""
+    out = struct.pack("<HHIqII", 24, 21321, 0, 24, len(fields), 0)
+    for k, (kind, tag, value) in enumerate(fields):
+        body = b"" if isinstance(value, int) else value
+        following = len(out) + 16 + len(body) if k < len(fields) - 1 else 0
+        size = value if isinstance(value, int) else len(body)
+        out += struct.pack("<iiiI", kind, tag, following, size) + body
+    return out
+
+
+def write_vsi(path, pixels, *, tile=64, jpeg=True):
+    """A VSI as slideio reads it: metadata, a small picture, and tiles in a file beside it.
+
+    `pixels` are whole tiles, (rows, columns, 3) of bytes, as JPEG or as they are; or (rows,
+    columns, 1) of 16 bits as they are.
+    """
+    jpeg = jpeg and pixels.shape[2] == 3
+    ny, nx = (n // tile for n in pixels.shape[:2])
+    start, data, table = 64 + 228, b"", b""
+    for row, col in np.ndindex(ny, nx):
+        rows, cols = (slice(k * tile, (k + 1) * tile) for k in (row, col))
+        piece = np.ascontiguousarray(pixels[rows, cols])
+        coded = imagecodecs.jpeg_encode(piece, level=95) if jpeg else piece.tobytes()
+        table += struct.pack("<4iqII", 0, col, row, 0, start + len(data), len(coded), 0)
+        data += coded
+    # Bytes of three colours or 16 bits of grey; the last number of a place is a pyramid's level.
+    kind = (2, 3, 4) if pixels.shape[2] == 3 else (4, 1, 1)
+    about = struct.pack("<4s9I", b"ETS\0", 3, *kind, 2 * jpeg, 95, tile, tile, 1)
+    about += bytes(4 * 28) + struct.pack("<I", 1) + bytes(4 * 18)
+    head = struct.pack("<4s3IQII", b"SIS\0", 64, 2, 3, 64, 228, 0)
+    head += struct.pack("<QIIQII", start + len(data), ny * nx, 0, 0, 0, 0)
+    frames = path.with_name(f"_{path.stem}_") / "stack1"
+    frames.mkdir(parents=True)
+    (frames / "frame_t.ets").write_bytes((head + about).ljust(start, b"\0") + data + table)
+    size = struct.pack("<4i", 0, 0, pixels.shape[1], pixels.shape[0])
+    outside = _vsi_volume((_INLINE | 12, 20005, 1), (259, 2053, size))
+    frame = _vsi_volume((_SET, 2018, outside))
+    name = "20x".encode("utf-16-le") + bytes(2)
+    stack = _vsi_volume((_INLINE | 5, 2074, 0), (8192, 2030, name))
+    image = _vsi_volume((_VOLUME, 2002, frame), (_SET, 2005, stack))
+    root = _vsi_volume((_VOLUME, 2000, _vsi_volume((_MANY, 2001, image))))
+    small = np.broadcast_to(pixels[::4, ::4], (*(n // 4 for n in pixels.shape[:2]), 3))
+    small = small.astype(np.uint8).tobytes()
+    place = 8 + len(root) + len(root) % 2
+    tags = [
+        *((256, 3, 1, pixels.shape[1] // 4), (257, 3, 1, pixels.shape[0] // 4)),
+        *((258, 3, 3, place + len(small)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, place)),
+        *((277, 3, 1, 3), (278, 3, 1, pixels.shape[0] // 4), (279, 4, 1, len(small))),
+    ]
+    tiff = struct.pack("<2sHI", b"II", 42, place + len(small) + 6) + root
+    tiff = tiff.ljust(place, b"\0") + small + struct.pack("<4H", 8, 8, 8, len(tags))
+    path.write_bytes(tiff + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4))
+    return path

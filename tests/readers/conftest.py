@@ -10,6 +10,7 @@ from tests.helpers.slide_files import random_pixels
 CYX = random_pixels((2, 150, 130))
 SMOOTH = (np.add.outer(np.arange(150), 3 * np.arange(130)) + CYX % 7).astype(np.uint16)
 RGB = random_pixels((70, 90, 3), "uint8")
+TILES = random_pixels((128, 192, 3), "uint8")
 COUNTS = random_pixels((2, 60, 70), "float32") ** 2
 
 
@@ -82,6 +83,15 @@ FORMATS = {
     ),
     "TXT": (imc(files.write_imc_txt, "slide.txt", COUNTS), COUNTS, files.NAMES, None),
 }
+# With a folder beside the file.
+FOLDERS = {
+    "MRXS": (
+        library("openslide", lambda folder: files.write_mrxs(folder / "slide.mrxs", TILES)),
+        np.moveaxis(TILES, -1, 0),
+        COLOURS,
+        files.UM,
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +101,7 @@ def written(tmp_path_factory):
 
     def get(name):
         if name not in done:
-            write, *rest = FORMATS[name]
+            write, *rest = (FORMATS | FOLDERS)[name]
             done[name] = (write(tmp_path_factory.mktemp("slide")), *rest)
         return done[name]
 

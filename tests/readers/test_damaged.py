@@ -50,7 +50,7 @@ def test_a_block_that_ends_its_decoder_is_a_sentence_and_the_next_is_read(writte
     with open_reader(path) as reader:
         whole = Region(0, 0, *planes.shape[1:])
         np.testing.assert_array_equal(reader.read(0, [1], whole)[0], planes[1])
-        process = reader._jpeg_xr._process
+        process = reader._jpeg_xr.process._process
         process.kill()
         process.wait()
         with pytest.raises(ValueError, match="it ended the process that decodes"):
@@ -60,7 +60,7 @@ def test_a_block_that_ends_its_decoder_is_a_sentence_and_the_next_is_read(writte
         with pytest.raises(ValueError, match="a JPEG XR block cannot be decoded"):
             reader._jpeg_xr.decode(b"II\xbc\x01" + bytes(90), dtype, (64, 64, 1))
         np.testing.assert_array_equal(reader.read(0, [1], whole)[0], planes[1])
-    assert reader._jpeg_xr._process is None
+    assert reader._jpeg_xr.process._process is None
 
 
 def test_libraries_are_imported_for_files_of_their_format_alone(tmp_path):

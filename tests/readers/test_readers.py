@@ -12,12 +12,12 @@ import pytest
 from densebatch.base.geometry import Grid, Region
 from densebatch.slides.slide import open_slide, reopen_slide
 from tests.helpers.slide_formats import read_all
-from tests.readers.conftest import FORMATS
+from tests.readers.conftest import FOLDERS, FORMATS
 
 pytestmark = pytest.mark.extra
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*FORMATS, *FOLDERS])
 def test_pixels_names_and_size_are_the_files(written, name):
     path, planes, names, um = written(name)
     slide = open_slide(path)
@@ -40,7 +40,7 @@ def test_pixels_names_and_size_are_the_files(written, name):
             )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*FORMATS, *FOLDERS])
 def test_threads_and_processes_may_read_at_once(written, name):
     path, planes, *_ = written(name)
     slide = open_slide(path)

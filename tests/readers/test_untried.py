@@ -48,7 +48,7 @@ def test_openslide_reads_by_region_and_level(tmp_path):
     """By a TIFF, since the reader takes any file that OpenSlide knows."""
     openslide = pytest.importorskip("openslide")
     path = openslide_tiff(tmp_path)
-    with mrxs.OpenSlideReader(path, [path]) as reader:
+    with mrxs.OpenSlideReader(path) as reader:
         facts = reader.describe(0)
         assert facts.um_x == pytest.approx(files.UM)
         assert facts.levels == (RGB.shape[:2], (35, 45))
@@ -78,7 +78,7 @@ def test_vsi_that_slideio_cannot_open_is_a_sentence(tmp_path):
     path = tmp_path / "slide.vsi"
     path.write_bytes(b"II*\0" + bytes(100))
     (tmp_path / "_slide_" / "stack1").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"cannot be opened as an Olympus VSI file \("):
+    with pytest.raises(InputError, match=r"cannot be read as Olympus VSI \("):
         open_slide(path)
 
 

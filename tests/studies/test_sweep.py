@@ -431,3 +431,32 @@ def test_a_scene_is_that_of_slides_and_labels(tmp_path):
         find_images(tmp_path, None)
     (file,) = find_images(tmp_path, None, scene="1")
     assert file.name == "a"
+
+
+def test_planes_of_stacks_are_chosen_as_for_segment(images, tmp_path, capsys):
+    """By options, and by the settings of the file."""
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    for name in "ab":
+        plane = np.asarray(Image.open(images / f"{name}_img.png"))
+        stack = np.stack([plane // 2, plane])
+        tifffile.imwrite(stacks / f"{name}_img.ome.tif", stack, metadata={"axes": "ZYX"})
+        shutil.copy(images / f"{name}_masks.png", stacks)
+    recipe = tmp_path / "recipe.yaml"
+    text = (
+        "flow_threshold: [0.4]\ncellprob_threshold: [0]\nmin_size: [0]\n"
+        "segment: {model: dense-tiny, pixel_size: 0.5, workers: 0"
+    )
+    recipe.write_text(text + "}\n")
+    code, _, err = call_main(capsys, "sweep", stacks, "-o", tmp_path / "out", "-c", recipe)
+    assert code == 2
+    assert "2 images along Z (focal planes)" in err
+    assert "--z" in err
+    tables = []
+    for folder, z, options in ((images, "", ()), (stacks, "", ("--z", "1")), (stacks, "1", ())):
+        recipe.write_text(text + (f", z: '{z}'}}\n" if z else "}\n"))
+        out = tmp_path / f"out{len(tables)}"
+        code, _, err = call_main(capsys, "sweep", folder, "-o", out, "-c", recipe, *options)
+        assert code == 0, err
+        tables.append((out / "sweep.csv").read_text())
+    assert tables[0] == tables[1] == tables[2]

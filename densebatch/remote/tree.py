@@ -241,9 +241,8 @@ class RemotePath:
         try:
             traffic.add(requests=1)
             with errors_told(f"{self}/"):
-                found = next(
-                    iter(obstore.list(self._tree.store, self._prefix, chunk_size=most)), []
-                )
+                pages = obstore.list(self._tree.store, self._prefix, chunk_size=most)
+                found: Sequence[Any] = next(iter(pages), ())
         except (StoreError, FileNotFoundError) as error:
             if isinstance(error, StoreError) and error.is_denied:
                 return []

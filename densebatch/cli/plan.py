@@ -203,7 +203,7 @@ def info(slide: Place, json_file: Path | None, **chosen: str | None) -> None:
     Reads metadata alone. Where a file holds several images and --scene chooses none, they are
     listed.
     """  # fmt: skip
-    from densebatch.slides.slide import describe_slide
+    from densebatch.slides.describe import describe_slide
 
     check_writable(json_file)
     told = describe_slide(slide, **chosen)

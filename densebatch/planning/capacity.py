@@ -18,7 +18,7 @@ from densebatch.compartments.names import COMPARTMENTS
 from densebatch.models.flow_models import get_kind
 from densebatch.planning.plan import FlowPlan, JoinPlan, LabelPlan
 from densebatch.segmenters.find import find_segmenter
-from densebatch.slides.source import decoded_bytes
+from densebatch.slides.info import decoded_bytes
 from densebatch.tracing.tile import halo_for_travel
 from densebatch.workers.local import KEPT_BYTES, check_may_start
 

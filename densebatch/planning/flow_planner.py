@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from densebatch.planning.scale import DiameterEstimate
     from densebatch.planning.settings import SegmentSettings
     from densebatch.regions.areas import Areas
-    from densebatch.slides.source import SlideInfo
+    from densebatch.slides.info import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
 
 # Lattice cores of a predict task make up about this many pixels along each axis: large enough that

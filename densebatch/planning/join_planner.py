@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from densebatch.ngff.metadata import Version
     from densebatch.planning.plan import Plan
     from densebatch.planning.settings import SegmentSettings
-    from densebatch.slides.source import SlideInfo
+    from densebatch.slides.info import SlideInfo
 
 
 def join_plans(runs: Mapping[str, Plan], settings: SegmentSettings) -> JoinPlan:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from densebatch.planning.settings import SegmentSettings
     from densebatch.segmenters.segmenter import Segmenter
-    from densebatch.slides.source import SlideInfo
+    from densebatch.slides.info import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
 
 _CELL_UM = 10.0  # of cells whose size nobody states

@@ -29,7 +29,7 @@ from densebatch.ngff.metadata import Version  # noqa: TC001
 from densebatch.planning.scale import DiameterEstimate  # noqa: TC001
 from densebatch.regions.areas import Areas  # noqa: TC001
 from densebatch.regions.tissue import TissueSearch  # noqa: TC001
-from densebatch.slides.source import SlideInfo  # noqa: TC001
+from densebatch.slides.info import SlideInfo  # noqa: TC001
 from densebatch.survey.normalization import ChannelBounds  # noqa: TC001
 from densebatch.tracing.tile import TraceSettings  # noqa: TC001
 

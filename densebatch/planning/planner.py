@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from densebatch.planning.settings import SegmentSettings
     from densebatch.regions.areas import Areas
     from densebatch.remote.tree import Place
+    from densebatch.slides.info import SlideInfo
     from densebatch.slides.slide import Slide
-    from densebatch.slides.source import SlideInfo
     from densebatch.survey.channel import ChannelSurvey
     from densebatch.survey.reader import BandMap
 

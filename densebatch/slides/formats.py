@@ -17,14 +17,15 @@ from densebatch.base.errors import InputError, SceneError, StackError, describe_
 from densebatch.base.names import choose_scene
 from densebatch.readers.formats import FORMATS, find_format
 from densebatch.remote.tree import RemotePath
-from densebatch.slides.axes import (
+from densebatch.sources.axes import (
     choose_plane,
     largest_of,
     name_channels,
     say_how_to_choose,
     tell_plane,
 )
-from densebatch.slides.source import (
+from densebatch.sources.lengths import square_pixel, tell_oblong
+from densebatch.sources.source import (
     Layout,
     Selection,
     Source,
@@ -32,9 +33,7 @@ from densebatch.slides.source import (
     check_chunk,
     check_dtype,
     check_size,
-    square_pixel,
     stamp_file,
-    tell_oblong,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def open_source(path: Place, selection: Selection) -> Source:
     # Readers are imported here, because each brings in the libraries of its format, which a worker
     # need not load for others.
     if isinstance(path, RemotePath) or path.is_dir():
-        from densebatch.slides.omezarr import open_omezarr
+        from densebatch.sources.omezarr import open_omezarr
 
         _refuse_panel(path, selection, "an OME-Zarr")
         return open_omezarr(path, selection)
@@ -80,12 +79,12 @@ def open_source(path: Place, selection: Selection) -> Source:
             _refuse_panel(path, selection, f"a {format_.name}")
         return _open_with_reader(path, selection, format_)
     if start.startswith(_PNG):
-        from densebatch.slides.png import open_png
+        from densebatch.sources.png import open_png
 
         _refuse_panel(path, selection, "a PNG")
         return open_png(path, selection)
     if start.startswith(_TIFF):
-        from densebatch.slides.tiff import open_tiff
+        from densebatch.sources.tiff import open_tiff
 
         _refuse_panel(path, selection, "a TIFF")
         return open_tiff(path, selection)

@@ -26,7 +26,6 @@ import numpy as np
 from densebatch.base.errors import (
     DensebatchError,
     InputError,
-    StackError,
     StoreError,
     describe_cause,
 )
@@ -35,13 +34,14 @@ from densebatch.base.geometry import Grid, Region
 from densebatch.base.log import log_event
 from densebatch.base.names import find_name, quote_names, split_names
 from densebatch.remote.tree import Place, RemotePath, find_place
-from densebatch.slides.formats import find_kind, list_scenes, open_source
-from densebatch.slides.source import Selection, SlideInfo
+from densebatch.slides.formats import open_source
+from densebatch.slides.info import SlideInfo
+from densebatch.sources.source import Selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from densebatch.slides.source import Source
+    from densebatch.sources.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -305,7 +305,6 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
     return step_y, step_x
 
 
-_EMPTY = SlideInfo("", "", 0, 0, (), "uint8", None, (0, 0), 1, 0, None, None, None, (), "")
 _open: OrderedDict[tuple[int, Place, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
 
@@ -350,7 +349,7 @@ def open_slide(
     UnreachableError
         If a store does not give the documents of an image.
     """
-    place = _find_place(path)
+    place = find_slide(path)
     # The process is part of the key, because a forked child must not share file positions with its
     # parent.
     sheet = None if panel is None else str(Path(panel).absolute())
@@ -377,7 +376,7 @@ def open_slide(
     return Slide(source)
 
 
-def _find_place(path: str | os.PathLike[str] | RemotePath) -> Place:
+def find_slide(path: str | os.PathLike[str] | RemotePath) -> Place:
     """An absolute path, or an address."""
     place = find_place(path)
     if isinstance(place, Path):
@@ -401,49 +400,6 @@ def check_reach(info: SlideInfo) -> None:
         As `open_slide`.
     """
     reopen_slide(info)
-
-
-def describe_slide(
-    path: str | os.PathLike[str] | RemotePath, **chosen: str | None
-) -> dict[str, Any]:
-    """What is understood of a slide, as plain data.
-
-    Parameters
-    ----------
-    path, chosen
-        As of `open_slide`.
-
-    Returns
-    -------
-    dict
-        As `SlideInfo.describe`; `stacks`, how many focal planes (z) and points in time (t) there
-        are, if none was chosen; and `scenes`, the images that the file or folder holds: index,
-        name, what it is. If there are several and none was chosen, all but these, `path` and
-        `format` is None.
-
-    Raises
-    ------
-    InputError
-        As `open_slide`, but not where a scene, a plane or a time was to be chosen.
-    """
-    place = _find_place(path)
-    selection = Selection(**chosen)
-    scenes = [
-        {"index": index, "name": name, "what": what}
-        for index, (name, what) in enumerate(list_scenes(place, selection))
-    ]
-    if len(scenes) > 1 and selection.scene is None:
-        told = dict.fromkeys(_EMPTY.describe())
-        told |= {"path": str(place), "format": find_kind(place)}
-        return {"scenes": scenes, "stacks": None, **told}
-    stacks: dict[str, int] = {}
-    try:
-        told = open_slide(path, **chosen).info.describe()
-    except StackError as error:
-        stacks = error.stacks
-        told = open_slide(path, **(chosen | dict.fromkeys(stacks, "0"))).info.describe()
-        told |= dict.fromkeys(stacks)
-    return {"scenes": scenes, "stacks": stacks, **told}
 
 
 def check_unchanged(info: SlideInfo) -> None:

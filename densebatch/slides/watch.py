@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
+    from densebatch.slides.info import SlideInfo
     from densebatch.slides.slide import Slide
-    from densebatch.slides.source import SlideInfo
 
 _REMEDY = (
     "the result would be of two slides; bring back the slide as it was and the same command "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.slides.source import SlideInfo
+    from densebatch.slides.info import SlideInfo
     from densebatch.stages.work import Work
 
 

@@ -12,7 +12,7 @@ from densebatch.base.geometry import Region
 from densebatch.base.image_files import read_png_header
 from densebatch.cells.read import FILE_SUFFIXES, MAX_PX, open_labels
 from densebatch.merging.layout import Layout, sort_regions
-from densebatch.slides.source import square_pixel, to_um
+from densebatch.sources.lengths import square_pixel, to_um
 from densebatch.tiff.choice import choose_image
 from densebatch.tiff.images import open_tiff_images
 from densebatch.tiff.markup import children

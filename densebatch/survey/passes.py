@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from densebatch.slides.source import SlideInfo
+    from densebatch.slides.info import SlideInfo
     from densebatch.survey.debris import Gap
 
 _N_BINS = 1 << 16

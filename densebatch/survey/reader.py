@@ -11,7 +11,7 @@ import numpy as np
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Grid, Region
 from densebatch.base.machine import count_cores
-from densebatch.slides.source import decoded_bytes
+from densebatch.slides.info import decoded_bytes
 from densebatch.survey.kernels import BLOCK_PX
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.slides.info import SlideInfo
     from densebatch.slides.slide import Slide
-    from densebatch.slides.source import SlideInfo
 
 _READ_PX = 2048  # a multiple of BLOCK_PX; digests of pixels change with it
 MAX_THREADS = 4  # more would only wait for the disk, and each takes 64 MB to count in

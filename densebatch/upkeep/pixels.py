@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from densebatch.cells.pyramid_spec import PyramidSpec
     from densebatch.planning.plan import Plan
     from densebatch.remote.tree import Place
+    from densebatch.slides.info import SlideInfo
     from densebatch.slides.slide import Slide
-    from densebatch.slides.source import SlideInfo
     from densebatch.stages.unread import Unread
 
 

@@ -222,6 +222,6 @@ def test_axes_before_0_4_were_bare_strings(axes):
 
 def test_reading_slides_and_labels_does_not_load_the_models():
     """Each worker would pay for them."""
-    modules = "densebatch.slides.omezarr, densebatch.cells.labels, densebatch.cells.read, sys"
+    modules = "densebatch.sources.omezarr, densebatch.cells.labels, densebatch.cells.read, sys"
     command = f"import {modules}; sys.exit('ome_zarr_models' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

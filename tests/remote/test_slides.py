@@ -10,9 +10,10 @@ import pytest
 from densebatch.base.errors import InputError, SlideChangedError, StoreError, UnreachableError
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
-from densebatch.slides import omezarr
-from densebatch.slides.slide import describe_slide, open_slide
+from densebatch.slides.describe import describe_slide
+from densebatch.slides.slide import open_slide
 from densebatch.slides.watch import read_watched, watch_slide
+from densebatch.sources import omezarr_remote
 from tests.helpers.object_store import fails, faulty
 from tests.helpers.slide_files import random_pixels, write_zarr
 from tests.helpers.slide_formats import read_all
@@ -165,7 +166,7 @@ def test_a_chunk_that_is_removed_does_not_become_background(store, tmp_path, mon
     info, state = plan("s3://slides/sparse.zarr")
     store.put("sparse.zarr/zarr.json", document.replace(b"0.5", b"0.6"))
     read_watched(info, state, 0, WHOLE)
-    monkeypatch.setattr(omezarr, "_LOOK_S", 0)
+    monkeypatch.setattr(omezarr_remote, "_LOOK_S", 0)
     with pytest.raises(SlideChangedError, match=r"has changed under the run|cannot be opened"):
         read_watched(info, state, 0, WHOLE)
 

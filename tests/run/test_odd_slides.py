@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from densebatch.run.segment import segment
-from densebatch.slides.source import DTYPES
+from densebatch.sources.source import DTYPES
 from tests.helpers.run_files import read_report, read_result, simulate, write_tiff
 from tests.helpers.slide_files import write_zarr
 

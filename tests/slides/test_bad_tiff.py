@@ -8,8 +8,8 @@ import tifffile
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.slides import source
 from densebatch.slides.slide import open_slide
+from densebatch.sources import source
 from tests.helpers.bad_slides import CYX, GREY, refused
 from tests.helpers.slide_files import random_pixels
 from tests.helpers.tiff_files import PLANES, ome_image, ome_xml, write_mmstack, write_pages

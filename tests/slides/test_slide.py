@@ -16,8 +16,8 @@ from PIL import Image
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
 from densebatch.slides import slide as slide_module
-from densebatch.slides import tiff as tiff_module
 from densebatch.slides.slide import open_slide
+from densebatch.sources import tiff as tiff_module
 from tests.helpers.real_tissue import DATA, needs_data
 from tests.helpers.slide_files import random_pixels, write_zarr
 from tests.helpers.slide_formats import CYX, GREY, SLIDES, png, read_all

@@ -30,7 +30,7 @@ from densebatch.ngff.metadata import (
     order_levels,
 )
 from densebatch.remote.tree import RemotePath
-from densebatch.slides.source import Stamp, check_dtype, stamp_file
+from densebatch.sources.source import Stamp, check_dtype, stamp_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from densebatch.base.errors import InputError
 from densebatch.ngff.metadata import Json, list_axis_letters
-from densebatch.slides.axes import Axes, choose_stacks, find_axes, refuse_stacks
+from densebatch.sources.axes import Axes, choose_stacks, find_axes, refuse_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from densebatch.remote.tree import Place
-    from densebatch.slides.source import Selection
+    from densebatch.sources.source import Selection
 
 _MAX_ONES = 12  # dimensions of length 1 of which a user may leave some out
 _WORDS = {"T": "time", "Z": "focal planes"}

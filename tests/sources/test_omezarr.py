@@ -8,8 +8,8 @@ import zarr
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
-from densebatch.slides import omezarr
 from densebatch.slides.slide import open_slide
+from densebatch.sources import omezarr_source
 from tests.helpers.slide_files import edit_json, random_pixels, write_zarr
 from tests.helpers.slide_formats import CYX, read_all
 
@@ -169,7 +169,7 @@ class TestIdentity:
     def test_stats_are_capped(self, tmp_path, monkeypatch):
         path = write_zarr(tmp_path / "s.zarr", CYX)
         full = open_slide(path).info.identity
-        monkeypatch.setattr(omezarr, "MAX_STATS", 3)
+        monkeypatch.setattr(omezarr_source, "MAX_STATS", 3)
         capped = open_slide(path).info.identity
         assert capped != full
         next((path / "0" / "c" / "2").rglob("*")).touch()

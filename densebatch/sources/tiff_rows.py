@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.slides.axes import largest_of
+from densebatch.sources.axes import largest_of
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPageSeries
 
     from densebatch.base.geometry import Region
-    from densebatch.slides.axes import Axes
+    from densebatch.sources.axes import Axes
 
 _BAND_BYTES = 2**24
 

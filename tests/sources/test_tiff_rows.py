@@ -3,8 +3,8 @@
 import tifffile
 
 from densebatch.base.geometry import Region
-from densebatch.slides import tiff_rows
 from densebatch.slides.slide import open_slide
+from densebatch.sources import tiff_rows
 from tests.helpers.slide_files import random_pixels
 
 

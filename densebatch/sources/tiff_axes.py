@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from tifffile import TIFF
 
 from densebatch.base.errors import InputError
-from densebatch.slides.axes import Axes, choose_stacks, find_axes, refuse_stacks
+from densebatch.sources.axes import Axes, choose_stacks, find_axes, refuse_stacks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tifffile import TiffPageSeries
 
-    from densebatch.slides.source import Selection
+    from densebatch.sources.source import Selection
 
 # C is named by a format, S is a sample, and Q and I count pages that no metadata explain.
 CHANNEL_AXES = "CSQI"

@@ -13,8 +13,8 @@ import zarr
 
 from densebatch.base.errors import InputError, describe_cause
 from densebatch.base.image_files import check_segments
-from densebatch.slides.axes import ArraySource, Axes, name_channels, name_colours, tell_stacks
-from densebatch.slides.source import (
+from densebatch.sources.axes import ArraySource, Axes, name_channels, name_colours, tell_stacks
+from densebatch.sources.source import (
     Layout,
     Selection,
     Source,
@@ -24,14 +24,14 @@ from densebatch.slides.source import (
     check_size,
     stamp_file,
 )
-from densebatch.slides.tiff_axes import find_tiff_axes, tell_odd_shape
-from densebatch.slides.tiff_metadata import (
+from densebatch.sources.tiff_axes import find_tiff_axes, tell_odd_shape
+from densebatch.sources.tiff_metadata import (
     is_colour,
     read_metadata,
     refuse_photometric,
     tell_inverted,
 )
-from densebatch.slides.tiff_rows import RowReader
+from densebatch.sources.tiff_rows import RowReader
 from densebatch.tiff.choice import choose_image
 from densebatch.tiff.image import TiffImage
 from densebatch.tiff.images import open_tiff_images

@@ -17,8 +17,8 @@ from densebatch.base.image_files import (
     read_png_header,
 )
 from densebatch.base.names import Scene, choose_scene
-from densebatch.slides.axes import choose_plane, name_colours
-from densebatch.slides.source import (
+from densebatch.sources.axes import choose_plane, name_colours
+from densebatch.sources.source import (
     Layout,
     Selection,
     Source,

@@ -3,8 +3,8 @@
 import numpy as np
 
 from densebatch.base.geometry import Region
-from densebatch.slides import png as png_module
 from densebatch.slides.slide import open_slide
+from densebatch.sources import png as png_module
 from tests.helpers.slide_files import png_chunk, write_png
 from tests.helpers.slide_formats import GREY, png, read_all
 

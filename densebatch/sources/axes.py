@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.base.errors import InputError, StackError, StoreError
-from densebatch.slides.source import Source
+from densebatch.sources.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from densebatch.base.geometry import Region
     from densebatch.remote.tree import Place
-    from densebatch.slides.source import Layout, Selection, Stamp
+    from densebatch.sources.source import Layout, Selection, Stamp
 
 LARGEST = "max"
 _STACKS = {"Z": "focal planes", "T": "points in time"}

@@ -8,14 +8,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from densebatch.base.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from densebatch.base.geometry import Region
@@ -27,17 +26,6 @@ MAX_CHANNELS = 4096
 DTYPES = (
     *("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64"),
 )
-
-_UM_PER_UNIT = {
-    **dict.fromkeys(("pm", "picometer"), 1e-6),
-    **dict.fromkeys(("å", "angstrom"), 1e-4),
-    **dict.fromkeys(("nm", "nanometer"), 1e-3),
-    **dict.fromkeys(("um", "micron", "micrometer"), 1.0),
-    **dict.fromkeys(("mm", "millimeter"), 1e3),
-    **dict.fromkeys(("cm", "centimeter"), 1e4),
-    **dict.fromkeys(("m", "meter"), 1e6),
-    **dict.fromkeys(("in", "inch"), 25400.0),
-}
 
 
 @dataclass(frozen=True)
@@ -125,100 +113,6 @@ class Layout:
     notes: tuple[str, ...] = ()
     membrane: tuple[int, ...] = ()
     nuclei: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class SlideInfo:
-    """What is known of a slide before its pixels are read; plain data.
-
-    Attributes
-    ----------
-    path
-        Absolute, or an address; of an OME-Zarr the image group itself.
-    kind
-        "ome-zarr", "tiff", "png", or one of `readers.formats`.
-    height, width
-        Pixels of the highest resolution.
-    channels
-        Names from the metadata, else "0", "1", and so on; "red", "green", "blue" and perhaps
-        "alpha" for a colour image.
-    dtype
-        NumPy name of the pixels' type.
-    um_per_px
-        From the metadata; None if they do not tell or pixels are not square.
-    chunk_px
-        Rows and columns that are cheapest to read together.
-    chunk_planes
-        Planes that are decoded with them, whichever is wanted.
-    n_levels
-        Resolutions in the file, the highest included.
-    ngff
-        "0.4" or "0.5" for OME-Zarr, else None.
-    scene, axes
-        With which `open_slide` opens the same image of `path` again.
-    notes
-        What a user should know of how the metadata were taken, a sentence each.
-    z, t, panel
-        As `scene`.
-    um_per_px_from
-        Where the metadata tell the pixel size, in words.
-    levels
-        Height and width of each resolution, the highest first.
-    compression
-        In words, None if it is not known.
-    origin_um, origin_from
-        As of `Layout`.
-    identity
-        Hex digest that changes when the content may have changed: layout, and size and time (in
-        stores ETag) of the file or of the highest resolution's chunk files.
-    """
-
-    path: str
-    kind: str
-    height: int
-    width: int
-    channels: tuple[str, ...]
-    dtype: str
-    um_per_px: float | None
-    chunk_px: tuple[int, int]
-    chunk_planes: int
-    n_levels: int
-    ngff: str | None
-    scene: str | None
-    axes: str | None
-    notes: tuple[str, ...]
-    identity: str
-    z: str | None = None
-    t: str | None = None
-    panel: str | None = None
-    um_per_px_from: str | None = None
-    levels: tuple[tuple[int, int], ...] = ()
-    compression: str | None = None
-    origin_um: tuple[float, float] | None = None
-    origin_from: str | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """The slide as `densebatch info` tells it: plain data, of metadata alone."""
-        n_bytes = self.height * self.width * len(self.channels) * np.dtype(self.dtype).itemsize
-        same = ("path", "dtype", "um_per_px", "um_per_px_from", "chunk_planes", "compression",
-                "ngff", "scene", "axes", "z", "t", "panel", "origin_from")  # fmt: skip
-        lists = ("channels", "chunk_px", "notes")
-        return {
-            "format": self.kind,
-            "shape": [self.height, self.width],
-            "levels": [list(level) for level in self.levels],
-            "bytes": n_bytes,
-            "origin_um": None if self.origin_um is None else list(self.origin_um),
-            **{name: getattr(self, name) for name in same},
-            **{name: list(getattr(self, name)) for name in lists},
-        }
-
-
-def decoded_bytes(slide: SlideInfo, rows: int, cols: int) -> int:
-    """Of the chunks that a region of a slide reaches into: they are decoded whole."""
-    chunk_y, chunk_x = slide.chunk_px
-    area = min(slide.height, rows + 2 * chunk_y) * min(slide.width, cols + 2 * chunk_x)
-    return area * slide.chunk_planes * np.dtype(slide.dtype).itemsize
 
 
 Stamp = tuple[int, int, int]
@@ -406,53 +300,3 @@ def check_chunk(path: object, what: str, shape: Sequence[int], itemsize: int) ->
             f"each; at most {MAX_CHUNK_BYTES} bytes are accepted: convert it to a TIFF of smaller "
             "tiles or to OME-Zarr"
         )
-
-
-def to_um(value: object, unit: object) -> float | None:
-    """Convert a length to micrometres, None if it is no positive length in a known unit.
-
-    Examples
-    --------
-    >>> to_um("325", "nm"), to_um(0.5, "µm"), to_um(1, "pixel")
-    (0.325, 0.5, None)
-    """
-    length = place_um(value, unit)
-    return length if length is not None and length > 0 else None
-
-
-def place_um(value: object, unit: object) -> float | None:
-    """Convert a coordinate to micrometres, None if it is no number in a known unit."""
-    # The micro sign and the Greek letter look the same, and ImageJ writes neither.
-    name = str(unit).strip().lower()
-    for micro in ("µ", "μ", "\\u00b5"):
-        name = name.replace(micro, "u")
-    name = name.replace("metre", "meter")
-    factor = _UM_PER_UNIT.get(name, _UM_PER_UNIT.get(name.removesuffix("s")))
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return number * factor if factor is not None and math.isfinite(number * factor) else None
-
-
-def place_origin(um_y: float | None, um_x: float | None) -> tuple[float, float] | None:
-    """Where an image lies; None if that is not known, or nowhere but at the origin."""
-    known = um_y is not None and um_x is not None and (um_y, um_x) != (0, 0)
-    return (um_y, um_x) if known else None  # type: ignore[return-value]
-
-
-def tell_oblong(um_y: float | None, um_x: float | None) -> tuple[str, ...]:
-    """A note where both lengths of a pixel are known and `square_pixel` makes nothing of them."""
-    if um_y is None or um_x is None or square_pixel(um_y, um_x) is not None:
-        return ()
-    return (
-        f"the metadata give pixels of {um_y:g} x {um_x:g} um, which are not square: the pixel size "
-        "counts as unknown, unless --pixel-size gives it",
-    )
-
-
-def square_pixel(um_y: float | None, um_x: float | None) -> float | None:
-    """One pixel size for both directions, None if it is unknown or they differ by over 1 %."""
-    if um_x is None or um_y is None:
-        return None
-    return um_x if abs(um_y - um_x) <= 0.01 * um_x else None

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING
 from tifffile import PHOTOMETRIC
 
 from densebatch.base.errors import InputError, describe_cause
-from densebatch.slides.source import (
-    place_origin,
-    place_um,
-    square_pixel,
-    tell_oblong,
-    to_um,
-)
-from densebatch.slides.tiff_makers import READERS, RESOLUTION_UNITS, Told, read_page_names
+from densebatch.sources.lengths import place_origin, place_um, square_pixel, tell_oblong, to_um
+from densebatch.sources.tiff_makers import READERS, RESOLUTION_UNITS, Told, read_page_names
 from densebatch.tiff.markup import children
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tifffile import TiffPage
 
-from densebatch.slides.source import place_origin, place_um, square_pixel, to_um
+from densebatch.sources.lengths import place_origin, place_um, square_pixel, to_um
 from densebatch.tiff.makers import read_qpi
 from densebatch.tiff.markup import children, descendants, parse_xml
 

@@ -357,7 +357,7 @@ def test_a_damaged_chunk_is_never_background(tmp_path, pair, layout):
         assert str(chunk.relative_to(path)) in message
     chunk.unlink()
     chunk.mkdir()
-    assert "is empty" in complain(path, path)
+    assert "is no file, where a chunk is to be" in complain(path, path)
 
 
 def test_zarr_groups_without_one_label_image(tmp_path, pair):

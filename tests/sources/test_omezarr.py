@@ -11,7 +11,7 @@ from densebatch.base.geometry import Region
 from densebatch.slides.slide import open_slide
 from densebatch.sources import omezarr_source
 from tests.helpers.slide_files import edit_json, random_pixels, write_zarr
-from tests.helpers.slide_formats import CYX, read_all
+from tests.helpers.slide_formats import CYX, SLIDES, read_all
 
 
 def test_an_absent_chunk_reads_as_the_fill_value(tmp_path):
@@ -44,8 +44,9 @@ class TestInfo:
         assert info.chunk_px == (32, 32)
         assert (info.n_levels, info.ngff) == (3, version)
 
-    def test_shards_are_read_in_chunks(self, slides):
-        assert open_slide(slides["OME-Zarr 0.5, sharded"][0]).info.chunk_px == (16, 16)
+    def test_shards_are_read_in_chunks(self, tmp_path):
+        path, _ = SLIDES["OME-Zarr 0.5, sharded"][0](tmp_path)
+        assert open_slide(path).info.chunk_px == (16, 16)
 
     def test_scale_of_the_whole_image_multiplies(self, tmp_path):
         def document(attributes):

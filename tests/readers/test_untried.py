@@ -63,10 +63,9 @@ def test_openslide_reads_by_region_and_level(tmp_path):
         np.testing.assert_array_equal(np.moveaxis(whole, -1, 0)[:3], planes)
 
 
-@pytest.mark.parametrize("suffix", [".mrxs", ".vsi"])
-def test_a_file_without_its_folder(tmp_path, suffix):
-    if suffix == ".vsi":
-        pytest.importorskip("slideio")
+@pytest.mark.parametrize(("suffix", "library"), [(".mrxs", "openslide"), (".vsi", "slideio")])
+def test_a_file_without_its_folder(tmp_path, suffix, library):
+    pytest.importorskip(library)
     path = tmp_path / f"slide{suffix}"
     path.write_bytes(b"II*\0")
     with pytest.raises(InputError, match=r"has no folder \S+ beside it"):

@@ -137,7 +137,8 @@ def choose_fields(
 ) -> list[FieldScore]:
     """The fields of lowest AP, and a seeded sample of the others.
 
-    Fields of few cells are taken only where there are no others.
+    Fields of few cells, and strips that an image's edge leaves of a field, are taken only where
+    there are no others: cut cells decide their score.
 
     Parameters
     ----------
@@ -154,6 +155,8 @@ def choose_fields(
         The worst first, then the sample in the order of AP.
     """
     full = [f for f in fields if f.score.tp + f.score.fp + f.score.fn >= FEW_CELLS]
+    largest = max((f.region.area for f in full), default=0)
+    full = [f for f in full if 2 * f.region.area >= largest]
     ranked = sorted(full or fields, key=lambda f: (f.score.ap, -f.score.fp - f.score.fn, f.region))
     rest = ranked[n_worst:]
     chosen = np.random.default_rng(seed).permutation(len(rest))[:n_sample]

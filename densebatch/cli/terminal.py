@@ -142,7 +142,8 @@ def print_summary(result: SegmentResult) -> None:
         )
     else:
         click.echo(
-            f"{found}network on {report['network_patches']} patches, "
+            f"{found}network on {report['network_patches']} patch"
+            f"{'' if report['network_patches'] == 1 else 'es'}, "
             f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
         )
         engine = report["engine"]

@@ -96,7 +96,8 @@ def convert(slide: Place, out: Path, restart: bool, **options: Any) -> None:  # 
         + (" (was complete)" if made.was_there else "")
     )
     click.echo(f"image   {made.out}")
-    click.echo(f"pixels  equal to the slide's, digest {made.pixels}")
+    where = ", or 0 where nothing counts" if plan.region is not None else ""
+    click.echo(f"pixels  equal to the slide's{where}; digest {made.pixels}")
 
 
 # As `densebatch.exporting.export` has them, which `--help` does not wait for.

@@ -302,7 +302,7 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
             f"tiles      {facts['segmenter_tiles']} of up to {built.tile_px} px share "
             f"{built.overlap_px} px: {facts['segmenter_px'] / 1e6:.1f} Mpx, "
             f"{facts['segmenter_px'] / facts['slide_px']:.3f} x the slide's",
-            f"tasks      {facts['segmenter_tiles']} label, {facts['workers']} workers",
+            f"tasks      {facts['segmenter_tiles']} label, {count_of(facts['workers'], 'worker')}",
         ]
     lines += [
         f"memory     {facts['worker_mb']} MB a worker (to {facts['worst_task']})",
@@ -331,7 +331,7 @@ def _describe_network(built: FlowPlan, facts: dict[str, Any]) -> list[str]:
         *_describe_cost(facts),
         f"engine     {built.engine.backend} on {built.engine.device} ({facts['engine']['reason']})",
         f"tasks      {facts['predict_tasks']} predict, {facts['trace_tiles']} trace, "
-        f"{facts['workers']} workers",
+        f"{count_of(facts['workers'], 'worker')}",
     ]
 
 

@@ -130,8 +130,8 @@ def print_summary(result: SegmentResult) -> None:
     if "merging" in report:
         merging = report["merging"]
         click.echo(
-            f"{found}{merging['labels']} labels of {merging['tiles']} tiles, {merging['merged']} "
-            f"merged, {merging['resolved_px']} pixels settled"
+            f"{found}{merging['labels']} labels of {count_of(merging['tiles'], 'tile')}, "
+            f"{merging['merged']} merged, {merging['resolved_px']} pixels that several claimed"
         )
         click.echo(f"made by segmenter {report['segmenter']['name']}")
     elif "compartments" in report:
@@ -142,7 +142,8 @@ def print_summary(result: SegmentResult) -> None:
         )
     else:
         click.echo(
-            f"{found}network on {report['network_patches']} patches, "
+            f"{found}network on {report['network_patches']} patch"
+            f"{'' if report['network_patches'] == 1 else 'es'}, "
             f"{report['network_redundancy']:.2f} x the pixels that were not skipped"
         )
         engine = report["engine"]

@@ -116,7 +116,7 @@ def _print(result: Verification) -> None:
     for note in result.notes:
         click.echo(f"note: {note}")
     if result.is_right:
-        mended = f"; {len(result.repaired)} were mended" if result.repaired else ""
+        mended = f"; {count_of(len(result.repaired), 'file')} mended" if result.repaired else ""
         click.echo(
             f"{result.out}: {result.n_files} files, {result.n_cells} cells: all right{mended}"
         )

@@ -210,8 +210,8 @@ def read_phenotypes(
             several = "can be read in several ways" if found else "is no combination of markers"
             names = quote_names([image.channels[channel] for channel in sorted(accepted)])
             raise InputError(
-                f"--phenotype {text!r} {several}; accepted is [NAME=]A+ B-, of the markers of "
-                f"--positive ({names or 'none was given'}), each once"
+                f"--phenotype {text!r} {several}; accepted is [NAME=]A+ B-, of channels that "
+                f"have a --positive ({names or 'none was given'}), each once"
             )
         if found[0].name in phenotypes:
             raise InputError(f"--phenotype {text!r}: there is one of that name already")

@@ -109,7 +109,7 @@ def _explain_tiles(
             f"tiles share {overlap} px, less than {_LEAST_DIAMETERS} diameters of {cells}: cells "
             "that no tile holds whole are put together from parts"
         )
-    elif stated is None:
+    elif stated is None and not {"diameter_px", "diameter_um"} & set(settings.segmenter_options):
         yield f"segmenter {settings.segmenter} is to find {cells}: state theirs with --diameter"
 
 

@@ -16,7 +16,7 @@ from densebatch.cells.pixels import as_labels
 from densebatch.cells.read import open_labels, open_pixels
 from densebatch.scoring.blocks import FIELD_PX
 from densebatch.scoring.contingency import check_same_shape
-from densebatch.scoring.overlay import choose_fields, draw_overlay, encode_png
+from densebatch.scoring.overlay import choose_fields, draw_overlay, encode_png, find_strips
 from densebatch.scoring.score import score_labels
 from densebatch.scoring.settings import ScoreSettings, format_threshold
 
@@ -244,12 +244,13 @@ def draw_pictures(scores: FileScores, options: ScoreOptions) -> list[Picture]:
 def _choose_worst(images: Sequence[ImageScore]) -> list[list[FieldScore]]:
     """The worst fields of all images together, by image."""
     fields = [
-        (k, field)
+        (k, field.region in strips, field)
         for k, score in enumerate(images)
+        for strips in [find_strips(score.fields)]
         for field in choose_fields(score.fields, N_WORST)
     ]
-    worst = sorted(fields, key=lambda item: item[1].score.ap)[:N_WORST]
-    return [[field for image, field in worst if image == k] for k in range(len(images))]
+    worst = sorted(fields, key=lambda item: (item[1], item[2].score.ap))[:N_WORST]
+    return [[field for image, _, field in worst if image == k] for k in range(len(images))]
 
 
 def _draw(

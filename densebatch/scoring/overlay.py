@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from densebatch.base.geometry import Region
     from densebatch.scoring.results import CellMatches, FieldScore
 
 Colour = tuple[int, int, int]
@@ -132,12 +133,18 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     return coded.getvalue()
 
 
+def find_strips(fields: Sequence[FieldScore]) -> set[Region]:
+    """What an image's edge leaves of fields, if less than half: cut cells decide its score."""
+    largest = max((f.region.area for f in fields), default=0)
+    return {f.region for f in fields if 2 * f.region.area < largest}
+
+
 def choose_fields(
     fields: Sequence[FieldScore], n_worst: int, n_sample: int = 0, seed: int = 0
 ) -> list[FieldScore]:
     """The fields of lowest AP, and a seeded sample of the others.
 
-    Fields of few cells are taken only where there are no others.
+    Fields of few cells are taken only where there are no others, strips after all others.
 
     Parameters
     ----------
@@ -154,7 +161,11 @@ def choose_fields(
         The worst first, then the sample in the order of AP.
     """
     full = [f for f in fields if f.score.tp + f.score.fp + f.score.fn >= FEW_CELLS]
-    ranked = sorted(full or fields, key=lambda f: (f.score.ap, -f.score.fp - f.score.fn, f.region))
+    strips = find_strips(fields)
+    ranked = sorted(
+        full or fields,
+        key=lambda f: (f.region in strips, f.score.ap, -f.score.fp - f.score.fn, f.region),
+    )
     rest = ranked[n_worst:]
     chosen = np.random.default_rng(seed).permutation(len(rest))[:n_sample]
     return ranked[:n_worst] + [rest[k] for k in sorted(chosen.tolist())]

@@ -262,7 +262,8 @@ class Slide:
         if not layout.colour:
             raise InputError(
                 f"{self._source.path} has {len(layout.channels)} channels and none was named; "
-                f"name with --membrane one or more of {quote_names(layout.channels)}"
+                "name with --membrane, or as `membrane` in a file of settings, one or more of "
+                f"{quote_names(layout.channels)}"
             )
         return self._colour_plane
 
@@ -293,7 +294,8 @@ class Slide:
             return int(np.flatnonzero(filled)[0])
         raise InputError(
             f"{self._source.path} is a colour image whose planes differ, and none was named; name "
-            f"one with --membrane {'|'.join(layout.channels)} or its index"
+            f"one with --membrane {'|'.join(layout.channels)} or its index, or as `membrane` in a "
+            "file of settings"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -174,7 +175,8 @@ def _write_page(tissue: Tissue, slide: Path, made: DemoResult) -> str:
         n_truth=made.cells.score.n_truth,
         n_found=made.cells.result.cells,
         n_nuclei=made.nuclei.score.n_truth,
-        n_nuclei_found=made.nuclei.result.cells,
+        n_nuclei_found=made.nuclei.score.at("0.50").tp,
+        n_nuclei_spurious=made.nuclei.score.at("0.50").fp,
         nuclei_um=_NUCLEI_UM,
         seconds=report["seconds"]["total"],
         network_patches=report["network_patches"],
@@ -184,7 +186,9 @@ def _write_page(tissue: Tissue, slide: Path, made: DemoResult) -> str:
         nuclei_pictures=_draw(made.nuclei, slide, crop),
         headings=["IoU", "TP", "FP", "FN", "AP", "precision", "recall", "AP of nuclei"],
         rows=rows,
-        views=[slide, report["view"], made.nuclei.result.report["view"]],
+        views=shlex.join(
+            [str(slide.absolute()), report["view"], made.nuclei.result.report["view"]]
+        ),
     )
 
 
@@ -197,7 +201,7 @@ def _draw(found: Scored, slide: Path, crop: Region) -> list[Picture]:
     drawn = {
         f"Truth (red), {where}": draw_outlines(expected, image, RED, scale=_SCALE),
         "Prediction (yellow)": draw_outlines(labels, image, YELLOW, scale=_SCALE),
-        "What matched: found yellow, missed red, spurious green": draw_overlay(
+        "What matched: truth red, found yellow, spurious green; red alone was missed": draw_overlay(
             expected, labels, found.score.cells, image, scale=_SCALE
         ),
     }

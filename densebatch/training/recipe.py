@@ -192,9 +192,14 @@ class Recipe(BaseModel):
         if self.widths[0] != 2:
             raise ValueError("widths begin with 2: membrane and nuclei")
         if self.simulated_steps >= self.steps:
-            raise ValueError("simulated_steps are fewer than steps")
+            raise ValueError(
+                f"simulated_steps, {self.simulated_steps}, must be fewer than steps, {self.steps}"
+            )
         if self.mean_steps > self.steps - self.simulated_steps:
-            raise ValueError("mean_steps are no more than the steps after simulated_steps")
+            raise ValueError(
+                f"mean_steps, {self.mean_steps}, must be no more than the steps after "
+                f"simulated_steps, {self.steps - self.simulated_steps}"
+            )
         if (self.scales > 1 or self.scale_spread) and self.diameter_px is None:
             raise ValueError("scales and scale_spread are around a diameter_px, which is not set")
         if bool(self.scale_spread) != (self.scales > 1):

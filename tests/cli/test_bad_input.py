@@ -76,7 +76,7 @@ def colours(tmp_path):
 
 def several_channels(tmp_path):
     path = write_tiff(tmp_path / "a.ome.tif", PIXELS, ["CD3", "DAPI"])
-    return path, "none was named; name with --membrane one or more of 'CD3', 'DAPI'"
+    return path, "`membrane` in a file of settings, one or more of 'CD3', 'DAPI'"
 
 
 def no_pixels(tmp_path):

@@ -369,7 +369,8 @@ def test_what_is_refused(slide, tmp_path, capsys, arguments, told):
         (0.5, ["--diameter", "9"], 48, "4 diameters of cells of 9 px, as stated"),
         (None, [], 80, "at 0.5 um/px, as the pixel size is unknown"),
         (0.5, ["--overlap", "33"], 33, "less than 2 diameters of cells of 10 um (20 px)"),
-        (0.5, ["--overlap", "40"], 40, None),
+        (0.5, ["--overlap", "40"], 40, "is to find cells of 10 um (20 px)"),
+        (0.5, ["--overlap", "40", "--segmenter-options", '{"diameter_um": 6}'], 40, None),
     ],
 )
 def test_the_overlap_is_told(tmp_path, capsys, um_per_px, given, overlap, told):
@@ -380,7 +381,7 @@ def test_the_overlap_is_told(tmp_path, capsys, um_per_px, given, overlap, told):
     assert code == 0
     plan = json.loads(out)["plan"]
     assert plan["overlap_px"] == overlap
-    notes = [note for note in plan["notes"] if "share" in note]
+    notes = [note for note in plan["notes"] if "share" in note or "is to find" in note]
     assert len(notes) == (told is not None)
     assert all(told in note for note in notes)
     code, out, _ = call_main(capsys, *arguments, *given)

@@ -110,6 +110,15 @@ def test_worst_fields_come_first_and_the_sample_is_of_the_others():
     assert len(choose_fields(fields, 6, 10)) == 8
 
 
+def test_strips_at_the_edge_come_after_all_other_fields():
+    whole = FieldScore(Region(0, 0, 256, 256), ThresholdScore(80, 20, 0))
+    half = FieldScore(Region(0, 256, 256, 384), ThresholdScore(30, 20, 0))
+    strip = FieldScore(Region(256, 0, 272, 256), ThresholdScore(5, 5, 0))
+    assert choose_fields([whole, half, strip], 2) == [half, whole]
+    assert choose_fields([whole, half, strip], 3) == [half, whole, strip]
+    assert choose_fields([strip], 3) == [strip]
+
+
 def test_fields_of_few_cells_are_taken_where_there_are_no_others():
     few, full = field(0, tp=0, fp=4), field(1, tp=4, fp=1)
     assert choose_fields([few, full], 2) == [full]

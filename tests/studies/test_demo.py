@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
@@ -43,12 +44,14 @@ def test_the_page_tells_the_run_and_its_score(made):
     assert rows[0][1:5] == [f"{at.tp}", f"{at.fp}", f"{at.fn}", f"{at.ap:.3f}"]
     assert page.count('src="data:image/png;base64,') == page.count("<img") == 6
     nuclei = demo.nuclei.score
-    found = f"found {demo.nuclei.result.cells} of {nuclei.n_truth} nuclei"
-    assert found in page
+    assert f"found {nuclei.at('0.50').tp} of the {nuclei.n_truth} nuclei" in page
+    assert f"and {nuclei.at('0.50').fp} more that are none" in page
     assert rows[0][7] == f"{nuclei.at('0.50').ap:.3f}"
     assert f"AP at IoU 0.50: <b>{nuclei.at('0.50').ap:.3f}</b>" in page
-    assert "told that they are 4.5 µm wide" in page
-    assert f"napari --plugin napari-ome-zarr {out / 'slide.ome.zarr'}</code>" in page
+    assert "told that nuclei are 4.5 µm wide" in page
+    labels = [str(run.result.labels) for run in (demo.cells, demo.nuclei)]
+    look = shlex.join([str(out / "slide.ome.zarr"), *labels])
+    assert f"napari --plugin napari-ome-zarr {look}</code>" in page
     assert noted[0] == "simulating 256 x 256 px of tissue"
 
 

@@ -27,7 +27,7 @@ def test_recipes_are_strict(tmp_path):
         load("patch_px: 100")
     with pytest.raises(InputError, match="percentiles rise"):
         load("percentiles: [99, 1]")
-    with pytest.raises(InputError, match="simulated_steps are fewer than steps"):
+    with pytest.raises(InputError, match="simulated_steps, 5, must be fewer than steps, 5"):
         load("simulated_steps: 5", steps=5)
     assert load("um_per_px: null").um_per_px is None
     assert load("diameter_px: 16\nscales: 3\nscale_spread: 1").stretches == (0.5, 1.0, 2.0)

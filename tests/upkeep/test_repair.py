@@ -102,7 +102,7 @@ def test_by_the_command_on_workers(copied, capsys):
     code, told, _ = call_main(capsys, "verify", out, "--repair", "--workers", 1)
     assert code == 0
     assert told.splitlines()[0] == "mended  segmentation.ome.zarr/labels/cells/0/c/0/0"
-    assert told.endswith("all right; 1 were mended\n")
+    assert told.endswith("all right; 1 file mended\n")
     assert_mended(out, tops, files)
 
 

@@ -18,8 +18,10 @@ file=$scratch/scheduler.json
 started=()
 finish() {
     trap '' TERM INT
-    kill "${started[@]}" 2>/dev/null || true
-    wait "${started[@]}" 2>/dev/null || true
+    for ((n = ${#started[@]}; n > 0; n--)); do # workers first, which take leave of the scheduler
+        kill "${started[n - 1]}" 2>/dev/null || true
+        wait "${started[n - 1]}" 2>/dev/null || true
+    done
     rm -rf "$scratch"
 }
 trap finish EXIT

@@ -68,11 +68,13 @@ async def _leave(worker: Any) -> None:  # noqa: ANN401
     # Results are fetched within moments, by whoever waits for them.
     while (worker.state.executing_count or worker.data) and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_S)
-    with suppress(OSError):  # where the scheduler is gone, there is nobody to give anything back to
-        await worker.scheduler.retire_workers(
-            workers=[worker.address],
-            close_workers=False,
-            remove=True,
-            stimulus_id=f"densebatch-leave-{time.time()}",
-        )
-    await worker.close(reason="densebatch-leave")
+    try:
+        with suppress(OSError):  # where the scheduler is gone, nobody is there to take them
+            await worker.scheduler.retire_workers(
+                workers=[worker.address],
+                close_workers=False,
+                remove=True,
+                stimulus_id=f"densebatch-leave-{time.time()}",
+            )
+    finally:
+        await worker.close(reason="densebatch-leave")

@@ -273,6 +273,11 @@ class Place:
         """Tasks of the slide that are handed out now."""
         return [] if self._executor is None else self._executor.running
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether its workers do other slides meanwhile."""
+        return isinstance(self._executor, Lane)
+
     def begin(self, workers: int, plans: Sequence[Plan]) -> None:
         """Start the crew, if nobody has yet; `workers` are the crew's."""
         del workers

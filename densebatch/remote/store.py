@@ -201,6 +201,8 @@ class ChunkStore(ObjectStore[Any]):
         ------
         StoreError
             For every other answer, and for none.
+        ValueError
+            If the object has not as many bytes as it should have.
         """
         import obstore
 
@@ -224,6 +226,8 @@ class ChunkStore(ObjectStore[Any]):
         except StoreError as error:
             if error.is_denied and key in _OPTIONAL:
                 return None
+            if byte_range is not None and not (error.is_denied or _RETRIES.search(str(error))):
+                await self._refuse_short(key, byte_range)
             raise
         traffic.add(n_bytes=len(data))
         self._note(key, seconds_as_ns(answer.meta["last_modified"]))
@@ -232,6 +236,24 @@ class ChunkStore(ObjectStore[Any]):
         if byte_range is None and self._check is not None:
             self._check(key, data)
         return data
+
+    async def _refuse_short(self, key: str, byte_range: ByteRequest) -> None:
+        """Refuse a shard without the bytes that were asked for, which stores tell in many ways."""
+        import obstore
+
+        match byte_range:
+            case RangeByteRequest(_, needed) | SuffixByteRequest(needed):
+                pass
+            case _:
+                return
+        try:
+            with errors_told(f"{self._level}/{key}"):
+                traffic.add(requests=1)
+                size = (await obstore.head_async(self.store, key))["size"]
+        except (FileNotFoundError, StoreError):
+            return
+        if size < needed:
+            raise ValueError(f"{self._level}/{key} has {size} bytes and should have more")
 
     def _note(self, key: str, time_ns: int) -> None:
         with self._noting:

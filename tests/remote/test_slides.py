@@ -118,6 +118,22 @@ def test_a_chunk_that_blosc_would_read_past_its_end(store, tmp_path):
         open_slide("s3://slides/cut.zarr").read(0, WHOLE)
 
 
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("n_bytes", [0, 9])
+def test_a_shard_without_its_bytes_is_damaged(store, tmp_path, scheme, n_bytes):
+    """As in a folder; stores answer in their own ways where a part of it is asked for."""
+    put(store, tmp_path, "short.zarr", shards=(1, 64, 64))
+    store.put("short.zarr/0/c/0/0/0", bytes(n_bytes))
+    slide = open_slide(store.address(scheme, "short.zarr"))
+    for region in (WHOLE, Region(0, 0, 5, 5)):
+        with pytest.raises(InputError, match=r"0/c/0/0/0 |checksum"):
+            slide.read(0, region)
+    # Not so one that a server gives no parts of, or that does not come.
+    for how in ("whole", 416):
+        with faulty(store, fails("/0/c/1", how)), pytest.raises(StoreError):
+            slide.read(1, Region(0, 0, 5, 5))
+
+
 def plan(address):
     """What a run notes of a slide."""
     slide = open_slide(address)

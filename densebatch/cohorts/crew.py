@@ -123,6 +123,7 @@ class Crew:
         self._has_begun = False
         self._has_executor = False
         self._shared: SharedExecutor | None = None
+        self._surveying: Executor | None = None
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -155,8 +156,11 @@ class Crew:
             raise self.error
 
     def abort(self) -> None:
-        """End the tasks of all slides now."""
+        """End the tasks of all slides now, and a survey by the workers as soon as it can be."""
         self._error = self._error or KeyboardInterrupt()
+        surveying = self._surveying
+        if surveying is not None:
+            surveying.stopping = True
         if self._shared is not None:
             self._shared.abort()
 
@@ -190,7 +194,7 @@ class Crew:
 
         Raises
         ------
-        InputError, DensebatchError
+        InputError, DensebatchError, KeyboardInterrupt
             As `open_executor`.
         """
         with self._opening:
@@ -208,7 +212,12 @@ class Crew:
                 except BaseException as error:
                     self._error = error
                     raise
-                yield executor
+                self._surveying = executor
+                try:
+                    self.check()  # for an `abort` that came before
+                    yield executor
+                finally:
+                    self._surveying = None
 
     def open_executor(self, name: str, plans: Sequence[Plan], folder: Path) -> Executor:
         """The executor of a slide.

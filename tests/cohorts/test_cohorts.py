@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -338,6 +339,26 @@ def test_ctrl_c_between_tasks_and_then_the_same_command(slides, tmp_path):
     assert not (out / "r1").exists()
     result = drive_cohort(rows, out, SETTINGS)
     assert result.count("done") == 2
+    for k in range(2):
+        assert_same_output(out / f"r{k}", expected[k])
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_workers_survey_the_first_slide(slides, tmp_path, caplog, monkeypatch):
+    """Nobody waits for the survey, which ends by itself and is told as no slide's failure."""
+    _, whole, expected, *_ = slides
+    monkeypatch.setattr(prepare, "MANY_READS", 1)
+    for module in (start, crew):
+        monkeypatch.setattr(module, "MAX_THREADS", 1)
+    out, settings = tmp_path / "out", SETTINGS.model_copy(update={"workers": 2})
+    rows = [Row(f"r{k}", path, settings) for k, path in enumerate(whole)]
+    with pytest.raises(KeyboardInterrupt):
+        drive_cohort(rows, out, settings, progress=Stops("r0: survey"))
+    for thread in [each for each in threading.enumerate() if each.name == "densebatch-r0"]:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert drive_cohort(rows, out, settings).count("done") == 2
     for k in range(2):
         assert_same_output(out / f"r{k}", expected[k])
 

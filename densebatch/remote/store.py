@@ -38,6 +38,7 @@ _WAIT_FACTOR = 3  # each wait is a random one up to so many times the last
 RETRY_S = 180  # after which none is tried again
 REQUEST_S = 120  # that one may take, with its answer
 CONNECT_S = 10
+TRIAL_S = 5  # instead of these where an answer is wanted at once, or after one more try
 MISSING = -1  # instead of the time of an object that is not there
 _N_REMEMBERED = 2**16  # objects of an image whose times are known
 _FLAGS = ("1", "true", "on", "yes", "y")  # that the variables of stores know
@@ -65,8 +66,15 @@ _CAUSES = (
 )
 
 
-def open_store(address: Address) -> Any:  # noqa: ANN401
+def open_store(address: Address, *, is_trial: bool = False) -> Any:  # noqa: ANN401
     """A store whose root is an address; credentials come from the environment alone.
+
+    Parameters
+    ----------
+    address
+        Of a bucket, a host, or a folder there.
+    is_trial
+        Whether it is to answer at once, or to be given up after one more try.
 
     Raises
     ------
@@ -84,8 +92,8 @@ def open_store(address: Address) -> Any:  # noqa: ANN401
     options: dict[str, Any] = {
         "client_options": {
             "allow_http": address.scheme == "http" or allows_http,
-            "timeout": timedelta(seconds=REQUEST_S),
-            "connect_timeout": timedelta(seconds=CONNECT_S),
+            "timeout": timedelta(seconds=TRIAL_S if is_trial else REQUEST_S),
+            "connect_timeout": timedelta(seconds=TRIAL_S if is_trial else CONNECT_S),
         },
         "retry_config": {
             "backoff": {
@@ -93,8 +101,8 @@ def open_store(address: Address) -> Any:  # noqa: ANN401
                 "max_backoff": timedelta(seconds=LONGEST_WAIT_S),
                 "base": _WAIT_FACTOR,
             },
-            "max_retries": MAX_RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_S),
+            "max_retries": 1 if is_trial else MAX_RETRIES,
+            "retry_timeout": timedelta(seconds=TRIAL_S if is_trial else RETRY_S),
         },
     }
     try:

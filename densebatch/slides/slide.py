@@ -394,11 +394,14 @@ def reopen_slide(info: SlideInfo) -> Slide:
 def check_reach(info: SlideInfo) -> None:
     """Refuse a process that does not get at a slide in a store; workers are asked so.
 
+    They have to answer in some seconds, in which a machine without a way out would still try.
+
     Raises
     ------
     InputError, UnreachableError
         As `open_slide`.
     """
+    RemotePath(info.path).check_answer()
     reopen_slide(info)
 
 

@@ -10,8 +10,9 @@ import pytest
 from densebatch.base.errors import InputError, SlideChangedError, StoreError, UnreachableError
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
+from densebatch.remote import store as remote_store
 from densebatch.slides.describe import describe_slide
-from densebatch.slides.slide import open_slide
+from densebatch.slides.slide import check_reach, open_slide
 from densebatch.slides.watch import read_watched, watch_slide
 from densebatch.sources import omezarr_remote
 from tests.helpers.object_store import fails, faulty
@@ -109,6 +110,23 @@ def test_a_store_that_nobody_answers_for(store, tmp_path, monkeypatch):
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "none.json"))
     with pytest.raises(InputError, match="settings of the store in the environment cannot be used"):
         open_slide("gs://slides/slide.zarr")
+
+
+def test_a_worker_without_a_way_to_the_store_says_so_at_once(store, tmp_path, monkeypatch):
+    put(store, tmp_path, "way.zarr")
+    info = open_slide("s3://slides/way.zarr").info
+    monkeypatch.setattr(remote_store, "MAX_RETRIES", 10)
+    check_reach(info)
+    with faulty(store, lambda method, *_: method == "GET" and 403):
+        check_reach(info)  # it is open already, and has been read
+    with (
+        faulty(store, lambda method, *_: method == "GET" and 503),
+        pytest.raises(UnreachableError, match="503 Service Unavailable, after 1 retries"),
+    ):
+        check_reach(info)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UnreachableError, match="no connection, after 1 retries"):
+        check_reach(info)
 
 
 def test_a_chunk_that_blosc_would_read_past_its_end(store, tmp_path):

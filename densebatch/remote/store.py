@@ -45,6 +45,8 @@ _FLAGS = ("1", "true", "on", "yes", "y")  # that the variables of stores know
 _DENIED = (401, 403)
 # Beside those that an image was found by; who may not list is refused what is missing too.
 _OPTIONAL = (".zattrs", ".zgroup", ".zmetadata")
+# Names in the addresses that the library repeats are not what happened.
+_NAMES = re.compile(r"https?://(?!169\.254\.|metadata\.google)\S+")
 _STATUS = re.compile(r"status code: (\d{3})")
 # What S3 says why, of which these alone are repeated.
 _CODES = re.compile(
@@ -52,17 +54,18 @@ _CODES = re.compile(
     r"InvalidToken|NoSuchBucket|RequestTimeTooSkewed|SignatureDoesNotMatch|SlowDown)</Code>"
 )
 _RETRIES = re.compile(r"after (\d+) retries")
+_NO_CREDENTIALS = (
+    "no credentials are found in the environment; a public bucket is read with "
+    "AWS_SKIP_SIGNATURE=true or GOOGLE_SKIP_SIGNATURE=true"
+)
+_GIVES_CREDENTIALS = re.compile(r"//169\.254\.|//metadata\.google")  # to machines of a cloud
 # What the library calls what happened, where no answer came; the first that is found counts.
 _CAUSES = (
-    (
-        r"169\.254\.|metadata\.google|[Cc]redential",
-        "no credentials are found in the environment; a public bucket is read with "
-        "AWS_SKIP_SIGNATURE=true or GOOGLE_SKIP_SIGNATURE=true",
-    ),
     (r"BadScheme", "http:// to a store is refused, unless AWS_ALLOW_HTTP=true"),
     (r"Timeout|timed out", "it does not answer in time"),
     (r"kind: Connect|error sending request", "no connection"),
     (r"Body|Decode|Incomplete|Interrupted|decoding|body", "its answer breaks off"),
+    (r"[Cc]redential", _NO_CREDENTIALS),
 )
 
 
@@ -149,17 +152,16 @@ def errors_told(where: object) -> Iterator[None]:
 
 def _describe(error: Exception) -> str:
     """What happened, by words of this module."""
-    text = str(error)
+    text = _NAMES.sub("", str(error))
     retries = _RETRIES.search(text)
     more = f", after {retries[1]} retries" if retries is not None else ""
-    for pattern, cause in _CAUSES[:1]:
-        if re.search(pattern, text.partition("Debug source")[0]):
-            return cause + more
+    if _GIVES_CREDENTIALS.search(text.partition("Debug source")[0]):
+        return _NO_CREDENTIALS + more
     status = _STATUS.search(text)
     if type(error).__name__ == "NotSupportedError":
         return "it gives no parts of an object (Range), which shards are read by"
     if status is None:
-        found = next((cause for pattern, cause in _CAUSES[1:] if re.search(pattern, text)), None)
+        found = next((cause for pattern, cause in _CAUSES if re.search(pattern, text)), None)
         return (found or f"the store's library tells {type(error).__name__}") + more
     code = int(status[1])
     try:

@@ -307,6 +307,7 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
 
 _open: OrderedDict[tuple[int, Place, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
+_opening = tuple(threading.Lock() for _ in range(64))  # by slide, of which several may share one
 
 
 def open_slide(
@@ -355,8 +356,10 @@ def open_slide(
     sheet = None if panel is None else str(Path(panel).absolute())
     selection = Selection(scene, axes, z, t, sheet)
     key = os.getpid(), place, selection
-    with _open_lock:
-        source = _open.pop(key, None)
+    # A store may be asked for minutes, in which other slides are opened by other threads.
+    with _opening[hash(key) % len(_opening)]:
+        with _open_lock:
+            source = _open.pop(key, None)
         if source is None or not source.is_current():
             source = open_source(place, selection)
             layout = source.layout
@@ -370,9 +373,10 @@ def open_slide(
                 channels=layout.channels,
                 um_per_px=layout.um_per_px,
             )
-        _open[key] = source
-        while len(_open) > _N_KEPT_OPEN:
-            _open.popitem(last=False)
+        with _open_lock:
+            _open[key] = source
+            while len(_open) > _N_KEPT_OPEN:
+                _open.popitem(last=False)
     return Slide(source)
 
 

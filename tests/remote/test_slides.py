@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 
 import numpy as np
@@ -98,6 +100,39 @@ def test_only_a_chunk_that_is_not_there_is_fill(store, tmp_path, options):
     side = 64 if "shards" in options else 32
     expected[:side, :side] = 0
     np.testing.assert_array_equal(slide.read(0, WHOLE), expected)
+
+
+def test_a_store_that_hangs_keeps_no_other_slide_from_being_opened(store, tmp_path):
+    put(store, tmp_path, "hangs.zarr")
+    asked, goes_on, opened = threading.Event(), threading.Event(), queue.SimpleQueue()
+
+    def hang(*_):
+        asked.set()
+        goes_on.wait(60)
+
+    def begin(path):
+        thread = threading.Thread(target=lambda: opened.put(str(open_slide(path).source.path)))
+        thread.start()
+        return thread
+
+    with faulty(store, hang):
+        threads = [begin("s3://slides/hangs.zarr")]
+        assert asked.wait(60)
+        # Of several, because two may by chance be opened one after the other.
+        local = [write_zarr(tmp_path / f"{k}.zarr", PIXELS, "cyx") for k in range(4)]
+        threads += map(begin, local)
+        assert opened.get(timeout=60) in map(str, local)
+        goes_on.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_names_in_an_address_are_not_what_happened(store, tmp_path):
+    put(store, tmp_path, "credentials, Timeout/antibody.zarr", shards=(1, 64, 64))
+    slide = open_slide("s3://slides/credentials, Timeout/antibody.zarr")
+    for how, told in ((403, "403 Forbidden: what"), (503, "503 Service"), (410, "410 Gone")):
+        with faulty(store, fails("/0/c", how)), pytest.raises(StoreError, match=f"answers {told}"):
+            slide.read(0, WHOLE)
 
 
 def test_a_store_that_nobody_answers_for(store, tmp_path, monkeypatch):

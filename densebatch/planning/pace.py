@@ -1,10 +1,10 @@
 """How long a run will take: from what one took on this machine before, or from a trial.
 
-A run that was done in one session, with workers of its own, leaves its pace: seconds of a worker for each patch of the
-network and each Mpx that is traced and numbered, what share of its time workers had work, and what
-does not grow with the slide: loading the network in each worker, and workers that wait for the
-first task to start and the last to end. It is kept for the model, what evaluates it and the number
-of workers (`engines.findings`), or for a scheduler.
+A run that was done in one session, with workers of its own, leaves its pace: seconds of a worker
+for each patch of the network and each Mpx that is traced and numbered, what share of its time
+workers had work, and what does not grow with the slide: loading the network in each worker, and
+workers that wait for the first task to start and the last to end. It is kept for the model, what
+evaluates it and the number of workers (`engines.findings`), or for a scheduler.
 """
 
 from __future__ import annotations

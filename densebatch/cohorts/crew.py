@@ -119,7 +119,8 @@ class Crew:
         self.size = size
         self._starting = ExecutorStart(settings, note)
         self._stack = ExitStack()
-        self._opening = threading.Lock()
+        self._opening = threading.Lock()  # for as long as workers take to appear
+        self._ending = threading.Lock()  # so that nothing begins once the context is left
         self._has_begun = False
         self._has_executor = False
         self._shared: SharedExecutor | None = None
@@ -131,7 +132,8 @@ class Crew:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.abort()  # for slides that are still being surveyed
+        with self._ending:
+            self.abort()  # for slides that are still being surveyed
         self._stack.__exit__(*reason)  # type: ignore[arg-type]
 
     @property
@@ -166,7 +168,8 @@ class Crew:
 
     def begin(self, plans: Sequence[Plan]) -> None:
         """Start workers of this machine beside what comes now, if that was not begun."""
-        with self._opening:
+        with self._opening, self._ending:
+            self.check()
             if not self._has_begun:
                 self._has_begun = True
                 self._starting.begin(self.size.workers, (*plans, *self.size.largest))
@@ -247,9 +250,13 @@ class Crew:
                 except BaseException as error:
                     self._error = error
                     raise
-                self._has_executor = True
-                if isinstance(executor, DaskExecutor):
-                    self._shared = self._stack.enter_context(SharedExecutor(executor))
+                with self._ending:
+                    if self._error is not None:  # nobody else closes it any more
+                        self._starting.__exit__(None, None, None)
+                    self.check()
+                    self._has_executor = True
+                    if isinstance(executor, DaskExecutor):
+                        self._shared = self._stack.enter_context(SharedExecutor(executor))
             # One that works in this process is each slide's own, which may be stopped alone.
             return SerialExecutor() if self._shared is None else self._shared.open_lane(name)
 

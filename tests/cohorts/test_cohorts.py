@@ -363,6 +363,31 @@ def test_ctrl_c_while_workers_survey_the_first_slide(slides, tmp_path, caplog, m
         assert_same_output(out / f"r{k}", expected[k])
 
 
+@pytest.mark.slow
+def test_nothing_begins_once_a_cohort_is_left(slides, tmp_path, monkeypatch):
+    """By a slide that nobody waits for, as after Ctrl-C while its metadata are read."""
+    _, whole, *_ = slides
+    settings = SETTINGS.model_copy(update={"workers": 1})
+    size = size_crew([Row("r0", whole[0], settings)], settings)
+    with crew.Crew(settings, size, print) as left:
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        left.begin(())
+    opened = []
+    with crew.Crew(settings, size, print) as left:
+        finish = left._starting.finish
+
+        def finish_late(*arguments):
+            left.__exit__(None, None, None)
+            opened.append(finish(*arguments))
+            return opened[0]
+
+        monkeypatch.setattr(left._starting, "finish", finish_late)
+        with pytest.raises(KeyboardInterrupt):
+            left.open_executor("r0", (), tmp_path)
+    assert opened[0].client.status == "closed"
+
+
 def count_plans(*kinds):
     """How many plans or sessions are alive."""
     return sum(type(each) in kinds for each in gc.get_objects())

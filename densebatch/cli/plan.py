@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.base.errors import PartialRunError
-from densebatch.base.names import count_of, quote_names
+from densebatch.base.names import count_of, quote_names, round_to
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import SlidePath, add_options, check_writable, slide_options, write_text
 from densebatch.cli.segment import choose_slides, settings_options, slides_arguments
@@ -283,7 +283,8 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         told = facts["region"]
         shown = f" in {quote_names(told['names'])}" if told["names"] else ""
         lines.append(
-            f"region     {told['area_px'] / 1e6:.4g} Mpx{shown}, {told['share']:.1%} of the slide"
+            f"region     {round_to(told['area_px'] / 1e6, 4)} Mpx{shown}, {told['share']:.1%} of "
+            "the slide"
         )
     if built.tissue is not None and built.tissue.share is not None:
         lines.append(_describe_tissue(built.tissue))
@@ -349,4 +350,4 @@ def _describe_cost(facts: dict[str, Any]) -> list[str]:
 
     seconds = facts["network_seconds"]
     taken = "" if seconds is None else f", about {tell_duration(seconds)} on this machine"
-    return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
+    return [f"           {round_to(facts['network_flop'] / 1e12, 3)} TFLOP{taken}"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from densebatch.base.machine import count_cores
+from densebatch.base.names import round_to
 from densebatch.engines.backend import patch_shape
 from densebatch.engines.findings import recall, remember
 from densebatch.engines.make import name_device
@@ -90,7 +91,7 @@ class Pace:
         """What it is from, in words."""
         if not self.slide_px:
             return "by a trial of some patches; tracing and the rest as on dense tissue elsewhere"
-        return f"at the pace of a run of {self.slide_px / 1e6:.3g} Mpx"
+        return f"at the pace of a run of {round_to(self.slide_px / 1e6, 3)} Mpx"
 
 
 _PACE = TypeAdapter(Pace)
@@ -101,12 +102,12 @@ def tell_duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> [tell_duration(s) for s in (7.26, 100, 500, 10000)]
-    ['7.3 s', '100 s', '8.3 min', '2.8 h']
+    >>> [tell_duration(s) for s in (7.26, 100, 500, 7100, 10000, 500000)]
+    ['7.3 s', '100 s', '8.3 min', '120 min', '2.8 h', '140 h']
     """
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
+            return f"{round_to(seconds / length, 2)} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 

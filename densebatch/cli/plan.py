@@ -44,10 +44,27 @@ def plan(
     Of several slides, or those of a sample sheet, it is a table with their sums.
     """
     several = choose_slides(slides, sheet)
+    if measure:
+        _check_trial(settings, is_one=several is None)
     if several is None:
         _plan_slide(slides[0], out, settings, listed, as_json, measure)
     else:
         _plan_cohort(several, out, settings, listed, as_json)
+
+
+def _check_trial(settings: SegmentSettings, *, is_one: bool) -> None:
+    """Refuse a trial that would tell nothing of the run."""
+    if not is_one:
+        raise click.UsageError("--measure is of one slide; accepted of several is one by one")
+    if settings.is_remote:
+        raise click.UsageError(
+            "--measure times this machine, and a scheduler's workers do the run; accepted is "
+            "one of the two"
+        )
+    if settings.segmenter is not None and not settings.is_joined:
+        raise click.UsageError(
+            "--measure times a network, and --segmenter has none; accepted is one of the two"
+        )
 
 
 def _plan_cohort(

@@ -138,6 +138,19 @@ def test_commands_tell_it(slide, tmp_path, capsys):
     assert "expected: about " in err
 
 
+@pytest.mark.parametrize(("more", "told"), [
+    (("--segmenter", "threshold"), "--segmenter has none"),
+    (("--scheduler-address", "tcp://127.0.0.1:1"), "a scheduler's workers do the run"),
+    ((), "--measure is of one slide"),
+])  # fmt: skip
+def test_a_trial_that_says_nothing_is_refused(slide, tmp_path, capsys, more, told):
+    slides = [slide] if more else [slide, tmp_path / "b.ome.tif"]
+    code, _, err = call_main(
+        capsys, "plan", *slides, tmp_path / "o", "--membrane", "CD3", "--measure", *more
+    )
+    assert (code, told in err) == (2, True), err
+
+
 def test_a_trial_evaluates_patches(slide, tmp_path, capsys):
     code, told, _ = call_main(capsys, "plan", slide, tmp_path / "out", *OPTIONS, "--measure")
     assert code == 0

@@ -111,12 +111,14 @@ class Crew:
 
     Attributes
     ----------
+    is_shared : whether several slides have tasks at once
     error : why there are no workers any more, so that no slide can go on; None as long as all is
         well
     """
 
     def __init__(self, settings: SegmentSettings, size: Size, note: Callable[[str], None]) -> None:
         self.size = size
+        self.is_shared = settings.is_remote or size.workers > 0
         self._starting = ExecutorStart(settings, note)
         self._stack = ExitStack()
         self._opening = threading.Lock()  # for as long as workers take to appear
@@ -292,7 +294,7 @@ class Place:
     @property
     def is_shared(self) -> bool:
         """Whether its workers do other slides meanwhile."""
-        return isinstance(self._executor, Lane)
+        return self._crew.is_shared
 
     def begin(self, workers: int, plans: Sequence[Plan]) -> None:
         """Start the crew, if nobody has yet; `workers` are the crew's."""

@@ -219,7 +219,8 @@ def _carry_out(
         conduct.shuffle,
     )
     session.seconds |= {"plan": round(planned_s, 3)}
-    if isinstance(prepared.plan, FlowPlan):
+    has_own = not conduct.starting.is_shared  # workers, that nobody else keeps waiting
+    if isinstance(prepared.plan, FlowPlan) and has_own:
         pace = recall_pace(prepared.plan, settings, prepared.workers)
         if pace is not None:
             progress.note(f"expected: {pace.tell(prepared.plan, settings)}")
@@ -240,7 +241,6 @@ def _carry_out(
         n_cells = number_cells(session, labelled)
         session.seconds["start"] = round(conduct.starting.waited_s, 3)
         result = _finish(session, n_cells, labelled, started, meter)
-    has_own = not conduct.starting.is_shared  # workers, that nobody else has kept waiting
     if isinstance(prepared.plan, FlowPlan) and not result.is_partial and has_own:
         remember_pace(prepared.plan, settings, prepared.workers, result.report)
     driver.check()

@@ -370,7 +370,8 @@ def test_nothing_begins_once_a_cohort_is_left(slides, tmp_path, monkeypatch):
     settings = SETTINGS.model_copy(update={"workers": 1})
     size = size_crew([Row("r0", whole[0], settings)], settings)
     with crew.Crew(settings, size, print) as left:
-        pass
+        assert crew.Place(left, "r0").is_shared
+        assert not crew.Place(crew.Crew(SETTINGS, crew.Size(0, ()), print), "r0").is_shared
     with pytest.raises(KeyboardInterrupt):
         left.begin(())
     opened = []

@@ -18,7 +18,7 @@ from densebatch.run.prepare import prepare
 from densebatch.run.report import Progress
 from densebatch.run.segment import run_slide
 from densebatch.run.start import ExecutorStart
-from tests.helpers.run_files import call_main, simulate, write_tiff
+from tests.helpers.run_files import Watcher, call_main, simulate, write_tiff
 
 OPTIONS = ("--membrane", "CD3", "--model", "dense-tiny", "--workers", 0)
 SETTINGS = SegmentSettings(membrane=("CD3",), model="dense-tiny", workers=0)
@@ -118,6 +118,12 @@ def test_a_run_that_shares_its_workers_says_nothing_of_one_by_itself(slide, tmp_
             run_slide(slide, out, SETTINGS, driver, starting, Progress())
         [prepared] = prepare([(slide, out)], SETTINGS)
         assert (recall_pace(prepared.plan, SETTINGS, 0) is not None) == is_kept
+    # Nor is it told how long it takes by itself.
+    for kind, is_told in ((Shared, False), (ExecutorStart, True)):
+        progress, out = Watcher(), OutputFolder(tmp_path / f"{kind.__name__} again")
+        with Driver(progress) as driver, kind(SETTINGS) as starting:
+            run_slide(slide, out, SETTINGS, driver, starting, progress)
+        assert any("expected: about" in note for note in progress.notes) == is_told
 
 
 def test_commands_tell_it(slide, tmp_path, capsys):

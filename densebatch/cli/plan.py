@@ -162,7 +162,8 @@ def _expect(run: Prepared, *, measure: bool) -> dict[str, Any]:
     job = (run.plan, run.settings, run.workers)
     pace = measure_pace(*job, run.choice.packed) if measure else recall_pace(*job)
     seconds = None if pace is None else round(pace.estimate(run.plan, run.settings), 1)
-    return {"expected_seconds": seconds, "expected_from": None if pace is None else pace.origin}
+    origin = None if pace is None else pace.tell_origin(run.settings)
+    return {"expected_seconds": seconds, "expected_from": origin}
 
 
 def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from densebatch.base.machine import count_cores
-from densebatch.base.names import round_to
+from densebatch.base.names import count_of, round_to
 from densebatch.engines.backend import patch_shape
 from densebatch.engines.findings import recall, remember
 from densebatch.engines.make import name_device
@@ -84,14 +84,14 @@ class Pace:
 
     def tell(self, plan: FlowPlan, settings: SegmentSettings) -> str:
         """How long a run will take, in words; as `estimate`."""
-        return f"about {tell_duration(self.estimate(plan, settings))}, {self.origin}"
+        return f"about {tell_duration(self.estimate(plan, settings))}, {self.tell_origin(settings)}"
 
-    @property
-    def origin(self) -> str:
-        """What it is from, in words."""
+    def tell_origin(self, settings: SegmentSettings) -> str:
+        """What it is from, in words; of a cluster, which may have grown, with its workers then."""
+        by = f" by {count_of(self.workers, 'worker')}" if settings.is_remote else ""
         if not self.slide_px:
             return "by a trial of some patches; tracing and the rest as on dense tissue elsewhere"
-        return f"at the pace of a run of {round_to(self.slide_px / 1e6, 3)} Mpx"
+        return f"at the pace of a run of {round_to(self.slide_px / 1e6, 3)} Mpx{by}"
 
 
 _PACE = TypeAdapter(Pace)

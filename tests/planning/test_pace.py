@@ -76,6 +76,8 @@ def test_a_run_of_the_same_kind_takes_as_long_as_the_one_before(slide):
         (SETTINGS.model_copy(update={"scheduler_address": "tcp://127.0.0.1:1"}), 0),
     ):
         assert recall_pace(plan, settings, workers) is None
+    # A cluster may have more or fewer the next time.
+    assert found.tell_origin(settings).endswith("Mpx by 2 workers")
 
 
 def test_what_says_little_is_not_kept(slide):

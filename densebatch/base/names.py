@@ -46,6 +46,17 @@ def count_of(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+def round_to(value: float, digits: int) -> str:
+    """A number rounded to some digits, as a person writes it.
+
+    Examples
+    --------
+    >>> round_to(16777.216, 3), round_to(0.065536, 2), round_to(7.0, 3)
+    ('16800', '0.066', '7')
+    """
+    return f"{float(f'{value:.{digits}g}'):.15g}"
+
+
 def quote_names(names: Sequence[str]) -> str:
     """Names in quotes, the first forty of them.
 

@@ -126,7 +126,8 @@ def _tell(value: object) -> object:
     """A value as a log has it; of an address that is none of a slide, without what is secret."""
     if isinstance(value, tuple):
         return [_tell(each) for each in value]
-    return hide_secrets(value) if isinstance(value, Path) else value
+    is_address = isinstance(value, str) and "://" in value
+    return hide_secrets(Path(str(value))) if is_address or isinstance(value, Path) else value
 
 
 @contextmanager

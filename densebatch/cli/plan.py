@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from densebatch.base.errors import PartialRunError
-from densebatch.base.names import count_of, quote_names
+from densebatch.base.names import count_of, quote_names, round_to
 from densebatch.cli.logs import LoggedCommand, get_console
 from densebatch.cli.options import SlidePath, add_options, check_writable, slide_options, write_text
 from densebatch.cli.segment import choose_slides, settings_options, slides_arguments
@@ -44,10 +44,27 @@ def plan(
     Of several slides, or those of a sample sheet, it is a table with their sums.
     """
     several = choose_slides(slides, sheet)
+    if measure:
+        _check_trial(settings, is_one=several is None)
     if several is None:
         _plan_slide(slides[0], out, settings, listed, as_json, measure)
     else:
         _plan_cohort(several, out, settings, listed, as_json)
+
+
+def _check_trial(settings: SegmentSettings, *, is_one: bool) -> None:
+    """Refuse a trial that would tell nothing of the run."""
+    if not is_one:
+        raise click.UsageError("--measure is of one slide; accepted of several is one by one")
+    if settings.is_remote:
+        raise click.UsageError(
+            "--measure times this machine, and a scheduler's workers do the run; accepted is "
+            "one of the two"
+        )
+    if settings.segmenter is not None and not settings.is_joined:
+        raise click.UsageError(
+            "--measure times a network, and --segmenter has none; accepted is one of the two"
+        )
 
 
 def _plan_cohort(
@@ -145,7 +162,8 @@ def _expect(run: Prepared, *, measure: bool) -> dict[str, Any]:
     job = (run.plan, run.settings, run.workers)
     pace = measure_pace(*job, run.choice.packed) if measure else recall_pace(*job)
     seconds = None if pace is None else round(pace.estimate(run.plan, run.settings), 1)
-    return {"expected_seconds": seconds, "expected_from": None if pace is None else pace.origin}
+    origin = None if pace is None else pace.tell_origin(run.settings)
+    return {"expected_seconds": seconds, "expected_from": origin}
 
 
 def _collect_facts(run: Prepared, *, measure: bool = False) -> dict[str, Any]:
@@ -283,7 +301,8 @@ def _describe(built: Plan, facts: dict[str, Any]) -> list[str]:
         told = facts["region"]
         shown = f" in {quote_names(told['names'])}" if told["names"] else ""
         lines.append(
-            f"region     {told['area_px'] / 1e6:.4g} Mpx{shown}, {told['share']:.1%} of the slide"
+            f"region     {round_to(told['area_px'] / 1e6, 4)} Mpx{shown}, {told['share']:.1%} of "
+            "the slide"
         )
     if built.tissue is not None and built.tissue.share is not None:
         lines.append(_describe_tissue(built.tissue))
@@ -349,4 +368,4 @@ def _describe_cost(facts: dict[str, Any]) -> list[str]:
 
     seconds = facts["network_seconds"]
     taken = "" if seconds is None else f", about {tell_duration(seconds)} on this machine"
-    return [f"           {facts['network_flop'] / 1e12:.3g} TFLOP{taken}"]
+    return [f"           {round_to(facts['network_flop'] / 1e12, 3)} TFLOP{taken}"]

@@ -111,18 +111,22 @@ class Crew:
 
     Attributes
     ----------
+    is_shared : whether several slides have tasks at once
     error : why there are no workers any more, so that no slide can go on; None as long as all is
         well
     """
 
     def __init__(self, settings: SegmentSettings, size: Size, note: Callable[[str], None]) -> None:
         self.size = size
+        self.is_shared = settings.is_remote or size.workers > 0
         self._starting = ExecutorStart(settings, note)
         self._stack = ExitStack()
-        self._opening = threading.Lock()
+        self._opening = threading.Lock()  # for as long as workers take to appear
+        self._ending = threading.Lock()  # so that nothing begins once the context is left
         self._has_begun = False
         self._has_executor = False
         self._shared: SharedExecutor | None = None
+        self._surveying: Executor | None = None
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -130,7 +134,8 @@ class Crew:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.abort()  # for slides that are still being surveyed
+        with self._ending:
+            self.abort()  # for slides that are still being surveyed
         self._stack.__exit__(*reason)  # type: ignore[arg-type]
 
     @property
@@ -155,14 +160,18 @@ class Crew:
             raise self.error
 
     def abort(self) -> None:
-        """End the tasks of all slides now."""
+        """End the tasks of all slides now, and a survey by the workers as soon as it can be."""
         self._error = self._error or KeyboardInterrupt()
+        surveying = self._surveying
+        if surveying is not None:
+            surveying.stopping = True
         if self._shared is not None:
             self._shared.abort()
 
     def begin(self, plans: Sequence[Plan]) -> None:
         """Start workers of this machine beside what comes now, if that was not begun."""
-        with self._opening:
+        with self._opening, self._ending:
+            self.check()
             if not self._has_begun:
                 self._has_begun = True
                 self._starting.begin(self.size.workers, (*plans, *self.size.largest))
@@ -190,7 +199,7 @@ class Crew:
 
         Raises
         ------
-        InputError, DensebatchError
+        InputError, DensebatchError, KeyboardInterrupt
             As `open_executor`.
         """
         with self._opening:
@@ -208,7 +217,12 @@ class Crew:
                 except BaseException as error:
                     self._error = error
                     raise
-                yield executor
+                self._surveying = executor
+                try:
+                    self.check()  # for an `abort` that came before
+                    yield executor
+                finally:
+                    self._surveying = None
 
     def open_executor(self, name: str, plans: Sequence[Plan], folder: Path) -> Executor:
         """The executor of a slide.
@@ -238,9 +252,13 @@ class Crew:
                 except BaseException as error:
                     self._error = error
                     raise
-                self._has_executor = True
-                if isinstance(executor, DaskExecutor):
-                    self._shared = self._stack.enter_context(SharedExecutor(executor))
+                with self._ending:
+                    if self._error is not None:  # nobody else closes it any more
+                        self._starting.__exit__(None, None, None)
+                    self.check()
+                    self._has_executor = True
+                    if isinstance(executor, DaskExecutor):
+                        self._shared = self._stack.enter_context(SharedExecutor(executor))
             # One that works in this process is each slide's own, which may be stopped alone.
             return SerialExecutor() if self._shared is None else self._shared.open_lane(name)
 
@@ -272,6 +290,11 @@ class Place:
     def running(self) -> list[Job]:
         """Tasks of the slide that are handed out now."""
         return [] if self._executor is None else self._executor.running
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its workers do other slides meanwhile."""
+        return self._crew.is_shared
 
     def begin(self, workers: int, plans: Sequence[Plan]) -> None:
         """Start the crew, if nobody has yet; `workers` are the crew's."""

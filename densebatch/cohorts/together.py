@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densebatch.base.errors import InputError, StoreError
+from densebatch.base.errors import InputError
 from densebatch.base.log import log_event
 from densebatch.base.names import count_of, quote_names
 from densebatch.planning.plan import FlowPlan
@@ -160,6 +160,9 @@ def survey_together(
     ------
     InputError
         If slides differ in their channels, or the type of their pixels.
+    DensebatchError
+        If a slide cannot be read for a reason that may pass: the bounds would not be those of all,
+        and would be kept.
     """
     kind: _Kind | None = None
     first = ""
@@ -191,7 +194,7 @@ def survey_together(
         for row, draft, earlier in _draft_all(usable, out, seen, restart=restart):
             try:
                 surveys = survey_channels(draft, earlier, elsewhere=elsewhere)
-            except (InputError, StoreError):  # its row fails in its turn
+            except InputError:  # its row fails in its turn
                 continue
             # A slide that is constant tells nothing of how bright tissue is.
             counts = [survey.bounds.high > survey.bounds.low for survey in surveys]
@@ -202,8 +205,8 @@ def survey_together(
             progress.advance(_STAGE, draft.shape[0] * draft.shape[1])
         wanted = [pool.wanted for pool in pools]
         if any(bins.size for bins in wanted):
-            again = [row for row in usable if row.sample in surveyed]
-            for row, draft, earlier in _draft_all(again, out, seen, restart=restart):
+            for row in [row for row in usable if row.sample in surveyed]:
+                draft, earlier = _draft(row, out, seen, restart=restart)
                 found_low = count_low_bits(draft, earlier, wanted, elsewhere)
                 for pool, low_bits, does_count in zip(
                     pools, found_low, surveyed[row.sample], strict=True
@@ -244,15 +247,23 @@ def _draft_all(
     `seen` keeps tissue and diameters that are found.
     """
     for row in rows:
-        earlier = None if restart else OutputFolder(out / row.sample).read_marker()
         try:
-            settings = row.read_settings()
-            draft = draft_plan(row.slide, settings)
-            draft = refine_draft(row.slide, settings, draft, earlier, *seen.get(row.sample, ()))
-            seen[row.sample] = _recall(draft)
-        except (InputError, StoreError, OSError):  # its row fails in its turn
+            draft, earlier = _draft(row, out, seen, restart=restart)
+        except (InputError, OSError):  # its row fails in its turn
             continue
         yield row, draft, earlier
+
+
+def _draft(
+    row: Row, out: Path, seen: dict[str, _Seen], *, restart: bool
+) -> tuple[Plan, Plan | None]:
+    """As `_draft_all`, of one slide."""
+    earlier = None if restart else OutputFolder(out / row.sample).read_marker()
+    settings = row.read_settings()
+    draft = draft_plan(row.slide, settings)
+    draft = refine_draft(row.slide, settings, draft, earlier, *seen.get(row.sample, ()))
+    seen[row.sample] = _recall(draft)
+    return draft, earlier
 
 
 def _recall(draft: Plan) -> _Seen:

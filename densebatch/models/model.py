@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densebatch.base.errors import InputError
-from densebatch.base.files import write_atomic
+from densebatch.base.files import refuse_address, write_atomic
 from densebatch.base.log import log_event
 from densebatch.models import zoo
 from densebatch.models.card import MAX_PATCH_PX, MIN_PATCH_PX, read_use
@@ -131,6 +131,7 @@ def find_model(name: str) -> Model:
     elif not path.is_file() and name in zoo.REFUSED:
         raise InputError(f"model {name!r} cannot be used: {zoo.REFUSED[name]}")
     elif not path.is_file():
+        refuse_address(path)
         bundled = ", ".join(list_bundled()) or "none"
         raise InputError(
             f"model {name!r} is neither bundled ({bundled}), nor one that `densebatch models "

@@ -1,10 +1,10 @@
 """How long a run will take: from what one took on this machine before, or from a trial.
 
-A run that was done in one session leaves its pace: seconds of a worker for each patch of the
-network and each Mpx that is traced and numbered, what share of its time workers had work, and what
-does not grow with the slide: loading the network in each worker, and workers that wait for the
-first task to start and the last to end. It is kept for the model, what evaluates it and the number
-of workers (`engines.findings`), or for a scheduler.
+A run that was done in one session, with workers of its own, leaves its pace: seconds of a worker
+for each patch of the network and each Mpx that is traced and numbered, what share of its time
+workers had work, and what does not grow with the slide: loading the network in each worker, and
+workers that wait for the first task to start and the last to end. It is kept for the model, what
+evaluates it and the number of workers (`engines.findings`), or for a scheduler.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from densebatch.base.machine import count_cores
+from densebatch.base.names import count_of, round_to
 from densebatch.engines.backend import patch_shape
 from densebatch.engines.findings import recall, remember
 from densebatch.engines.make import name_device
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from densebatch.planning.plan import FlowPlan
     from densebatch.planning.settings import SegmentSettings
 
-LEAST_PX = 3 * 10**6  # of a slide, from which its pace says something of others
+LEAST_PX = 3 * 10**6  # of a slide in patches, from which its pace says something of others
 _ROUNDS = 1
 _TASKS_WAITED = 2  # as long as so many tasks a worker is idle while the first starts, the last ends
 # Of a trial, which times the network alone: a worker's seconds for each Mpx of dense tissue, and
@@ -45,13 +46,13 @@ class Pace:
     Attributes
     ----------
     patch_s : seconds of a worker for a patch of the network
-    trace_s : for a Mpx of the slide
+    trace_s : for a Mpx of the slide whose patch is not skipped
     number_s : for a Mpx and each plane: the labels, and each channel that is measured or copied
     survey_s : of the main process, for a Mpx of each channel that is seen
     other_s : of the session, whatever the slide's size
     workers : that worked at once
     busy : share of the time that they had work, apart from the start and the end
-    slide_px : pixels of the slide that this is from; 0 for a trial
+    slide_px : pixels that this is from, of a slide whose patches are not skipped; 0 for a trial
     """
 
     patch_s: float
@@ -76,20 +77,21 @@ class Pace:
         measured = choose_measures(reopen_slide(plan.slide), settings).channels
         n_planes = 1 + len(plan.slide.channels if plan.copy_image else measured)
         mpx = plan.shape[0] * plan.shape[1] / 1e6
-        work = plan.network_patches * self.patch_s + mpx * (self.trace_s + n_planes * self.number_s)
+        work = plan.network_patches * self.patch_s + mpx * n_planes * self.number_s
+        work += mpx * _find_share(plan) * self.trace_s
         before = self.other_s + mpx * len(plan.seen_channels) * self.survey_s
         return before + work / (max(1, self.workers) * self.busy)
 
     def tell(self, plan: FlowPlan, settings: SegmentSettings) -> str:
         """How long a run will take, in words; as `estimate`."""
-        return f"about {tell_duration(self.estimate(plan, settings))}, {self.origin}"
+        return f"about {tell_duration(self.estimate(plan, settings))}, {self.tell_origin(settings)}"
 
-    @property
-    def origin(self) -> str:
-        """What it is from, in words."""
+    def tell_origin(self, settings: SegmentSettings) -> str:
+        """What it is from, in words; of a cluster, which may have grown, with its workers then."""
+        by = f" by {count_of(self.workers, 'worker')}" if settings.is_remote else ""
         if not self.slide_px:
             return "by a trial of some patches; tracing and the rest as on dense tissue elsewhere"
-        return f"at the pace of a run of {self.slide_px / 1e6:.3g} Mpx"
+        return f"at the pace of a run of {round_to(self.slide_px / 1e6, 3)} Mpx{by}"
 
 
 _PACE = TypeAdapter(Pace)
@@ -100,13 +102,19 @@ def tell_duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> [tell_duration(s) for s in (7.26, 100, 500, 10000)]
-    ['7.3 s', '100 s', '8.3 min', '2.8 h']
+    >>> [tell_duration(s) for s in (7.26, 100, 500, 7100, 10000, 500000)]
+    ['7.3 s', '100 s', '8.3 min', '120 min', '2.8 h', '140 h']
     """
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
+            return f"{round_to(seconds / length, 2)} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _find_share(plan: FlowPlan) -> float:
+    """How much of the slide lies in patches that are not skipped, as glass and other areas are."""
+    height, width = plan.network_shape
+    return plan.covered_px / (height * width)
 
 
 def _identify(plan: FlowPlan, settings: SegmentSettings, workers: int) -> dict[str, Any]:
@@ -149,16 +157,17 @@ def remember_pace(
     plan, settings, workers
         As of `recall_pace`.
     report
-        Content of `run.json`. Of a run that went on with an earlier session's work, and of a small
-        slide or one much smaller than one before, nothing is kept.
+        Content of `run.json`. Of a run that went on with an earlier session's work, and of little
+        or of much less than one before, nothing is kept.
     """
     mpx, seconds, tasks = report["slide_px"] / 1e6, report["seconds"], report["task_seconds"]
+    covered_px = round(report["slide_px"] * _find_share(plan))
     before = recall_pace(plan, settings, workers)
     if (
         report["tasks_kept"]
-        or report["slide_px"] < LEAST_PX
+        or covered_px < LEAST_PX
         or not plan.network_patches
-        or (before is not None and 2 * report["slide_px"] < before.slide_px)
+        or (before is not None and 2 * covered_px < before.slide_px)
     ):
         return
     at_once, stages = max(1, report["workers"]), report["stages"]
@@ -174,13 +183,13 @@ def remember_pace(
     survey_s = max(0.0, seconds["plan"] - 1.0)
     pace = Pace(
         patch_s=patches_s / plan.network_patches,
-        trace_s=tasks["trace"] / mpx,
+        trace_s=tasks["trace"] / covered_px * 1e6,
         number_s=tasks["number"] / mpx / n_planes,
         survey_s=survey_s / mpx / max(1, len(plan.seen_channels)),
         other_s=max(0.0, seconds["total"] - grows_s / at_once / busy - survey_s),
         workers=at_once,
         busy=busy,
-        slide_px=report["slide_px"],
+        slide_px=covered_px,
     )
     remember(_identify(plan, settings, workers), asdict(pace))
 

@@ -38,12 +38,15 @@ _WAIT_FACTOR = 3  # each wait is a random one up to so many times the last
 RETRY_S = 180  # after which none is tried again
 REQUEST_S = 120  # that one may take, with its answer
 CONNECT_S = 10
+TRIAL_S = 5  # instead of these where an answer is wanted at once, or after one more try
 MISSING = -1  # instead of the time of an object that is not there
 _N_REMEMBERED = 2**16  # objects of an image whose times are known
 _FLAGS = ("1", "true", "on", "yes", "y")  # that the variables of stores know
 _DENIED = (401, 403)
 # Beside those that an image was found by; who may not list is refused what is missing too.
 _OPTIONAL = (".zattrs", ".zgroup", ".zmetadata")
+# Names in the addresses that the library repeats are not what happened.
+_NAMES = re.compile(r"https?://(?!169\.254\.|metadata\.google)\S+")
 _STATUS = re.compile(r"status code: (\d{3})")
 # What S3 says why, of which these alone are repeated.
 _CODES = re.compile(
@@ -51,22 +54,30 @@ _CODES = re.compile(
     r"InvalidToken|NoSuchBucket|RequestTimeTooSkewed|SignatureDoesNotMatch|SlowDown)</Code>"
 )
 _RETRIES = re.compile(r"after (\d+) retries")
+_NO_CREDENTIALS = (
+    "no credentials are found in the environment; a public bucket is read with "
+    "AWS_SKIP_SIGNATURE=true or GOOGLE_SKIP_SIGNATURE=true"
+)
+_GIVES_CREDENTIALS = re.compile(r"//169\.254\.|//metadata\.google")  # to machines of a cloud
 # What the library calls what happened, where no answer came; the first that is found counts.
 _CAUSES = (
-    (
-        r"169\.254\.|metadata\.google|[Cc]redential",
-        "no credentials are found in the environment; a public bucket is read with "
-        "AWS_SKIP_SIGNATURE=true or GOOGLE_SKIP_SIGNATURE=true",
-    ),
     (r"BadScheme", "http:// to a store is refused, unless AWS_ALLOW_HTTP=true"),
     (r"Timeout|timed out", "it does not answer in time"),
     (r"kind: Connect|error sending request", "no connection"),
     (r"Body|Decode|Incomplete|Interrupted|decoding|body", "its answer breaks off"),
+    (r"[Cc]redential", _NO_CREDENTIALS),
 )
 
 
-def open_store(address: Address) -> Any:  # noqa: ANN401
+def open_store(address: Address, *, is_trial: bool = False) -> Any:  # noqa: ANN401
     """A store whose root is an address; credentials come from the environment alone.
+
+    Parameters
+    ----------
+    address
+        Of a bucket, a host, or a folder there.
+    is_trial
+        Whether it is to answer at once, or to be given up after one more try.
 
     Raises
     ------
@@ -84,8 +95,8 @@ def open_store(address: Address) -> Any:  # noqa: ANN401
     options: dict[str, Any] = {
         "client_options": {
             "allow_http": address.scheme == "http" or allows_http,
-            "timeout": timedelta(seconds=REQUEST_S),
-            "connect_timeout": timedelta(seconds=CONNECT_S),
+            "timeout": timedelta(seconds=TRIAL_S if is_trial else REQUEST_S),
+            "connect_timeout": timedelta(seconds=TRIAL_S if is_trial else CONNECT_S),
         },
         "retry_config": {
             "backoff": {
@@ -93,8 +104,8 @@ def open_store(address: Address) -> Any:  # noqa: ANN401
                 "max_backoff": timedelta(seconds=LONGEST_WAIT_S),
                 "base": _WAIT_FACTOR,
             },
-            "max_retries": MAX_RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_S),
+            "max_retries": 1 if is_trial else MAX_RETRIES,
+            "retry_timeout": timedelta(seconds=TRIAL_S if is_trial else RETRY_S),
         },
     }
     try:
@@ -141,17 +152,16 @@ def errors_told(where: object) -> Iterator[None]:
 
 def _describe(error: Exception) -> str:
     """What happened, by words of this module."""
-    text = str(error)
+    text = _NAMES.sub("", str(error))
     retries = _RETRIES.search(text)
     more = f", after {retries[1]} retries" if retries is not None else ""
-    for pattern, cause in _CAUSES[:1]:
-        if re.search(pattern, text.partition("Debug source")[0]):
-            return cause + more
+    if _GIVES_CREDENTIALS.search(text.partition("Debug source")[0]):
+        return _NO_CREDENTIALS + more
     status = _STATUS.search(text)
     if type(error).__name__ == "NotSupportedError":
         return "it gives no parts of an object (Range), which shards are read by"
     if status is None:
-        found = next((cause for pattern, cause in _CAUSES[1:] if re.search(pattern, text)), None)
+        found = next((cause for pattern, cause in _CAUSES if re.search(pattern, text)), None)
         return (found or f"the store's library tells {type(error).__name__}") + more
     code = int(status[1])
     try:
@@ -201,6 +211,8 @@ class ChunkStore(ObjectStore[Any]):
         ------
         StoreError
             For every other answer, and for none.
+        ValueError
+            If the object has not as many bytes as it should have.
         """
         import obstore
 
@@ -224,6 +236,8 @@ class ChunkStore(ObjectStore[Any]):
         except StoreError as error:
             if error.is_denied and key in _OPTIONAL:
                 return None
+            if byte_range is not None and not (error.is_denied or _RETRIES.search(str(error))):
+                await self._refuse_short(key, byte_range)
             raise
         traffic.add(n_bytes=len(data))
         self._note(key, seconds_as_ns(answer.meta["last_modified"]))
@@ -232,6 +246,24 @@ class ChunkStore(ObjectStore[Any]):
         if byte_range is None and self._check is not None:
             self._check(key, data)
         return data
+
+    async def _refuse_short(self, key: str, byte_range: ByteRequest) -> None:
+        """Refuse a shard without the bytes that were asked for, which stores tell in many ways."""
+        import obstore
+
+        match byte_range:
+            case RangeByteRequest(_, needed) | SuffixByteRequest(needed):
+                pass
+            case _:
+                return
+        try:
+            with errors_told(f"{self._level}/{key}"):
+                traffic.add(requests=1)
+                size = (await obstore.head_async(self.store, key))["size"]
+        except (FileNotFoundError, StoreError):
+            return
+        if size < needed:
+            raise ValueError(f"{self._level}/{key} has {size} bytes and should have more")
 
     def _note(self, key: str, time_ns: int) -> None:
         with self._noting:

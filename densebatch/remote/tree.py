@@ -190,6 +190,30 @@ class RemotePath:
             raise FileNotFoundError(2, "is not there", str(self))
         return found
 
+    def check_answer(self) -> None:
+        """Make sure that the store answers, in some seconds and not after all tries.
+
+        Raises
+        ------
+        UnreachableError
+            If it does not; a refusal is an answer.
+        """
+        from densebatch.remote.store import errors_told, open_store
+
+        store = open_store(Address(self._address.scheme, self._address.host), is_trial=True)
+        import obstore
+
+        document = self / "zarr.json"
+        try:
+            traffic.add(requests=1)
+            with errors_told(document):
+                obstore.get(store, document.address.key)
+        except FileNotFoundError:
+            pass
+        except StoreError as error:
+            if not error.is_denied:
+                raise UnreachableError(str(error)) from None
+
     def check_refusal(self) -> None:
         """Tell that documents were refused, where they were found to be missing.
 

@@ -249,6 +249,8 @@ def map_bands(executor: Executor, progress: Progress) -> BandMap:
                 )
             found[outcome.job.name] = outcome.result
             progress.advance(_SURVEY, 1)
+        if len(found) < len(jobs):  # because somebody has stopped the executor
+            raise KeyboardInterrupt
         return [found[job.name] for job in jobs]
 
     return do_all

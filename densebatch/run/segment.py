@@ -159,7 +159,7 @@ def run_slide(
     )  # fmt: skip
     planned_s = time.monotonic() - started - starting.waited_s
     start = cache(lambda: starting.finish(prepared.workers, prepared.own_plans, folder.work))
-    conduct = _Conduct(driver, start, lambda: starting.waited_s, restart=restart, shuffle=shuffle)
+    conduct = _Conduct(driver, start, starting, restart=restart, shuffle=shuffle)
     return _carry_out(prepared, conduct, progress, started, planned_s, meter)
 
 
@@ -171,13 +171,13 @@ class _Conduct:
     ----------
     driver : owns folders and hears signals
     start : starts the executor that all of them share
-    waited : tells how many seconds were waited for it
+    starting : the way to it
     restart, shuffle : as of `segment`
     """
 
     driver: Driver
     start: Callable[[], Executor]
-    waited: Callable[[], float]
+    starting: Starting
     restart: bool
     shuffle: int | None
 
@@ -219,7 +219,8 @@ def _carry_out(
         conduct.shuffle,
     )
     session.seconds |= {"plan": round(planned_s, 3)}
-    if isinstance(prepared.plan, FlowPlan):
+    has_own = not conduct.starting.is_shared  # workers, that nobody else keeps waiting
+    if isinstance(prepared.plan, FlowPlan) and has_own:
         pace = recall_pace(prepared.plan, settings, prepared.workers)
         if pace is not None:
             progress.note(f"expected: {pace.tell(prepared.plan, settings)}")
@@ -238,9 +239,9 @@ def _carry_out(
             }
             labelled = match_and_join(session, reports)
         n_cells = number_cells(session, labelled)
-        session.seconds["start"] = round(conduct.waited(), 3)
+        session.seconds["start"] = round(conduct.starting.waited_s, 3)
         result = _finish(session, n_cells, labelled, started, meter)
-    if isinstance(prepared.plan, FlowPlan) and not result.is_partial:
+    if isinstance(prepared.plan, FlowPlan) and not result.is_partial and has_own:
         remember_pace(prepared.plan, settings, prepared.workers, result.report)
     driver.check()
     driver.unwatch(folder)

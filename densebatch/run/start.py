@@ -33,9 +33,15 @@ class Starting(Protocol):
     Attributes
     ----------
     waited_s : seconds that this thread has waited for it
+    is_shared : whether its workers do other runs meanwhile
     """
 
     waited_s: float
+
+    @property
+    def is_shared(self) -> bool:
+        """See the attributes."""
+        ...
 
     def begin(self, workers: int, plans: Sequence[Plan]) -> None:
         """Start workers of this machine beside what comes now."""
@@ -68,6 +74,8 @@ class ExecutorStart:
     ----------
     waited_s : seconds that this thread has waited for it
     """
+
+    is_shared = False
 
     def __init__(
         self, settings: SegmentSettings, note: Callable[[str], None] = _tell_nobody

@@ -309,6 +309,7 @@ def _scan_step(chunk_px: tuple[int, int]) -> tuple[int, int]:
 
 _open: OrderedDict[tuple[int, Place, Selection], Source] = OrderedDict()
 _open_lock = threading.Lock()
+_opening = tuple(threading.Lock() for _ in range(64))  # by slide, of which several may share one
 
 
 def open_slide(
@@ -357,8 +358,10 @@ def open_slide(
     sheet = None if panel is None else str(Path(panel).absolute())
     selection = Selection(scene, axes, z, t, sheet)
     key = os.getpid(), place, selection
-    with _open_lock:
-        source = _open.pop(key, None)
+    # A store may be asked for minutes, in which other slides are opened by other threads.
+    with _opening[hash(key) % len(_opening)]:
+        with _open_lock:
+            source = _open.pop(key, None)
         if source is None or not source.is_current():
             source = open_source(place, selection)
             layout = source.layout
@@ -372,9 +375,10 @@ def open_slide(
                 channels=layout.channels,
                 um_per_px=layout.um_per_px,
             )
-        _open[key] = source
-        while len(_open) > _N_KEPT_OPEN:
-            _open.popitem(last=False)
+        with _open_lock:
+            _open[key] = source
+            while len(_open) > _N_KEPT_OPEN:
+                _open.popitem(last=False)
     return Slide(source)
 
 
@@ -396,11 +400,14 @@ def reopen_slide(info: SlideInfo) -> Slide:
 def check_reach(info: SlideInfo) -> None:
     """Refuse a process that does not get at a slide in a store; workers are asked so.
 
+    They have to answer in some seconds, in which a machine without a way out would still try.
+
     Raises
     ------
     InputError, UnreachableError
         As `open_slide`.
     """
+    RemotePath(info.path).check_answer()
     reopen_slide(info)
 
 

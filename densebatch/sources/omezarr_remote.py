@@ -61,15 +61,15 @@ class RemoteZarrSource(ZarrSource):
         self._is_listed = False
         self._lists = threading.Lock()
 
-    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
+    def read_level(self, level: int, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """As `read`, of a level that can be read; 0 is the highest resolution."""
         try:
-            return super().read(first, stop, region)
+            return super().read_level(level, first, stop, region)
         except StoreError:
             self._compare_documents()  # which tells whether there is anything to be had
             raise
 
-    def _refuse_odd_chunks(self, keys: Iterable[str]) -> None:
+    def _refuse_odd_chunks(self, level: int, keys: Iterable[str]) -> None:
         """None is, for the store of the chunks looks at what comes."""
 
     def content(self) -> list[object]:

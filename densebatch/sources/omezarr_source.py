@@ -72,24 +72,26 @@ class ZarrSource(ArraySource):
         check_zarr_chunks(self.path, array)
         return array
 
-    def read(self, first: int, stop: int, region: Region) -> NDArray[Any]:
-        """Planes `first..stop` of a region inside the slide, (planes, height, width)."""
-        keys = list(self._list_keys(first, stop, region))
-        self._refuse_odd_chunks(keys)
+    def read_level(self, level: int, first: int, stop: int, region: Region) -> NDArray[Any]:
+        """As `read`, of a level that can be read; 0 is the highest resolution."""
+        keys = list(self._list_keys(first, stop, region, level))
+        self._refuse_odd_chunks(level, keys)
         try:
-            return super().read(first, stop, region)
+            return super().read_level(level, first, stop, region)
         except MemoryError as error:
-            steps = self._array.shards or self._array.chunks
+            steps = self._levels[level].shards or self._levels[level].chunks
             decoded = len(keys) * math.prod(steps) * self._array.dtype.itemsize
             if _SPARE * decoded > measure_memory().available:
                 raise
             # Codecs allocate what a chunk says of itself.
             raise ValueError("a chunk says that it holds more than there is memory for") from error
 
-    def _refuse_odd_chunks(self, keys: Iterable[str]) -> None:
+    def _refuse_odd_chunks(self, level: int, keys: Iterable[str]) -> None:
         """Refuse what zarr takes for chunks that are absent."""
+        folder = self._lower[level - 1] if level else self._level_0
+        assert isinstance(folder, Path)
         for key in keys:
-            refuse_odd_chunk(self._level_0 / key)
+            refuse_odd_chunk(folder / key)
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -130,9 +132,10 @@ class ZarrSource(ArraySource):
         """Chunk or shard files with the pixels of planes `first..stop` of a region."""
         return (self._level_0 / key for key in self._list_keys(first, stop, region))
 
-    def _list_keys(self, first: int, stop: int, region: Region) -> Iterator[str]:
-        """Names, below the folder of the array, of chunks or shards with pixels of a region."""
-        steps = self._array.shards or self._array.chunks
+    def _list_keys(self, first: int, stop: int, region: Region, level: int = 0) -> Iterator[str]:
+        """Names, below the folder of a level, of chunks or shards with pixels of a region of it."""
+        array = self._levels[level]
+        steps = array.shards or array.chunks
         axes = self._axes
         wanted = {axes.y: (region.y0, region.y1), axes.x: (region.x0, region.x1)}
         if axes.channel is not None:
@@ -147,7 +150,7 @@ class ZarrSource(ArraySource):
             ]
             seen.update(itertools.product(*ranges))
         for place in sorted(seen):
-            yield self._array.metadata.encode_chunk_key(place)
+            yield array.metadata.encode_chunk_key(place)
 
 
 def open_zarr_array(

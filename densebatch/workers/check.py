@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densebatch.base.errors import DensebatchError, describe_cause
+from densebatch.base.errors import DensebatchError, StoreError, describe_cause
 from densebatch.workers.carry import call_pickled
 
 if TYPE_CHECKING:
@@ -239,7 +239,8 @@ def _find_lacks(needs: Requirements, code: str) -> Iterator[Lack]:
         try:
             function(*args)
         except DensebatchError as error:
-            yield Lack(str(error))
+            may_pass = isinstance(error, StoreError) and not error.is_denied
+            yield Lack(str(error), may_pass=may_pass)
         except Exception as error:  # such as a library that cannot be loaded there
             yield Lack(f"cannot be asked for {function.__name__} ({describe_cause(error)})")
 

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -340,6 +341,52 @@ def test_ctrl_c_between_tasks_and_then_the_same_command(slides, tmp_path):
     assert result.count("done") == 2
     for k in range(2):
         assert_same_output(out / f"r{k}", expected[k])
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_workers_survey_the_first_slide(slides, tmp_path, caplog, monkeypatch):
+    """Nobody waits for the survey, which ends by itself and is told as no slide's failure."""
+    _, whole, expected, *_ = slides
+    monkeypatch.setattr(prepare, "MANY_READS", 1)
+    for module in (start, crew):
+        monkeypatch.setattr(module, "MAX_THREADS", 1)
+    out, settings = tmp_path / "out", SETTINGS.model_copy(update={"workers": 2})
+    rows = [Row(f"r{k}", path, settings) for k, path in enumerate(whole)]
+    with pytest.raises(KeyboardInterrupt):
+        drive_cohort(rows, out, settings, progress=Stops("r0: survey"))
+    for thread in [each for each in threading.enumerate() if each.name == "densebatch-r0"]:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert drive_cohort(rows, out, settings).count("done") == 2
+    for k in range(2):
+        assert_same_output(out / f"r{k}", expected[k])
+
+
+@pytest.mark.slow
+def test_nothing_begins_once_a_cohort_is_left(slides, tmp_path, monkeypatch):
+    """By a slide that nobody waits for, as after Ctrl-C while its metadata are read."""
+    _, whole, *_ = slides
+    settings = SETTINGS.model_copy(update={"workers": 1})
+    size = size_crew([Row("r0", whole[0], settings)], settings)
+    with crew.Crew(settings, size, print) as left:
+        assert crew.Place(left, "r0").is_shared
+        assert not crew.Place(crew.Crew(SETTINGS, crew.Size(0, ()), print), "r0").is_shared
+    with pytest.raises(KeyboardInterrupt):
+        left.begin(())
+    opened = []
+    with crew.Crew(settings, size, print) as left:
+        finish = left._starting.finish
+
+        def finish_late(*arguments):
+            left.__exit__(None, None, None)
+            opened.append(finish(*arguments))
+            return opened[0]
+
+        monkeypatch.setattr(left._starting, "finish", finish_late)
+        with pytest.raises(KeyboardInterrupt):
+            left.open_executor("r0", (), tmp_path)
+    assert opened[0].client.status == "closed"
 
 
 def count_plans(*kinds):

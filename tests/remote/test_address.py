@@ -27,7 +27,10 @@ def test_secrets_are_refused_and_not_repeated(capsys, tmp_path, address):
     assert "hid" not in str(told.value)
     # As an output they are no path, and are not repeated either.
     log = tmp_path / "log.json"
-    for command in (("info", address), ("plan", tmp_path / "a", address), ("status", address)):
+    for command in (
+        ("info", address), ("plan", tmp_path / "a", address), ("status", address),
+        ("plan", tmp_path / "a", tmp_path / "b", "--model", address),
+    ):  # fmt: skip
         code, said, err = call_main(capsys, *command, "--log-json", log, "--verbose")
         assert code == 2
         assert "hid" not in said + err

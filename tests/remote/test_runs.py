@@ -280,6 +280,25 @@ def test_other_commands(store, tmp_path, capsys, local, slide):
     assert "k:s" not in err
 
 
+def test_bounds_of_several_slides_are_of_all_of_them(store, tmp_path, capsys, slide):
+    """A store that fails leaves none out, for the bounds would be kept."""
+    sheet, out = tmp_path / "sheet.csv", tmp_path / "out"
+    sheet.write_text(f"sample,slide\na,{slide}\nb,s3://slides/second/{NAME}\n")
+    local = write_zarr(tmp_path / NAME, PIXELS * 2, labels=["CD3", "DAPI"], chunks=(1, 128, 128))
+    store.upload(local, f"second/{NAME}")
+    command = ("segment", "--sheet", sheet, out, *COMMAND, "--normalise", "together")
+    for pattern in (f"/second/{NAME}/zarr.json", f"/second/{NAME}/0/c/0/0/5"):
+        with faulty(store, fails(pattern, 503)):
+            code, _, err = call_main(capsys, *command)
+        assert (code, "it answers 503" in err) == (1, True), err
+        assert not out.exists()
+    assert call_main(capsys, *command)[0] == 0
+    record = json.loads((out / "cohort.json").read_text())
+    assert (record["normalise"]["slides"], [r["state"] for r in record["samples"]]) == (
+        2, ["done", "done"],
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["s3", "http"])
 def test_workers_read_by_their_own_environment(store, tmp_path, local, slide, scheme):

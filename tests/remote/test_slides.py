@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from densebatch.base.errors import InputError, SlideChangedError, StoreError, UnreachableError
 from densebatch.base.geometry import Region
 from densebatch.base.process import Meter
+from densebatch.remote import store as remote_store
 from densebatch.slides.describe import describe_slide
-from densebatch.slides.slide import open_slide
+from densebatch.slides.slide import check_reach, open_slide
 from densebatch.slides.watch import read_watched, watch_slide
 from densebatch.sources import omezarr_remote
 from tests.helpers.object_store import fails, faulty
@@ -99,6 +102,39 @@ def test_only_a_chunk_that_is_not_there_is_fill(store, tmp_path, options):
     np.testing.assert_array_equal(slide.read(0, WHOLE), expected)
 
 
+def test_a_store_that_hangs_keeps_no_other_slide_from_being_opened(store, tmp_path):
+    put(store, tmp_path, "hangs.zarr")
+    asked, goes_on, opened = threading.Event(), threading.Event(), queue.SimpleQueue()
+
+    def hang(*_):
+        asked.set()
+        goes_on.wait(60)
+
+    def begin(path):
+        thread = threading.Thread(target=lambda: opened.put(str(open_slide(path).source.path)))
+        thread.start()
+        return thread
+
+    with faulty(store, hang):
+        threads = [begin("s3://slides/hangs.zarr")]
+        assert asked.wait(60)
+        # Of several, because two may by chance be opened one after the other.
+        local = [write_zarr(tmp_path / f"{k}.zarr", PIXELS, "cyx") for k in range(4)]
+        threads += map(begin, local)
+        assert opened.get(timeout=60) in map(str, local)
+        goes_on.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_names_in_an_address_are_not_what_happened(store, tmp_path):
+    put(store, tmp_path, "credentials, Timeout/antibody.zarr", shards=(1, 64, 64))
+    slide = open_slide("s3://slides/credentials, Timeout/antibody.zarr")
+    for how, told in ((403, "403 Forbidden: what"), (503, "503 Service"), (410, "410 Gone")):
+        with faulty(store, fails("/0/c", how)), pytest.raises(StoreError, match=f"answers {told}"):
+            slide.read(0, WHOLE)
+
+
 def test_a_store_that_nobody_answers_for(store, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UnreachableError, match=r"zgroup: cannot be read \(no connection, after"):
@@ -111,11 +147,44 @@ def test_a_store_that_nobody_answers_for(store, tmp_path, monkeypatch):
         open_slide("gs://slides/slide.zarr")
 
 
+def test_a_worker_without_a_way_to_the_store_says_so_at_once(store, tmp_path, monkeypatch):
+    put(store, tmp_path, "way.zarr")
+    info = open_slide("s3://slides/way.zarr").info
+    monkeypatch.setattr(remote_store, "MAX_RETRIES", 10)
+    check_reach(info)
+    with faulty(store, lambda method, *_: method == "GET" and 403):
+        check_reach(info)  # it is open already, and has been read
+    with (
+        faulty(store, lambda method, *_: method == "GET" and 503),
+        pytest.raises(UnreachableError, match="503 Service Unavailable, after 1 retries"),
+    ):
+        check_reach(info)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UnreachableError, match="no connection, after 1 retries"):
+        check_reach(info)
+
+
 def test_a_chunk_that_blosc_would_read_past_its_end(store, tmp_path):
     local = put(store, tmp_path, "cut.zarr", version="0.4")
     store.put("cut.zarr/0/0.0.0", (local / "0/0.0.0").read_bytes()[:-9])
     with pytest.raises(InputError, match=r"chunk 0\.0\.0 has .* bytes and should have"):
         open_slide("s3://slides/cut.zarr").read(0, WHOLE)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("n_bytes", [0, 9])
+def test_a_shard_without_its_bytes_is_damaged(store, tmp_path, scheme, n_bytes):
+    """As in a folder; stores answer in their own ways where a part of it is asked for."""
+    put(store, tmp_path, "short.zarr", shards=(1, 64, 64))
+    store.put("short.zarr/0/c/0/0/0", bytes(n_bytes))
+    slide = open_slide(store.address(scheme, "short.zarr"))
+    for region in (WHOLE, Region(0, 0, 5, 5)):
+        with pytest.raises(InputError, match=r"0/c/0/0/0 |checksum"):
+            slide.read(0, region)
+    # Not so one that a server gives no parts of, or that does not come.
+    for how in ("whole", 416):
+        with faulty(store, fails("/0/c/1", how)), pytest.raises(StoreError):
+            slide.read(1, Region(0, 0, 5, 5))
 
 
 def plan(address):

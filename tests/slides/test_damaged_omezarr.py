@@ -98,6 +98,19 @@ def test_what_is_no_chunk_is_none_that_is_absent(stored, name, what, tmp_path):
     np.testing.assert_array_equal(slide.read(0, Region(0, 0, 5, 5)), CYX[0, :5, :5])
 
 
+@pytest.mark.parametrize("name", STORED)
+def test_an_empty_chunk_of_a_low_level_is_not_black(stored, name, tmp_path):
+    """Tissue is looked for there."""
+    folder = shutil.copytree(stored[name], tmp_path / "slide.zarr")
+    chunk = folder / "1" / ("c/0/0/0" if STORED[name][0].get("version") is None else "0.0.0")
+    chunk.write_bytes(b"")
+    slide = open_slide(folder)
+    assert slide.can_read(1)
+    with pytest.raises(InputError, match=r"cannot be read at level 1 .*0 is an empty file"):
+        slide.read_level(1, 0, Region(0, 0, 5, 5))
+    assert slide.read_level(1, 1, Region(0, 0, 5, 5)).any()
+
+
 def test_chunks_of_other_names_are_not_taken_for_absent(stored, tmp_path):
     """One bit of the separator, and without a look at names all pixels would be 0."""
     old = shutil.copytree(stored["0.4, zlib"], tmp_path / "old.zarr")

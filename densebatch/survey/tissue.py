@@ -11,8 +11,11 @@ them: 0.85, where classes of an even spread have 0.75. Of real fields that are a
 more than 0.80 (`tests/survey/test_tissue.py`).
 
 Whatever is clearly brighter than glass and hangs together with what is above the threshold is
-tissue, in any of the channels. Small pieces are removed, holes filled, and a margin of several
-cells is added, so that none at the edge is lost.
+tissue, in any of the channels. Beside pieces that are far brighter, debris or a follicle, other
+tissue falls among the glass, so what lies beyond the margin of that is cut again, for as long as
+there are two classes. Small pieces are removed, holes filled, and a margin of several cells is
+added, so that none at the edge is lost. What is then left for glass must not look like tissue in
+full resolution (`survey.glass`).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from densebatch.base.names import quote_names
 from densebatch.regions.read import NothingLeftError, read_areas
 from densebatch.regions.tissue import ChannelTissue, SlideTissue, TissueSearch
 from densebatch.survey.brightfield import looks_brightfield
+from densebatch.survey.glass import look_at_glass
 from densebatch.survey.reader import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -57,7 +61,8 @@ _SEPARABILITY = 0.85
 # Of the median of the blocks below the threshold, in deviations; and at least, in octaves.
 _DEVIATIONS, _LEAST_RISE = 6.0, 0.25
 _MAD = 1.4826  # of a normal distribution: standard deviations in the median of deviations
-_N_PLACES = 16  # that are looked at in full resolution
+# Share of the places taken for glass that may look like tissue: dust, and cells that came off.
+_MOST_LIKE_TISSUE = 0.25
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,20 @@ def find_blocks(
     looked = _find_looked_at(areas, grid, (info.height, info.width))
     for level in (_choose_level(slide, side), 0):
         search = replace(search, level=level)
-        search, tissue, dark = _find_on_level(slide, channels, search, grid, looked)
-        if level == 0 or tissue is None or _is_dark(slide, channels, search, dark):
+        search, tissue, glass = _find_on_level(slide, channels, search, grid, looked)
+        if tissue is None:
             break
+        limits = [about.threshold if about.counts else None for about in search.channels]
+        seen = look_at_glass(slide, channels, limits, glass & looked, side)
+        if level > 0 and not seen.is_dark:
+            continue
+        if seen.like_tissue > _MOST_LIKE_TISSUE:
+            reason = (
+                f"{seen.like_tissue:.0%} of the places that are dark enough for glass have "
+                "structures as large as cells"
+            )
+            return replace(search, share=None, reason=reason), None
+        break
     return search, tissue
 
 
@@ -179,11 +195,12 @@ def _find_on_level(
     from scipy import ndimage
 
     found, bright, unread = (np.zeros(grid, np.bool_) for _ in range(3))
+    reach = search.margin_px / search.block_px
     told = []
     for channel in channels:
         blocks = _average(slide, search.level, channel, grid)
         unread |= blocks.unread
-        about, tissue = _divide(slide.info.channels[channel], blocks, looked)
+        about, tissue = _divide(slide.info.channels[channel], blocks, looked, reach)
         told.append(about)
         if about.counts:
             found |= tissue
@@ -208,7 +225,6 @@ def _find_on_level(
         return replace(search, reason=reason), None, ~found
     # Where pixels cannot be read there may be anything.
     tissue = ndimage.binary_fill_holes(tissue | unread)
-    reach = search.margin_px / search.block_px
     grown: NDArray[np.bool_] = ndimage.distance_transform_edt(~tissue) <= reach
     if grown.all():
         reason = "tissue with its margin is all of it"
@@ -275,27 +291,44 @@ def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _
 
 
 def _divide(
-    name: str, blocks: _Blocks, looked: NDArray[np.bool_]
+    name: str, blocks: _Blocks, looked: NDArray[np.bool_], reach: float
 ) -> tuple[ChannelTissue, NDArray[np.bool_]]:
-    """Divide the blocks of a channel into tissue and glass."""
+    """Divide the blocks of a channel into tissue and glass; `reach` is the margin, in blocks."""
     from scipy import ndimage
-    from skimage.filters import apply_hysteresis_threshold, threshold_otsu
 
     known = np.isfinite(blocks.means) & ~blocks.unread
-    nothing = np.zeros(known.shape, np.bool_)
-    if not (known & looked).any():
-        return ChannelTissue(name, 0.0, 0.0, 0.0, counts=False), nothing
-    low = float(blocks.means[known & looked].min())
+    within, tissue = known & looked, np.zeros(known.shape, np.bool_)
+    about = ChannelTissue(name, 0.0, 0.0, 0.0, counts=False)
+    if not within.any():
+        return about, tissue
     # What is unknown is as dark as the darkest, and weighs nothing beside what is known.
-    filled = np.where(known, blocks.means, low)
+    filled = np.where(known, blocks.means, float(blocks.means[within].min()))
     smooth = ndimage.gaussian_filter(filled, 1.0, mode="nearest")
-    some = smooth[known & looked]
+    while within.any():
+        cut, above = _cut(name, smooth, within)
+        if about.counts and not cut.counts:
+            break
+        about = cut
+        if not cut.counts:
+            break
+        tissue |= above
+        within &= ndimage.distance_transform_edt(~tissue) > reach
+    return about, tissue
+
+
+def _cut(
+    name: str, smooth: NDArray[np.float64], within: NDArray[np.bool_]
+) -> tuple[ChannelTissue, NDArray[np.bool_]]:
+    """Cut blocks in two classes by their brightness; all of them by how bright some are."""
+    from skimage.filters import apply_hysteresis_threshold, threshold_otsu
+
+    some = smooth[within]
     low = float(some.min())
     unit = (float(np.percentile(some, _BRIGHT)) - low) / _STEPS
     if not unit > 0:
-        return ChannelTissue(name, 0.0, low, low, counts=False), nothing
+        return ChannelTissue(name, 0.0, low, low, counts=False), np.zeros(within.shape, np.bool_)
     octaves = np.log2(1 + np.maximum(smooth - low, 0) / unit)
-    values = octaves[known & looked]
+    values = octaves[within]
     threshold = float(threshold_otsu(values))
     above = values > threshold
     share = float(above.mean())
@@ -310,33 +343,3 @@ def _divide(
     counts = separability >= _SEPARABILITY
     about = ChannelTissue(name, round(separability, 4), pixel[0], pixel[1], counts)
     return about, apply_hysteresis_threshold(octaves, lower, threshold)
-
-
-def _is_dark(
-    slide: Slide, channels: Sequence[int], search: TissueSearch, glass: NDArray[np.bool_]
-) -> bool:
-    """Whether what a low level shows as glass is so in full resolution, at some places.
-
-    A level that was never written, or not all of it, reads as 0.
-    """
-    info = slide.info
-    rows, cols = np.nonzero(glass)
-    if not rows.size:
-        return True
-    chosen = np.unique(np.linspace(0, rows.size - 1, _N_PLACES).round().astype(np.int64))
-    for row, col in zip(rows[chosen].tolist(), cols[chosen].tolist(), strict=True):
-        height, width = info.height / glass.shape[0], info.width / glass.shape[1]
-        place = Region(
-            int(row * height), int(col * width), int((row + 1) * height), int((col + 1) * width)
-        )
-        for channel, about in zip(channels, search.channels, strict=True):
-            if not about.counts:
-                continue
-            try:
-                pixels: NDArray[Any] = slide.read(channel, place)
-            except (InputError, OSError):
-                return False
-            finite = pixels[np.isfinite(pixels)]
-            if finite.size and float(finite.mean(dtype=np.float64)) > about.threshold:
-                return False
-    return True

@@ -43,6 +43,12 @@ _PATIENCE_S, _SLOWEST_BYTES_PER_S, _SLOWEST_VALUES_PER_S = 5.0, 1e8, 5e5
 # Memory that a reader may take: to open a file, and for each value that it reads. Damaged files
 # make libraries take all that there is.
 _SPARE_BYTES, _BYTES_PER_VALUE = 1_500_000_000, 64
+_END_PATIENCE_S = 1.0  # from the end of what it writes to the end of a process
+_KILLED = "the process that reads it was killed twice, as a system does that is short of memory"
+
+
+class _KilledError(Exception):
+    """A process was killed from outside."""
 
 
 class OwnProcess:
@@ -76,17 +82,40 @@ class OwnProcess:
             If the process cannot do it, or ends, or takes too long.
         """
         try:
+            reply, found = self._exchange(head, data, patience_s)
+        except _KilledError:
+            # That says nothing of the file: where memory is short the system ends one that has much.
+            try:
+                reply, found = self._exchange(head, data, patience_s)
+            except _KilledError as error:
+                raise ValueError(_KILLED) from error
+        if "error" in reply:
+            raise ValueError(reply["error"])
+        return reply, found
+
+    def _exchange(self, head: Head, data: bytes, patience_s: float) -> tuple[Head, bytearray]:
+        """Send a request and receive the reply."""
+        try:
             process = self._process or self._start()
             assert process.stdin is not None
             process.stdin.write(_pack({"request": head, "patience_s": patience_s}, data))
             process.stdin.flush()
-            reply, found = _receive_reply(process, patience_s)
+            return _receive_reply(process, patience_s)
         except (OSError, EOFError) as error:
+            status = None if isinstance(error, TimeoutError) else self._find_status()
             self.close()
+            if status == -signal.SIGKILL:
+                raise _KilledError from error
             raise ValueError(self._broken) from error
-        if "error" in reply:
-            raise ValueError(reply["error"])
-        return reply, found
+
+    def _find_status(self) -> int | None:
+        """How the process has ended, as `Popen.returncode`; None if it has not."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(_END_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return None
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
@@ -119,6 +148,8 @@ def serve(answer: Callable[[Head, bytes], tuple[Head, bytes]]) -> None:
     answer
         Gives the head and the bytes of the reply.
     """
+    # Ctrl-C goes to all processes of a terminal; whoever asks decides what becomes of a request.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries print; what they print must not get among the replies.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -7,13 +7,16 @@ libraries that are installed for the formats read them.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import random
 import resource
 import shutil
+import signal
 import struct
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 
 from densebatch.base.errors import InputError
@@ -160,6 +163,30 @@ def test_one_damaged_tile_does_not_lose_the_slide(stored, name, tmp_path):
         with pytest.raises(InputError, match="cannot be read in rows 0 to 20"):
             slide.read(0, first)
         np.testing.assert_array_equal(slide.read(0, other), planes[0, 64:, 64:128])
+
+
+def test_a_process_that_is_killed_is_no_damage_and_does_not_outlive_the_slide(
+    stored, tmp_path, monkeypatch
+):
+    """As where memory is short; and Ctrl-C, which a whole terminal gets, is not for it."""
+    path, planes = stored("MRXS, PNG")
+    monkeypatch.setattr("densebatch.slides.slide._N_KEPT_OPEN", 0)
+    before = set(psutil.Process().children())
+    slide = open_slide(shutil.copytree(path.parent, tmp_path / "slide") / path.name)
+    (process,) = set(psutil.Process().children()) - before
+    process.send_signal(signal.SIGINT)
+    np.testing.assert_array_equal(slide.read(0, Region(0, 0, 20, 20)), planes[0, :20, :20])
+    assert process.is_running()
+    process.kill()
+    np.testing.assert_array_equal(slide.read(0, Region(5, 5, 20, 20)), planes[0, 5:20, 5:20])
+    (process,) = set(psutil.Process().children()) - before
+    process.send_signal(signal.SIGSEGV)
+    with pytest.raises(InputError, match="it is damaged: OpenSlide ends the process"):
+        slide.read(0, Region(0, 0, 20, 20))
+    np.testing.assert_array_equal(slide.read(0, Region(0, 0, 20, 20)), planes[0, :20, :20])
+    del slide
+    gc.collect()
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_table_that_takes_all_memory_is_a_sentence(stored, tmp_path):

@@ -178,8 +178,9 @@ def _choose_level(slide: Slide, side: float) -> int:
     info = slide.info
     for level in range(len(info.levels) - 1, 0, -1):
         height, width = info.levels[level]
-        coarse = max(info.height / height, info.width / width)
-        if coarse <= side and slide.can_read(level):
+        # As products, because damaged metadata may tell of a level without a pixel.
+        is_fine = info.height <= side * height and info.width <= side * width
+        if is_fine and slide.can_read(level):
             return level
     return 0
 

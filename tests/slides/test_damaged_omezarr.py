@@ -152,6 +152,13 @@ def test_a_chunk_that_says_it_is_larger_than_memory_is_damaged(stored, tmp_path)
         open_slide(folder).read(0, Region(0, 0, 5, 5))
 
 
+def test_a_level_that_says_it_has_no_pixel_is_refused(stored, tmp_path):
+    folder = shutil.copytree(stored["0.5, zstd"], tmp_path / "slide.zarr")
+    edit_json(folder / "1" / "zarr.json", shape=[2, 0, 55])
+    with pytest.raises(InputError, match=r"resolutions of 75 x 110, 0 x 55 px, of which one has "):
+        open_slide(folder)
+
+
 def test_a_level_that_says_it_is_larger_is_not_taken_for_the_highest(stored, tmp_path):
     folder = shutil.copytree(stored["0.5, zstd"], tmp_path / "slide.zarr")
     edit_json(folder / "1" / "zarr.json", shape=[2, 38000, 55])

@@ -84,7 +84,7 @@ class OwnProcess:
         try:
             reply, found = self._exchange(head, data, patience_s)
         except _KilledError:
-            # That says nothing of the file: where memory is short the system ends one that has much.
+            # That says nothing of the file: where memory is short the system ends who has much.
             try:
                 reply, found = self._exchange(head, data, patience_s)
             except _KilledError as error:

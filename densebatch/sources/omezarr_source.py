@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16
-# Of what a chunk decodes to, that its file may take: codecs add little to what they cannot compress.
+# Of what a chunk decodes to, that its file may take: codecs add little where they cannot compress.
 _MOST_TIMES, _MOST_MORE_BYTES = 2, 2**20
 _SPARE = 4  # times as much memory as chunks take decoded, and it was not for want of it
 

@@ -144,12 +144,16 @@ def find_blocks(
     looked = _find_looked_at(areas, grid, (info.height, info.width))
     for level in (_choose_level(slide, side), 0):
         search = replace(search, level=level)
-        search, tissue, glass = _find_on_level(slide, channels, search, grid, looked)
+        search, tissue, glass, blank = _find_on_level(slide, channels, search, grid, looked)
         if tissue is None:
             break
         limits = [about.threshold if about.counts else None for about in search.channels]
         seen = look_at_glass(slide, channels, limits, glass & looked, side)
-        if level > 0 and not seen.is_dark:
+        # What was never written reads as 0, be it a single chunk of a low level.
+        blank &= looked
+        if level > 0 and not (
+            seen.is_dark and look_at_glass(slide, channels, limits, blank, side).is_dark
+        ):
             continue
         if seen.like_tissue > _MOST_LIKE_TISSUE:
             reason = (
@@ -191,11 +195,14 @@ def _find_on_level(
     search: TissueSearch,
     grid: tuple[int, int],
     looked: NDArray[np.bool_],
-) -> tuple[TissueSearch, NDArray[np.bool_] | None, NDArray[np.bool_]]:
-    """As `find_tissue`, on a level; and the blocks that are glass, without pieces of tissue."""
+) -> tuple[TissueSearch, NDArray[np.bool_] | None, NDArray[np.bool_], NDArray[np.bool_]]:
+    """As `find_blocks`, on a level.
+
+    Then the blocks that are glass, without pieces of tissue, and those of them that are 0.
+    """
     from scipy import ndimage
 
-    found, bright, unread = (np.zeros(grid, np.bool_) for _ in range(3))
+    found, bright, unread, blank = (np.zeros(grid, np.bool_) for _ in range(4))
     reach = search.margin_px / search.block_px
     told = []
     for channel in channels:
@@ -207,6 +214,7 @@ def _find_on_level(
             found |= tissue
             # Smoothing makes a speck as wide as a piece of tissue.
             bright |= blocks.means > about.threshold
+            blank |= blocks.means == 0
     search = replace(search, channels=tuple(told))
     if not any(about.counts for about in told):
         best = max(about.separability for about in told)
@@ -215,7 +223,7 @@ def _find_on_level(
             "two classes as different as tissue and glass (Otsu's separability is "
             f"{best:.3f}, and counts from {_SEPARABILITY})"
         )
-        return replace(search, reason=reason), None, ~found
+        return replace(search, reason=reason), None, ~found, blank
     pieces, _ = ndimage.label(found, np.ones((3, 3)))
     sizes = np.bincount(pieces[bright], minlength=int(pieces.max()) + 1)
     large = sizes >= _LEAST_PIECE
@@ -223,15 +231,16 @@ def _find_on_level(
     tissue = large[pieces]
     if not tissue.any():
         reason = f"no piece of it is larger than {math.sqrt(_LEAST_PIECE) * search.block_px:.0f} px"
-        return replace(search, reason=reason), None, ~found
+        return replace(search, reason=reason), None, ~found, blank
     # Where pixels cannot be read there may be anything.
     tissue = ndimage.binary_fill_holes(tissue | unread)
     grown: NDArray[np.bool_] = ndimage.distance_transform_edt(~tissue) <= reach
     if grown.all():
         reason = "tissue with its margin is all of it"
-        return replace(search, reason=reason), None, ~found
+        return replace(search, reason=reason), None, ~found, blank
     share = round(float(grown.mean()), 6)
-    return replace(search, share=share), grown, ~(grown | found)
+    glass = ~(grown | found)
+    return replace(search, share=share), grown, glass, glass & blank
 
 
 def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _Blocks:

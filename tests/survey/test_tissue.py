@@ -289,6 +289,22 @@ def test_a_level_that_was_never_written_is_not_believed(scene, tmp_path):
     assert not scene[1][~stretch(mask)].any()
 
 
+def test_a_chunk_of_a_level_that_was_never_written_is_not_believed(tmp_path):
+    """Where tissue ends, so that it is no hole; of many places few lie in it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(100, 5, (1, 2400, 2400))
+    pixels[:, :600, :1200] += rng.normal(2000, 500, (1, 600, 1200))
+    path = write_zarr(
+        tmp_path / "a.ome.zarr", pixels.astype(np.uint16), labels=["M"], n_levels=5,
+        chunks=(1, 256, 256),
+    )  # fmt: skip
+    assert find(path, (0,))[0].level == 4
+    zarr.open_array(path / "4", mode="r+")[:, 8:30, 62:75] = 0
+    search, mask = find(path, (0,))
+    assert search.level == 0
+    assert stretch(mask, (2400, 2400))[:600, :1200].all()
+
+
 def test_levels_that_contradict_the_metadata_are_left_alone(scene, tmp_path):
     path = pyramid(scene, tmp_path / "a.ome.zarr")
     source = open_slide(path).source

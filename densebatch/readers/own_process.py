@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.errors import describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.names import Scene
 from densebatch.readers.reader import ImageFacts, Reader
@@ -97,6 +98,13 @@ class OwnProcess:
         """Send a request and receive the reply."""
         try:
             process = self._process or self._start()
+        except (OSError, EOFError) as error:
+            self.close()
+            raise ValueError(
+                f"the process that is to read it ({self._arguments[0]}) cannot be "
+                f"started ({describe_cause(error)})"
+            ) from error
+        try:
             assert process.stdin is not None
             process.stdin.write(_pack({"request": head, "patience_s": patience_s}, data))
             process.stdin.flush()
@@ -118,9 +126,12 @@ class OwnProcess:
             return None
 
     def _start(self) -> subprocess.Popen[bytes]:
+        # It imports what this process does, and no file of such a name in the folder where it runs.
+        places = os.pathsep.join(place for place in sys.path if place)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *self._arguments],
+            [sys.executable, "-P", "-m", *self._arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": places},
         )  # fmt: skip
         _receive_reply(self._process, _START_PATIENCE_S)
         return self._process

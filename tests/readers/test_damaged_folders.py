@@ -21,6 +21,7 @@ import pytest
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.readers.own_process import OwnProcess
 from densebatch.slides.slide import open_slide
 from tests.helpers import microscope_files as files
 from tests.helpers.mutations import mutate
@@ -165,6 +166,14 @@ def test_one_damaged_tile_does_not_lose_the_slide(stored, name, tmp_path):
         np.testing.assert_array_equal(slide.read(0, other), planes[0, 64:, 64:128])
 
 
+def test_what_lies_where_a_command_runs_is_not_imported(stored, tmp_path, monkeypatch):
+    path, planes = stored("MRXS, PNG")
+    (tmp_path / "numpy.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    slide = open_slide(shutil.copytree(path.parent, tmp_path / "slide") / path.name)
+    np.testing.assert_array_equal(slide.read(0, Region(0, 0, 20, 20)), planes[0, :20, :20])
+
+
 def test_a_process_that_is_killed_is_no_damage_and_does_not_outlive_the_slide(
     stored, tmp_path, monkeypatch
 ):
@@ -187,6 +196,12 @@ def test_a_process_that_is_killed_is_no_damage_and_does_not_outlive_the_slide(
     del slide
     gc.collect()
     assert set(psutil.Process().children()) <= before
+
+
+def test_a_process_that_does_not_start_is_no_damage():
+    process = OwnProcess(["no_such_module"], "it is damaged")
+    with pytest.raises(ValueError, match=r"read it \(no_such_module\) cannot be started \(EOFErr"):
+        process.ask({}, patience_s=5.0)
 
 
 def test_a_table_that_takes_all_memory_is_a_sentence(stored, tmp_path):

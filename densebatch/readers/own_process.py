@@ -44,16 +44,18 @@ _PATIENCE_S, _SLOWEST_BYTES_PER_S, _SLOWEST_VALUES_PER_S = 5.0, 1e8, 5e5
 # Memory that a reader may take: to open a file, and for each value that it reads. Damaged files
 # make libraries take all that there is.
 _SPARE_BYTES, _BYTES_PER_VALUE = 1_500_000_000, 64
+# Of a cohort several slides stay open, whose processes take memory that nobody counts.
+_IDLE_S = 30.0
 _END_PATIENCE_S = 1.0  # from the end of what it writes to the end of a process
 _KILLED = "the process that reads it was killed twice, as a system does that is short of memory"
 
 
-class _KilledError(Exception):
-    """A process was killed from outside."""
+class _EndedError(Exception):
+    """A process was killed from outside, or had nothing to do."""
 
 
 class OwnProcess:
-    """Starts the process at the first request, and again after it has ended.
+    """Starts the process at the first request, and again after it has ended, as it does when idle.
 
     Parameters
     ----------
@@ -84,11 +86,11 @@ class OwnProcess:
         """
         try:
             reply, found = self._exchange(head, data, patience_s)
-        except _KilledError:
-            # That says nothing of the file: where memory is short the system ends who has much.
+        except _EndedError:
+            # It says nothing of the file: where memory is short the system ends who has much.
             try:
                 reply, found = self._exchange(head, data, patience_s)
-            except _KilledError as error:
+            except _EndedError as error:
                 raise ValueError(_KILLED) from error
         if "error" in reply:
             raise ValueError(reply["error"])
@@ -96,6 +98,8 @@ class OwnProcess:
 
     def _exchange(self, head: Head, data: bytes, patience_s: float) -> tuple[Head, bytearray]:
         """Send a request and receive the reply."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
         try:
             process = self._process or self._start()
         except (OSError, EOFError) as error:
@@ -112,8 +116,8 @@ class OwnProcess:
         except (OSError, EOFError) as error:
             status = None if isinstance(error, TimeoutError) else self._find_status()
             self.close()
-            if status == -signal.SIGKILL:
-                raise _KilledError from error
+            if status in (0, -signal.SIGKILL):
+                raise _EndedError from error
             raise ValueError(self._broken) from error
 
     def _find_status(self) -> int | None:
@@ -152,7 +156,9 @@ class OwnProcess:
 
 
 def serve(answer: Callable[[Head, bytes], tuple[Head, bytes]]) -> None:
-    """Answer requests until there are no more; what `answer` raises is told, and the next is read.
+    """Answer requests until there are no more, or none for a while.
+
+    What `answer` raises is told, and the next is read.
 
     Parameters
     ----------
@@ -169,6 +175,8 @@ def serve(answer: Callable[[Head, bytes], tuple[Head, bytes]]) -> None:
     while True:
         out.write(reply)
         out.flush()
+        if not select.select([source], [], [], _IDLE_S)[0]:
+            return
         sizes = source.read(_SIZES.size)
         if len(sizes) < _SIZES.size:
             return

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from imagecodecs import jpeg8_decode, jpeg8_encode
 from scipy import ndimage
 
 from densebatch.base.geometry import Region
@@ -175,6 +176,12 @@ def test_structures_tell_real_tissue_from_noise(name):
     noise += [ndimage.shift(each, (0.5, 0.5), order=1, mode="nearest") for each in noise]
     assert not any(looks_like_cells(each, 4) for each in noise)
     assert not any(looks_like_cells(each + smooth, 4) for each in noise)
+    stripes = rng.normal(0, 20, 128)
+    assert not any(looks_like_cells(each + stripes, 4) for each in noise)
+    assert not any(looks_like_cells(each + stripes[:, None], 4) for each in noise)
+    faint = [rng.normal(12, 1, (128, 128)).round().astype(np.uint8) for _ in range(50)]
+    coded = [jpeg8_decode(jpeg8_encode(each, level=80)) for each in faint]
+    assert sum(looks_like_cells(each, 4) for each in coded) <= 2
     assert not looks_like_cells(np.full((128, 128), 7, np.uint8), 4)
     assert not looks_like_cells(np.full((128, 128), np.nan), 4)
     assert not looks_like_cells(places[0][:40, :40], 4)

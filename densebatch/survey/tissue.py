@@ -54,7 +54,7 @@ _BLOCK_UM, _BLOCK_PX = 16.0, 32.0  # side of a block; in px where the pixel size
 _MARGIN_UM, _MARGIN_PX = 50.0, 100.0  # five cells of 10 um
 _LEAST_BLOCK_PX, _MOST_BLOCK_PX = 8.0, 256.0
 _LEAST_PIECE = 6  # blocks above the threshold
-_READ_PX = 2048
+_READ_PX, _MOST_TIMES = 2048, 4  # side of what is read at once, and how much more it may be
 _STEPS = 64  # of brightness, in what is bright
 _BRIGHT = 99.0  # percentile
 _SEPARABILITY = 0.85
@@ -252,7 +252,7 @@ def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _
     ]
     sums, counts = np.zeros(grid), np.zeros(grid, np.int64)
     unread = np.zeros(grid, np.bool_)
-    windows = Grid(height, width, _READ_PX, _READ_PX)
+    windows = Grid(height, width, *_choose_window(slide.info.chunk_px))
 
     def look(window: Region) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
         try:
@@ -298,6 +298,25 @@ def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _
     means = np.full(grid, np.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return _Blocks(means, unread)
+
+
+def _choose_window(chunk_px: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that are read at once: whole chunks, so that none is decoded twice.
+
+    Of very large ones parts, for what is made of a window takes memory too.
+
+    Examples
+    --------
+    >>> _choose_window((512, 512)), _choose_window((1000, 1000)), _choose_window((8, 60000))
+    ((2048, 2048), (2000, 2000), (64, 60000))
+    >>> _choose_window((16384, 16384))
+    (2048, 2048)
+    """
+    if chunk_px[0] * chunk_px[1] > _MOST_TIMES * _READ_PX**2:
+        return _READ_PX, _READ_PX
+    cols = max(1, _READ_PX // chunk_px[1]) * chunk_px[1]
+    rows = max(1, _READ_PX**2 // cols // chunk_px[0]) * chunk_px[0]
+    return rows, cols
 
 
 def _divide(

@@ -239,7 +239,7 @@ def check_largest(multiscale: Json, shapes: Sequence[Sequence[int]], where: Plac
     """
     planes = _list_planes(multiscale, shapes)
     sizes = ", ".join(" x ".join(map(str, plane)) for plane in planes)
-    if any(0 in plane for plane in planes):
+    if len({0 in plane for plane in planes}) > 1:
         raise InputError(
             f"{where} has resolutions of {sizes} px, of which one has no pixel; accepted are "
             "images that have some in each"

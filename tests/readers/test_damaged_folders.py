@@ -195,6 +195,19 @@ def test_a_process_that_is_killed_is_no_damage_and_does_not_outlive_the_slide(
     assert set(psutil.Process().children()) <= before
 
 
+def test_what_ends_a_process_is_told(monkeypatch):
+    """A crash is the file's fault, and tried once; whoever kills it has another reason."""
+    process, started = OwnProcess(["tests.helpers.ending_process"], "it is damaged"), []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **b: started.append(a) or start(*a, **b))
+    for number, told, n in ((signal.SIGSEGV, "it is damaged", 1), (signal.SIGKILL, "twice", 3)):
+        with pytest.raises(ValueError, match=told):
+            process.ask({"signal": int(number)}, patience_s=20.0)
+        assert len(started) == n
+    assert process.ask({"a": 1}, b"12", patience_s=20.0) == ({"a": 1}, b"12")
+    process.close()
+
+
 def test_a_process_without_requests_ends():
     """Of a cohort several slides are open, and each has one."""
     code = "o._IDLE_S = 0.1; o.serve(lambda head, data: ({}, b''))"

@@ -149,6 +149,13 @@ def physical(**size):
     return write
 
 
+def with_other_tags(folder):
+    options = {"resolution": (40000, 40000), "resolutionunit": 3, "photometric": "minisblack"}
+    metadata = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(folder / "a.ome.tif", PIXELS[:1], metadata=metadata, **options)
+    return folder / "a.ome.tif"
+
+
 def with_thumbnail(folder):
     with tifffile.TiffWriter(folder / "a.tif") as writer:
         writer.write(PIXELS[0, :9, :20], subfiletype=1, metadata=None)
@@ -247,6 +254,7 @@ NOTES = {
         slide(np.zeros_like(ONE)), "--diameter", "auto", "--model", "dense-tiny"
     ),
     "as stated, is used": plan(slide(), "--pixel-size", 0.25),
+    "and the resolution tags of the TIFF give": plan(with_other_tags),
     "is unusual for cells": plan(slide(um_per_px=20), "--diameter", 15),
     "times for the network": plan(slide(um_per_px=2.5)),
     "is the channel labelled": plan(slide(PIXELS, ["a", "b", "0", "d"]), "--membrane", "0"),

@@ -35,6 +35,19 @@ class Scene:
     what: str
 
 
+def clean_name(text: str) -> str:
+    r"""A name from a file, without space around it, that can be written as UTF-8.
+
+    JSON may hold half of a surrogate pair, which is no character; it becomes "?".
+
+    Examples
+    --------
+    >>> clean_name(" CD3\ud800 ")
+    'CD3?'
+    """
+    return text.strip().encode(errors="replace").decode()
+
+
 def count_of(n: int, what: str) -> str:
     """A number of things in words.
 

@@ -129,18 +129,20 @@ def refuse_other_chunks(level: Place, array: zarr.Array[Any]) -> None:
         )
 
 
-def refuse_odd_chunk(path: Path) -> None:
+def refuse_odd_chunk(path: Path, most_bytes: int | None = None) -> None:
     """Refuse what is no chunk in the place of a chunk or shard; zarr takes it for an absent one.
 
     Parameters
     ----------
     path
         Where the file is, or nothing.
+    most_bytes
+        That a chunk may take; None if any number will do.
 
     Raises
     ------
     ValueError
-        If it is no file, a link to nothing, or empty, as a crash leaves files behind.
+        If it is no file, a link to nothing, empty, as a crash leaves files behind, or too large.
     """
     try:
         found = path.stat()
@@ -148,10 +150,14 @@ def refuse_odd_chunk(path: Path) -> None:
         if path.is_symlink():
             raise ValueError(f"{path} is a link to a file that is not there") from None
         return
+    except OSError as error:
+        raise ValueError(f"{path} cannot be looked at: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path} is no file, where a chunk is to be")
     if found.st_size == 0:
         raise ValueError(f"{path} is an empty file, where a chunk is to be")
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise ValueError(f"{path} has {found.st_size} bytes, and no such chunk has as many")
 
 
 def _list_chunk_names(folder: Path, above: str) -> Iterator[str]:

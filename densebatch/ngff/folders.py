@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 _N_NAMED = 3  # paths in an error
+_MOST_BYTES = 2**28  # of a document; consolidated metadata of a large plate take a tenth
 _MAX_DEPTH = 5
 _MAX_FOLDERS = 2000  # that are looked into for the paths of an error
 _MAX_REMOTE = 20  # the same in a store, where each takes several requests
@@ -83,11 +84,16 @@ def read_json(path: Place, look: Callable[[Place], object] | None = None) -> Jso
     Raises
     ------
     InputError
-        If it cannot be read or is no JSON object.
+        If it cannot be read, is no JSON object, or larger than any.
     """
     if look is not None:
         look(path)
     try:
+        n_bytes = path.stat().st_size if isinstance(path, Path) else 0
+        if n_bytes > _MOST_BYTES:
+            raise InputError(
+                f"{path} has {n_bytes} bytes; accepted are documents of up to {_MOST_BYTES}"
+            )
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"{path} is not a readable JSON document ({describe_cause(exc)})") from exc

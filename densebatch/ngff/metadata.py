@@ -223,7 +223,7 @@ def order_levels(multiscale: Json, shapes: Sequence[Sequence[int]]) -> Json:
 
 
 def check_largest(multiscale: Json, shapes: Sequence[Sequence[int]], where: Place) -> None:
-    """Refuse levels of which none is the largest both in rows and in columns: one of them lies.
+    """Refuse levels of which none is the largest both in rows and in columns, or one has no pixel.
 
     Parameters
     ----------
@@ -238,8 +238,13 @@ def check_largest(multiscale: Json, shapes: Sequence[Sequence[int]], where: Plac
         With the sizes.
     """
     planes = _list_planes(multiscale, shapes)
+    sizes = ", ".join(" x ".join(map(str, plane)) for plane in planes)
+    if len({0 in plane for plane in planes}) > 1:
+        raise InputError(
+            f"{where} has resolutions of {sizes} px, of which one has no pixel; accepted are "
+            "images that have some in each"
+        )
     if tuple(map(max, zip(*planes, strict=False))) not in planes:
-        sizes = ", ".join(" x ".join(map(str, plane)) for plane in planes)
         raise InputError(
             f"{where} has resolutions of {sizes} px, of which none is the largest; accepted are "
             "images that get smaller both in rows and in columns"

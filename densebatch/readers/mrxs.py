@@ -125,4 +125,6 @@ def _read_um(text: str | None) -> float | None:
 
 
 if __name__ == "__main__":
+    # Now, because the first request may not take as long as this does from a slow disk.
+    import_library(Path(sys.argv[1]), "openslide", "3DHISTECH MRXS", "mrxs")
     serve_reader(lambda: OpenSlideReader(Path(sys.argv[1])))

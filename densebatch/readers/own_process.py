@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densebatch.base.errors import describe_cause
 from densebatch.base.geometry import Region
 from densebatch.base.names import Scene
 from densebatch.readers.reader import ImageFacts, Reader
@@ -43,10 +44,18 @@ _PATIENCE_S, _SLOWEST_BYTES_PER_S, _SLOWEST_VALUES_PER_S = 5.0, 1e8, 5e5
 # Memory that a reader may take: to open a file, and for each value that it reads. Damaged files
 # make libraries take all that there is.
 _SPARE_BYTES, _BYTES_PER_VALUE = 1_500_000_000, 64
+# Of a cohort several slides stay open, whose processes take memory that nobody counts.
+_IDLE_S = 30.0
+_END_PATIENCE_S = 1.0  # from the end of what it writes to the end of a process
+_KILLED = "the process that reads it was killed twice, as a system does that is short of memory"
+
+
+class _EndedError(Exception):
+    """A process was killed from outside, or had nothing to do."""
 
 
 class OwnProcess:
-    """Starts the process at the first request, and again after it has ended.
+    """Starts the process at the first request, and again after it has ended, as it does when idle.
 
     Parameters
     ----------
@@ -76,22 +85,57 @@ class OwnProcess:
             If the process cannot do it, or ends, or takes too long.
         """
         try:
-            process = self._process or self._start()
-            assert process.stdin is not None
-            process.stdin.write(_pack({"request": head, "patience_s": patience_s}, data))
-            process.stdin.flush()
-            reply, found = _receive_reply(process, patience_s)
-        except (OSError, EOFError) as error:
-            self.close()
-            raise ValueError(self._broken) from error
+            reply, found = self._exchange(head, data, patience_s)
+        except _EndedError:
+            # It says nothing of the file: where memory is short the system ends who has much.
+            try:
+                reply, found = self._exchange(head, data, patience_s)
+            except _EndedError as error:
+                raise ValueError(_KILLED) from error
         if "error" in reply:
             raise ValueError(reply["error"])
         return reply, found
 
+    def _exchange(self, head: Head, data: bytes, patience_s: float) -> tuple[Head, bytearray]:
+        """Send a request and receive the reply."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        try:
+            process = self._process or self._start()
+        except (OSError, EOFError) as error:
+            self.close()
+            raise ValueError(
+                f"the process that is to read it ({self._arguments[0]}) cannot be "
+                f"started ({describe_cause(error)})"
+            ) from error
+        try:
+            assert process.stdin is not None
+            process.stdin.write(_pack({"request": head, "patience_s": patience_s}, data))
+            process.stdin.flush()
+            return _receive_reply(process, patience_s)
+        except (OSError, EOFError) as error:
+            status = None if isinstance(error, TimeoutError) else self._find_status()
+            self.close()
+            if status in (0, -signal.SIGKILL):
+                raise _EndedError from error
+            raise ValueError(self._broken) from error
+
+    def _find_status(self) -> int | None:
+        """How the process has ended, as `Popen.returncode`; None if it has not."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(_END_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return None
+
     def _start(self) -> subprocess.Popen[bytes]:
+        # It imports what this process does, and no file of such a name in the folder where it runs.
+        places = os.pathsep.join(place for place in sys.path if place)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *self._arguments],
+            [sys.executable, "-P", "-m", *self._arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": places},
         )  # fmt: skip
         _receive_reply(self._process, _START_PATIENCE_S)
         return self._process
@@ -112,13 +156,17 @@ class OwnProcess:
 
 
 def serve(answer: Callable[[Head, bytes], tuple[Head, bytes]]) -> None:
-    """Answer requests until there are no more; what `answer` raises is told, and the next is read.
+    """Answer requests until there are no more, or none for a while.
+
+    What `answer` raises is told, and the next is read.
 
     Parameters
     ----------
     answer
         Gives the head and the bytes of the reply.
     """
+    # Ctrl-C goes to all processes of a terminal; whoever asks decides what becomes of a request.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries print; what they print must not get among the replies.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -127,6 +175,8 @@ def serve(answer: Callable[[Head, bytes], tuple[Head, bytes]]) -> None:
     while True:
         out.write(reply)
         out.flush()
+        if not select.select([source], [], [], _IDLE_S)[0]:
+            return
         sizes = source.read(_SIZES.size)
         if len(sizes) < _SIZES.size:
             return

@@ -163,4 +163,6 @@ def _name_dtype(kind: object) -> str:
 
 
 if __name__ == "__main__":
+    # Now, because the first request may not take as long as this does from a slow disk.
+    import_library(Path(sys.argv[1]), "slideio", "Olympus VSI", "vsi")
     serve_reader(lambda: SlideioReader(Path(sys.argv[1])))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.base.errors import InputError
+from densebatch.base.names import clean_name
 from densebatch.regions.runs import Outline
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _find_name(properties: Any) -> str:  # noqa: ANN401
     kind = properties.get("classification")
     for name in (properties.get("name"), kind.get("name") if isinstance(kind, dict) else None):
         if isinstance(name, str) and name.strip():
-            return name.strip()
+            return clean_name(name)
     return ""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from roifile import ROI_TYPE, ImagejRoi
 
 from densebatch.base.errors import InputError, describe_cause
+from densebatch.base.names import clean_name
 from densebatch.regions.geojson import check_points
 from densebatch.regions.runs import Outline
 
@@ -39,7 +40,7 @@ def read_rois(path: Path) -> tuple[list[Outline], int]:
         for roi in found if isinstance(found, list) else [found]:
             rings = tuple(check_points(ring, f"{path}: {roi.name!r}") for ring in _list_rings(roi))
             if rings:
-                outlines.append(Outline((roi.name or "").strip(), rings))
+                outlines.append(Outline(clean_name(roi.name or ""), rings))
             n_bare += not rings
     except (InputError, MemoryError):
         raise

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densebatch.base.errors import InputError, StackError, StoreError
+from densebatch.base.names import clean_name
 from densebatch.sources.source import Source
 
 if TYPE_CHECKING:
@@ -375,7 +376,7 @@ def name_channels(found: Sequence[str | None], n: int) -> tuple[str, ...]:
     (('CD3', '1'), ('0', '1'))
     """
     names = found if len(found) == n else [None] * n
-    return tuple((name or "").strip() or str(i) for i, name in enumerate(names))
+    return tuple(clean_name(name or "") or str(i) for i, name in enumerate(names))
 
 
 def name_colours(n: int, *, alpha: bool) -> tuple[str, ...]:

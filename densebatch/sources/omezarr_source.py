@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_STATS = 200_000
 _INDEX_BYTES_PER_CHUNK = 16
+# Of what a chunk decodes to, that its file may take: codecs add little where they cannot compress.
+_MOST_TIMES, _MOST_MORE_BYTES = 2, 2**20
 _SPARE = 4  # times as much memory as chunks take decoded, and it was not for want of it
 
 
@@ -87,11 +89,15 @@ class ZarrSource(ArraySource):
             raise ValueError("a chunk says that it holds more than there is memory for") from error
 
     def _refuse_odd_chunks(self, level: int, keys: Iterable[str]) -> None:
-        """Refuse what zarr takes for chunks that are absent."""
-        folder = self._lower[level - 1] if level else self._level_0
+        """Refuse what zarr takes for chunks that are absent, and files too large to be chunks."""
+        array, folder = self._levels[level], self._lower[level - 1] if level else self._level_0
         assert isinstance(folder, Path)
+        most_bytes = None
+        if array.shards is None:  # of a shard no more is read than is wanted
+            decoded = math.prod(array.chunks) * array.dtype.itemsize
+            most_bytes = _MOST_TIMES * decoded + _MOST_MORE_BYTES
         for key in keys:
-            refuse_odd_chunk(folder / key)
+            refuse_odd_chunk(folder / key, most_bytes)
 
     def content(self) -> list[object]:
         """Image metadata and a digest over names, sizes and times of the level's chunk files.
@@ -110,7 +116,10 @@ class ZarrSource(ArraySource):
         for count, entry in enumerate(_walk(self._level_0)):
             name = os.path.relpath(entry.path, self._level_0)
             if count < MAX_STATS:
-                stat = entry.stat()
+                try:
+                    stat = entry.stat()
+                except OSError:  # a link to nothing, which is told where it is to be read
+                    stat = entry.stat(follow_symlinks=False)
                 newest = max(newest, stat.st_ctime_ns)
                 if (above := Path(entry.path).parent) != folder:
                     folder = above
@@ -236,7 +245,14 @@ def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     except OSError as exc:
         raise InputError(f"{folder} cannot be listed: {exc.strerror}") from exc
     for entry in found:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path)
         elif entry.name not in DOCUMENTS:
             yield entry
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

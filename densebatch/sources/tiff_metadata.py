@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Pixels of a microscope image whose cells can be told apart are of a size in between; those of a
 # printer are not.
 _PLAUSIBLE_UM = (0.01, 10.0)
+_SAME_SIZE = 0.02  # of a pixel, by which tags that are rounded may differ
 _JPEG = (6, 7, 33007, 34892)
 _OME_SIZE = "PhysicalSizeX of the OME-XML"
 _XRESOLUTION, _YRESOLUTION = 282, 283
@@ -140,6 +141,7 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
             um = square_pixel(*lengths)
             names_told = _fit(names, n) or _page_names(series, n)
             um_from = _OME_SIZE if um else None
+            notes += _tell_other_size(um, _OME_SIZE, tif, series)
             return TiffMetadata(names_told, um, um_from, tuple(notes), origin_um, origin_from)
         told = Told(_fit(names, n), None, origin_um).or_else(told)
     notes += _tell_misfit(told.names, n)
@@ -148,6 +150,7 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
     if origin_um is not None and origin_from is None:
         origin_from = f"the file's own metadata ({series.kind})"
     um_from = _OME_SIZE if chosen.number is None else f"the file's own metadata ({series.kind})"
+    notes += _tell_other_size(um, um_from, tif, series)
     if um is None:
         um_from = "the resolution tags of the TIFF"
         lengths = _read_resolution(tif, series)
@@ -155,6 +158,19 @@ def read_metadata(opened: OpenTiff, chosen: ChosenImage, n: int) -> TiffMetadata
         notes += tell_oblong(*lengths)
     um_from = um_from if um else None
     return TiffMetadata(names_told, um, um_from, tuple(notes), origin_um, origin_from)
+
+
+def _tell_other_size(
+    um: float | None, um_from: str, tif: TiffFile, series: TiffPageSeries
+) -> tuple[str, ...]:
+    """A note where the tags of the TIFF contradict what other metadata tell."""
+    other = square_pixel(*_read_resolution(tif, series))
+    if um is None or other is None or abs(um - other) <= _SAME_SIZE * um:
+        return ()
+    return (
+        f"{um_from} gives {um:g} um/px and the resolution tags of the TIFF give {other:g} um/px: "
+        "the first is taken, unless --pixel-size gives another",
+    )
 
 
 def tell_inverted(keyframe: TiffPage) -> tuple[str, ...]:

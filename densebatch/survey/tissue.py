@@ -11,8 +11,11 @@ them: 0.85, where classes of an even spread have 0.75. Of real fields that are a
 more than 0.80 (`tests/survey/test_tissue.py`).
 
 Whatever is clearly brighter than glass and hangs together with what is above the threshold is
-tissue, in any of the channels. Small pieces are removed, holes filled, and a margin of several
-cells is added, so that none at the edge is lost.
+tissue, in any of the channels. Beside pieces that are far brighter, debris or a follicle, other
+tissue falls among the glass, so what lies beyond the margin of that is cut again, for as long as
+there are two classes. Small pieces are removed, holes filled, and a margin of several cells is
+added, so that none at the edge is lost. What is then left for glass must not look like tissue in
+full resolution (`survey.glass`).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from densebatch.base.names import quote_names
 from densebatch.regions.read import NothingLeftError, read_areas
 from densebatch.regions.tissue import ChannelTissue, SlideTissue, TissueSearch
 from densebatch.survey.brightfield import looks_brightfield
+from densebatch.survey.glass import look_at_glass
 from densebatch.survey.reader import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -50,14 +54,15 @@ _BLOCK_UM, _BLOCK_PX = 16.0, 32.0  # side of a block; in px where the pixel size
 _MARGIN_UM, _MARGIN_PX = 50.0, 100.0  # five cells of 10 um
 _LEAST_BLOCK_PX, _MOST_BLOCK_PX = 8.0, 256.0
 _LEAST_PIECE = 6  # blocks above the threshold
-_READ_PX = 2048
+_READ_PX, _MOST_TIMES = 2048, 4  # side of what is read at once, and how much more it may be
 _STEPS = 64  # of brightness, in what is bright
 _BRIGHT = 99.0  # percentile
 _SEPARABILITY = 0.85
 # Of the median of the blocks below the threshold, in deviations; and at least, in octaves.
 _DEVIATIONS, _LEAST_RISE = 6.0, 0.25
 _MAD = 1.4826  # of a normal distribution: standard deviations in the median of deviations
-_N_PLACES = 16  # that are looked at in full resolution
+# Share of the places taken for glass that may look like tissue: dust, and cells that came off.
+_MOST_LIKE_TISSUE = 0.25
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,24 @@ def find_blocks(
     looked = _find_looked_at(areas, grid, (info.height, info.width))
     for level in (_choose_level(slide, side), 0):
         search = replace(search, level=level)
-        search, tissue, dark = _find_on_level(slide, channels, search, grid, looked)
-        if level == 0 or tissue is None or _is_dark(slide, channels, search, dark):
+        search, tissue, glass, blank = _find_on_level(slide, channels, search, grid, looked)
+        if tissue is None:
             break
+        limits = [about.threshold if about.counts else None for about in search.channels]
+        seen = look_at_glass(slide, channels, limits, glass & looked, side)
+        # What was never written reads as 0, be it a single chunk of a low level.
+        blank &= looked
+        if level > 0 and not (
+            seen.is_dark and look_at_glass(slide, channels, limits, blank, side).is_dark
+        ):
+            continue
+        if seen.like_tissue > _MOST_LIKE_TISSUE:
+            reason = (
+                f"{seen.like_tissue:.0%} of the places that are dark enough for glass have "
+                "structures as large as cells"
+            )
+            return replace(search, share=None, reason=reason), None
+        break
     return search, tissue
 
 
@@ -162,8 +182,9 @@ def _choose_level(slide: Slide, side: float) -> int:
     info = slide.info
     for level in range(len(info.levels) - 1, 0, -1):
         height, width = info.levels[level]
-        coarse = max(info.height / height, info.width / width)
-        if coarse <= side and slide.can_read(level):
+        # As products, because damaged metadata may tell of a level without a pixel.
+        is_fine = info.height <= side * height and info.width <= side * width
+        if is_fine and slide.can_read(level):
             return level
     return 0
 
@@ -174,21 +195,26 @@ def _find_on_level(
     search: TissueSearch,
     grid: tuple[int, int],
     looked: NDArray[np.bool_],
-) -> tuple[TissueSearch, NDArray[np.bool_] | None, NDArray[np.bool_]]:
-    """As `find_tissue`, on a level; and the blocks that are glass, without pieces of tissue."""
+) -> tuple[TissueSearch, NDArray[np.bool_] | None, NDArray[np.bool_], NDArray[np.bool_]]:
+    """As `find_blocks`, on a level.
+
+    Then the blocks that are glass, without pieces of tissue, and those of them that are 0.
+    """
     from scipy import ndimage
 
-    found, bright, unread = (np.zeros(grid, np.bool_) for _ in range(3))
+    found, bright, unread, blank = (np.zeros(grid, np.bool_) for _ in range(4))
+    reach = search.margin_px / search.block_px
     told = []
     for channel in channels:
         blocks = _average(slide, search.level, channel, grid)
         unread |= blocks.unread
-        about, tissue = _divide(slide.info.channels[channel], blocks, looked)
+        about, tissue = _divide(slide.info.channels[channel], blocks, looked, reach)
         told.append(about)
         if about.counts:
             found |= tissue
             # Smoothing makes a speck as wide as a piece of tissue.
             bright |= blocks.means > about.threshold
+            blank |= blocks.means == 0
     search = replace(search, channels=tuple(told))
     if not any(about.counts for about in told):
         best = max(about.separability for about in told)
@@ -197,7 +223,7 @@ def _find_on_level(
             "two classes as different as tissue and glass (Otsu's separability is "
             f"{best:.3f}, and counts from {_SEPARABILITY})"
         )
-        return replace(search, reason=reason), None, ~found
+        return replace(search, reason=reason), None, ~found, blank
     pieces, _ = ndimage.label(found, np.ones((3, 3)))
     sizes = np.bincount(pieces[bright], minlength=int(pieces.max()) + 1)
     large = sizes >= _LEAST_PIECE
@@ -205,16 +231,16 @@ def _find_on_level(
     tissue = large[pieces]
     if not tissue.any():
         reason = f"no piece of it is larger than {math.sqrt(_LEAST_PIECE) * search.block_px:.0f} px"
-        return replace(search, reason=reason), None, ~found
+        return replace(search, reason=reason), None, ~found, blank
     # Where pixels cannot be read there may be anything.
     tissue = ndimage.binary_fill_holes(tissue | unread)
-    reach = search.margin_px / search.block_px
     grown: NDArray[np.bool_] = ndimage.distance_transform_edt(~tissue) <= reach
     if grown.all():
         reason = "tissue with its margin is all of it"
-        return replace(search, reason=reason), None, ~found
+        return replace(search, reason=reason), None, ~found, blank
     share = round(float(grown.mean()), 6)
-    return replace(search, share=share), grown, ~(grown | found)
+    glass = ~(grown | found)
+    return replace(search, share=share), grown, glass, glass & blank
 
 
 def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _Blocks:
@@ -226,7 +252,7 @@ def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _
     ]
     sums, counts = np.zeros(grid), np.zeros(grid, np.int64)
     unread = np.zeros(grid, np.bool_)
-    windows = Grid(height, width, _READ_PX, _READ_PX)
+    windows = Grid(height, width, *_choose_window(slide.info.chunk_px))
 
     def look(window: Region) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
         try:
@@ -274,28 +300,64 @@ def _average(slide: Slide, level: int, channel: int, grid: tuple[int, int]) -> _
     return _Blocks(means, unread)
 
 
+def _choose_window(chunk_px: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that are read at once: whole chunks, so that none is decoded twice.
+
+    Of very large ones parts, for what is made of a window takes memory too.
+
+    Examples
+    --------
+    >>> _choose_window((512, 512)), _choose_window((1000, 1000)), _choose_window((8, 60000))
+    ((2048, 2048), (2000, 2000), (64, 60000))
+    >>> _choose_window((16384, 16384))
+    (2048, 2048)
+    """
+    if chunk_px[0] * chunk_px[1] > _MOST_TIMES * _READ_PX**2:
+        return _READ_PX, _READ_PX
+    cols = max(1, _READ_PX // chunk_px[1]) * chunk_px[1]
+    rows = max(1, _READ_PX**2 // cols // chunk_px[0]) * chunk_px[0]
+    return rows, cols
+
+
 def _divide(
-    name: str, blocks: _Blocks, looked: NDArray[np.bool_]
+    name: str, blocks: _Blocks, looked: NDArray[np.bool_], reach: float
 ) -> tuple[ChannelTissue, NDArray[np.bool_]]:
-    """Divide the blocks of a channel into tissue and glass."""
+    """Divide the blocks of a channel into tissue and glass; `reach` is the margin, in blocks."""
     from scipy import ndimage
-    from skimage.filters import apply_hysteresis_threshold, threshold_otsu
 
     known = np.isfinite(blocks.means) & ~blocks.unread
-    nothing = np.zeros(known.shape, np.bool_)
-    if not (known & looked).any():
-        return ChannelTissue(name, 0.0, 0.0, 0.0, counts=False), nothing
-    low = float(blocks.means[known & looked].min())
+    within, tissue = known & looked, np.zeros(known.shape, np.bool_)
+    about = ChannelTissue(name, 0.0, 0.0, 0.0, counts=False)
+    if not within.any():
+        return about, tissue
     # What is unknown is as dark as the darkest, and weighs nothing beside what is known.
-    filled = np.where(known, blocks.means, low)
+    filled = np.where(known, blocks.means, float(blocks.means[within].min()))
     smooth = ndimage.gaussian_filter(filled, 1.0, mode="nearest")
-    some = smooth[known & looked]
+    while within.any():
+        cut, above = _cut(name, smooth, within)
+        if about.counts and not cut.counts:
+            break
+        about = cut
+        if not cut.counts:
+            break
+        tissue |= above
+        within &= ndimage.distance_transform_edt(~tissue) > reach
+    return about, tissue
+
+
+def _cut(
+    name: str, smooth: NDArray[np.float64], within: NDArray[np.bool_]
+) -> tuple[ChannelTissue, NDArray[np.bool_]]:
+    """Cut blocks in two classes by their brightness; all of them by how bright some are."""
+    from skimage.filters import apply_hysteresis_threshold, threshold_otsu
+
+    some = smooth[within]
     low = float(some.min())
     unit = (float(np.percentile(some, _BRIGHT)) - low) / _STEPS
     if not unit > 0:
-        return ChannelTissue(name, 0.0, low, low, counts=False), nothing
+        return ChannelTissue(name, 0.0, low, low, counts=False), np.zeros(within.shape, np.bool_)
     octaves = np.log2(1 + np.maximum(smooth - low, 0) / unit)
-    values = octaves[known & looked]
+    values = octaves[within]
     threshold = float(threshold_otsu(values))
     above = values > threshold
     share = float(above.mean())
@@ -310,33 +372,3 @@ def _divide(
     counts = separability >= _SEPARABILITY
     about = ChannelTissue(name, round(separability, 4), pixel[0], pixel[1], counts)
     return about, apply_hysteresis_threshold(octaves, lower, threshold)
-
-
-def _is_dark(
-    slide: Slide, channels: Sequence[int], search: TissueSearch, glass: NDArray[np.bool_]
-) -> bool:
-    """Whether what a low level shows as glass is so in full resolution, at some places.
-
-    A level that was never written, or not all of it, reads as 0.
-    """
-    info = slide.info
-    rows, cols = np.nonzero(glass)
-    if not rows.size:
-        return True
-    chosen = np.unique(np.linspace(0, rows.size - 1, _N_PLACES).round().astype(np.int64))
-    for row, col in zip(rows[chosen].tolist(), cols[chosen].tolist(), strict=True):
-        height, width = info.height / glass.shape[0], info.width / glass.shape[1]
-        place = Region(
-            int(row * height), int(col * width), int((row + 1) * height), int((col + 1) * width)
-        )
-        for channel, about in zip(channels, search.channels, strict=True):
-            if not about.counts:
-                continue
-            try:
-                pixels: NDArray[Any] = slide.read(channel, place)
-            except (InputError, OSError):
-                return False
-            finite = pixels[np.isfinite(pixels)]
-            if finite.size and float(finite.mean(dtype=np.float64)) > about.threshold:
-                return False
-    return True

@@ -44,8 +44,8 @@ def test_some_damaged_files(written, name, tmp_path):
     assert sum(outcomes.values()) == 20
 
 
-def test_a_block_that_ends_its_decoder_is_a_sentence_and_the_next_is_read(written):
-    """Also if the process is gone: a new one is started."""
+def test_a_block_that_cannot_be_decoded_is_a_sentence_and_the_next_is_read(written):
+    """Also if the process is gone, which says nothing of a block: a new one is started."""
     path, planes, *_ = written("CZI, JPEG XR")
     with open_reader(path) as reader:
         whole = Region(0, 0, *planes.shape[1:])
@@ -53,8 +53,6 @@ def test_a_block_that_ends_its_decoder_is_a_sentence_and_the_next_is_read(writte
         process = reader._jpeg_xr.process._process
         process.kill()
         process.wait()
-        with pytest.raises(ValueError, match="it ended the process that decodes"):
-            reader.read(0, [1], whole)
         np.testing.assert_array_equal(reader.read(0, [1], whole)[0], planes[1])
         dtype = np.dtype("uint16")
         with pytest.raises(ValueError, match="a JPEG XR block cannot be decoded"):

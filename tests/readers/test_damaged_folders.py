@@ -7,17 +7,23 @@ libraries that are installed for the formats read them.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import random
 import resource
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 
 from densebatch.base.errors import InputError
 from densebatch.base.geometry import Region
+from densebatch.readers.own_process import OwnProcess
 from densebatch.slides.slide import open_slide
 from tests.helpers import microscope_files as files
 from tests.helpers.mutations import mutate
@@ -160,6 +166,60 @@ def test_one_damaged_tile_does_not_lose_the_slide(stored, name, tmp_path):
         with pytest.raises(InputError, match="cannot be read in rows 0 to 20"):
             slide.read(0, first)
         np.testing.assert_array_equal(slide.read(0, other), planes[0, 64:, 64:128])
+
+
+def test_what_lies_where_a_command_runs_is_not_imported(stored, tmp_path, monkeypatch):
+    path, planes = stored("MRXS, PNG")
+    (tmp_path / "numpy.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    slide = open_slide(shutil.copytree(path.parent, tmp_path / "slide") / path.name)
+    np.testing.assert_array_equal(slide.read(0, Region(0, 0, 20, 20)), planes[0, :20, :20])
+
+
+def test_a_process_that_is_killed_is_no_damage_and_does_not_outlive_the_slide(
+    stored, tmp_path, monkeypatch
+):
+    """As where memory is short; and Ctrl-C, which a whole terminal gets, is not for it."""
+    path, planes = stored("MRXS, PNG")
+    monkeypatch.setattr("densebatch.slides.slide._N_KEPT_OPEN", 0)
+    before = set(psutil.Process().children())
+    slide = open_slide(shutil.copytree(path.parent, tmp_path / "slide") / path.name)
+    (process,) = set(psutil.Process().children()) - before
+    process.send_signal(signal.SIGINT)
+    np.testing.assert_array_equal(slide.read(0, Region(0, 0, 20, 20)), planes[0, :20, :20])
+    assert process.is_running()
+    process.kill()
+    np.testing.assert_array_equal(slide.read(0, Region(5, 5, 20, 20)), planes[0, 5:20, 5:20])
+    del slide
+    gc.collect()
+    assert set(psutil.Process().children()) <= before
+
+
+def test_what_ends_a_process_is_told(monkeypatch):
+    """A crash is the file's fault, and tried once; whoever kills it has another reason."""
+    process, started = OwnProcess(["tests.helpers.ending_process"], "it is damaged"), []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **b: started.append(a) or start(*a, **b))
+    for number, told, n in ((signal.SIGSEGV, "it is damaged", 1), (signal.SIGKILL, "twice", 3)):
+        with pytest.raises(ValueError, match=told):
+            process.ask({"signal": int(number)}, patience_s=20.0)
+        assert len(started) == n
+    assert process.ask({"a": 1}, b"12", patience_s=20.0) == ({"a": 1}, b"12")
+    process.close()
+
+
+def test_a_process_without_requests_ends():
+    """Of a cohort several slides are open, and each has one."""
+    code = "o._IDLE_S = 0.1; o.serve(lambda head, data: ({}, b''))"
+    command = [sys.executable, "-c", f"import densebatch.readers.own_process as o; {code}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.wait(60) == 0
+
+
+def test_a_process_that_does_not_start_is_no_damage():
+    process = OwnProcess(["no_such_module"], "it is damaged")
+    with pytest.raises(ValueError, match=r"read it \(no_such_module\) cannot be started \(EOFErr"):
+        process.ask({}, patience_s=5.0)
 
 
 def test_a_table_that_takes_all_memory_is_a_sentence(stored, tmp_path):

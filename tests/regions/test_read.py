@@ -81,6 +81,13 @@ def test_forms_of_geojson(read, document):
     assert areas.names == ("",)
 
 
+def test_a_name_that_is_no_text_can_be_written(read):
+    """JSON may hold half of a surrogate pair, of which neither UTF-8 nor a plan can be made."""
+    ring = [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]
+    areas, _ = read(roi=feature({"type": "Polygon", "coordinates": [ring]}, " T\ud800 "))
+    assert areas.names == ("T?",)
+
+
 def test_names_and_which_of_several_areas_counts(read):
     """The smallest one that has a name; of a class, where the object has none."""
     areas, notes = read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import resource
 import shutil
 from collections import Counter
@@ -93,6 +94,8 @@ def test_what_is_no_chunk_is_none_that_is_absent(stored, name, what, tmp_path):
         chunk.mkdir()
     else:
         chunk.symlink_to("nowhere")
+    slide = open_slide(folder)
+    assert len(slide.info.identity) == 64  # which looks at all files
     with pytest.raises(InputError, match=rf"zarr cannot be read in rows .*1 is {what}"):
         slide.read(0, Region(at, at, at + 5, at + 5))
     np.testing.assert_array_equal(slide.read(0, Region(0, 0, 5, 5)), CYX[0, :5, :5])
@@ -109,6 +112,28 @@ def test_an_empty_chunk_of_a_low_level_is_not_black(stored, name, tmp_path):
     with pytest.raises(InputError, match=r"cannot be read at level 1 .*0 is an empty file"):
         slide.read_level(1, 0, Region(0, 0, 5, 5))
     assert slide.read_level(1, 1, Region(0, 0, 5, 5)).any()
+
+
+@pytest.mark.parametrize("name", ["0.4, Blosc", "0.5, zstd"])
+def test_what_is_far_too_large_is_not_read(stored, name, tmp_path):
+    """A hole in a file takes no disk, and all memory if it is read; a link may lead to itself."""
+    folder = shutil.copytree(stored[name], tmp_path / "slide.zarr")
+    chunk = folder / "0" / ("0.0.0" if name.startswith("0.4") else "c/0/0/0")
+    document = folder / "0" / (".zarray" if name.startswith("0.4") else "zarr.json")
+    content, first = document.read_bytes(), Region(0, 0, 5, 5)
+    os.truncate(chunk, 2**35)
+    with pytest.raises(InputError, match="has 34359738368 bytes, and no such chunk has as many"):
+        open_slide(folder).read(0, first)
+    os.truncate(document, 2**35)
+    with pytest.raises(InputError, match="has 34359738368 bytes; accepted are documents of up to"):
+        open_slide(folder)
+    document.write_bytes(content)
+    chunk.unlink()
+    chunk.symlink_to(chunk.name)
+    slide = open_slide(folder)
+    assert len(slide.info.identity) == 64
+    with pytest.raises(InputError, match="cannot be looked at: Too many levels of symbolic links"):
+        slide.read(0, first)
 
 
 def test_chunks_of_other_names_are_not_taken_for_absent(stored, tmp_path):
@@ -138,6 +163,13 @@ def test_a_chunk_that_says_it_is_larger_than_memory_is_damaged(stored, tmp_path)
     chunk.write_bytes(data[:4] + b"\xe0" + (2**50).to_bytes(8, "little") + data[7:])
     with pytest.raises(InputError, match="a chunk says that it holds more than there is memory f"):
         open_slide(folder).read(0, Region(0, 0, 5, 5))
+
+
+def test_a_level_that_says_it_has_no_pixel_is_refused(stored, tmp_path):
+    folder = shutil.copytree(stored["0.5, zstd"], tmp_path / "slide.zarr")
+    edit_json(folder / "1" / "zarr.json", shape=[2, 0, 55])
+    with pytest.raises(InputError, match=r"resolutions of 75 x 110, 0 x 55 px, of which one has "):
+        open_slide(folder)
 
 
 def test_a_level_that_says_it_is_larger_is_not_taken_for_the_highest(stored, tmp_path):

@@ -115,6 +115,7 @@ class TestChannelLabels:
             ([2, 10, 0], ("2", "10", "0")),
             (["CD3", 2, "DAPI"], ("CD3", "2", "DAPI")),
             ([1.5, -1, 10**12], ("1.5", "-1", "1000000000000")),
+            (["CD3\ud800", "\udfff", "é"], ("CD3?", "?", "é")),  # no characters but in JSON
         ],
     )
     def test_numbers(self, tmp_path, labels, expected):

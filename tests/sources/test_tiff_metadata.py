@@ -419,6 +419,23 @@ class TestWhatIsTold:
         assert info.um_per_px is None
         assert "which are not square" in info.notes[0]
 
+    @pytest.mark.parametrize("per_cm", [20000, 20001, 40000, 28])
+    def test_tags_that_contradict_the_ome_xml_are_named(self, tmp_path, per_cm):
+        """Not those that are rounded, nor those of a screen."""
+        told = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+        path = tmp_path / "a.ome.tif"
+        tifffile.imwrite(path, PLANES, metadata=told, resolution=(per_cm,) * 2, resolutionunit=3)
+        info = open_slide(path).info
+        assert info.um_per_px == 0.5
+        assert info.notes == (
+            (
+                "PhysicalSizeX of the OME-XML gives 0.5 um/px and the resolution tags of the TIFF "
+                "give 0.25 um/px: the first is taken, unless --pixel-size gives another",
+            )
+            if per_cm == 40000
+            else ()
+        )
+
     def test_the_resolution_of_a_printer_is_no_note(self, tmp_path):
         path = tmp_path / "a.tif"
         tifffile.imwrite(path, PLANES[0], resolution=(72, 300), resolutionunit=2, metadata=None)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from imagecodecs import jpeg8_decode, jpeg8_encode
+from scipy import ndimage
 
 from densebatch.base.geometry import Region
 from densebatch.planning.planner import draft_plan, find_slide_tissue, refine_draft
@@ -11,6 +13,7 @@ from densebatch.planning.settings import SegmentSettings
 from densebatch.regions.read import RegionFiles, read_areas
 from densebatch.simulation.tissue import Tissue, render
 from densebatch.slides.slide import open_slide
+from densebatch.survey.glass import looks_like_cells
 from densebatch.survey.tissue import _average, find_blocks
 from tests.helpers.damage import flip
 from tests.helpers.real_tissue import DATA, FIELDS, needs_data, read_field
@@ -106,6 +109,84 @@ def test_no_cell_of_real_tissue_on_glass_is_lost(tmp_path):
         assert not truth[~stretch(mask, slide.shape)].any()
 
 
+@pytest.fixture(scope="module")
+def real():
+    """A field that is all tissue; people's cells in it, and its pixels, on glass."""
+    pixels, masks = read_field(FIELDS[0])
+    around = ((400, 400), (400, 1200))
+    truth, bright = (np.pad(each, around) for each in (masks, 10 * pixels.astype(float)))
+    return pixels, truth, bright + np.random.default_rng(0).normal(100, 8, truth.shape)
+
+
+def count_lost(slide, truth, tmp_path):
+    """Cells that are not all inside, and the search."""
+    planes = np.clip(slide, 0, 65535).astype(np.uint16).reshape(-1, *truth.shape)
+    path = write_tiff(tmp_path / "a.ome.tif", planes, NAMES[: len(planes)])
+    search, mask = find(path, range(len(planes)))
+    outside = np.zeros(truth.shape, bool) if mask is None else ~stretch(mask, truth.shape)
+    return np.unique(truth[outside & (truth > 0)]).size, search
+
+
+@needs_data
+@pytest.mark.parametrize("what", ["debris", "brighter tissue"])
+def test_what_is_far_brighter_does_not_make_glass_of_tissue(real, what, tmp_path):
+    """Though Otsu's threshold lies between the two, and both classes differ clearly."""
+    _, truth, slide = real
+    slide = slide.copy()
+    if what == "debris":
+        slide[50:500, -550:-100] = 65000
+    else:
+        slide[400:1440, 2000:2900] = 30 * slide[400:1440, 400:1300]
+    lost, search = count_lost(slide, truth, tmp_path)
+    assert lost == 0
+    assert search.share < 0.7
+    assert search.channels[0].counts
+
+
+@needs_data
+def test_what_looks_like_tissue_is_no_glass(real, tmp_path):
+    """Tissue without glass, of which debris, or a marker, makes two classes."""
+    pixels, _, _ = real
+    whole = 10.0 * pixels + 100
+    whole[100:400, 100:400] = 65000
+    marked = 10.0 * pixels + 100
+    marked[:, 600:] = np.random.default_rng(0).normal(110, 5, marked[:, 600:].shape)
+    for slide in (whole, np.stack([marked, 10.0 * pixels[::-1] + 100])):
+        lost, search = count_lost(slide, np.ones(pixels.shape, int), tmp_path)
+        assert lost == 0
+        assert search.channels[0].counts
+        assert "of the places that are dark enough for glass have structures" in search.reason
+
+
+@needs_data
+@pytest.mark.parametrize("name", FIELDS)
+def test_structures_tell_real_tissue_from_noise(name):
+    """At any pixel size, in noise, and whatever a lens or a camera adds that is smooth."""
+    rng, pixels = np.random.default_rng(0), read_field(name)[0].astype(float)
+    y, x = np.mgrid[:128, :128]
+    smooth = 50 * np.exp(-x / 400) + (y - 30.0) ** 2 / 80 + y * x / 50
+    corners = [(row, col) for row in range(0, 900, 128) for col in range(0, 1200, 128)]
+    places = [pixels[row : row + 128, col : col + 128] for row, col in corners]
+    noisy = [0.3 * place + rng.normal(100, 20, place.shape) for place in places]
+    coarse = [place.reshape(64, 2, 64, 2).mean((1, 3)) for place in places]
+    assert np.mean([looks_like_cells(place, 4) for place in places]) > 0.85
+    assert np.mean([looks_like_cells(place, 2) for place in coarse]) > 0.85
+    assert np.mean([looks_like_cells(place, 4) for place in noisy]) > 0.65
+    noise = [rng.normal(100, 8, (128, 128)) for _ in range(50)]
+    noise += [ndimage.shift(each, (0.5, 0.5), order=1, mode="nearest") for each in noise]
+    assert not any(looks_like_cells(each, 4) for each in noise)
+    assert not any(looks_like_cells(each + smooth, 4) for each in noise)
+    stripes = rng.normal(0, 20, 128)
+    assert not any(looks_like_cells(each + stripes, 4) for each in noise)
+    assert not any(looks_like_cells(each + stripes[:, None], 4) for each in noise)
+    faint = [rng.normal(12, 1, (128, 128)).round().astype(np.uint8) for _ in range(50)]
+    coded = [jpeg8_decode(jpeg8_encode(each, level=80)) for each in faint]
+    assert sum(looks_like_cells(each, 4) for each in coded) <= 2
+    assert not looks_like_cells(np.full((128, 128), 7, np.uint8), 4)
+    assert not looks_like_cells(np.full((128, 128), np.nan), 4)
+    assert not looks_like_cells(places[0][:40, :40], 4)
+
+
 def tell(pixels, tmp_path, um=0.5):
     search, mask = find(write_tiff(tmp_path / "a.ome.tif", pixels, ["M"], um), (0,), um)
     assert mask is None
@@ -184,7 +265,7 @@ def test_a_low_level_is_enough(scene, tmp_path, monkeypatch):
     px = count_reads(monkeypatch, path)
     search, mask = find(path)
     assert search.level == 4
-    assert px[0] <= 2 * 16 * 40 * 40
+    assert px[0] <= 2 * 32 * 128 * 128  # a few places, however large the slide is
     assert set(px) == {0, 4}
     assert not scene[1][~stretch(mask)].any()
 
@@ -213,6 +294,22 @@ def test_a_level_that_was_never_written_is_not_believed(scene, tmp_path):
     search, mask = find(path)
     assert search.level == 0
     assert not scene[1][~stretch(mask)].any()
+
+
+def test_a_chunk_of_a_level_that_was_never_written_is_not_believed(tmp_path):
+    """Where tissue ends, so that it is no hole; of many places few lie in it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(100, 5, (1, 2400, 2400))
+    pixels[:, :600, :1200] += rng.normal(2000, 500, (1, 600, 1200))
+    path = write_zarr(
+        tmp_path / "a.ome.zarr", pixels.astype(np.uint16), labels=["M"], n_levels=5,
+        chunks=(1, 256, 256),
+    )  # fmt: skip
+    assert find(path, (0,))[0].level == 4
+    zarr.open_array(path / "4", mode="r+")[:, 8:30, 62:75] = 0
+    search, mask = find(path, (0,))
+    assert search.level == 0
+    assert stretch(mask, (2400, 2400))[:600, :1200].all()
 
 
 def test_levels_that_contradict_the_metadata_are_left_alone(scene, tmp_path):

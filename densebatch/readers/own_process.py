@@ -62,7 +62,7 @@ class OwnProcess:
     arguments
         A module, and its arguments.
     broken
-        What to say if the process ends or does not answer, a sentence.
+        What to say if the process ends, a sentence.
     """
 
     def __init__(self, arguments: Sequence[str], broken: str) -> None:
@@ -113,8 +113,13 @@ class OwnProcess:
             process.stdin.write(_pack({"request": head, "patience_s": patience_s}, data))
             process.stdin.flush()
             return _receive_reply(process, patience_s)
+        except TimeoutError as error:
+            self.close()
+            raise ValueError(
+                f"no answer came within {patience_s:.0f} s: it is damaged, or its disk is too slow"
+            ) from error
         except (OSError, EOFError) as error:
-            status = None if isinstance(error, TimeoutError) else self._find_status()
+            status = self._find_status()
             self.close()
             if status in (0, -signal.SIGKILL):
                 raise _EndedError from error
@@ -216,7 +221,7 @@ class ProcessReader(Reader):
         self.files = files
         self._process = OwnProcess(
             [module, str(path)],
-            f"it is damaged: {library} ends the process that reads it, or holds it up",
+            f"it is damaged: {library} ends the process that reads it",
         )
         n_bytes = sum(file.stat().st_size for file in files)
         self._patience_s = _PATIENCE_S + n_bytes / _SLOWEST_BYTES_PER_S

@@ -14,7 +14,7 @@ from densebatch.remote.address import Address, is_address, parse_address
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -248,6 +248,32 @@ class RemotePath:
         names = {str(prefix).rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]}
         return [self / name for name in sorted(names)]
 
+    def _list_pages(self, page: int) -> Iterator[Sequence[Any]]:
+        """What lies beneath, so many objects at once.
+
+        Raises
+        ------
+        StoreError
+            If the store does not list, or not to us: `is_denied`.
+        UnreachableError
+            If it does not answer.
+        """
+        import obstore
+
+        from densebatch.remote.store import errors_told
+
+        if self._address.is_web:
+            raise StoreError(f"{self}/: web servers do not list", is_denied=True)
+        try:
+            with errors_told(f"{self}/"):
+                for batch in obstore.list(self._tree.store, self._prefix, chunk_size=page):
+                    traffic.add(requests=1)
+                    yield batch
+        except (StoreError, FileNotFoundError) as error:
+            if isinstance(error, StoreError) and error.is_denied:
+                raise
+            raise UnreachableError(str(error)) from None
+
     def list_names(self, most: int) -> list[str]:
         """Names of some objects beneath, below this folder; none where the store does not list.
 
@@ -256,22 +282,13 @@ class RemotePath:
         UnreachableError
             If the store does not answer.
         """
-        import obstore
-
-        from densebatch.remote.store import errors_told
-
-        if self._address.is_web:
-            return []
+        start = len(self._prefix or "")
         try:
-            traffic.add(requests=1)
-            with errors_told(f"{self}/"):
-                pages = obstore.list(self._tree.store, self._prefix, chunk_size=most)
-                found: Sequence[Any] = next(iter(pages), ())
-        except (StoreError, FileNotFoundError) as error:
-            if isinstance(error, StoreError) and error.is_denied:
+            return [entry["path"][start:] for entry in next(self._list_pages(most), ())]
+        except StoreError as error:
+            if error.is_denied:
                 return []
-            raise UnreachableError(str(error)) from None
-        return [entry["path"][len(self._prefix or "") :] for entry in found]
+            raise
 
     @property
     def _prefix(self) -> str | None:
@@ -290,32 +307,26 @@ class RemotePath:
         UnreachableError
             If the store does not answer.
         """
-        import obstore
+        from densebatch.remote.store import seconds_as_ns
 
-        from densebatch.remote.store import errors_told, seconds_as_ns
-
-        if self._address.is_web:
-            return None
         names: list[int] = []
         contents: list[int] = []
         newest, start = 0, len(self._prefix or "")
         try:
-            with errors_told(f"{self}/"):
-                for batch in obstore.list(self._tree.store, self._prefix, chunk_size=_PAGE):
-                    traffic.add(requests=1)
-                    for entry in batch:
-                        name = entry["path"][start:]
-                        if name.rpartition("/")[2] in leave_out:
-                            continue
-                        time_ns = seconds_as_ns(entry["last_modified"])
-                        newest = max(newest, time_ns)
-                        mark = entry["e_tag"] or time_ns
-                        names.append(_hash(name))
-                        contents.append(_hash(f"{name} {entry['size']} {mark}"))
-        except (StoreError, FileNotFoundError) as error:
-            if isinstance(error, StoreError) and error.is_denied:
+            for batch in self._list_pages(_PAGE):
+                for entry in batch:
+                    name = entry["path"][start:]
+                    if name.rpartition("/")[2] in leave_out:
+                        continue
+                    time_ns = seconds_as_ns(entry["last_modified"])
+                    newest = max(newest, time_ns)
+                    mark = entry["e_tag"] or time_ns
+                    names.append(_hash(name))
+                    contents.append(_hash(f"{name} {entry['size']} {mark}"))
+        except StoreError as error:
+            if error.is_denied:
                 return None
-            raise UnreachableError(str(error)) from None
+            raise
         digest = hashlib.sha256(np.sort(np.array(contents, np.uint64)).tobytes()).hexdigest()
         return Listing(digest, newest, np.sort(np.array(names, np.uint64)))
 

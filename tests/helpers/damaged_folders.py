@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from densebatch.base.errors import InputError
-from densebatch.base.geometry import Region
-from densebatch.slides.slide import open_slide
-from tests.helpers.mutations import mutate
+from tests.helpers.mutations import mutate, read_or_be_refused
 
 _MAX_PX = 2048**2
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
@@ -105,18 +102,9 @@ def read_damaged_folder(folder, planes, damage, chunk_px, *, is_checked):
     Where a chunk was changed its pixels alone may be others, none at all if it `is_checked` by a
     checksum. No chunk whose file is there is 0.
     """
-    try:
-        slide = open_slide(folder)
-        info = slide.info
-        if info.height * info.width * len(info.channels) > _MAX_PX:
-            return "another size"
-        found = slide.read_planes(0, len(info.channels), Region(0, 0, info.height, info.width))
-    except InputError as error:
-        text = str(error)
-        assert "\n" not in text
-        assert "Traceback" not in text
-        assert folder.name in text
-        return "refused"
+    found = read_or_be_refused(folder, _MAX_PX)
+    if isinstance(found, str):
+        return found
     if found.dtype != planes.dtype:
         return "another type"
     c, y, x = (min(pair) for pair in zip(found.shape, planes.shape, strict=True))

@@ -13,6 +13,25 @@ from densebatch.slides.slide import open_slide
 _MAX_PX = 4096**2
 
 
+def read_or_be_refused(path, most_values, **chosen):
+    """All pixels of a damaged slide; "refused" if it was, in one sentence that names it.
+
+    One that says it has more than `most_values` is not read: "another size".
+    """
+    try:
+        slide = open_slide(path, **chosen)
+        info = slide.info
+        if info.height * info.width * len(info.channels) > most_values:
+            return "another size"
+        return slide.read_planes(0, len(info.channels), Region(0, 0, info.height, info.width))
+    except InputError as error:
+        text = str(error)
+        assert "\n" not in text
+        assert "Traceback" not in text
+        assert path.name in text
+        return "refused"
+
+
 def mutate(data: bytes, seed: int, heads: tuple[int, ...] = (0,)) -> bytes:
     """Cut, flipped, or with other numbers near a place where a header is (`heads`; -1 the end)."""
     rng, damaged = random.Random(seed), bytearray(data)
@@ -43,25 +62,16 @@ def read_damaged(path, planes, *, is_coded=False, **chosen):
     (`is_coded`) nothing tells wrong ones from right ones if both can be decoded, so that only the
     form is looked at.
     """
-    try:
-        slide = open_slide(path, **chosen)
-        info = slide.info
-        if info.height * info.width * len(info.channels) > _MAX_PX:
-            return "another size"
-        found = slide.read_planes(0, len(info.channels), Region(0, 0, info.height, info.width))
-    except InputError as error:
-        text = str(error)
-        assert "\n" not in text
-        assert "Traceback" not in text
-        assert path.name in text
-        return "refused"
+    found = read_or_be_refused(path, _MAX_PX, **chosen)
+    if isinstance(found, str):
+        return found
     if found.shape != planes.shape or found.dtype != planes.dtype:
         return "another size"
     wrong = ~((found == planes) | (np.isnan(found) & np.isnan(planes)))
     lost = wrong & (found == 0)
     if is_coded:
         return "read"
-    if any("ended early" in note for note in info.notes):
+    if any("ended early" in note for note in open_slide(path, **chosen).info.notes):
         return "said to be incomplete"
     assert lost.mean() < 0.005, f"{lost.mean():.2%} of the pixels are 0 and should not be"
     assert wrong.mean() < 0.02, f"{wrong.mean():.2%} of the pixels are others"

@@ -11,7 +11,9 @@ from torch import nn
 
 from densebatch.base.geometry import Region
 from densebatch.engines.backend import PatchShape
+from densebatch.models.model import find_model, load_network, save_model
 from densebatch.models.network import CPnet
+from densebatch.planning.settings import DEFAULT_MODEL
 
 SHAPE = PatchShape(80, 64, Region(8, 8, 72, 56))
 # relative RMS of the difference to float32 that rounding to each precision may cost
@@ -20,6 +22,15 @@ CLOSE = {"f32": 5e-4, "bf16": 3e-2}
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="the extra `cpu` is not installed"
 )
+
+
+def save_with_patches(path, patch_px):
+    """The default network as a model of small patches, of which a small slide has several."""
+    spec = find_model(DEFAULT_MODEL)
+    save_model(
+        load_network(spec), path, um_per_px=0.5, patch_px=patch_px, margin_px=2,
+        percentiles=spec.percentiles, nuclei=False, card={},
+    )  # fmt: skip
 
 
 def trained(widths, seed=0):

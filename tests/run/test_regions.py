@@ -12,9 +12,8 @@ from imageio.v3 import imwrite
 from densebatch.base.geometry import Region
 from densebatch.cells import labels
 from densebatch.cells.verify import read_spec
-from densebatch.models.model import find_model, load_network, save_model
 from densebatch.planning.planner import build_plan
-from densebatch.planning.settings import DEFAULT_MODEL, SegmentSettings
+from densebatch.planning.settings import SegmentSettings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import Progress, run_slide, segment
@@ -26,6 +25,7 @@ from densebatch.upkeep.measure import make_table
 from densebatch.upkeep.repair import repair
 from densebatch.upkeep.verify import verify
 from tests.helpers.damage import flip, list_again, read_files
+from tests.helpers.networks import save_with_patches
 from tests.helpers.run_files import (
     assert_same_output,
     call_main,
@@ -64,11 +64,7 @@ def folder(tmp_path_factory):
     )
     hole = [[200, 300], [240, 300], [240, 340], [200, 340], [200, 300]]
     (folder / "exclude.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [hole]}))
-    spec = find_model(DEFAULT_MODEL)
-    save_model(
-        load_network(spec), folder / "m.safetensors", um_per_px=0.5, patch_px=PATCH, margin_px=2,
-        percentiles=spec.percentiles, nuclei=False, card={},
-    )  # fmt: skip
+    save_with_patches(folder / "m.safetensors", PATCH)
     return folder
 
 

@@ -7,14 +7,14 @@ import pytest
 
 from densebatch.base.geometry import Region
 from densebatch.cohorts.sheet import read_sheet
-from densebatch.models.model import find_model, load_network, save_model
 from densebatch.planning.planner import build_plan
-from densebatch.planning.settings import DEFAULT_MODEL, SegmentSettings
+from densebatch.planning.settings import SegmentSettings
 from densebatch.run.driver import Driver
 from densebatch.run.folder import OutputFolder
 from densebatch.run.segment import Progress, run_slide, segment
 from densebatch.run.start import ExecutorStart
 from densebatch.upkeep.verify import verify
+from tests.helpers.networks import save_with_patches
 from tests.helpers.run_files import (
     assert_same_output,
     call_main,
@@ -35,11 +35,7 @@ def folder(tmp_path_factory):
     pixels = simulate(*SHAPE, seed=2, empty_fraction=0.6)
     pixels[:, 40:52, 30:42] = 3000
     write_tiff(folder / "a.ome.tif", pixels, ["M", "DAPI"])
-    spec = find_model(DEFAULT_MODEL)
-    save_model(
-        load_network(spec), folder / "m.safetensors", um_per_px=0.5, patch_px=PATCH, margin_px=2,
-        percentiles=spec.percentiles, nuclei=False, card={},
-    )  # fmt: skip
+    save_with_patches(folder / "m.safetensors", PATCH)
     return folder
 
 
